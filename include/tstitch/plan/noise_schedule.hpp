@@ -1,0 +1,187 @@
+/// @file
+/// The noise schedule that a network was trained with. Host doubles only; includes no torch.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "error.hpp"
+
+namespace tstitch {
+
+/// How much picture and how much noise x_t holds: x_t = alpha x_0 + sigma eps, with alpha^2 + sigma^2 = 1.
+struct NoiseLevel {
+  double alpha;
+  double sigma;
+
+  /// log(alpha / sigma), half of the log signal-to-noise ratio; infinite for the clean picture.
+  double lambda() const { return std::log(alpha / sigma); }
+
+  /// The end of every trajectory: x_0 itself.
+  static constexpr NoiseLevel clean() { return {1.0, 0.0}; }
+
+  static NoiseLevel from_lambda(double lambda) {
+    return {1.0 / std::sqrt(1.0 + std::exp(-2.0 * lambda)), 1.0 / std::sqrt(1.0 + std::exp(2.0 * lambda))};
+  }
+
+  bool operator==(NoiseLevel const&) const = default;
+};
+
+/// alpha and sigma for every training timestep 0 (least noise) to T - 1 (most), and between them.
+///
+/// Names: `alphas_cumprod[t]` is the product of (1 - beta) up to t ("alpha bar" in Ho et al. 2020, arXiv 2006.11239,
+/// Eq. 4); `alpha` and `sigma` are its square root and that of its complement. The alpha of Lu et al. 2022
+/// (arXiv 2206.00927) is our `alpha`, the alpha of Ho et al. is 1 - beta.
+class NoiseSchedule {
+ public:
+  /// beta rises linearly (Ho et al. 2020). The defaults are those of DDPM and DiT.
+  static NoiseSchedule linear(int num_train_timesteps = 1000, double beta_start = 1e-4, double beta_end = 0.02) {
+    auto betas = ramp("NoiseSchedule::linear", num_train_timesteps, beta_start, beta_end);
+    return from_betas(betas, label("linear", num_train_timesteps, beta_start, beta_end));
+  }
+
+  /// sqrt(beta) rises linearly (Rombach et al. 2022). The defaults are those of Stable Diffusion.
+  static NoiseSchedule scaled_linear(int num_train_timesteps = 1000, double beta_start = 0.00085,
+                                     double beta_end = 0.012) {
+    if (!(beta_start > 0 && beta_end > 0)) {
+      detail::refuse("NoiseSchedule::scaled_linear", "beta_start and beta_end must be above 0",
+                     detail::text(beta_start) + " and " + detail::text(beta_end));
+    }
+    auto betas =
+        ramp("NoiseSchedule::scaled_linear", num_train_timesteps, std::sqrt(beta_start), std::sqrt(beta_end));
+    for (double& beta : betas) beta *= beta;
+    return from_betas(betas, label("scaled_linear", num_train_timesteps, beta_start, beta_end));
+  }
+
+  /// alphas_cumprod follows a squared cosine, beta at most 0.999 (Nichol and Dhariwal 2021, arXiv 2102.09672, Eq. 17).
+  static NoiseSchedule cosine(int num_train_timesteps = 1000) {
+    require_timesteps("NoiseSchedule::cosine", num_train_timesteps);
+    const auto alpha_bar = [](double u) {
+      const double c = std::cos((u + 0.008) / 1.008 * std::numbers::pi / 2);
+      return c * c;
+    };
+    std::vector<double> betas;
+    for (int i = 0; i < num_train_timesteps; ++i) {
+      const double from = alpha_bar(double(i) / num_train_timesteps);
+      betas.push_back(std::min(1 - alpha_bar(double(i + 1) / num_train_timesteps) / from, 0.999));
+    }
+    return from_betas(betas, "cosine(" + std::to_string(num_train_timesteps) + ")");
+  }
+
+  /// @param betas one a training timestep, each inside (0, 1).
+  static NoiseSchedule from_betas(std::vector<double> const& betas, std::string name = "from_betas") {
+    std::vector<double> alphas_cumprod;
+    double product = 1;
+    for (double beta : betas) {
+      if (!(beta > 0 && beta < 1)) detail::refuse("NoiseSchedule::from_betas", "each beta must be inside (0, 1)", beta);
+      alphas_cumprod.push_back(product *= 1 - beta);
+    }
+    return from_alphas_cumprod(std::move(alphas_cumprod), std::move(name));
+  }
+
+  /// @param alphas_cumprod one a training timestep, inside (0, 1), strictly decreasing.
+  static NoiseSchedule from_alphas_cumprod(std::vector<double> alphas_cumprod,
+                                           std::string name = "from_alphas_cumprod") {
+    constexpr auto place = "NoiseSchedule::from_alphas_cumprod";
+    if (alphas_cumprod.empty()) detail::refuse(place, "at least one timestep is needed", 0);
+    double before = 1;
+    for (double value : alphas_cumprod) {
+      if (!(value > 0 && value < before)) {
+        detail::refuse(place, "values must be inside (0, 1) and strictly decreasing",
+                       detail::text(value) + " after " + detail::text(before));
+      }
+      before = value;
+    }
+    return NoiseSchedule(std::move(alphas_cumprod), std::move(name));
+  }
+
+  int num_train_timesteps() const { return int(alphas_cumprod_.size()); }
+  std::vector<double> const& alphas_cumprod() const { return alphas_cumprod_; }
+
+  /// What made it and with which numbers, for plans and reports: "linear(1000, 0.0001, 0.02)".
+  std::string const& name() const { return name_; }
+
+  /// The level at any t in [0, T - 1]; between training timesteps log(alpha) is linear in t, as in
+  /// Lu et al. 2022, appendix D.4.
+  NoiseLevel at(double t) const {
+    const int last = num_train_timesteps() - 1;
+    if (!(t >= 0 && t <= last)) {
+      detail::refuse("NoiseSchedule::at", "t must be in [0, " + std::to_string(last) + "]", t);
+    }
+    const int below = int(t);
+    if (t == below) return {std::sqrt(alphas_cumprod_[below]), std::sqrt(1 - alphas_cumprod_[below])};
+    const double log_alpha = std::lerp(log_alpha_at(below), log_alpha_at(below + 1), t - below);
+    return {std::exp(log_alpha), std::sqrt(-std::expm1(2 * log_alpha))};
+  }
+
+  double alpha(double t) const { return at(t).alpha; }
+  double sigma(double t) const { return at(t).sigma; }
+  double lambda(double t) const { return at(t).lambda(); }
+
+  /// The t at which `lambda(t)` is this; the inverse of lambda().
+  double timestep(double lambda) const {
+    const int last = num_train_timesteps() - 1;
+    const double lowest = this->lambda(last), highest = this->lambda(0);
+    // Spacings compute the ends themselves, so a few units in the last place must not be outside.
+    const double slack = 1e-9 * (1 + std::abs(lambda));
+    if (!(lambda >= lowest - slack && lambda <= highest + slack)) {
+      detail::refuse("NoiseSchedule::timestep",
+                     "lambda must be in [" + detail::text(lowest) + ", " + detail::text(highest) + "]", lambda);
+    }
+    if (lambda >= highest) return 0;
+    if (lambda <= lowest) return last;
+    const double log_alpha = -0.5 * std::log1p(std::exp(-2 * lambda));
+    int below = 0;
+    for (int above = last; above - below > 1;) {
+      const int middle = (below + above) / 2;
+      (log_alpha_at(middle) >= log_alpha ? below : above) = middle;
+    }
+    const double left = log_alpha_at(below), right = log_alpha_at(below + 1);
+    return below + std::clamp((log_alpha - left) / (right - left), 0.0, 1.0);
+  }
+
+  /// The largest difference of alphas_cumprod; infinite when the number of timesteps differs.
+  double distance(NoiseSchedule const& other) const {
+    if (num_train_timesteps() != other.num_train_timesteps()) return std::numeric_limits<double>::infinity();
+    double most = 0;
+    for (std::size_t i = 0; i < alphas_cumprod_.size(); ++i) {
+      most = std::max(most, std::abs(alphas_cumprod_[i] - other.alphas_cumprod_[i]));
+    }
+    return most;
+  }
+
+ private:
+  NoiseSchedule(std::vector<double> alphas_cumprod, std::string name)
+      : alphas_cumprod_(std::move(alphas_cumprod)), name_(std::move(name)) {}
+
+  double log_alpha_at(int t) const { return 0.5 * std::log(alphas_cumprod_[t]); }
+
+  static void require_timesteps(char const* place, int num_train_timesteps) {
+    if (num_train_timesteps < 1) detail::refuse(place, "num_train_timesteps must be at least 1", num_train_timesteps);
+  }
+
+  static std::string label(char const* kind, int num_train_timesteps, double start, double end) {
+    return std::string(kind) + "(" + std::to_string(num_train_timesteps) + ", " + detail::text(start) + ", " +
+           detail::text(end) + ")";
+  }
+
+  /// numpy.linspace: index times step, so that tables agree with the peers' to the last bit.
+  static std::vector<double> ramp(char const* place, int count, double start, double end) {
+    require_timesteps(place, count);
+    std::vector<double> values;
+    const double step = count > 1 ? (end - start) / (count - 1) : 0;
+    for (int i = 0; i < count; ++i) values.push_back(i * step + start);
+    if (count > 1) values.back() = end;
+    return values;
+  }
+
+  std::vector<double> alphas_cumprod_;
+  std::string name_;
+};
+
+}  // namespace tstitch

@@ -1,0 +1,150 @@
+/// @file
+/// The plan of a run: what will happen at each step, known before anything is loaded. Includes no torch.
+#pragma once
+
+#include <algorithm>
+#include <cstdio>
+#include <initializer_list>
+#include <ostream>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "model_schedule.hpp"
+
+namespace tstitch {
+
+/// Where the last step leads (diffusers' final_sigmas_type).
+enum class FinalSigma {
+  zero,       ///< to x_0
+  sigma_min,  ///< to the noise level of t = 0; the spacing must then not visit t = 0 itself
+};
+
+/// Guidance scales: one for all networks (`1.5`) or one for each (`{1.5, 4.0}`).
+class GuidanceScale {
+ public:
+  GuidanceScale(double scale = 1.0) : each_{scale} {}  // NOLINT: conversion is the purpose
+  GuidanceScale(std::initializer_list<double> each) : each_(each) {}
+  explicit GuidanceScale(std::vector<double> each) : each_(std::move(each)) {}
+
+  /// @throws std::out_of_range when there are several scales but none for the network
+  double of(std::size_t network) const { return each_.size() == 1 ? each_[0] : each_.at(network); }
+
+  /// One value, or as many as there are networks.
+  std::vector<double> const& values() const { return each_; }
+
+ private:
+  std::vector<double> each_;
+};
+
+/// Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): u + scale (c - u), with c and u the conditional
+/// and the unconditional output. 1 means no guidance: then the unconditional half is not computed.
+///
+/// This is the scale of the published code everywhere; the papers' own "w" or "s" is often scale - 1.
+struct Guidance {
+  GuidanceScale scale = 1.0;
+  /// The share of the steps at which guidance begins and ends (arXiv 2404.07724); rounded as ratios are.
+  double begin = 0.0;
+  double end = 1.0;
+  /// Only the first so many channels are guided, the others keep the conditional output; 0 means all. The pictures of
+  /// the official DiT code were made with 3 of 4.
+  int channels = 0;
+
+  /// The scale at a step: 1 outside of the interval.
+  double at(Step const& step, std::size_t network) const {
+    const bool inside = step.index >= share_of_steps("Guidance", "begin", begin, step.count) &&
+                        step.index < share_of_steps("Guidance", "end", end, step.count);
+    return inside ? scale.of(network) : 1.0;
+  }
+
+  /// @throws std::invalid_argument
+  void validate() const {
+    if (scale.values().empty()) detail::refuse("Guidance", "scale needs at least one value", 0);
+    for (double value : scale.values()) {
+      if (!std::isfinite(value)) detail::refuse("Guidance", "scale must be a finite number", value);
+    }
+    share_of_steps("Guidance", "begin", begin, 1);
+    share_of_steps("Guidance", "end", end, 1);
+    if (begin > end) detail::refuse("Guidance", "begin must not be above end (" + detail::text(end) + ")", begin);
+    if (channels < 0) detail::refuse("Guidance", "channels must not be negative", channels);
+  }
+};
+
+struct PlannedStep {
+  Step step;
+  std::size_t network;
+  double guidance_scale;
+};
+
+struct Plan {
+  std::string noise_schedule;
+  std::string spacing;
+  std::vector<PlannedStep> steps;
+
+  /// Steps given to each network, indexed by network.
+  std::vector<int> calls() const {
+    std::vector<int> calls;
+    for (PlannedStep const& planned : steps) {
+      if (planned.network >= calls.size()) calls.resize(planned.network + 1);
+      ++calls[planned.network];
+    }
+    return calls;
+  }
+};
+
+/// @param steps in [1, T]
+/// @throws std::invalid_argument from whichever part refuses
+template <ModelSchedule Schedule>
+Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& spacing, FinalSigma final_sigma,
+               Schedule const& model_schedule, Guidance const& guidance = {}) {
+  // An index this large is a negative number that a user's schedule returned, not a network.
+  constexpr std::size_t most_networks = 1u << 16;
+  guidance.validate();
+  const std::vector<Timestep> timesteps = spacing(noise_schedule, steps);
+  Plan plan{noise_schedule.name(), spacing.name(), {}};
+  for (int i = 0; i < steps; ++i) {
+    const bool last = i + 1 == steps;
+    const NoiseLevel to = !last                              ? timesteps[i + 1].level
+                          : final_sigma == FinalSigma::zero ? NoiseLevel::clean()
+                                                            : noise_schedule.at(0);
+    const Step step{i, steps, timesteps[i].t, timesteps[i].level, to};
+    if (last && !(to.lambda() > step.from.lambda())) {
+      detail::refuse("Plan", "with FinalSigma::sigma_min the last timestep must be above 0", step.t);
+    }
+    const std::size_t network = model_schedule(step);
+    if (network >= most_networks) {
+      detail::refuse("Plan",
+                     "the model schedule must return the index of a network at step " + std::to_string(i),
+                     std::to_string(static_cast<std::ptrdiff_t>(network)));
+    }
+    if (const std::size_t scales = guidance.scale.values().size(); scales > 1 && network >= scales) {
+      detail::refuse("Guidance", "scale needs one value, or one for each network (step " + std::to_string(i) +
+                                            " goes to network " + std::to_string(network) + ")",
+                     std::to_string(scales) + " values");
+    }
+    plan.steps.push_back({step, network, guidance.at(step, network)});
+  }
+  return plan;
+}
+
+/// The plan as a table, one line a step, and the calls per network below it.
+inline std::string to_string(Plan const& plan) {
+  std::string table = "noise schedule " + plan.noise_schedule + ", spacing " + plan.spacing + ", " +
+                      std::to_string(plan.steps.size()) + " steps\n";
+  table += " step         t     alpha     sigma    lambda  network  guidance\n";
+  for (auto const& [step, network, guidance_scale] : plan.steps) {
+    char line[128];
+    std::snprintf(line, sizeof line, "%5d  %8.3f  %8.6f  %8.6f  %8.4f  %7zu  %8.4g\n", step.index, step.t,
+                  step.from.alpha, step.from.sigma, step.from.lambda(), network, guidance_scale);
+    table += line;
+  }
+  const std::vector<int> calls = plan.calls();
+  for (std::size_t k = 0; k < calls.size(); ++k) {
+    table += (k ? ", network " : "steps: network ") + std::to_string(k) + " takes " + std::to_string(calls[k]);
+  }
+  return table + "\n";
+}
+
+inline std::ostream& operator<<(std::ostream& stream, Plan const& plan) { return stream << to_string(plan); }
+
+}  // namespace tstitch
