@@ -1,0 +1,210 @@
+/// @file
+/// A network as it was trained, and what the library must know about it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "../plan/noise_schedule.hpp"
+
+namespace tstitch {
+
+/// What a network's output means (diffusers' prediction_type).
+enum class PredictionType {
+  epsilon,       ///< the noise: x_t = alpha x_0 + sigma eps
+  sample,        ///< x_0
+  v_prediction,  ///< alpha eps - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512)
+};
+
+/// What a network takes as its timestep.
+enum class TimestepType {
+  int64,    ///< int64; fractional timesteps are rounded, ties to even
+  float32,  ///< floating point, in the type of x
+};
+
+/// How x_0 becomes a picture.
+enum class Decoding {
+  none,    ///< not known here: a latent
+  pixels,  ///< x_0 is the picture, RGB or grey in [-1, 1]
+};
+
+/// What a network is. For files it is read from them (see torchscript.hpp); for a plain callable the caller states what
+/// differs from the defaults. Zero and empty mean "not stated".
+struct NetworkInfo {
+  std::string name = {};
+  PredictionType prediction_type = PredictionType::epsilon;
+  /// The output has twice the channels of x; the second half is Nichol and Dhariwal's v for DDPM's learned range.
+  bool learned_variance = false;
+
+  std::int64_t channels = 0;
+  std::int64_t height = 0;
+  std::int64_t width = 0;
+
+  std::int64_t num_classes = 0;                ///< 0: the network takes no class label
+  std::optional<std::int64_t> null_class = {};  ///< the label that means "no class"; guidance needs it
+  std::vector<std::string> class_names = {};    ///< empty, or one a class
+
+  TimestepType timestep_type = TimestepType::int64;
+  std::optional<NoiseSchedule> noise_schedule = {};
+  Decoding decoding = Decoding::none;
+  double guidance_scale = 1.0;  ///< the scale that its makers recommend
+
+  std::string training_data = {};
+  std::string license = {};
+  std::int64_t images_seen = 0;
+
+  /// The shape of the network itself, for engines that run its weights in another way.
+  struct Architecture {
+    std::string kind = {};  ///< "dit", or empty when not stated
+    std::int64_t width = 0;
+    std::int64_t depth = 0;
+    std::int64_t heads = 0;
+    std::int64_t patch_size = 0;
+    double mlp_ratio = 0;
+  };
+  Architecture architecture = {};
+};
+
+/// What a network is conditioned on.
+struct Condition {
+  at::Tensor labels;  ///< [n] int64, or undefined where there are no classes
+};
+
+/// A trained network: (x, t, condition) -> raw output. A cheap-to-copy value; calls cost a network evaluation, so the
+/// callable is type-erased.
+class Network {
+ public:
+  /// @param x [n, C, H, W], in the sampler's type (float32 unless the caller chose another)
+  /// @param t [n], int64 or the type of x, as info().timestep_type says
+  /// @returns [n, C, H, W], or [n, 2C, H, W] with a learned variance, in any floating type
+  using Function = std::function<at::Tensor(at::Tensor const& x, at::Tensor const& t, Condition const&)>;
+
+  /// From any callable (x, t, condition) or (x, t). It must be safe to call from several threads if the sampler is
+  /// used from several.
+  /// @param device where x and t are to be
+  template <class Callable>
+    requires(!std::is_same_v<std::remove_cvref_t<Callable>, Network>)
+  Network(Callable callable, NetworkInfo info = {}, at::Device device = at::kCPU)
+      : self_(std::make_shared<const Self>(Self{erase(std::move(callable)), std::move(info), device})) {}
+
+  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition) const {
+    return self_->function(x, t, condition);
+  }
+
+  NetworkInfo const& info() const { return self_->info; }
+  at::Device device() const { return self_->device; }
+
+  /// The schedule that the network was trained with.
+  /// @throws std::invalid_argument when it is not stated
+  NoiseSchedule const& noise_schedule() const {
+    if (!info().noise_schedule) {
+      throw std::invalid_argument("tstitch::Network::noise_schedule: '" + info().name + "' states no noise schedule");
+    }
+    return *info().noise_schedule;
+  }
+
+ private:
+  struct Self {
+    Function function;
+    NetworkInfo info;
+    at::Device device;
+  };
+
+  template <class Callable>
+  static Function erase(Callable callable) {
+    constexpr bool conditional =
+        std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&, Condition const&>;
+    constexpr bool unconditional =
+        std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&>;
+    static_assert(conditional || unconditional,
+                  "tstitch::Network: the callable must be 'at::Tensor (at::Tensor const& x, at::Tensor const& t, "
+                  "tstitch::Condition const&)' or 'at::Tensor (at::Tensor const& x, at::Tensor const& t)'");
+    if constexpr (conditional) {
+      return callable;
+    } else if constexpr (unconditional) {
+      return [callable = std::move(callable)](at::Tensor const& x, at::Tensor const& t, Condition const&) mutable {
+        return callable(x, t);
+      };
+    }
+  }
+
+  std::shared_ptr<const Self> self_;
+};
+
+namespace detail {
+
+inline std::string text(PredictionType type) {
+  switch (type) {
+    case PredictionType::epsilon: return "epsilon";
+    case PredictionType::sample: return "sample";
+    case PredictionType::v_prediction: return "v_prediction";
+  }
+  return "unknown";
+}
+
+inline std::string name_of(Network const& network, std::size_t index) {
+  return "network " + std::to_string(index) + (network.info().name.empty() ? "" : " ('" + network.info().name + "')");
+}
+
+}  // namespace detail
+
+/// Everything in which networks of one run disagree although they must not, one sentence each; empty if they fit
+/// together. What a network does not state is not compared. Prediction type, learned variance, timestep type and number
+/// format may differ.
+inline std::vector<std::string> mismatches(std::vector<Network> const& networks) {
+  std::vector<std::string> found;
+  for (std::size_t k = 1; k < networks.size(); ++k) {
+    NetworkInfo const& a = networks[0].info();
+    NetworkInfo const& b = networks[k].info();
+    const auto differ = [&](std::string const& what, std::string const& left, std::string const& right) {
+      found.push_back(what + ": " + detail::name_of(networks[0], 0) + " has " + left + ", " +
+                      detail::name_of(networks[k], k) + " has " + right);
+    };
+    const auto compare = [&](char const* what, std::int64_t left, std::int64_t right) {
+      if (left && right && left != right) differ(what, std::to_string(left), std::to_string(right));
+    };
+    compare("input channels", a.channels, b.channels);
+    compare("input height", a.height, b.height);
+    compare("input width", a.width, b.width);
+    if (a.num_classes != b.num_classes) {
+      differ("number of classes", std::to_string(a.num_classes), std::to_string(b.num_classes));
+    }
+    if (a.null_class && b.null_class) compare("null class", *a.null_class + 1, *b.null_class + 1);
+    if (!a.class_names.empty() && !b.class_names.empty() && a.class_names != b.class_names) {
+      std::size_t i = 0;
+      while (i + 1 < std::min(a.class_names.size(), b.class_names.size()) && a.class_names[i] == b.class_names[i]) ++i;
+      differ("name of class " + std::to_string(i), "'" + a.class_names[i] + "'", "'" + b.class_names[i] + "'");
+    }
+    // Files may have rounded their tables to float32.
+    if (a.noise_schedule && b.noise_schedule && a.noise_schedule->distance(*b.noise_schedule) > 1e-6) {
+      differ("noise schedule", a.noise_schedule->name(), b.noise_schedule->name());
+    }
+    if (a.decoding != b.decoding) {
+      const auto text = [](Decoding d) { return std::string(d == Decoding::pixels ? "pixels" : "no decoding"); };
+      differ("decoding", text(a.decoding), text(b.decoding));
+    }
+    if (networks[0].device() != networks[k].device()) {
+      differ("device", networks[0].device().str(), networks[k].device().str());
+    }
+  }
+  return found;
+}
+
+/// @throws std::runtime_error naming every mismatch
+inline void require_compatible(std::vector<Network> const& networks) {
+  const std::vector<std::string> found = mismatches(networks);
+  if (found.empty()) return;
+  std::string message = "tstitch::require_compatible: these networks cannot share a trajectory";
+  for (std::string const& line : found) message += "\n  " + line;
+  throw std::runtime_error(message);
+}
+
+}  // namespace tstitch

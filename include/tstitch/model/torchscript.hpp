@@ -1,0 +1,341 @@
+/// @file
+/// Networks from TorchScript files. Opt-in: it costs six seconds of compile time where the rest costs two.
+///
+/// What a network is travels inside the file, as flat key/value extra files (`_extra_files` of torch.jit.save), each a
+/// line of UTF-8 text; required keys are marked *:
+///
+///     tstitch/format *                  1
+///     tstitch/name *                    shown in messages and plans
+///     tstitch/input_channels *, input_height *, input_width *
+///     tstitch/prediction *              epsilon | sample | v_prediction
+///     tstitch/variance                  fixed (default) | learned_range: twice the channels come out
+///     tstitch/num_classes               0 (default): the network takes (x, t); else (x, t, labels)
+///     tstitch/null_class                the label of "no class", or none (default)
+///     tstitch/class_names               one a line
+///     tstitch/timestep_type *           int64 | float32
+///     tstitch/noise_schedule *          linear | scaled_linear | cosine | alphas_cumprod
+///     tstitch/num_train_timesteps *     and beta_start *, beta_end * for the first two,
+///     tstitch/alphas_cumprod *          one number a line, for the last
+///     tstitch/decoding                  pixels | none (default)
+///     tstitch/guidance_scale            recommended by its makers
+///     tstitch/training_data, license, images_seen
+///     tstitch/architecture, width, depth, heads, patch_size, mlp_ratio
+///
+/// Files are not frozen, and parameters keep their names, so that other engines can take the weights from the same file;
+/// freezing happens here.
+#pragma once
+
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/GradMode.h>
+#include <caffe2/serialize/inline_container.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/serialization/import.h>
+
+#include <charconv>
+#include <fstream>
+#include <istream>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "host_tensor.hpp"
+#include "network.hpp"
+
+namespace tstitch {
+
+struct TorchScriptOptions {
+  at::Device device = at::kCPU;
+  /// float32, float16 or bfloat16. Not stated: float32 on the CPU, the file's own type elsewhere.
+  std::optional<at::ScalarType> dtype = {};
+  /// Batch sizes to run three times before the network is handed out: the first runs of each are slow, because
+  /// TorchScript compiles then. Guidance doubles the rows of a batch.
+  std::vector<std::int64_t> warm_up_rows = {};
+  /// What the network is, for files without metadata; files that have it are believed instead.
+  std::optional<NetworkInfo> info = {};
+};
+
+namespace detail {
+
+/// Reads the metadata of one file; every failure names the file, the key and the value.
+class MetadataReader {
+ public:
+  MetadataReader(caffe2::serialize::PyTorchStreamReader& archive, std::string source)
+      : archive_(archive), source_(std::move(source)) {}
+
+  bool has(std::string const& key) const { return archive_.hasRecord("extra/tstitch/" + key); }
+
+  std::string text(std::string const& key) const {
+    if (!has(key)) fail(key, "is required", "nothing");
+    const auto [data, size] = archive_.getRecord("extra/tstitch/" + key);
+    return {static_cast<char const*>(data.get()), size};
+  }
+
+  template <class Number>
+  Number number(std::string const& key) const {
+    return parse<Number>(key, text(key));
+  }
+
+  template <class Number>
+  Number number(std::string const& key, Number otherwise) const {
+    return has(key) ? number<Number>(key) : otherwise;
+  }
+
+  std::string text(std::string const& key, std::string otherwise) const { return has(key) ? text(key) : otherwise; }
+
+  std::vector<std::string> lines(std::string const& key) const {
+    std::vector<std::string> lines;
+    const std::string all = text(key, "");
+    for (std::size_t begin = 0; begin < all.size();) {
+      const std::size_t end = std::min(all.find('\n', begin), all.size());
+      lines.push_back(all.substr(begin, end - begin));
+      begin = end + 1;
+    }
+    return lines;
+  }
+
+  template <class Number>
+  Number parse(std::string const& key, std::string const& value) const {
+    Number number{};
+    const char* const end = value.data() + value.size();
+    const auto [rest, error] = std::from_chars(value.data(), end, number);
+    if (error != std::errc{} || rest != end) fail(key, "must be a number", "'" + value + "'");
+    return number;
+  }
+
+  /// The entry of `choices` that stands beside the value.
+  template <class Value>
+  Value choice(std::string const& key, std::string const& value,
+               std::vector<std::pair<char const*, Value>> const& choices) const {
+    std::string names;
+    for (auto const& [name, meaning] : choices) {
+      if (value == name) return meaning;
+      names += (names.empty() ? "" : ", ") + std::string(name);
+    }
+    fail(key, "must be one of " + names, "'" + value + "'");
+  }
+
+  [[noreturn]] void fail(std::string const& key, std::string const& rule, std::string const& got) const {
+    throw std::runtime_error("tstitch::read_network_info: " + source_ + ": tstitch/" + key + " " + rule + ", got " + got);
+  }
+
+ private:
+  caffe2::serialize::PyTorchStreamReader& archive_;
+  std::string source_;
+};
+
+inline NoiseSchedule read_noise_schedule(MetadataReader const& file) {
+  enum class Kind { linear, scaled_linear, cosine, alphas_cumprod };
+  const Kind kind = file.choice<Kind>("noise_schedule", file.text("noise_schedule"),
+                                      {{"linear", Kind::linear},
+                                       {"scaled_linear", Kind::scaled_linear},
+                                       {"cosine", Kind::cosine},
+                                       {"alphas_cumprod", Kind::alphas_cumprod}});
+  if (kind == Kind::alphas_cumprod) {
+    std::vector<double> values;
+    for (std::string const& line : file.lines("alphas_cumprod")) {
+      values.push_back(file.parse<double>("alphas_cumprod", line));
+    }
+    return NoiseSchedule::from_alphas_cumprod(std::move(values));
+  }
+  const int count = file.number<int>("num_train_timesteps");
+  if (count < 1 || count > 1'000'000) {
+    file.fail("num_train_timesteps", "must be in [1, 1000000]", std::to_string(count));
+  }
+  if (kind == Kind::cosine) return NoiseSchedule::cosine(count);
+  const double start = file.number<double>("beta_start"), end = file.number<double>("beta_end");
+  return kind == Kind::linear ? NoiseSchedule::linear(count, start, end)
+                              : NoiseSchedule::scaled_linear(count, start, end);
+}
+
+inline NetworkInfo read_network_info(MetadataReader const& file) {
+  if (const std::string format = file.text("format"); format != "1") {
+    file.fail("format", "must be 1, the format that this version reads", "'" + format + "'");
+  }
+  NetworkInfo info;
+  info.name = file.text("name");
+  info.prediction_type = file.choice<PredictionType>("prediction", file.text("prediction"),
+                                                     {{"epsilon", PredictionType::epsilon},
+                                                      {"sample", PredictionType::sample},
+                                                      {"v_prediction", PredictionType::v_prediction}});
+  info.learned_variance =
+      file.choice<bool>("variance", file.text("variance", "fixed"), {{"fixed", false}, {"learned_range", true}});
+  for (auto [key, value] : {std::pair{"input_channels", &info.channels}, std::pair{"input_height", &info.height},
+                            std::pair{"input_width", &info.width}}) {
+    *value = file.number<std::int64_t>(key);
+    if (*value < 1 || *value > 65536) file.fail(key, "must be in [1, 65536]", std::to_string(*value));
+  }
+  info.num_classes = file.number<std::int64_t>("num_classes", 0);
+  if (info.num_classes < 0) file.fail("num_classes", "must not be negative", std::to_string(info.num_classes));
+  if (file.text("null_class", "none") != "none") info.null_class = file.number<std::int64_t>("null_class");
+  info.class_names = file.lines("class_names");
+  if (!info.class_names.empty() && std::int64_t(info.class_names.size()) != info.num_classes) {
+    file.fail("class_names", "must have one line for each of the " + std::to_string(info.num_classes) + " classes",
+              std::to_string(info.class_names.size()) + " lines");
+  }
+  info.timestep_type = file.choice<TimestepType>("timestep_type", file.text("timestep_type"),
+                                                 {{"int64", TimestepType::int64}, {"float32", TimestepType::float32}});
+  try {
+    info.noise_schedule = read_noise_schedule(file);
+  } catch (std::invalid_argument const& error) {
+    file.fail("noise_schedule", "must be a schedule that makes sense", error.what());
+  }
+  info.decoding = file.choice<Decoding>("decoding", file.text("decoding", "none"),
+                                        {{"pixels", Decoding::pixels}, {"none", Decoding::none}});
+  info.guidance_scale = file.number<double>("guidance_scale", 1.0);
+  info.training_data = file.text("training_data", "");
+  info.license = file.text("license", "");
+  info.images_seen = file.number<std::int64_t>("images_seen", 0);
+  info.architecture = {file.text("architecture", ""),
+                       file.number<std::int64_t>("width", 0),
+                       file.number<std::int64_t>("depth", 0),
+                       file.number<std::int64_t>("heads", 0),
+                       file.number<std::int64_t>("patch_size", 0),
+                       file.number<double>("mlp_ratio", 0)};
+  return info;
+}
+
+/// @param source how messages call the file
+inline NetworkInfo read_network_info(caffe2::serialize::PyTorchStreamReader& archive, std::string const& source,
+                                     std::optional<NetworkInfo> const& otherwise = {}) {
+  const MetadataReader file(archive, source);
+  if (!file.has("format")) {
+    if (otherwise) return *otherwise;
+    throw std::runtime_error("tstitch::read_network_info: " + source +
+                             ": must carry tstitch metadata (see torchscript.hpp), got a TorchScript file without any");
+  }
+  return read_network_info(file);
+}
+
+/// Runs `action`, turning what torch throws at a bad file into one line.
+template <class Action>
+auto reading(std::string const& source, Action action) {
+  try {
+    return action();
+  } catch (c10::Error const& error) {
+    // The first line of many.
+    const std::string_view text = error.what_without_backtrace();
+    throw std::runtime_error("tstitch::load_torchscript: " + source + ": must be a TorchScript file, got '" +
+                             std::string(text.substr(0, text.find('\n'))) + "'");
+  }
+}
+
+inline std::string quoted(std::string const& path) { return "'" + path + "'"; }
+
+/// @throws std::runtime_error
+inline void require_readable(std::string const& path) {
+  std::ifstream file(path, std::ios::binary);
+  char byte;
+  if (!file) throw std::runtime_error("tstitch::load_torchscript: '" + path + "': must be a file that can be read, got none");
+  if (!file.get(byte)) throw std::runtime_error("tstitch::load_torchscript: '" + path + "': must be a TorchScript file, got an empty file or a folder");
+}
+
+inline void require_device(at::Device device) {
+  if (device.is_cpu() || !device.is_cuda()) return;
+  const int count = at::detail::getCUDAHooks().hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
+  if (count == 0 || device.index() >= count) {
+    throw std::runtime_error("tstitch::load_torchscript: device " + device.str() +
+                             " must exist, got a machine with " + std::to_string(count) + " CUDA devices");
+  }
+}
+
+inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchScriptOptions const& options,
+                            std::string const& source) {
+  const c10::AutoGradMode no_gradients(false);
+  at::ScalarType type = options.dtype.value_or(at::kFloat);
+  if (type != at::kFloat && type != at::kHalf && type != at::kBFloat16) {
+    refuse("load_torchscript", "dtype must be float32, float16 or bfloat16", at::toString(type));
+  }
+  if (!options.dtype && !options.device.is_cpu()) {
+    for (at::Tensor const& parameter : module.parameters()) {
+      if (parameter.is_floating_point()) {
+        type = parameter.scalar_type();
+        break;
+      }
+    }
+  }
+  const std::size_t inputs = info.num_classes ? 3 : 2;
+  const auto forward = module.find_method("forward");
+  if (!forward || forward->num_inputs() != inputs + 1) {  // one more for the module itself
+    throw std::runtime_error("tstitch::load_torchscript: " + source + ": forward must take (x, t" +
+                             (inputs == 3 ? ", labels)" : ")") + ", got " +
+                             (forward ? std::to_string(forward->num_inputs() - 1) + " arguments" : "no forward"));
+  }
+  module.eval();
+  module.to(options.device, type);
+  const auto frozen = std::make_shared<torch::jit::Module>(torch::jit::freeze(module));
+  const Network network(
+      [frozen, type](at::Tensor const& x, at::Tensor const& t, Condition const& condition) {
+        std::vector<c10::IValue> arguments{x.to(type), t};
+        if (condition.labels.defined()) arguments.emplace_back(condition.labels);
+        return frozen->forward(std::move(arguments)).toTensor();
+      },
+      std::move(info), options.device);
+  for (const std::int64_t rows : options.warm_up_rows) {
+    NetworkInfo const& stated = network.info();
+    const at::Tensor x = host_tensor({rows, stated.channels, stated.height, stated.width}, at::kFloat).zero_().to(options.device);
+    const at::Tensor integers = to_device(std::vector<std::int64_t>(std::size_t(rows), 0), options.device);
+    const at::Tensor t = stated.timestep_type == TimestepType::int64 ? integers : integers.to(at::kFloat);
+    for (int run = 0; run < 3; ++run) network(x, t, Condition{stated.num_classes ? integers : at::Tensor()});
+  }
+  return network;
+}
+
+}  // namespace detail
+
+/// Reads what a network is without loading its weights.
+/// @throws std::runtime_error for files that cannot be read or say nothing
+inline NetworkInfo read_network_info(std::string const& path) {
+  detail::require_readable(path);
+  return detail::reading(detail::quoted(path), [&] {
+    caffe2::serialize::PyTorchStreamReader archive(path);
+    return detail::read_network_info(archive, detail::quoted(path));
+  });
+}
+
+/// Loads a network, freezes it, and warms it up.
+/// @throws std::runtime_error naming the file and what is wrong with it
+inline Network load_torchscript(std::string const& path, TorchScriptOptions const& options = {}) {
+  detail::require_readable(path);
+  detail::require_device(options.device);
+  return detail::reading(detail::quoted(path), [&] {
+    caffe2::serialize::PyTorchStreamReader archive(path);
+    NetworkInfo info = detail::read_network_info(archive, detail::quoted(path), options.info);
+    return detail::make_network(torch::jit::load(path), std::move(info), options, detail::quoted(path));
+  });
+}
+
+/// The same from a seekable stream that holds nothing but the file.
+inline Network load_torchscript(std::istream& stream, TorchScriptOptions const& options = {}) {
+  detail::require_device(options.device);
+  return detail::reading("the stream", [&] {
+    caffe2::serialize::PyTorchStreamReader archive(&stream);
+    NetworkInfo info = detail::read_network_info(archive, "the stream", options.info);
+    stream.clear();
+    stream.seekg(0);
+    return detail::make_network(torch::jit::load(stream), std::move(info), options, "the stream");
+  });
+}
+
+/// Loads the networks of one run, in the order of use, and refuses those that do not fit together before any weights
+/// are read.
+/// @throws std::runtime_error naming every mismatch
+inline std::vector<Network> load_torchscript_networks(std::vector<std::string> const& paths,
+                                                      TorchScriptOptions const& options = {}) {
+  if (!options.info) {
+    std::vector<Network> stated;
+    for (std::string const& path : paths) {
+      stated.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; }, read_network_info(path));
+    }
+    require_compatible(stated);
+  }
+  std::vector<Network> networks;
+  for (std::string const& path : paths) networks.push_back(load_torchscript(path, options));
+  require_compatible(networks);
+  return networks;
+}
+
+}  // namespace tstitch

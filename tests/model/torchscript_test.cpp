@@ -1,0 +1,254 @@
+#include <tstitch/model/torchscript.hpp>
+#include <tstitch/tstitch.hpp>
+
+#include <filesystem>
+#include <map>
+#include <sstream>
+#include <thread>
+
+#include "../catch.hpp"
+
+using namespace tstitch;
+
+namespace {
+
+using Metadata = std::map<std::string, std::string>;
+
+Metadata valid() {
+  return {{"format", "1"},       {"name", "tiny"},         {"input_channels", "3"},       {"input_height", "8"},
+          {"input_width", "8"},  {"prediction", "epsilon"}, {"timestep_type", "int64"},    {"noise_schedule", "linear"},
+          {"num_train_timesteps", "1000"}, {"beta_start", "0.0001"}, {"beta_end", "0.02"}};
+}
+
+/// The metadata with one entry changed, or taken out where the value is "-".
+Metadata with(std::string const& key, std::string const& value) {
+  Metadata metadata = valid();
+  if (value == "-") metadata.erase(key);
+  else metadata[key] = value;
+  return metadata;
+}
+
+torch::jit::Module tiny(std::string const& forward = "def forward(self, x, t):\n  return x * self.scale\n") {
+  torch::jit::Module module("tiny");
+  module.register_parameter("scale", detail::host_tensor({1}, at::kFloat).fill_(0.5), false);
+  module.define(forward);
+  return module;
+}
+
+std::string saved(torch::jit::Module const& module, Metadata const& metadata) {
+  torch::jit::ExtraFilesMap files;
+  for (auto const& [key, value] : metadata) files["tstitch/" + key] = value;
+  std::ostringstream stream;
+  module.save(stream, files);
+  return stream.str();
+}
+
+std::string path_of(std::string const& name, std::string const& bytes) {
+  std::filesystem::create_directories(TSTITCH_TEST_DATA);
+  const std::string path = TSTITCH_TEST_DATA "/" + name;
+  std::ofstream(path, std::ios::binary) << bytes;
+  return path;
+}
+
+Network from_memory(std::string const& bytes, TorchScriptOptions const& options = {}) {
+  std::istringstream stream(bytes);
+  return load_torchscript(stream, options);
+}
+
+std::string refusal(std::string const& bytes) {
+  return message_of<std::runtime_error>([&] { from_memory(bytes); });
+}
+
+const std::string small_path = TSTITCH_MODELS "/cifar10_dit_small.pt", large_path = TSTITCH_MODELS "/cifar10_dit_large.pt";
+
+/// The bundled small network, loaded once.
+Network const& small_network() {
+  static const Network network = load_torchscript(small_path);
+  return network;
+}
+
+}  // namespace
+
+TEST_CASE("a file says what it is") {
+  const NetworkInfo info = read_network_info(small_path);
+  CHECK(info.name == "cifar10-dit-small");
+  CHECK(info.prediction_type == PredictionType::epsilon);
+  CHECK(info.learned_variance);
+  CHECK(info.channels == 3);
+  CHECK(info.height == 32);
+  CHECK(info.width == 32);
+  CHECK(info.num_classes == 10);
+  CHECK(info.null_class == 10);
+  CHECK(info.class_names.at(7) == "horse");
+  CHECK(info.timestep_type == TimestepType::int64);
+  CHECK(info.noise_schedule.value().distance(NoiseSchedule::linear()) == 0);
+  CHECK(info.decoding == Decoding::pixels);
+  CHECK(info.guidance_scale > 1);
+  CHECK_FALSE(info.training_data.empty());
+  CHECK(info.license == "MIT");
+  CHECK(info.images_seen > 0);
+  CHECK(info.architecture.kind == "dit");
+  CHECK(info.architecture.width == 128);
+  CHECK(info.architecture.depth == 6);
+  CHECK(info.architecture.heads == 2);
+  CHECK(info.architecture.patch_size == 2);
+}
+
+TEST_CASE("the bundled files keep the names of their parameters") {
+  const torch::jit::Module module = torch::jit::load(small_path);
+  std::size_t found = 0;
+  for (auto const& parameter : module.named_parameters()) {
+    found += parameter.name == "blocks.5.attn.qkv.weight" || parameter.name == "x_embedder.proj.weight" ||
+             parameter.name == "final_layer.linear.bias";
+    CHECK(parameter.value.scalar_type() == at::kHalf);
+  }
+  CHECK(found == 3);
+}
+
+TEST_CASE("networks load from a file and from a stream, and compute in the type asked for") {
+  const std::string bytes = saved(tiny(), valid());
+  const std::string path = path_of("tiny.pt", bytes);
+  const at::Tensor x = noise({1, 2}, NoiseAddress::initial(), {3, 8, 8}, at::kFloat);
+  const at::Tensor t = detail::to_device({5, 5}, at::kCPU);
+  const at::Tensor expected = x.mul(0.5);
+  CHECK(load_torchscript(path)(x, t, {}).equal(expected));
+  CHECK(from_memory(bytes)(x, t, {}).equal(expected));
+  for (at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+    const at::Tensor y = from_memory(bytes, {.dtype = type})(x, t, {});
+    CHECK(y.scalar_type() == type);
+    CHECK(y.equal(x.to(type).mul(0.5)));
+  }
+  CHECK_FALSE(load_torchscript(path)(x, t, {}).requires_grad());
+  CHECK(message_of<std::invalid_argument>([&] { from_memory(bytes, {.dtype = at::kLong}); }) ==
+        "tstitch::load_torchscript: dtype must be float32, float16 or bfloat16, got Long");
+}
+
+TEST_CASE("a network without metadata loads when the caller states what it is") {
+  const std::string bytes = saved(tiny(), {});
+  const Network network = from_memory(bytes, {.info = NetworkInfo{.name = "stated", .channels = 3, .height = 8, .width = 8}});
+  CHECK(network.info().name == "stated");
+  CHECK_THAT(refusal(bytes), ContainsSubstring("the stream: must carry tstitch metadata"));
+}
+
+TEST_CASE("schedules of every kind come back from files") {
+  const auto schedule = [](Metadata metadata) { return from_memory(saved(tiny(), metadata)).noise_schedule(); };
+  CHECK(schedule(valid()).distance(NoiseSchedule::linear()) == 0);
+  CHECK(schedule(with("noise_schedule", "scaled_linear")).distance(NoiseSchedule::scaled_linear(1000, 0.0001, 0.02)) == 0);
+  CHECK(schedule(with("noise_schedule", "cosine")).distance(NoiseSchedule::cosine()) == 0);
+  Metadata table = with("noise_schedule", "alphas_cumprod");
+  table["alphas_cumprod"] = "0.9\n0.72\n0.504";
+  CHECK(schedule(table).distance(NoiseSchedule::from_alphas_cumprod({0.9, 0.72, 0.504})) == 0);
+}
+
+TEST_CASE("files that are not TorchScript are refused in one line") {
+  const auto message = [](std::string const& path) {
+    return message_of<std::runtime_error>([&] { load_torchscript(path); });
+  };
+  CHECK(message("/nowhere/model.pt") ==
+        "tstitch::load_torchscript: '/nowhere/model.pt': must be a file that can be read, got none");
+  CHECK_THAT(message(path_of("empty.pt", "")), ContainsSubstring("must be a TorchScript file, got an empty file"));
+  CHECK_THAT(message(TSTITCH_TEST_DATA), ContainsSubstring("must be a TorchScript file, got an empty file or a folder"));
+  CHECK_THAT(message(path_of("text.pt", "this is a text, and a long one, but no model\n")),
+             ContainsSubstring("text.pt': must be a TorchScript file, got 'PytorchStreamReader"));
+  const std::string whole = saved(tiny(), valid());
+  for (std::size_t share = 1; share < 10; ++share) {
+    const std::string text = message(path_of("truncated.pt", whole.substr(0, whole.size() * share / 10)));
+    CHECK_THAT(text, ContainsSubstring("truncated.pt': must be a TorchScript file, got"));
+    CHECK(text.find('\n') == std::string::npos);
+  }
+  CHECK_THAT(refusal("no model either, but long enough to be looked at by a zip reader, one would think"),
+             ContainsSubstring("the stream: must be a TorchScript file"));
+}
+
+TEST_CASE("a file with a damaged byte is refused or gives the same network, but never crashes") {
+  const std::string whole = saved(tiny(), valid());
+  int refused = 0;
+  for (std::size_t position = 0; position < whole.size(); position += 7) {
+    std::string damaged = whole;
+    damaged[position] = char(damaged[position] ^ 0x5a);
+    try {
+      from_memory(damaged);
+    } catch (std::exception const&) {
+      ++refused;
+    }
+  }
+  CHECK(refused > 0);
+}
+
+TEST_CASE("metadata that makes no sense is refused with key, rule and value") {
+  const auto message = [](std::string const& key, std::string const& value) { return refusal(saved(tiny(), with(key, value))); };
+  CHECK(message("format", "2") == "tstitch::read_network_info: the stream: tstitch/format must be 1, the format that this version reads, got '2'");
+  CHECK(message("input_channels", "-") == "tstitch::read_network_info: the stream: tstitch/input_channels is required, got nothing");
+  CHECK(message("input_height", "tall") == "tstitch::read_network_info: the stream: tstitch/input_height must be a number, got 'tall'");
+  CHECK(message("input_width", "0") == "tstitch::read_network_info: the stream: tstitch/input_width must be in [1, 65536], got 0");
+  CHECK(message("prediction", "eps") == "tstitch::read_network_info: the stream: tstitch/prediction must be one of epsilon, sample, v_prediction, got 'eps'");
+  CHECK(message("num_train_timesteps", "99999999") == "tstitch::read_network_info: the stream: tstitch/num_train_timesteps must be in [1, 1000000], got 99999999");
+  CHECK(message("class_names", "cat") == "tstitch::read_network_info: the stream: tstitch/class_names must have one line for each of the 0 classes, got 1 lines");
+  CHECK_THAT(message("beta_end", "2"), ContainsSubstring("tstitch/noise_schedule must be a schedule that makes sense, got tstitch::NoiseSchedule::from_betas: each beta must be inside (0, 1), got"));
+  CHECK(message("num_classes", "10") == "tstitch::load_torchscript: the stream: forward must take (x, t, labels), got 2 arguments");
+}
+
+TEST_CASE("a set of files that does not fit together is refused before weights are read") {
+  Metadata other = valid();
+  other["name"] = "other";
+  other["input_channels"] = "4";
+  other["noise_schedule"] = "cosine";
+  const std::string a = path_of("a.pt", saved(tiny(), valid())), b = path_of("b.pt", saved(tiny(), other));
+  CHECK(message_of<std::runtime_error>([&] { load_torchscript_networks({a, b}); }) ==
+        "tstitch::require_compatible: these networks cannot share a trajectory\n"
+        "  input channels: network 0 ('tiny') has 3, network 1 ('other') has 4\n"
+        "  noise schedule: network 0 ('tiny') has linear(1000, 0.0001, 0.02), network 1 ('other') has cosine(1000)");
+  CHECK(load_torchscript_networks({a, a}).size() == 2);
+}
+
+TEST_CASE("a device that is not there is refused") {
+  const int count = at::detail::getCUDAHooks().hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
+  const at::Device missing(at::kCUDA, at::DeviceIndex(count));
+  CHECK(message_of<std::runtime_error>([&] { load_torchscript(small_path, {.device = missing}); }) ==
+        "tstitch::load_torchscript: device cuda:" + std::to_string(count) + " must exist, got a machine with " + std::to_string(count) + " CUDA devices");
+}
+
+TEST_CASE("a picture of the bundled network depends on its seed only, bit for bit when batches are padded") {
+  const std::vector<Network> networks{small_network(), small_network()};
+  const auto check = [&](auto const& sampler) {
+    const Request alone{.labels = {3}, .seed = 7, .guidance = {.scale = 2}, .batch_size = 3, .pad_batches = true};
+    const at::Tensor padded = sampler.sample(networks, alone).images;
+    Request single = alone;
+    single.batch_size = 1;
+    const at::Tensor unpadded = sampler.sample(networks, single).images;
+    CHECK(padded.sub(unpadded).abs().max().template item<double>() < 1e-4);
+    for (std::int64_t position : {0, 1, 2}) {
+      Request many = alone;
+      many.labels = {0, 1, 2};
+      many.seeds = {100, 101, 102};
+      many.labels[std::size_t(position)] = 3;
+      many.seeds[std::size_t(position)] = 7;
+      CHECK(sampler.sample(networks, many).images.narrow(0, position, 1).equal(padded));
+    }
+  };
+  check(DDIM{small_network().noise_schedule(), Stitch{}, {.steps = 4}});
+  check(DDPM{small_network().noise_schedule(), Stitch{}, {.steps = 4}});
+}
+
+TEST_CASE("a picture in a batch of 64 is the picture alone") {
+  const std::vector<Network> networks{small_network()};
+  const DDIM sampler{small_network().noise_schedule(), SingleNetwork{}, {.steps = 4}};
+  Request many{.labels = std::vector<std::int64_t>(64, 1), .batch_size = 64, .pad_batches = true};
+  for (std::uint64_t i = 0; i < 64; ++i) many.seeds.push_back(i == 41 ? 7 : 200 + i);
+  Request alone{.labels = {1}, .seed = 7, .batch_size = 64, .pad_batches = true};
+  const at::Tensor picture = sampler.sample(networks, many).images.narrow(0, 41, 1);
+  CHECK(picture.equal(sampler.sample(networks, alone).images));
+  alone.batch_size = 1;
+  CHECK(picture.sub(sampler.sample(networks, alone).images).abs().max().item<double>() < 1e-4);
+}
+
+TEST_CASE("one loaded network serves several threads") {
+  const DDIM sampler{small_network().noise_schedule(), SingleNetwork{}, {.steps = 2}};
+  const auto draw = [&](std::uint64_t seed) { return sampler.sample({small_network()}, {.labels = {5}, .seed = seed}).images; };
+  std::vector<at::Tensor> expected{draw(0), draw(1), draw(2)}, got(3);
+  std::vector<std::thread> threads;
+  for (std::uint64_t i = 0; i < 3; ++i) threads.emplace_back([&, i] { got[i] = draw(i); });
+  for (std::thread& thread : threads) thread.join();
+  // Threads of torch's own pool may be shared out differently, which may round differently.
+  for (std::size_t i = 0; i < 3; ++i) CHECK(got[i].sub(expected[i]).abs().max().item<double>() < 1e-4);
+}
