@@ -1,0 +1,42 @@
+/// @file
+/// DDIM: Song, Meng and Ermon 2021, "Denoising Diffusion Implicit Models", arXiv 2010.02502.
+#pragma once
+
+#include <cmath>
+
+#include "sampler.hpp"
+
+namespace tstitch {
+
+/// Eq. 12 with sigma_t of Eq. 16. Their alpha_t is our alpha^2, their sigma_t is `sigma` below.
+///
+/// eta = 0 is deterministic, eta = 1 is DDPM with the fixed small variance. No noise is added in a step that ends at x_0.
+struct DDIMUpdate {
+  double eta = 0;  ///< in [0, 1]
+
+  void validate() const {
+    if (!(eta >= 0 && eta <= 1)) detail::refuse("DDIM", "eta must be in [0, 1]", eta);
+  }
+
+  at::Tensor operator()(StepInput const& in) const {
+    const auto [from, to] = std::pair{in.step.from, in.step.to};
+    const at::Tensor x_0 = in.predict().x_0;
+    if (to == NoiseLevel::clean()) return x_0;
+    const double ratio = from.alpha / to.alpha;
+    const double sigma = eta * to.sigma / from.sigma * std::sqrt(1 - ratio * ratio);
+    // eps = (x - from.alpha x_0) / from.sigma, put into Eq. 12.
+    const double keep = std::sqrt(to.sigma * to.sigma - sigma * sigma) / from.sigma;
+    const at::Tensor x = linear_combination(keep, in.x, to.alpha - keep * from.alpha, x_0);
+    return sigma > 0 ? x.add_(in.noise(0), sigma) : x;
+  }
+};
+
+/// The DDIM sampler under a model schedule. `DDIM{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 50}, {.eta = 0}}`
+template <class Schedule>
+class DDIM : public Sampler<DDIMUpdate, Schedule> {
+ public:
+  DDIM(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, DDIMUpdate rule = {})
+      : Sampler<DDIMUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {}
+};
+
+}  // namespace tstitch

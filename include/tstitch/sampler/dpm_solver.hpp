@@ -1,0 +1,118 @@
+/// @file
+/// DPM-Solver (Lu et al. 2022, arXiv 2206.00927) and DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), multistep.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+
+#include "sampler.hpp"
+
+namespace tstitch {
+
+/// diffusers' algorithm_type.
+enum class AlgorithmType {
+  dpmsolver,            ///< integrates the predicted noise
+  dpmsolver_plus_plus,  ///< integrates the predicted x_0; the one to use with guidance
+};
+
+/// Multistep DPM-Solver of order 1, 2 (midpoint form, "2M") or 3 ("3M").
+///
+/// With h = lambda(to) - lambda(from) and m0, m1, m2 the predictions of this step and the ones before it:
+/// arXiv 2211.01095, Eq. 9 and Algorithm 2 for ++, arXiv 2206.00927, Appendix B and D for the noise form.
+/// The first steps have less history and use a lower order. A step that ends at x_0 is of order 1, where all forms agree.
+struct DPMSolverUpdate {
+  int order = 2;  ///< 1, 2 or 3
+  AlgorithmType algorithm_type = AlgorithmType::dpmsolver_plus_plus;
+  /// Runs of fewer steps than this lower the order of the last steps (2, then 1), which is more stable. diffusers uses
+  /// 15, the authors' dpm_solver 10; 0 means never.
+  int lower_order_final_below = 15;
+  /// The last step is of order 1 in any case (diffusers' euler_at_final).
+  bool euler_at_final = false;
+  /// Order 3 as the authors' dpm_solver, diffusers and k-diffusion compute it. Their D2 is a divided difference, half of
+  /// the second derivative that the formula asks for, so that it converges with order 2; without this it does with 3.
+  bool published_third_order = false;
+
+  int history() const { return order - 1; }
+
+  void validate() const {
+    if (order < 1 || order > 3) detail::refuse("DPMSolver", "order must be 1, 2 or 3", order);
+    if (lower_order_final_below < 0) {
+      detail::refuse("DPMSolver", "lower_order_final_below must not be negative", lower_order_final_below);
+    }
+  }
+
+  /// The order of the step, once the earlier predictions in `history` are known.
+  int order_of(Step const& step, int history) const {
+    const int left = step.count - step.index;  // 1 in the last step
+    int limit = std::min(order, history + 1);
+    if (step.count < lower_order_final_below) limit = std::min(limit, left);
+    if (left == 1 && euler_at_final) limit = 1;
+    return limit;
+  }
+
+  at::Tensor operator()(StepInput const& in) const {
+    const auto [from, to] = std::pair{in.step.from, in.step.to};
+    const at::Tensor x_0 = in.predict().x_0;
+    if (to == NoiseLevel::clean()) return x_0;
+    const int used = order_of(in.step, int(in.history.size()));
+    const bool plus_plus = algorithm_type == AlgorithmType::dpmsolver_plus_plus;
+
+    const double h = to.lambda() - from.lambda();
+    // x' = scale x + w[0] m0 + w[1] m1 + w[2] m2; the noise form is the same with h -> -h and sigma <-> alpha.
+    const double scale = plus_plus ? to.sigma / from.sigma : to.alpha / from.alpha;
+    const std::array<double, 3> w = weights(used, plus_plus ? -h : h, plus_plus ? to.alpha : to.sigma, in, h);
+
+    const auto past = [&](int back) -> Past const& { return in.history[in.history.size() - std::size_t(back)]; };
+    if (plus_plus) {
+      at::Tensor x = linear_combination(scale, in.x, w[0], x_0);
+      for (int k = 1; k < used; ++k) x.add_(past(k).x_0, w[std::size_t(k)]);
+      return x;
+    }
+    // m = eps = (x - alpha x_0) / sigma, put in without being formed.
+    at::Tensor x = linear_combination(scale + w[0] / from.sigma, in.x, -w[0] * from.alpha / from.sigma, x_0);
+    for (int k = 1; k < used; ++k) {
+      const auto [alpha, sigma] = past(k).step.from;
+      x.add_(past(k).x, w[std::size_t(k)] / sigma).add_(past(k).x_0, -w[std::size_t(k)] * alpha / sigma);
+    }
+    return x;
+  }
+
+ private:
+  /// @param z -h for DPM-Solver++, h for DPM-Solver
+  /// @param size alpha(to) for DPM-Solver++, sigma(to) for DPM-Solver
+  std::array<double, 3> weights(int used, double z, double size, StepInput const& in, double h) const {
+    const double phi_1 = std::expm1(z);
+    if (used == 1) return {-size * phi_1, 0, 0};
+    const auto lambda = [&](int back) { return in.history[in.history.size() - std::size_t(back)].step.from.lambda(); };
+    const double r0 = (in.step.from.lambda() - lambda(1)) / h;
+    if (used == 2) {
+      const double half = -size * phi_1 / 2 / r0;  // of D1 = (m0 - m1) / r0
+      return {-size * phi_1 + half, -half, 0};
+    }
+    const double r1 = (lambda(1) - lambda(2)) / h;
+    // phi_2 = phi_1 / z - 1 and phi_3 = phi_2 / z - 1/2, which cancel for small z.
+    const double phi_3 = std::abs(z) < 1e-2 ? z / 6 * (1 + z / 4 * (1 + z / 5 * (1 + z / 6 * (1 + z / 7))))
+                                            : (phi_1 / z - 1) / z - 0.5;
+    const double phi_2 = z * (phi_3 + 0.5);
+    // D1 = h m' and D2 = h^2 m'' of the parabola through m0, m1, m2:
+    // D1 = D10 + r0 / (r0 + r1) (D10 - D11), D2 = 2 (D10 - D11) / (r0 + r1), D10 = (m0 - m1) / r0, D11 = (m1 - m2) / r1
+    const double first = -size * phi_2, second = -size * phi_3 * (published_third_order ? 1 : 2);
+    const double d10 = first * (1 + r0 / (r0 + r1)) + second / (r0 + r1);
+    const double d11 = -first * r0 / (r0 + r1) - second / (r0 + r1);
+    return {-size * phi_1 + d10 / r0, -d10 / r0 + d11 / r1, -d11 / r1};
+  }
+};
+
+/// The multistep DPM-Solver under a model schedule.
+/// `DPMSolver{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 20}, {.order = 2}}`
+template <class Schedule>
+class DPMSolver : public Sampler<DPMSolverUpdate, Schedule> {
+ public:
+  DPMSolver(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {},
+            DPMSolverUpdate rule = {})
+      : Sampler<DPMSolverUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options),
+                                           rule) {}
+};
+
+}  // namespace tstitch

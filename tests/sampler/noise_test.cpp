@@ -1,0 +1,87 @@
+#include <tstitch/sampler/noise.hpp>
+
+#include <set>
+
+#include "../catch.hpp"
+
+using namespace tstitch;
+
+namespace {
+const at::TensorOptions float32 = at::TensorOptions().dtype(at::kFloat);
+const at::TensorOptions float64 = at::TensorOptions().dtype(at::kDouble);
+}  // namespace
+
+TEST_CASE("Philox 4x32-10 gives its published test vectors") {
+  // kat_vectors of the Random123 library, philox 4x32 10.
+  using Words = std::array<std::uint32_t, 4>;
+  CHECK(detail::philox<std::uint32_t>({0, 0, 0, 0}, {0, 0}, detail::HostWords{}) ==
+        Words{0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8});
+  CHECK(detail::philox<std::uint32_t>({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, detail::HostWords{}) ==
+        Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
+  CHECK(detail::philox<std::uint32_t>({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0},
+                                      detail::HostWords{}) ==
+        Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});
+}
+
+TEST_CASE("the noise of a seed is the same bits in any batch and at any position") {
+  const at::Tensor alone = noise({7}, NoiseAddress::of_step(3), {3, 8, 8}, float32);
+  for (std::size_t batch : {3, 64}) {
+    for (std::size_t position = 0; position < batch; ++position) {
+      std::vector<std::uint64_t> seeds;
+      for (std::size_t i = 0; i < batch; ++i) seeds.push_back(1000 + i);
+      seeds[position] = 7;
+      const at::Tensor many = noise(seeds, NoiseAddress::of_step(3), {3, 8, 8}, float32);
+      REQUIRE(many.select(0, std::int64_t(position)).equal(alone.select(0, 0)));
+    }
+  }
+}
+
+TEST_CASE("the device path gives the host path's numbers") {
+  // The tensor operations that run on a GPU, here on the CPU: the same words, so the same numbers but for log and cos.
+  for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{7}, ~std::uint64_t{0}, std::uint64_t{1} << 63}) {
+    for (const NoiseAddress address : {NoiseAddress::initial(), NoiseAddress::of_step(0), NoiseAddress::of_step(999, 2)}) {
+      const at::Tensor host = noise({seed, seed + 1}, address, {3, 5, 7}, float64);
+      const at::Tensor device = noise_on_device({seed, seed + 1}, address, {3, 5, 7}, float64);
+      REQUIRE(host.sizes() == device.sizes());
+      CHECK(host.sub(device).abs().max().item<double>() < 1e-12);
+      CHECK(noise({seed}, address, {3, 5, 7}, float32).sub(noise_on_device({seed}, address, {3, 5, 7}, float32)).abs().max().item<double>() < 1e-6);
+    }
+  }
+}
+
+TEST_CASE("different addresses give different noise") {
+  std::set<double> first;
+  for (std::uint64_t seed : {0, 1, 2}) {
+    for (NoiseAddress address : {NoiseAddress::initial(), NoiseAddress::of_step(0), NoiseAddress::of_step(1),
+                                 NoiseAddress::of_step(0, 1), NoiseAddress::of_step(1, 1)}) {
+      first.insert(noise({seed}, address, {1, 1, 1}, float64).item<double>());
+    }
+  }
+  CHECK(first.size() == 15);
+  // Seeds differ in their high words too.
+  CHECK_FALSE(noise({1}, NoiseAddress::initial(), {1, 2, 2}, float32)
+                  .equal(noise({1 + (std::uint64_t{1} << 32)}, NoiseAddress::initial(), {1, 2, 2}, float32)));
+}
+
+TEST_CASE("an image's noise does not depend on how much of it is asked for") {
+  const at::Tensor large = noise({5}, NoiseAddress::initial(), {1, 1, 23}, float64);
+  const at::Tensor small = noise({5}, NoiseAddress::initial(), {1, 1, 10}, float64);
+  CHECK(large.narrow(3, 0, 10).equal(small));
+}
+
+TEST_CASE("the noise is standard normal") {
+  std::vector<std::uint64_t> seeds(64);
+  for (std::size_t i = 0; i < seeds.size(); ++i) seeds[i] = i;
+  const at::Tensor z = noise(seeds, NoiseAddress::of_step(0), {4, 64, 64}, float64);  // 2^20 numbers
+  const double n = double(z.numel());
+  // Four standard errors each: sqrt(1/n), sqrt(2/n), sqrt(15/n), sqrt(96/n).
+  CHECK(std::abs(z.mean().item<double>()) < 4 * std::sqrt(1 / n));
+  CHECK(std::abs(z.pow(2).mean().item<double>() - 1) < 4 * std::sqrt(2 / n));
+  CHECK(std::abs(z.pow(3).mean().item<double>()) < 4 * std::sqrt(15 / n));
+  CHECK(std::abs(z.pow(4).mean().item<double>() - 3) < 4 * std::sqrt(96 / n));
+  // Neighbours, which share a Philox block, are independent: so are their squares.
+  const at::Tensor pairs = z.view({-1, 2});
+  const at::Tensor a = pairs.select(1, 0), b = pairs.select(1, 1);
+  CHECK(std::abs(a.mul(b).mean().item<double>()) < 4 * std::sqrt(2 / n));
+  CHECK(std::abs(a.pow(2).sub(1).mul(b.pow(2).sub(1)).mean().item<double>()) < 4 * std::sqrt(8 / n));
+}
