@@ -1,0 +1,201 @@
+/// @file
+/// Tensors to pictures: single ones, strips and grids, as PNG files that carry the run's parameters. Needs stb_image_write.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+// The standard headers that stb_image_write wants must come before it enters a namespace.
+#include <assert.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "../plan/error.hpp"
+
+// stb_image_write in a namespace of ours and with internal linkage, so that it can stand in any number of translation
+// units and does not meet the program's own copy, whichever of the two comes first.
+#pragma push_macro("INCLUDE_STB_IMAGE_WRITE_H")
+#pragma push_macro("STB_IMAGE_WRITE_IMPLEMENTATION")
+#pragma push_macro("STB_IMAGE_WRITE_STATIC")
+#pragma push_macro("STBIWDEF")
+#undef INCLUDE_STB_IMAGE_WRITE_H
+#undef STB_IMAGE_WRITE_IMPLEMENTATION
+#undef STB_IMAGE_WRITE_STATIC
+#undef STBIWDEF
+#define STB_IMAGE_WRITE_IMPLEMENTATION
+#define STB_IMAGE_WRITE_STATIC
+#if defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wunused-function"
+#endif
+namespace tstitch::detail::stb {
+#if __has_include(<stb_image_write.h>)
+#include <stb_image_write.h>
+#else
+#include <stb/stb_image_write.h>
+#endif
+}  // namespace tstitch::detail::stb
+#if defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif
+#pragma pop_macro("STBIWDEF")
+#pragma pop_macro("STB_IMAGE_WRITE_STATIC")
+#pragma pop_macro("STB_IMAGE_WRITE_IMPLEMENTATION")
+#pragma pop_macro("INCLUDE_STB_IMAGE_WRITE_H")
+
+namespace tstitch {
+
+/// 8-bit pixels, row by row from the top, channels interleaved.
+struct Picture {
+  int width = 0;
+  int height = 0;
+  int channels = 0;  ///< 1 (grey) or 3 (RGB)
+  std::vector<std::uint8_t> pixels = {};
+
+  std::uint8_t* row(int y) { return pixels.data() + std::size_t(y) * std::size_t(width) * std::size_t(channels); }
+};
+
+/// What a PNG says about itself: keyword (1 to 79 ASCII characters) and UTF-8 text.
+using PngText = std::vector<std::pair<std::string, std::string>>;
+
+/// @param images [n, C, H, W] in [-1, 1], C = 1 or 3, on any device; values outside are clipped
+/// @returns n pictures; a value v becomes round(127.5 (v + 1)), ties up
+/// @throws std::invalid_argument for other shapes
+inline std::vector<Picture> to_pictures(at::Tensor const& images) {
+  if (images.dim() != 4 || (images.size(1) != 1 && images.size(1) != 3)) {
+    std::string shape;
+    for (const std::int64_t size : images.sizes()) shape += (shape.empty() ? "[" : ", ") + std::to_string(size);
+    detail::refuse("to_pictures", "images must be [n, 1 or 3, H, W]", shape + "]");
+  }
+  const at::Tensor bytes =
+      images.to(at::kFloat).mul(127.5).add_(128).clamp_(0, 255).to(at::kByte).permute({0, 2, 3, 1}).contiguous().cpu();
+  std::vector<Picture> pictures;
+  const std::int64_t size = bytes.size(0) ? bytes.numel() / bytes.size(0) : 0;
+  for (std::int64_t i = 0; i < bytes.size(0); ++i) {
+    const std::uint8_t* const begin = bytes.const_data_ptr<std::uint8_t>() + i * size;
+    pictures.push_back({int(images.size(3)), int(images.size(2)), int(images.size(1)), {begin, begin + size}});
+  }
+  return pictures;
+}
+
+/// Each pixel as a square of factor x factor.
+/// @throws std::invalid_argument for a factor below 1
+inline Picture enlarge(Picture const& picture, int factor) {
+  if (factor < 1) detail::refuse("enlarge", "factor must be at least 1", factor);
+  Picture large{picture.width * factor, picture.height * factor, picture.channels};
+  large.pixels.reserve(picture.pixels.size() * std::size_t(factor) * std::size_t(factor));
+  for (int y = 0; y < large.height; ++y) {
+    for (int x = 0; x < large.width; ++x) {
+      const auto pixel = picture.pixels.begin() + ((y / factor) * picture.width + x / factor) * picture.channels;
+      large.pixels.insert(large.pixels.end(), pixel, pixel + picture.channels);
+    }
+  }
+  return large;
+}
+
+/// Pictures of one size side by side, row after row, on white.
+/// @param columns 1 makes a column, pictures.size() a strip, 0 about a square
+/// @param gap pixels between pictures
+/// @throws std::invalid_argument for no pictures or pictures of different sizes
+inline Picture make_grid(std::vector<Picture> const& pictures, int columns = 0, int gap = 2) {
+  if (pictures.empty()) detail::refuse("make_grid", "at least one picture is needed", 0);
+  if (columns < 0) detail::refuse("make_grid", "columns must not be negative", columns);
+  if (gap < 0) detail::refuse("make_grid", "gap must not be negative", gap);
+  const int count = int(pictures.size());
+  if (columns == 0) columns = int(std::ceil(std::sqrt(count)));
+  columns = std::min(columns, count);
+  const int rows = (count + columns - 1) / columns;
+  const int width = pictures[0].width, height = pictures[0].height, channels = pictures[0].channels;
+  Picture grid{columns * (width + gap) - gap, rows * (height + gap) - gap, channels};
+  grid.pixels.assign(std::size_t(grid.width) * std::size_t(grid.height) * std::size_t(channels), 255);
+  for (int i = 0; i < count; ++i) {
+    Picture const& picture = pictures[std::size_t(i)];
+    if (picture.width != width || picture.height != height || picture.channels != channels) {
+      detail::refuse("make_grid", "all pictures must have the size of the first", i);
+    }
+    for (int y = 0; y < height; ++y) {
+      const std::size_t bytes = std::size_t(width) * std::size_t(channels);
+      std::memcpy(grid.row(i / columns * (height + gap) + y) + i % columns * (width + gap) * channels,
+                  picture.pixels.data() + std::size_t(y) * bytes, bytes);
+    }
+  }
+  return grid;
+}
+
+namespace detail {
+
+inline void append_big_endian(std::string& bytes, std::uint32_t value) {
+  for (int shift = 24; shift >= 0; shift -= 8) bytes += char(value >> shift);
+}
+
+/// One iTXt chunk (PNG specification, 11.3.3.4), uncompressed.
+inline std::string text_chunk(std::string const& keyword, std::string const& text) {
+  std::string body = "iTXt" + keyword;
+  body += std::string(5, '\0');  // end of keyword, no compression (2), no language, no translated keyword
+  body += text;
+  std::string chunk;
+  append_big_endian(chunk, std::uint32_t(body.size() - 4));
+  chunk += body;
+  append_big_endian(chunk, stb::stbiw__crc32(reinterpret_cast<unsigned char*>(body.data()), int(body.size())));
+  return chunk;
+}
+
+/// Writes a whole file or none: under another name first, then renamed.
+/// @throws std::runtime_error
+inline void write_file(std::string const& path, std::string_view bytes) {
+  const std::string part = path + ".part";
+  const auto fail = [&](char const* what) {
+    const std::string reason = std::strerror(errno);
+    std::remove(part.c_str());
+    throw std::runtime_error("tstitch::write_file: '" + path + "': " + what + ", got '" + reason + "'");
+  };
+  std::FILE* const file = std::fopen(part.c_str(), "wb");
+  if (!file) fail("must be a place that can be written to");
+  const bool written = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
+  if (const bool closed = std::fclose(file) == 0; !written || !closed) fail("must fit on the disk");
+  if (std::rename(part.c_str(), path.c_str()) != 0) fail("must be a name that can be replaced");
+}
+
+}  // namespace detail
+
+/// The bytes of a PNG file.
+inline std::string encode_png(Picture const& picture, PngText const& text = {}) {
+  int size = 0;
+  const std::unique_ptr<unsigned char, decltype(&std::free)> png(
+      detail::stb::stbi_write_png_to_mem(picture.pixels.data(), picture.width * picture.channels, picture.width,
+                                         picture.height, picture.channels, &size),
+      &std::free);
+  if (!png) throw std::runtime_error("tstitch::encode_png: out of memory");
+  constexpr std::size_t header = 8 + 25;  // signature and IHDR
+  std::string bytes(reinterpret_cast<char const*>(png.get()), header);
+  for (auto const& [keyword, value] : text) bytes += detail::text_chunk(keyword, value);
+  return bytes.append(reinterpret_cast<char const*>(png.get()) + header, std::size_t(size) - header);
+}
+
+/// @throws std::runtime_error when the file cannot be written; then there is no partial file
+inline void write_png(std::string const& path, Picture const& picture, PngText const& text = {}) {
+  detail::write_file(path, encode_png(picture, text));
+}
+
+/// All images of a tensor in one PNG; see to_pictures and make_grid.
+inline void write_grid(std::string const& path, at::Tensor const& images, int columns = 0, PngText const& text = {}) {
+  write_png(path, make_grid(to_pictures(images), columns), text);
+}
+
+}  // namespace tstitch

@@ -1,0 +1,118 @@
+// What only a GPU can show. Without one this prints why it is skipped and exits with CTest's skip code.
+#include <c10/cuda/CUDAFunctions.h>
+#include <tstitch/model/torchscript.hpp>
+#include <tstitch/tstitch.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+
+#include "../catch.hpp"
+
+using namespace tstitch;
+
+namespace {
+
+/// Ends the program where there is no GPU, before the first test.
+const bool gpu = [] {
+  if (at::detail::getCUDAHooks().hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0) return true;
+  std::puts("skipped: this machine has no CUDA device");
+  std::_Exit(4);
+}();
+
+const at::Device cuda(at::kCUDA, 0);
+
+std::vector<Network> pair(at::ScalarType type) {
+  return load_torchscript_networks({TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"},
+                                   {.device = cuda, .dtype = type});
+}
+
+/// Makes every wait for the GPU an error while it lives.
+struct NoWaiting {
+  NoWaiting() { c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_ERROR); }
+  ~NoWaiting() { c10::cuda::warning_state().set_sync_debug_mode(c10::cuda::SyncDebugMode::L_DISABLED); }
+};
+
+}  // namespace
+
+TEST_CASE("noise is the CPU's to the last bits of log and cos") {
+  std::vector<std::uint64_t> seeds;
+  for (std::uint64_t i = 0; i < 64; ++i) seeds.push_back(i * 0x9E3779B97F4A7C15);
+  for (NoiseAddress address : {NoiseAddress::initial(), NoiseAddress::of_step(17)}) {
+    const at::Tensor host = noise(seeds, address, {3, 32, 32}, at::kFloat);
+    const at::Tensor device = noise(seeds, address, {3, 32, 32}, at::TensorOptions().dtype(at::kFloat).device(cuda)).cpu();
+    CHECK(host.sub(device).abs().max().item<double>() < 1e-6);
+    std::printf("noise: %lld of %lld values differ in their last bits\n", (long long)host.ne(device).sum().item<std::int64_t>(), (long long)host.numel());
+    // And the same bits in any batch.
+    CHECK(noise({seeds[5]}, address, {3, 32, 32}, at::TensorOptions().dtype(at::kFloat).device(cuda)).cpu().equal(device.narrow(0, 5, 1)));
+  }
+}
+
+TEST_CASE("the loop never waits for the GPU") {
+  const std::vector<Network> networks = pair(at::kHalf);
+  const NoiseSchedule& schedule = networks[0].noise_schedule();
+  const auto check = [&](char const* name, auto const& sampler) {
+    const Request request{.labels = {0, 1, 2, 3}, .seed = 3, .guidance = {.scale = 1.5, .begin = 0.1, .end = 0.8}};
+    sampler.sample(networks, request);  // TorchScript compiles, and waits, in its first runs of a shape
+    sampler.sample(networks, request);
+    Trajectory trajectory = sampler.begin(networks, request);
+    {
+      const NoWaiting no_waiting;
+      trajectory = sampler.begin(networks, request);
+      while (!trajectory.finished()) sampler.advance(networks, trajectory);
+    }
+    CHECK(trajectory.x.isfinite().all().item<bool>());
+    std::printf("%s: no waits in %d steps\n", name, trajectory.count);
+  };
+  const SamplingOptions options{.steps = 20};
+  check("DDIM", DDIM{schedule, Stitch{}, options});
+  check("DDIM with noise", DDIM{schedule, Stitch{}, options, {.eta = 1}});
+  check("DDPM", DDPM{schedule, Stitch{}, options});
+  check("DPM-Solver++", DPMSolver{schedule, Stitch{}, options, {.order = 3}});
+  check("dynamic thresholding", DDIM{schedule, Stitch{}, {.steps = 20, .thresholding = Thresholding::dynamic()}});
+  // The debug mode itself works: a read of a value is refused under it.
+  const at::Tensor value = detail::to_device({1}, cuda);
+  const NoWaiting no_waiting;
+  CHECK_THROWS_AS(value.item<std::int64_t>(), std::exception);
+}
+
+TEST_CASE("float32 pictures are the CPU's") {
+  const std::vector<Network> on_gpu = pair(at::kFloat);
+  const std::vector<Network> on_cpu = load_torchscript_networks({TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"});
+  const auto check = [&](auto const& sampler) {
+    const Request request{.labels = {0, 7}, .seed = 7, .guidance = {.scale = 2}};
+    const at::Tensor gpu_images = sampler.sample(on_gpu, request).images.cpu();
+    const double difference = gpu_images.sub(sampler.sample(on_cpu, request).images).abs().max().template item<double>();
+    // Matrix products add up in another order; ten steps and guidance make more of it.
+    CHECK(difference < 5e-3);
+    std::printf("largest difference of a pixel in [-1, 1]: %.2e\n", difference);
+  };
+  check(DDIM{on_cpu[0].noise_schedule(), Stitch{}, {.steps = 10}});
+  check(DDPM{on_cpu[0].noise_schedule(), Stitch{}, {.steps = 10}});
+}
+
+TEST_CASE("seed 7 is one picture in batches of 1, 3 and 64, bit for bit when batches are padded") {
+  for (at::ScalarType type : {at::kFloat, at::kHalf}) {
+    const std::vector<Network> networks = pair(type);
+    const auto check = [&](auto const& sampler) {
+      Request alone{.labels = {3}, .seed = 7, .guidance = {.scale = 1.5}, .batch_size = 64, .pad_batches = true};
+      const at::Tensor padded = sampler.sample(networks, alone).images;
+      for (std::int64_t batch : {1, 3, 64}) {
+        for (std::int64_t position = 0; position < batch; position += batch == 64 ? 9 : 1) {
+          Request many = alone;
+          many.labels.assign(std::size_t(batch), 5);
+          many.seeds.clear();
+          for (std::int64_t i = 0; i < batch; ++i) many.seeds.push_back(std::uint64_t(100 + i));
+          many.labels[std::size_t(position)] = 3;
+          many.seeds[std::size_t(position)] = 7;
+          REQUIRE(sampler.sample(networks, many).images.narrow(0, position, 1).equal(padded));
+          if (type != at::kFloat) continue;
+          many.batch_size = 0;
+          many.pad_batches = false;
+          REQUIRE(sampler.sample(networks, many).images.narrow(0, position, 1).sub(padded).abs().max().template item<double>() < 1e-4);
+        }
+      }
+    };
+    check(DDIM{networks[0].noise_schedule(), Stitch{}, {.steps = 5}});
+    check(DDPM{networks[0].noise_schedule(), Stitch{}, {.steps = 5}});
+  }
+}

@@ -1,0 +1,124 @@
+#include <tstitch/output/image.hpp>
+#include <tstitch/model/host_tensor.hpp>
+
+#include <unistd.h>
+
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+
+#include "../catch.hpp"
+
+using namespace tstitch;
+
+namespace {
+
+at::Tensor images(std::int64_t n, std::int64_t channels, std::int64_t height, std::int64_t width) {
+  const at::Tensor x = detail::host_tensor({n, channels, height, width}, at::kFloat);
+  for (std::int64_t i = 0; i < x.numel(); ++i) x.mutable_data_ptr<float>()[i] = float(i % 256) / 127.5f - 1;
+  return x;
+}
+
+std::string read(std::string const& path) {
+  std::ifstream file(path, std::ios::binary);
+  return {std::istreambuf_iterator<char>(file), {}};
+}
+
+std::uint32_t big_endian(std::string const& bytes, std::size_t at) {
+  std::uint32_t value = 0;
+  for (std::size_t i = 0; i < 4; ++i) value = value << 8 | std::uint8_t(bytes[at + i]);
+  return value;
+}
+
+// A new folder for each run, because std::filesystem::remove_all crashes in programs that link torch 2.11: libtorch.so
+// exports a half of one.
+const std::string folder = TSTITCH_TEST_DATA "/image_test-" + std::to_string(getpid());
+
+}  // namespace
+
+TEST_CASE("values become bytes: -1 is 0, 1 is 255, the rest rounded, outside clipped") {
+  const at::Tensor x = detail::host_tensor({1, 1, 1, 7}, at::kFloat);
+  const std::array<float, 7> values{-2, -1, -0.5f, 0, 0.5f, 1, 2};
+  std::copy(values.begin(), values.end(), x.mutable_data_ptr<float>());
+  CHECK(to_pictures(x)[0].pixels == std::vector<std::uint8_t>{0, 0, 64, 128, 191, 255, 255});
+}
+
+TEST_CASE("channels are interleaved and every byte value survives") {
+  const std::vector<Picture> pictures = to_pictures(images(2, 3, 4, 5));
+  REQUIRE(pictures.size() == 2);
+  for (int i = 0; i < 2; ++i) {
+    CHECK(pictures[std::size_t(i)].width == 5);
+    CHECK(pictures[std::size_t(i)].height == 4);
+    for (int y = 0; y < 4; ++y) {
+      for (int x = 0; x < 5; ++x) {
+        for (int c = 0; c < 3; ++c) {
+          REQUIRE(pictures[std::size_t(i)].pixels[std::size_t((y * 5 + x) * 3 + c)] == ((i * 3 + c) * 4 + y) * 5 + x);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("grids, strips and columns lay pictures out row by row on white") {
+  const std::vector<Picture> three = to_pictures(images(3, 1, 2, 2));
+  const Picture grid = make_grid(three, 2, 1);
+  CHECK(grid.width == 5);
+  CHECK(grid.height == 5);
+  CHECK(grid.pixels == std::vector<std::uint8_t>{0, 1, 255, 4, 5,            //
+                                                 2, 3, 255, 6, 7,            //
+                                                 255, 255, 255, 255, 255,    //
+                                                 8, 9, 255, 255, 255,        //
+                                                 10, 11, 255, 255, 255});
+  CHECK(make_grid(three, 3, 0).width == 6);
+  CHECK(make_grid(three, 1, 0).height == 6);
+  CHECK(make_grid(three).width == 2 * 2 + 2);
+  CHECK(enlarge(three[0], 2).pixels == std::vector<std::uint8_t>{0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3});
+}
+
+TEST_CASE("a PNG is well formed and carries its text") {
+  const std::string bytes = encode_png(to_pictures(images(1, 3, 4, 5))[0], {{"Software", "tstitch"}, {"parameters", "ratio 0.4, Größe"}});
+  CHECK(bytes.substr(0, 8) == "\x89PNG\r\n\x1a\n");
+  std::vector<std::string> names;
+  std::string text;
+  for (std::size_t at = 8; at < bytes.size();) {
+    const std::uint32_t size = big_endian(bytes, at);
+    std::string body = bytes.substr(at + 4, 4 + size);
+    names.push_back(body.substr(0, 4));
+    REQUIRE(big_endian(bytes, at + 8 + size) == detail::stb::stbiw__crc32(reinterpret_cast<unsigned char*>(body.data()), int(body.size())));
+    if (names.back() == "iTXt") text += body.substr(4);
+    at += 12 + size;
+  }
+  CHECK(names == std::vector<std::string>{"IHDR", "iTXt", "iTXt", "IDAT", "IEND"});
+  using namespace std::string_literals;
+  CHECK(text == "Software\0\0\0\0\0tstitchparameters\0\0\0\0\0ratio 0.4, Größe"s);
+}
+
+TEST_CASE("files are written whole or not at all") {
+  std::filesystem::create_directories(folder);
+  write_grid(folder + "/grid.png", images(4, 3, 8, 8));
+  CHECK(read(folder + "/grid.png") == encode_png(make_grid(to_pictures(images(4, 3, 8, 8)))));
+  CHECK(std::distance(std::filesystem::directory_iterator(folder), {}) == 1);
+  CHECK_THAT(message_of<std::runtime_error>([] { write_grid(folder + "/nowhere/grid.png", images(1, 3, 8, 8)); }),
+             ContainsSubstring("/nowhere/grid.png': must be a place that can be written to, got 'No such file"));
+  std::filesystem::create_directories(folder + "/taken.png/inside");
+  CHECK_THAT(message_of<std::runtime_error>([] { write_grid(folder + "/taken.png", images(1, 3, 8, 8)); }),
+             ContainsSubstring("taken.png': must be a name that can be replaced"));
+  CHECK_FALSE(std::filesystem::exists(folder + "/taken.png.part"));
+}
+
+TEST_CASE("a full disk leaves no partial file") {
+  if (!std::filesystem::exists("/dev/full")) return;
+  std::filesystem::create_directories(folder);
+  std::filesystem::create_symlink("/dev/full", folder + "/full.png.part");
+  CHECK_THAT(message_of<std::runtime_error>([] { write_grid(folder + "/full.png", images(1, 3, 64, 64)); }),
+             ContainsSubstring("full.png': must fit on the disk, got 'No space left"));
+  CHECK_FALSE(std::filesystem::exists(std::filesystem::symlink_status(folder + "/full.png.part")));
+  CHECK_FALSE(std::filesystem::exists(folder + "/full.png"));
+}
+
+TEST_CASE("pictures refuse with place, rule and value") {
+  const auto message = [](auto action) { return message_of<std::invalid_argument>(action); };
+  CHECK(message([] { to_pictures(images(1, 4, 8, 8)); }) == "tstitch::to_pictures: images must be [n, 1 or 3, H, W], got [1, 4, 8, 8]");
+  CHECK(message([] { make_grid({}); }) == "tstitch::make_grid: at least one picture is needed, got 0");
+  CHECK(message([] { enlarge({}, 0); }) == "tstitch::enlarge: factor must be at least 1, got 0");
+}
