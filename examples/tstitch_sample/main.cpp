@@ -1,0 +1,443 @@
+// tstitch_sample: pictures from the command line. Exit codes: 0 done, 1 failed, 2 bad arguments, 130 interrupted.
+#include <tstitch/model/torchscript.hpp>
+#include <tstitch/output/image.hpp>
+#include <tstitch/output/progress.hpp>
+#include <tstitch/tstitch.hpp>
+
+#include <atomic>
+#include <csignal>
+#include <filesystem>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "arguments.hpp"
+#include "caption.hpp"
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Json = nlohmann::ordered_json;
+
+std::atomic<bool> interrupted = false;
+static_assert(std::atomic<bool>::is_always_lock_free);  // what a signal handler may touch
+
+/// The first Ctrl-C asks the run to stop after its step; the second ends the program as usual.
+extern "C" void on_interrupt(int) {
+  interrupted = true;
+  std::signal(SIGINT, SIG_DFL);
+}
+
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+/// What the arguments mean for these networks.
+struct Job {
+  Arguments arguments;
+  at::Device device = at::kCPU;
+  std::vector<tstitch::NetworkInfo> infos;
+  std::vector<std::string> names;        ///< of networks
+  std::vector<std::int64_t> labels;      ///< one a picture; empty without classes
+  std::vector<std::uint64_t> seeds;      ///< one a picture
+  tstitch::Guidance guidance;
+  tstitch::SamplingOptions options;
+
+  std::int64_t images() const { return std::int64_t(seeds.size()); }
+
+  /// Pictures [first, first + count) of the job.
+  tstitch::Request request(std::int64_t first, std::int64_t count) const {
+    const auto cut = [&](auto const& list) {
+      auto part = list;
+      if (!list.empty()) part.assign(list.begin() + first, list.begin() + first + count);
+      return part;
+    };
+    tstitch::Request request{.labels = cut(labels), .seeds = cut(seeds), .guidance = guidance};
+    if (arguments.pad_batches) {
+      request.batch_size = arguments.batch;
+      request.pad_batches = true;
+    }
+    return request;
+  }
+
+  std::string class_name(std::int64_t image) const {
+    if (labels.empty()) return "";
+    const std::int64_t label = labels[std::size_t(image)];
+    auto const& all = infos.back().class_names;
+    return all.empty() ? std::to_string(label) : all[std::size_t(label)];
+  }
+
+  /// 000012-horse-seed12.png
+  std::string file_name(std::int64_t image) const {
+    char number[16];
+    std::snprintf(number, sizeof number, "%06lld-", static_cast<long long>(image));
+    std::string name = class_name(image);
+    for (char& c : name) {
+      if (c == '/' || c == ' ') c = '_';
+    }
+    return number + (name.empty() ? "" : name + "-") + "seed" + std::to_string(seeds[std::size_t(image)]) + ".png";
+  }
+};
+
+std::int64_t label_of(std::string const& name, tstitch::NetworkInfo const& info) {
+  for (std::size_t i = 0; i < info.class_names.size(); ++i) {
+    if (info.class_names[i] == name) return std::int64_t(i);
+  }
+  std::int64_t number = -1;
+  const auto [rest, error] = std::from_chars(name.data(), name.data() + name.size(), number);
+  if (error != std::errc{} || rest != name.data() + name.size() || number < 0 || number >= info.num_classes) {
+    std::string known = "a number in [0, " + std::to_string(info.num_classes - 1) + "]";
+    for (std::string const& each : info.class_names) known += ", " + each;
+    throw std::invalid_argument("--class: must be " + known + ", got '" + name + "'");
+  }
+  return number;
+}
+
+at::Device device_of(std::string const& name) {
+  const auto& cuda = at::detail::getCUDAHooks();
+  if (name == "auto") return cuda.hasCUDA() && cuda.deviceCount() > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  if (name == "cpu") return at::kCPU;
+  if (name == "cuda") return {at::kCUDA, 0};
+  int index = -1;
+  if (name.rfind("cuda:", 0) == 0) {
+    const auto [rest, error] = std::from_chars(name.data() + 5, name.data() + name.size(), index);
+    if (error == std::errc{} && rest == name.data() + name.size() && index >= 0 && index < 128) {
+      return {at::kCUDA, at::DeviceIndex(index)};
+    }
+  }
+  throw std::invalid_argument("--device: must be auto, cpu, cuda or cuda:N, got '" + name + "'");
+}
+
+Job prepare(Arguments arguments) {
+  Job job;
+  if (arguments.count < 1) throw std::invalid_argument("--count: must be at least 1, got " + std::to_string(arguments.count));
+  if (arguments.batch < 0) throw std::invalid_argument("--batch: must be at least 1, got " + std::to_string(arguments.batch));
+  job.device = device_of(arguments.device);
+  for (std::string const& path : arguments.models) {
+    job.infos.push_back(tstitch::read_network_info(path));
+    job.names.push_back(job.infos.back().name);
+  }
+  tstitch::NetworkInfo const& info = job.infos.back();
+  for (std::string const& name : arguments.classes) {
+    if (info.num_classes == 0) throw std::invalid_argument("--class: this network takes no class, got '" + name + "'");
+    job.labels.push_back(label_of(name, info));
+  }
+  if (arguments.classes.empty()) {
+    for (std::int64_t label = 0; label < info.num_classes; ++label) job.labels.push_back(label);
+  }
+  const std::int64_t images = arguments.count * std::max<std::int64_t>(1, std::int64_t(job.labels.size()));
+  if (arguments.count > 100'000'000 || images > 100'000'000) {
+    throw std::invalid_argument("--count: must give at most 100000000 pictures, got " + std::to_string(arguments.count));
+  }
+  // Class after class, as the columns of a sweep: every class once, then again.
+  const std::vector<std::int64_t> once = job.labels;
+  job.labels.clear();
+  for (std::int64_t i = 0; i < images; ++i) {
+    if (!once.empty()) job.labels.push_back(once[std::size_t(i) % once.size()]);
+    job.seeds.push_back(arguments.seed + std::uint64_t(i));
+  }
+  if (arguments.batch == 0) arguments.batch = job.device.is_cpu() ? 16 : 256;
+  if (!arguments.pad_batches) arguments.batch = std::min(arguments.batch, images);
+
+  const std::vector<double> interval = colon_numbers("--guidance-interval", arguments.guidance_interval, 2);
+  const bool guidable = info.null_class.has_value();
+  job.guidance = {.scale = arguments.guidance.empty() ? tstitch::GuidanceScale(guidable ? info.guidance_scale : 1.0)
+                                                      : tstitch::GuidanceScale(arguments.guidance),
+                  .begin = interval[0],
+                  .end = interval[1]};
+  job.options = {.steps = arguments.steps, .spacing = spacing_of(arguments.spacing)};
+  if (arguments.output.empty() && arguments.grid.empty()) arguments.grid = "samples.png";
+  job.arguments = std::move(arguments);
+  return job;
+}
+
+/// Calls `action` with the sampler that the arguments name.
+template <class Action>
+auto with_sampler(Job const& job, tstitch::AnyModelSchedule schedule, Action action) {
+  auto const& noise = job.infos.back().noise_schedule.value();
+  const std::string& name = job.arguments.sampler;
+  if (name == "ddpm") return action(tstitch::DDPM{noise, std::move(schedule), job.options});
+  if (name == "ddim") return action(tstitch::DDIM{noise, std::move(schedule), job.options, {.eta = job.arguments.eta}});
+  const auto type = name == "dpm-solver" ? tstitch::AlgorithmType::dpmsolver : tstitch::AlgorithmType::dpmsolver_plus_plus;
+  return action(tstitch::DPMSolver{noise, std::move(schedule), job.options, {.order = job.arguments.order, .algorithm_type = type}});
+}
+
+tstitch::AnyModelSchedule routing(Job const& job) {
+  if (!job.arguments.fractions.empty()) {
+    if (job.arguments.fractions.size() != job.infos.size()) {
+      throw std::invalid_argument("--fractions: must be one for each of the " + std::to_string(job.infos.size()) + " networks, got " + std::to_string(job.arguments.fractions.size()));
+    }
+    return tstitch::Fractions{job.arguments.fractions};
+  }
+  if (job.infos.size() == 1) return tstitch::SingleNetwork{};
+  if (job.infos.size() > 2) throw std::invalid_argument("--fractions: must be given for more than two networks, got none");
+  return tstitch::Stitch{job.arguments.ratio};
+}
+
+/// Seconds that each network took. Waits for a GPU where the network changes, which is outside of the sampling loop's
+/// work and once or twice a batch.
+class NetworkClock {
+ public:
+  NetworkClock(tstitch::Plan const& plan, at::Device device) : plan_(plan), device_(device), seconds_(plan.calls().size()) {}
+
+  void start() { start_ = Clock::now(); }
+
+  void operator()(tstitch::StepReport const& report) {
+    const std::size_t next = std::size_t(report.step.index) + 1;
+    if (next < plan_.steps.size() && plan_.steps[next].network == report.network) return;
+    if (device_.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device_.index());
+    seconds_[report.network] += seconds_since(start_);
+    start();
+  }
+
+  std::vector<double> const& seconds() const { return seconds_; }
+
+ private:
+  tstitch::Plan const& plan_;
+  at::Device device_;
+  std::vector<double> seconds_;
+  Clock::time_point start_ = Clock::now();
+};
+
+Json parameters(Job const& job) {
+  Arguments const& a = job.arguments;
+  Json json{{"networks", job.names}, {"sampler", a.sampler}};
+  if (a.sampler.rfind("dpm", 0) == 0) json["order"] = a.order;
+  if (a.sampler == "ddim") json["eta"] = a.eta;
+  if (!a.fractions.empty()) json["fractions"] = a.fractions;
+  else if (!a.sweep.empty()) json["sweep"] = a.sweep;
+  else if (job.infos.size() == 2) json["ratio"] = a.ratio;
+  json["steps"] = a.steps;
+  json["spacing"] = a.spacing;
+  json["guidance"] = job.guidance.scale.values();
+  json["guidance_interval"] = a.guidance_interval;
+  json["seed"] = a.seed;
+  json["images"] = job.images();
+  json["batch"] = a.batch;
+  json["device"] = job.device.str();
+  json["dtype"] = a.dtype;
+  json["version"] = TSTITCH_VERSION;
+  return json;
+}
+
+tstitch::PngText png_text(Json const& parameters) { return {{"Software", "tstitch " TSTITCH_VERSION}, {"parameters", parameters.dump()}}; }
+
+void write_report(Job const& job, Json const& report) {
+  if (!job.arguments.report.empty()) tstitch::detail::write_file(job.arguments.report, report.dump(2) + "\n");
+}
+
+/// Every picture as a file of its own.
+void write_pictures(Job const& job, std::string const& folder, std::vector<tstitch::Picture> const& pictures, std::int64_t first) {
+  std::filesystem::create_directories(folder);
+  for (std::size_t i = 0; i < pictures.size(); ++i) {
+    const std::int64_t image = first + std::int64_t(i);
+    Json text = parameters(job);
+    text["image_seed"] = job.seeds[std::size_t(image)];
+    if (!job.labels.empty()) text["class"] = job.class_name(image);
+    tstitch::write_png(folder + "/" + job.file_name(image), pictures[i], png_text(text));
+  }
+}
+
+/// Fails now rather than after the work.
+void require_writable(Job const& job) {
+  const auto fail = [](std::string const& path, char const* rule, std::string const& got) {
+    throw std::runtime_error("'" + path + "': must be a " + rule + ", got '" + got + "'");
+  };
+  const auto make_folder = [&](std::filesystem::path const& folder, std::string const& path, char const* rule) {
+    std::error_code error;
+    if (!folder.empty()) std::filesystem::create_directories(folder, error);
+    if (error) fail(path, rule, error.message());
+  };
+  for (std::string const& file : {job.arguments.grid, job.arguments.report}) {
+    if (file.empty()) continue;
+    constexpr auto rule = "file that can be written";
+    make_folder(std::filesystem::path(file).parent_path(), file, rule);
+    if (std::filesystem::is_directory(file)) fail(file, rule, "a folder");
+    const std::string probe = file + ".part";
+    std::FILE* const opened = std::fopen(probe.c_str(), "wb");
+    if (!opened) fail(file, rule, std::strerror(errno));
+    std::fclose(opened);
+    std::remove(probe.c_str());
+  }
+  if (std::string const& folder = job.arguments.output; !folder.empty()) {
+    constexpr auto rule = "folder that can be written to";
+    make_folder(folder, folder, rule);
+    if (access(folder.c_str(), W_OK) != 0) fail(folder, rule, std::strerror(errno));
+  }
+}
+
+std::string location(std::string const& path) { return std::filesystem::absolute(path).lexically_normal().string(); }
+
+template <class... Parts>
+void say(Job const& job, Parts const&... parts) {
+  if (!job.arguments.quiet) (std::cout << ... << parts) << std::endl;
+}
+
+int run(Job const& job, std::vector<tstitch::Network> const& networks) {
+  return with_sampler(job, routing(job), [&](auto const& sampler) {
+    const tstitch::Plan plan = sampler.plan(job.guidance);
+    NetworkClock clock(plan, job.device);
+    std::optional<tstitch::ProgressBar> progress;
+    if (!job.arguments.quiet) progress.emplace(job.images(), job.names);
+    std::vector<tstitch::Picture> for_grid;
+    Json files = Json::array();
+    const Clock::time_point start = Clock::now();
+    std::int64_t done = 0;
+    while (done < job.images() && !interrupted) {
+      const std::int64_t count = std::min(job.arguments.batch, job.images() - done);
+      clock.start();
+      const tstitch::Samples samples = sampler.sample(networks, job.request(done, count), [&](tstitch::StepReport report) {
+        clock(report);
+        report.first += done;
+        if (progress) (*progress)(report);
+        return interrupted ? tstitch::Control::cancel : tstitch::Control::proceed;
+      });
+      if (!samples.finished) break;
+      const std::vector<tstitch::Picture> pictures = tstitch::to_pictures(samples.images);
+      if (!job.arguments.output.empty()) write_pictures(job, job.arguments.output, pictures, done);
+      if (!job.arguments.grid.empty()) for_grid.insert(for_grid.end(), pictures.begin(), pictures.end());
+      for (std::int64_t i = done; i < done + count; ++i) {
+        Json entry{{"seed", job.seeds[std::size_t(i)]}};
+        if (!job.labels.empty()) entry["class"] = job.class_name(i);
+        if (!job.arguments.output.empty()) entry["file"] = job.file_name(i);
+        files.push_back(entry);
+      }
+      done += count;
+    }
+    const double seconds = seconds_since(start);
+    if (progress) progress->finish();
+
+    Json json = parameters(job);
+    if (!for_grid.empty()) {
+      for (tstitch::Picture& picture : for_grid) picture = tstitch::enlarge(picture, job.arguments.scale);
+      const int columns = int(job.arguments.count > 1 && !job.labels.empty() ? job.images() / job.arguments.count : 0);
+      tstitch::write_png(job.arguments.grid, tstitch::make_grid(for_grid, columns), png_text(json));
+    }
+    json["calls"] = plan.calls();
+    json["seconds_by_network"] = clock.seconds();
+    json["seconds"] = seconds;
+    json["images_per_second"] = double(done) / seconds;
+    json["finished_images"] = done;
+    json["pictures"] = files;
+    write_report(job, json);
+
+    say(job, done, " pictures in ", tstitch::detail::text(std::round(seconds * 100) / 100), " s, ",
+        tstitch::detail::text(std::round(double(done) / seconds * 100) / 100), " images/s on ", job.device.str());
+    for (std::size_t k = 0; k < clock.seconds().size(); ++k) {
+      say(job, "  ", job.names[k], ": ", plan.calls()[k], " steps, ", tstitch::detail::text(std::round(clock.seconds()[k] * 100) / 100), " s");
+    }
+    if (!job.arguments.output.empty() && done) say(job, "pictures: ", location(job.arguments.output));
+    if (!for_grid.empty()) say(job, "grid: ", location(job.arguments.grid));
+    return interrupted ? 130 : 0;
+  });
+}
+
+/// Many ratios from the same noise. The steps of the small network are shared: its run is forked where each ratio
+/// switches to the large one.
+int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
+  const std::vector<double> ratios = sweep_ratios(job.arguments.sweep);
+  const auto wait = [&] {
+    if (job.device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(job.device.index());
+  };
+  std::vector<double> seconds(ratios.size());
+  std::vector<std::vector<tstitch::Picture>> rows(ratios.size());
+  std::int64_t done = 0;
+  while (done < job.images() && !interrupted) {
+    const std::int64_t count = std::min(job.arguments.batch, job.images() - done);
+    const tstitch::Request request = job.request(done, count);
+    with_sampler(job, tstitch::SingleNetwork{0}, [&](auto const& small_only) {
+      tstitch::Trajectory shared = small_only.begin(networks, request);
+      double shared_seconds = 0;
+      for (std::size_t r = 0; r < ratios.size() && !interrupted; ++r) {
+        with_sampler(job, tstitch::Stitch{ratios[r]}, [&](auto const& stitched) {
+          const int small_steps = tstitch::share_of_steps("Stitch", "ratio", ratios[r], job.arguments.steps);
+          Clock::time_point start = Clock::now();
+          while (shared.next < small_steps && !interrupted) small_only.advance(networks, shared);
+          wait();
+          shared_seconds += seconds_since(start);
+          start = Clock::now();
+          tstitch::Trajectory fork = shared;
+          while (!fork.finished() && !interrupted) stitched.advance(networks, fork);
+          wait();
+          if (interrupted) return;
+          const double fork_seconds = seconds_since(start);
+          // sample() says which step made values that are not numbers.
+          if (!fork.x.isfinite().all().template item<bool>()) stitched.sample(networks, request);
+          seconds[r] += shared_seconds + fork_seconds;
+          for (tstitch::Picture& picture : tstitch::to_pictures(fork.x)) rows[r].push_back(std::move(picture));
+          char line[160];
+          std::snprintf(line, sizeof line, "ratio %-5.4g  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s", ratios[r],
+                        job.names[0].c_str(), small_steps, job.names[1].c_str(), job.arguments.steps - small_steps,
+                        shared_seconds + fork_seconds, double(count) / (shared_seconds + fork_seconds));
+          say(job, line);
+        });
+      }
+    });
+    if (!interrupted) done += count;
+  }
+  Json json = parameters(job);
+  Json by_ratio = Json::array();
+  std::vector<tstitch::Picture> all;
+  std::vector<std::string> captions;
+  for (std::size_t r = 0; r < ratios.size(); ++r) {
+    if (rows[r].size() < std::size_t(job.images())) continue;  // interrupted
+    by_ratio.push_back({{"ratio", ratios[r]}, {"seconds", seconds[r]}, {"images_per_second", double(job.images()) / seconds[r]}});
+    char caption[64];
+    std::snprintf(caption, sizeof caption, "r = %.3g\n%.3g s", ratios[r], seconds[r]);
+    captions.push_back(caption);
+    if (!job.arguments.output.empty()) {
+      char folder[32];
+      std::snprintf(folder, sizeof folder, "/ratio-%.4g", ratios[r]);
+      write_pictures(job, job.arguments.output + folder, rows[r], 0);
+    }
+    for (tstitch::Picture const& picture : rows[r]) all.push_back(tstitch::enlarge(picture, job.arguments.scale));
+  }
+  if (!job.arguments.grid.empty() && !all.empty()) {
+    tstitch::write_png(job.arguments.grid, with_captions(tstitch::make_grid(all, int(job.images())), captions), png_text(json));
+    say(job, "grid: ", location(job.arguments.grid));
+  }
+  if (!job.arguments.output.empty() && !all.empty()) say(job, "pictures: ", location(job.arguments.output));
+  json["ratios"] = by_ratio;
+  write_report(job, json);
+  return interrupted ? 130 : 0;
+}
+
+int tstitch_sample(Arguments arguments) {
+  const Job job = prepare(std::move(arguments));
+  const bool sweep = !job.arguments.sweep.empty();
+  // The plan checks ratios, steps and guidance before any weights are read.
+  with_sampler(job, sweep ? tstitch::AnyModelSchedule{tstitch::Stitch{sweep_ratios(job.arguments.sweep)[0]}} : routing(job), [&](auto const& sampler) {
+    const tstitch::Plan plan = sampler.plan(job.guidance);
+    if (job.arguments.plan) std::cout << plan;
+  });
+  if (job.arguments.plan) return 0;
+  require_writable(job);
+
+  tstitch::TorchScriptOptions options{.device = job.device};
+  if (job.arguments.dtype == "float32") options.dtype = at::kFloat;
+  if (job.arguments.dtype == "float16") options.dtype = at::kHalf;
+  if (job.arguments.dtype == "bfloat16") options.dtype = at::kBFloat16;
+  if (job.device.is_cuda()) {
+    // TorchScript compiles in its first runs; they are kept out of the figures.
+    options.warm_up_rows = {job.arguments.batch, 2 * job.arguments.batch};
+  }
+  const std::vector<tstitch::Network> networks = tstitch::load_torchscript_networks(job.arguments.models, options);
+  return sweep ? run_sweep(job, networks) : run(job, networks);
+}
+
+}  // namespace
+
+int main(int count, char** values) {
+  std::signal(SIGINT, on_interrupt);
+  try {
+    Arguments arguments;
+    if (const std::optional<int> code = parse(count, values, arguments)) return *code;
+    return tstitch_sample(std::move(arguments));
+  } catch (std::invalid_argument const& error) {
+    std::cerr << "tstitch_sample: " << error.what() << "\n";
+    return 2;
+  } catch (c10::Error const& error) {  // what() would add pages of stack trace
+    std::cerr << "tstitch_sample: " << error.what_without_backtrace() << "\n";
+    return 1;
+  } catch (std::exception const& error) {
+    std::cerr << "tstitch_sample: " << error.what() << "\n";
+    return 1;
+  }
+}
