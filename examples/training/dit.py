@@ -1,0 +1,204 @@
+"""A class-conditional diffusion transformer, DiT (arXiv 2212.09748), small enough to read in one sitting.
+
+The network predicts the noise and, beside it, the variance of the reverse step (learned range, arXiv 2102.09672). Its
+parameters carry the names of the official DiT checkpoints, so that a loader written for one reads the other.
+
+`forward` is written to be compiled by `torch.jit.script` and captured in a CUDA graph: heads, patch and grid are Python
+integers, no arithmetic is done on tensor shapes, and nothing remembers the device or the dtype it was built on.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class DiTConfig:
+    """Shape of a network. `num_classes` leaves out the null class, which is the embedding table's last row."""
+
+    channels: int = 3
+    size: int = 32
+    patch: int = 2
+    width: int = 256
+    depth: int = 12
+    heads: int = 4
+    mlp_ratio: float = 4.0
+    num_classes: int = 10
+
+    def flops(self) -> int:
+        """Floating-point operations of one forward pass over one picture: matrix products, two per multiply-add."""
+        tokens = (self.size // self.patch) ** 2
+        patch_values = self.channels * self.patch**2
+        hidden = int(self.width * self.mlp_ratio)
+        per_token = 4 * self.width**2 + 2 * self.width * hidden  # qkv and proj; fc1 and fc2
+        attention = 2 * tokens * self.width  # scores and weighted sum, per token
+        embed = 3 * patch_values * self.width  # patch embedding in, epsilon and v out
+        per_picture = (6 * self.depth + 2) * self.width**2 + (256 + self.width) * self.width  # adaLN; timestep MLP
+        return 2 * (self.depth * tokens * (per_token + attention) + tokens * embed + per_picture)
+
+
+def sin_cos_position_embedding(width: int, grid: int) -> Tensor:
+    """Fixed two-dimensional position embedding, float32 [1, grid * grid, width].
+
+    The first half of the channels encodes the column, the second half the row; each is [sin, cos] over width / 4
+    frequencies.
+    """
+    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
+    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies  # [grid, width / 4]
+    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # [grid, width / 2]
+    columns = axis[None, :, :].expand(grid, grid, -1)
+    rows = axis[:, None, :].expand(grid, grid, -1)
+    return torch.cat([columns, rows], dim=2).reshape(1, grid * grid, width).float()
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x [n, tokens, width]; shift, scale [n, width]."""
+    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+class PatchEmbed(nn.Module):
+    """[n, channels, size, size] -> [n, tokens, width], tokens in row-major order."""
+
+    def __init__(self, channels: int, patch: int, width: int):
+        super().__init__()
+        self.patch = patch
+        self.proj = nn.Conv2d(channels, width, patch, patch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A convolution whose stride is its kernel is a matrix product over patches, and runs as one.
+        patches = F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2)  # [n, tokens, channels * patch * patch]
+        return F.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
+
+
+class TimestepEmbedder(nn.Module):
+    """t [n] -> [n, width]: sinusoids of 128 frequencies, then a two-layer MLP."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+
+    def forward(self, t: Tensor) -> Tensor:
+        # In float32 whatever the weights are: in half precision the angles of neighbouring timesteps coincide.
+        exponents = torch.arange(128, device=t.device, dtype=torch.float32) * (-math.log(10000.0) / 128)
+        angles = t.to(torch.float32).unsqueeze(1) * exponents.exp()
+        sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1)
+        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
+
+
+class LabelEmbedder(nn.Module):
+    """y [n] in [0, num_classes] -> [n, width]; row num_classes stands for "no class"."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, y: Tensor) -> Tensor:
+        return self.embedding_table(y)
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.head_width = width // heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(2, (3, self.heads, self.head_width))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [n, heads, tokens, head_width]
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the condition c [n, width] (adaLN-zero)."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.attn = Attention(width, heads)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.mlp = Mlp(width, int(width * mlp_ratio))
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
+        x = x + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift1, scale1))
+        return x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
+
+
+class FinalLayer(nn.Module):
+    """[n, tokens, width] -> [n, tokens, patch * patch * out_channels]."""
+
+    def __init__(self, width: int, patch: int, out_channels: int):
+        super().__init__()
+        self.norm_final = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.linear = nn.Linear(width, patch * patch * out_channels)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        shift, scale = self.adaLN_modulation(c).chunk(2, dim=1)
+        return self.linear(modulate(self.norm_final(x), shift, scale))
+
+
+class DiT(nn.Module):
+    def __init__(self, config: DiTConfig):
+        super().__init__()
+        width = config.width
+        self.patch = config.patch
+        self.grid = config.size // config.patch
+        self.out_channels = 2 * config.channels
+
+        self.x_embedder = PatchEmbed(config.channels, config.patch, width)
+        self.t_embedder = TimestepEmbedder(width)
+        self.y_embedder = LabelEmbedder(config.num_classes, width)
+        self.register_buffer("pos_embed", sin_cos_position_embedding(width, self.grid))
+        self.blocks = nn.ModuleList(Block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.final_layer = FinalLayer(width, config.patch, self.out_channels)
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Every block starts as the identity and the network as zero: the gates and the last layer are zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.x_embedder.proj.weight.flatten(1))
+        nn.init.zeros_(self.x_embedder.proj.bias)
+        for table in (self.t_embedder.mlp[0], self.t_embedder.mlp[2], self.y_embedder.embedding_table):
+            nn.init.normal_(table.weight, std=0.02)
+        for block in self.blocks:
+            nn.init.zeros_(block.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        """Predicted noise and variance interpolation.
+
+        x [n, channels, size, size] in the weights' dtype; t [n] timesteps, int64 or floating; y [n] int64 classes, or
+        num_classes for none. Returns [n, 2 * channels, size, size] in the weights' dtype: first epsilon, then v, where
+        (v + 1) / 2 mixes log(beta_t), at 1, and the log of the posterior variance, at 0.
+        """
+        tokens = self.x_embedder(x)
+        tokens = tokens + self.pos_embed.to(tokens.dtype)
+        c = self.t_embedder(t) + self.y_embedder(y)
+        for block in self.blocks:
+            tokens = block(tokens, c)
+        patches = self.final_layer(tokens, c)
+        patches = patches.unflatten(2, (self.patch, self.patch, self.out_channels))
+        patches = patches.unflatten(1, (self.grid, self.grid))
+        # [n, row, column, y, x, channel] -> [n, channel, row, y, column, x]
+        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
