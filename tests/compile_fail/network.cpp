@@ -1,0 +1,15 @@
+/// @file
+/// A network that takes its timestep as a number.
+#include <tstitch/sampler/ddim.hpp>
+
+#ifdef CORRECTED
+using Time = at::Tensor const&;
+#else
+using Time = double;
+#endif
+
+int main() {
+  const tstitch::DDIM sampler{tstitch::NoiseSchedule::linear(), tstitch::SingleNetwork{}, {.steps = 10}};
+  const auto identity = [](at::Tensor const& x, Time) { return x; };
+  return sampler.sample({identity}, {}).finished ? 0 : 1;
+}
