@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Builds everything and runs the tests, installing what is missing: bash tests/run.sh [arguments for ctest]
+set -euo pipefail
+# shellcheck source-path=SCRIPTDIR source=../examples/setup.sh
+source "$(dirname "${BASH_SOURCE[0]}")/../examples/setup.sh"
+
+set_up stb CLI11 nlohmann-json Catch2
+configure build/tests -DTSTITCH_BUILD_TESTS=ON -DTSTITCH_BUILD_EXAMPLES=ON -DTSTITCH_WARNINGS_AS_ERRORS="${CI:-OFF}"
+say "building in $repo/build/tests"
+cmake --build "$repo/build/tests"
+ctest --test-dir "$repo/build/tests" --output-on-failure --no-tests=error -j 2 "$@"
