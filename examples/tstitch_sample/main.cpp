@@ -337,6 +337,7 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
     if (job.device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(job.device.index());
   };
   std::vector<double> seconds(ratios.size());
+  std::vector<std::int64_t> images(ratios.size());
   std::vector<std::vector<tstitch::Picture>> rows(ratios.size());
   std::int64_t done = 0;
   while (done < job.images() && !interrupted) {
@@ -361,7 +362,14 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
           // sample() says which step made values that are not numbers.
           if (!fork.x.isfinite().all().template item<bool>()) stitched.sample(networks, request);
           seconds[r] += shared_seconds + fork_seconds;
-          for (tstitch::Picture& picture : tstitch::to_pictures(fork.x)) rows[r].push_back(std::move(picture));
+          images[r] += count;
+          const std::vector<tstitch::Picture> pictures = tstitch::to_pictures(fork.x);
+          if (!job.arguments.output.empty()) {
+            char folder[32];
+            std::snprintf(folder, sizeof folder, "/ratio-%.4g", ratios[r]);
+            write_pictures(job, job.arguments.output + folder, pictures, done);
+          }
+          if (!job.arguments.grid.empty()) rows[r].insert(rows[r].end(), pictures.begin(), pictures.end());
           char line[160];
           std::snprintf(line, sizeof line, "ratio %-5.4g  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s", ratios[r],
                         job.names[0].c_str(), small_steps, job.names[1].c_str(), job.arguments.steps - small_steps,
@@ -377,23 +385,22 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
   std::vector<tstitch::Picture> all;
   std::vector<std::string> captions;
   for (std::size_t r = 0; r < ratios.size(); ++r) {
-    if (rows[r].size() < std::size_t(job.images())) continue;  // interrupted
-    by_ratio.push_back({{"ratio", ratios[r]}, {"seconds", seconds[r]}, {"images_per_second", double(job.images()) / seconds[r]}});
+    if (images[r] == 0) continue;
+    by_ratio.push_back({{"ratio", ratios[r]},
+                        {"finished_images", images[r]},
+                        {"seconds", seconds[r]},
+                        {"images_per_second", double(images[r]) / seconds[r]}});
+    if (images[r] < job.images()) continue;  // interrupted: the grid shows whole rows
     char caption[64];
     std::snprintf(caption, sizeof caption, "r = %.3g\n%.3g s", ratios[r], seconds[r]);
     captions.push_back(caption);
-    if (!job.arguments.output.empty()) {
-      char folder[32];
-      std::snprintf(folder, sizeof folder, "/ratio-%.4g", ratios[r]);
-      write_pictures(job, job.arguments.output + folder, rows[r], 0);
-    }
     for (tstitch::Picture const& picture : rows[r]) all.push_back(tstitch::enlarge(picture, job.arguments.scale));
   }
-  if (!job.arguments.grid.empty() && !all.empty()) {
+  if (!all.empty()) {
     tstitch::write_png(job.arguments.grid, with_captions(tstitch::make_grid(all, int(job.images())), captions), png_text(json));
     say(job, "grid: ", location(job.arguments.grid));
   }
-  if (!job.arguments.output.empty() && !all.empty()) say(job, "pictures: ", location(job.arguments.output));
+  if (!job.arguments.output.empty() && !by_ratio.empty()) say(job, "pictures: ", location(job.arguments.output));
   json["ratios"] = by_ratio;
   write_report(job, json);
   return interrupted ? 130 : 0;

@@ -100,6 +100,7 @@ TEST_CASE("a table, a lambda and a single network are model schedules") {
   CHECK(make_plan(noise, 4, Spacing::linspace(), FinalSigma::zero, last_only).calls() == std::vector<int>{3, 1});
   STATIC_REQUIRE(ModelSchedule<AnyModelSchedule>);
   STATIC_REQUIRE_FALSE(ModelSchedule<int>);
+  STATIC_REQUIRE_FALSE(ModelSchedule<double (*)(Step const&)>);
   STATIC_REQUIRE_FALSE(ModelSchedule<std::size_t (*)(int)>);
 }
 

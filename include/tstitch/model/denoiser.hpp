@@ -71,7 +71,7 @@ inline Prediction denoise(Network const& network, at::Tensor const& x, Timestep 
   at::Tensor output;  // [n, C, H, W]
   if (guidance_scale == 1) {
     const at::Tensor all = detail::evaluate(network, x, point.t, labels.conditional);
-    output = all.narrow(1, 0, channels);
+    output = network.info().learned_variance ? all.narrow(1, 0, channels) : all;
     if (network.info().learned_variance) prediction.variance_fraction = all.narrow(1, channels, channels);
   } else {
     const at::Tensor all = detail::evaluate(network, x.repeat({2, 1, 1, 1}), point.t, labels.guided);

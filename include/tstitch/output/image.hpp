@@ -43,6 +43,7 @@
 #if defined(__GNUC__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wunused-function"
+#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
 #endif
 namespace tstitch::detail::stb {
 #if __has_include(<stb_image_write.h>)

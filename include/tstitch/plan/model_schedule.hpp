@@ -31,6 +31,8 @@ struct Step {
 template <class Schedule>
 concept ModelSchedule = requires(Schedule const& schedule, Step const& step) {
   { schedule(step) } -> std::convertible_to<std::size_t>;
+  // A fraction would be cut off without a word.
+  requires !std::is_floating_point_v<std::remove_cvref_t<decltype(schedule(step))>>;
 };
 
 /// How many of `count` steps a share of them is: the nearest integer, ties to even.

@@ -94,9 +94,11 @@ struct Plan {
 
 /// @param steps in [1, T]
 /// @throws std::invalid_argument from whichever part refuses
-template <ModelSchedule Schedule>
+template <class Schedule>
 Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& spacing, FinalSigma final_sigma,
                Schedule const& model_schedule, Guidance const& guidance = {}) {
+  static_assert(ModelSchedule<Schedule>,
+                "tstitch::make_plan: the model schedule must be callable as 'std::size_t (tstitch::Step const&) const'");
   // An index this large is a negative number that a user's schedule returned, not a network.
   constexpr std::size_t most_networks = 1u << 16;
   guidance.validate();
