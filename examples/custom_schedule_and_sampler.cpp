@@ -1,4 +1,5 @@
-// A researcher's own routing and own update rule, tried on a network that knows the answer, so that no weights are needed.
+// A researcher's own routing and own update rule, tried on a network that knows the answer, so that no weights are
+// needed.
 #include <tstitch/sampler/ddim.hpp>
 
 #include <cmath>
@@ -6,8 +7,8 @@
 
 namespace {
 
-// Heun's second-order method on dy/ds with y = x / alpha, s = sigma / alpha (Karras et al. 2022, Algorithm 1). An update
-// rule is one callable: what is known about the step in, the next x out. This one asks the network twice.
+// Heun's second-order method on dy/ds with y = x / alpha, s = sigma / alpha (Karras et al. 2022, Algorithm 1). An
+// update rule is one callable: what is known about the step in, the next x out. This one asks the network twice.
 struct Heun {
   tstitch::NoiseSchedule noise_schedule;
 
@@ -41,7 +42,8 @@ tstitch::Network exact_network(tstitch::NoiseSchedule const& noise) {
 int main() {
   const auto noise = tstitch::NoiseSchedule::linear();
 
-  // Routing is any callable on a Step; this one changes networks at equal signal and noise, and gives the last step back.
+  // Routing is any callable on a Step; this one changes networks at equal signal and noise, and gives the last step
+  // back.
   const auto by_noise = [](tstitch::Step const& step) -> std::size_t {
     return step.from.lambda() < 0 || step.index + 1 == step.count ? 0 : 1;
   };

@@ -22,9 +22,9 @@ int main() {
 
   const auto measure = [&](char const* name, tstitch::Thresholding thresholding) {
     constexpr int steps = 50, runs = 400, warm_up = 50;
-    const tstitch::DDIM sampler{
-        tstitch::NoiseSchedule::linear(), tstitch::Stitch{.ratio = 0.4},
-        {.steps = steps, .spacing = tstitch::Spacing::leading(), .thresholding = thresholding}};
+    const tstitch::DDIM sampler{tstitch::NoiseSchedule::linear(),
+                                tstitch::Stitch{.ratio = 0.4},
+                                {.steps = steps, .spacing = tstitch::Spacing::leading(), .thresholding = thresholding}};
     std::vector<double> microseconds;
     at::Tensor last;
     for (int run = 0; run < warm_up + runs; ++run) {

@@ -54,8 +54,7 @@ inline std::vector<double> colon_numbers(std::string const& option, std::string 
     std::size_t used = 0;
     try {
       numbers.push_back(std::stod(text.substr(begin, end - begin), &used));
-    } catch (std::exception const&) {
-    }
+    } catch (std::exception const&) {}
     if (used != end - begin || used == 0) numbers.resize(count + 1);
     begin = end + 1;
   }
@@ -71,8 +70,8 @@ inline std::vector<double> sweep_ratios(std::string const& text) {
   const std::vector<double> numbers = colon_numbers("--sweep", text, 3);
   const double from = numbers[0], to = numbers[1], step = numbers[2];
   if (!(from >= 0 && from <= to && to <= 1 && step > 0)) {
-    throw std::invalid_argument("--sweep: must be FROM:TO:STEP with 0 <= FROM <= TO <= 1 and STEP above 0, got '" + text +
-                                "'");
+    throw std::invalid_argument("--sweep: must be FROM:TO:STEP with 0 <= FROM <= TO <= 1 and STEP above 0, got '" +
+                                text + "'");
   }
   std::vector<double> ratios;
   const int last = int(std::floor((to - from) / step + 1e-9));
@@ -97,12 +96,13 @@ inline tstitch::Spacing spacing_of(std::string const& name) {
     std::size_t used = 0;
     try {
       numbers.push_back(std::stod(part, &used));
-    } catch (std::exception const&) {
-    }
+    } catch (std::exception const&) {}
     if (used == 0 || used != part.size()) {
       throw std::invalid_argument(
-          "--spacing: must be leading, linspace, trailing, ddim, logsnr, karras, sections:N,N,... or a list of timesteps, "
-          "got '" + name + "'");
+          "--spacing: must be leading, linspace, trailing, ddim, logsnr, karras, sections:N,N,... or a list of "
+          "timesteps, "
+          "got '" +
+          name + "'");
     }
   }
   if (!sections) return Spacing::list(numbers);
@@ -113,7 +113,8 @@ inline tstitch::Spacing spacing_of(std::string const& name) {
 /// @throws std::invalid_argument for options that do not suit each other
 inline std::optional<int> parse(int count, char** values, Arguments& arguments) {
   CLI::App app{
-      "Samples class-conditional pictures with several diffusion transformers in turn: the first, noisy steps go to the "
+      "Samples class-conditional pictures with several diffusion transformers in turn: the first, noisy steps go to "
+      "the "
       "first network, the later ones to the next (T-Stitch, arXiv 2402.14167). Without arguments: one picture of each "
       "class from the bundled pair, into samples.png.",
       "tstitch_sample"};
@@ -121,35 +122,83 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   const auto group = [](CLI::Option* option, char const* name) { return option->group(name); };
 
   group(app.add_option("--model", arguments.models, "TorchScript file; repeat in the order of use, small first")
-            ->type_name("FILE")->allow_extra_args(false), "Routing");
-  CLI::Option* const ratio = group(app.add_option("--ratio", arguments.ratio, "share of the steps for the first of two networks")->capture_default_str(), "Routing");
-  CLI::Option* const fractions = group(app.add_option("--fractions", arguments.fractions, "share of the steps for each network, adding up to 1: 0.3,0.3,0.4")->delimiter(','), "Routing");
-  CLI::Option* const sweep = group(app.add_option("--sweep", arguments.sweep, "many ratios from the same noise, FROM:TO:STEP, one row of the grid each")->type_name("A:B:C"), "Routing");
+            ->type_name("FILE")
+            ->allow_extra_args(false),
+        "Routing");
+  CLI::Option* const ratio =
+      group(app.add_option("--ratio", arguments.ratio, "share of the steps for the first of two networks")
+                ->capture_default_str(),
+            "Routing");
+  CLI::Option* const fractions =
+      group(app.add_option("--fractions", arguments.fractions,
+                           "share of the steps for each network, adding up to 1: 0.3,0.3,0.4")
+                ->delimiter(','),
+            "Routing");
+  CLI::Option* const sweep =
+      group(app.add_option("--sweep", arguments.sweep,
+                           "many ratios from the same noise, FROM:TO:STEP, one row of the grid each")
+                ->type_name("A:B:C"),
+            "Routing");
   ratio->excludes(fractions)->excludes(sweep);
   fractions->excludes(sweep);
   group(app.add_flag("--plan", arguments.plan, "print what each step would do, and stop"), "Routing");
 
-  group(app.add_option("--sampler", arguments.sampler, "update rule")->check(CLI::IsMember({"ddpm", "ddim", "dpm-solver", "dpm-solver++"}))->capture_default_str(), "Sampling");
-  CLI::Option* const order = group(app.add_option("--order", arguments.order, "order of dpm-solver: 1, 2 or 3")->capture_default_str(), "Sampling");
-  group(app.add_option("--steps", arguments.steps, "network evaluations for a picture")->capture_default_str(), "Sampling");
-  group(app.add_option("--spacing", arguments.spacing, "leading, linspace, trailing, ddim, logsnr, karras, sections:N,N,... or a list of timesteps")->capture_default_str(), "Sampling");
-  CLI::Option* const eta = group(app.add_option("--eta", arguments.eta, "noise of ddim, 0 to 1")->capture_default_str(), "Sampling");
+  group(app.add_option("--sampler", arguments.sampler, "update rule")
+            ->check(CLI::IsMember({"ddpm", "ddim", "dpm-solver", "dpm-solver++"}))
+            ->capture_default_str(),
+        "Sampling");
+  CLI::Option* const order = group(
+      app.add_option("--order", arguments.order, "order of dpm-solver: 1, 2 or 3")->capture_default_str(), "Sampling");
+  group(app.add_option("--steps", arguments.steps, "network evaluations for a picture")->capture_default_str(),
+        "Sampling");
+  group(app.add_option("--spacing", arguments.spacing,
+                       "leading, linspace, trailing, ddim, logsnr, karras, sections:N,N,... or a list of timesteps")
+            ->capture_default_str(),
+        "Sampling");
+  CLI::Option* const eta =
+      group(app.add_option("--eta", arguments.eta, "noise of ddim, 0 to 1")->capture_default_str(), "Sampling");
 
-  group(app.add_option("--class", arguments.classes, "name or number; repeat for more [all classes]")->type_name("CLASS")->allow_extra_args(false), "Pictures");
+  group(app.add_option("--class", arguments.classes, "name or number; repeat for more [all classes]")
+            ->type_name("CLASS")
+            ->allow_extra_args(false),
+        "Pictures");
   group(app.add_option("--count", arguments.count, "pictures of each class")->capture_default_str(), "Pictures");
-  group(app.add_option("--guidance", arguments.guidance, "classifier-free guidance scale, or one for each network: 1.5,3 [what the last network recommends]")->delimiter(','), "Pictures");
-  group(app.add_option("--guidance-interval", arguments.guidance_interval, "share of the steps at which guidance begins and ends")->type_name("A:B")->capture_default_str(), "Pictures");
-  group(app.add_option("--seed", arguments.seed, "picture i has seed SEED + i, and its noise depends on nothing else")->capture_default_str(), "Pictures");
+  group(app.add_option(
+               "--guidance", arguments.guidance,
+               "classifier-free guidance scale, or one for each network: 1.5,3 [what the last network recommends]")
+            ->delimiter(','),
+        "Pictures");
+  group(app.add_option("--guidance-interval", arguments.guidance_interval,
+                       "share of the steps at which guidance begins and ends")
+            ->type_name("A:B")
+            ->capture_default_str(),
+        "Pictures");
+  group(app.add_option("--seed", arguments.seed, "picture i has seed SEED + i, and its noise depends on nothing else")
+            ->capture_default_str(),
+        "Pictures");
 
   group(app.add_option("--device", arguments.device, "auto, cpu, cuda or cuda:N")->capture_default_str(), "Machine");
-  group(app.add_option("--dtype", arguments.dtype, "of the networks: auto, float32, float16 or bfloat16")->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}))->capture_default_str(), "Machine");
+  group(app.add_option("--dtype", arguments.dtype, "of the networks: auto, float32, float16 or bfloat16")
+            ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}))
+            ->capture_default_str(),
+        "Machine");
   group(app.add_option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]"), "Machine");
-  group(app.add_flag("--pad-batches", arguments.pad_batches, "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them"), "Machine");
+  group(app.add_flag("--pad-batches", arguments.pad_batches,
+                     "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them"),
+        "Machine");
 
-  group(app.add_option("--output", arguments.output, "one PNG for each picture goes into this folder")->type_name("DIR"), "Output");
-  group(app.add_option("--grid", arguments.grid, "all pictures in one PNG [samples.png, unless --output is given]")->type_name("FILE"), "Output");
-  group(app.add_option("--scale", arguments.scale, "the grid's pictures are so many times larger")->check(CLI::Range(1, 64))->capture_default_str(), "Output");
-  group(app.add_option("--report", arguments.report, "parameters, calls and seconds as JSON")->type_name("FILE"), "Output");
+  group(
+      app.add_option("--output", arguments.output, "one PNG for each picture goes into this folder")->type_name("DIR"),
+      "Output");
+  group(app.add_option("--grid", arguments.grid, "all pictures in one PNG [samples.png, unless --output is given]")
+            ->type_name("FILE"),
+        "Output");
+  group(app.add_option("--scale", arguments.scale, "the grid's pictures are so many times larger")
+            ->check(CLI::Range(1, 64))
+            ->capture_default_str(),
+        "Output");
+  group(app.add_option("--report", arguments.report, "parameters, calls and seconds as JSON")->type_name("FILE"),
+        "Output");
   group(app.add_flag("--quiet", arguments.quiet, "print errors only"), "Output");
 
   try {
@@ -159,7 +208,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   }
   // What would have no effect is refused rather than ignored.
   const auto only = [](CLI::Option const* option, bool useful, std::string const& rule, std::string const& got) {
-    if (option->count() && !useful) throw std::invalid_argument(option->get_name() + ": is for " + rule + ", got " + got);
+    if (option->count() && !useful)
+      throw std::invalid_argument(option->get_name() + ": is for " + rule + ", got " + got);
   };
   only(ratio, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));
   only(sweep, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));

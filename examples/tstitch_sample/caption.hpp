@@ -23,7 +23,8 @@ inline void draw_text(tstitch::Picture& picture, int x, int y, std::string text)
     unsigned char color[4];
   };
   std::vector<Vertex> vertices(4 * 70 * (text.size() + 1));
-  const int quads = stb_easy_font_print(0, 0, text.data(), nullptr, vertices.data(), int(vertices.size() * sizeof(Vertex)));
+  const int quads =
+      stb_easy_font_print(0, 0, text.data(), nullptr, vertices.data(), int(vertices.size() * sizeof(Vertex)));
   for (int q = 0; q < quads; ++q) {
     Vertex const& from = vertices[std::size_t(4 * q)];
     Vertex const& to = vertices[std::size_t(4 * q + 2)];

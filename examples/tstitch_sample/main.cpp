@@ -27,16 +27,18 @@ extern "C" void on_interrupt(int) {
   std::signal(SIGINT, SIG_DFL);
 }
 
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
 /// What the arguments mean for these networks.
 struct Job {
   Arguments arguments;
   at::Device device = at::kCPU;
   std::vector<tstitch::NetworkInfo> infos;
-  std::vector<std::string> names;        ///< of networks
-  std::vector<std::int64_t> labels;      ///< one a picture; empty without classes
-  std::vector<std::uint64_t> seeds;      ///< one a picture
+  std::vector<std::string> names;    ///< of networks
+  std::vector<std::int64_t> labels;  ///< one a picture; empty without classes
+  std::vector<std::uint64_t> seeds;  ///< one a picture
   tstitch::Guidance guidance;
   tstitch::SamplingOptions options;
 
@@ -107,8 +109,10 @@ at::Device device_of(std::string const& name) {
 
 Job prepare(Arguments arguments) {
   Job job;
-  if (arguments.count < 1) throw std::invalid_argument("--count: must be at least 1, got " + std::to_string(arguments.count));
-  if (arguments.batch < 0) throw std::invalid_argument("--batch: must be at least 1, got " + std::to_string(arguments.batch));
+  if (arguments.count < 1)
+    throw std::invalid_argument("--count: must be at least 1, got " + std::to_string(arguments.count));
+  if (arguments.batch < 0)
+    throw std::invalid_argument("--batch: must be at least 1, got " + std::to_string(arguments.batch));
   job.device = device_of(arguments.device);
   for (std::string const& path : arguments.models) {
     job.infos.push_back(tstitch::read_network_info(path));
@@ -124,7 +128,8 @@ Job prepare(Arguments arguments) {
   }
   const std::int64_t images = arguments.count * std::max<std::int64_t>(1, std::int64_t(job.labels.size()));
   if (arguments.count > 100'000'000 || images > 100'000'000) {
-    throw std::invalid_argument("--count: must give at most 100000000 pictures, got " + std::to_string(arguments.count));
+    throw std::invalid_argument("--count: must give at most 100000000 pictures, got " +
+                                std::to_string(arguments.count));
   }
   // Class after class, as the columns of a sweep: every class once, then again.
   const std::vector<std::int64_t> once = job.labels;
@@ -155,19 +160,23 @@ auto with_sampler(Job const& job, tstitch::AnyModelSchedule schedule, Action act
   const std::string& name = job.arguments.sampler;
   if (name == "ddpm") return action(tstitch::DDPM{noise, std::move(schedule), job.options});
   if (name == "ddim") return action(tstitch::DDIM{noise, std::move(schedule), job.options, {.eta = job.arguments.eta}});
-  const auto type = name == "dpm-solver" ? tstitch::AlgorithmType::dpmsolver : tstitch::AlgorithmType::dpmsolver_plus_plus;
-  return action(tstitch::DPMSolver{noise, std::move(schedule), job.options, {.order = job.arguments.order, .algorithm_type = type}});
+  const auto type =
+      name == "dpm-solver" ? tstitch::AlgorithmType::dpmsolver : tstitch::AlgorithmType::dpmsolver_plus_plus;
+  return action(tstitch::DPMSolver{
+      noise, std::move(schedule), job.options, {.order = job.arguments.order, .algorithm_type = type}});
 }
 
 tstitch::AnyModelSchedule routing(Job const& job) {
   if (!job.arguments.fractions.empty()) {
     if (job.arguments.fractions.size() != job.infos.size()) {
-      throw std::invalid_argument("--fractions: must be one for each of the " + std::to_string(job.infos.size()) + " networks, got " + std::to_string(job.arguments.fractions.size()));
+      throw std::invalid_argument("--fractions: must be one for each of the " + std::to_string(job.infos.size()) +
+                                  " networks, got " + std::to_string(job.arguments.fractions.size()));
     }
     return tstitch::Fractions{job.arguments.fractions};
   }
   if (job.infos.size() == 1) return tstitch::SingleNetwork{};
-  if (job.infos.size() > 2) throw std::invalid_argument("--fractions: must be given for more than two networks, got none");
+  if (job.infos.size() > 2)
+    throw std::invalid_argument("--fractions: must be given for more than two networks, got none");
   return tstitch::Stitch{job.arguments.ratio};
 }
 
@@ -175,7 +184,8 @@ tstitch::AnyModelSchedule routing(Job const& job) {
 /// work and once or twice a batch.
 class NetworkClock {
  public:
-  NetworkClock(tstitch::Plan const& plan, at::Device device) : plan_(plan), device_(device), seconds_(plan.calls().size()) {}
+  NetworkClock(tstitch::Plan const& plan, at::Device device)
+      : plan_(plan), device_(device), seconds_(plan.calls().size()) {}
 
   void start() { start_ = Clock::now(); }
 
@@ -201,9 +211,12 @@ Json parameters(Job const& job) {
   Json json{{"networks", job.names}, {"sampler", a.sampler}};
   if (a.sampler.rfind("dpm", 0) == 0) json["order"] = a.order;
   if (a.sampler == "ddim") json["eta"] = a.eta;
-  if (!a.fractions.empty()) json["fractions"] = a.fractions;
-  else if (!a.sweep.empty()) json["sweep"] = a.sweep;
-  else if (job.infos.size() == 2) json["ratio"] = a.ratio;
+  if (!a.fractions.empty())
+    json["fractions"] = a.fractions;
+  else if (!a.sweep.empty())
+    json["sweep"] = a.sweep;
+  else if (job.infos.size() == 2)
+    json["ratio"] = a.ratio;
   json["steps"] = a.steps;
   json["spacing"] = a.spacing;
   json["guidance"] = job.guidance.scale.values();
@@ -217,14 +230,17 @@ Json parameters(Job const& job) {
   return json;
 }
 
-tstitch::PngText png_text(Json const& parameters) { return {{"Software", "tstitch " TSTITCH_VERSION}, {"parameters", parameters.dump()}}; }
+tstitch::PngText png_text(Json const& parameters) {
+  return {{"Software", "tstitch " TSTITCH_VERSION}, {"parameters", parameters.dump()}};
+}
 
 void write_report(Job const& job, Json const& report) {
   if (!job.arguments.report.empty()) tstitch::detail::write_file(job.arguments.report, report.dump(2) + "\n");
 }
 
 /// Every picture as a file of its own.
-void write_pictures(Job const& job, std::string const& folder, std::vector<tstitch::Picture> const& pictures, std::int64_t first) {
+void write_pictures(Job const& job, std::string const& folder, std::vector<tstitch::Picture> const& pictures,
+                    std::int64_t first) {
   std::filesystem::create_directories(folder);
   for (std::size_t i = 0; i < pictures.size(); ++i) {
     const std::int64_t image = first + std::int64_t(i);
@@ -263,7 +279,9 @@ void require_writable(Job const& job) {
   }
 }
 
-std::string location(std::string const& path) { return std::filesystem::absolute(path).lexically_normal().string(); }
+std::string location(std::string const& path) {
+  return std::filesystem::absolute(path).lexically_normal().string();
+}
 
 template <class... Parts>
 void say(Job const& job, Parts const&... parts) {
@@ -283,12 +301,13 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks) {
     while (done < job.images() && !interrupted) {
       const std::int64_t count = std::min(job.arguments.batch, job.images() - done);
       clock.start();
-      const tstitch::Samples samples = sampler.sample(networks, job.request(done, count), [&](tstitch::StepReport report) {
-        clock(report);
-        report.first += done;
-        if (progress) (*progress)(report);
-        return interrupted ? tstitch::Control::cancel : tstitch::Control::proceed;
-      });
+      const tstitch::Samples samples =
+          sampler.sample(networks, job.request(done, count), [&](tstitch::StepReport report) {
+            clock(report);
+            report.first += done;
+            if (progress) (*progress)(report);
+            return interrupted ? tstitch::Control::cancel : tstitch::Control::proceed;
+          });
       if (!samples.finished) break;
       const std::vector<tstitch::Picture> pictures = tstitch::to_pictures(samples.images);
       if (!job.arguments.output.empty()) write_pictures(job, job.arguments.output, pictures, done);
@@ -321,7 +340,8 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks) {
     say(job, done, " pictures in ", tstitch::detail::text(std::round(seconds * 100) / 100), " s, ",
         tstitch::detail::text(std::round(double(done) / seconds * 100) / 100), " images/s on ", job.device.str());
     for (std::size_t k = 0; k < clock.seconds().size(); ++k) {
-      say(job, "  ", job.names[k], ": ", plan.calls()[k], " steps, ", tstitch::detail::text(std::round(clock.seconds()[k] * 100) / 100), " s");
+      say(job, "  ", job.names[k], ": ", plan.calls()[k], " steps, ",
+          tstitch::detail::text(std::round(clock.seconds()[k] * 100) / 100), " s");
     }
     if (!job.arguments.output.empty() && done) say(job, "pictures: ", location(job.arguments.output));
     if (!for_grid.empty()) say(job, "grid: ", location(job.arguments.grid));
@@ -371,9 +391,10 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
           }
           if (!job.arguments.grid.empty()) rows[r].insert(rows[r].end(), pictures.begin(), pictures.end());
           char line[160];
-          std::snprintf(line, sizeof line, "ratio %-5.4g  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s", ratios[r],
-                        job.names[0].c_str(), small_steps, job.names[1].c_str(), job.arguments.steps - small_steps,
-                        shared_seconds + fork_seconds, double(count) / (shared_seconds + fork_seconds));
+          std::snprintf(line, sizeof line, "ratio %-5.4g  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s",
+                        ratios[r], job.names[0].c_str(), small_steps, job.names[1].c_str(),
+                        job.arguments.steps - small_steps, shared_seconds + fork_seconds,
+                        double(count) / (shared_seconds + fork_seconds));
           say(job, line);
         });
       }
@@ -397,7 +418,8 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
     for (tstitch::Picture const& picture : rows[r]) all.push_back(tstitch::enlarge(picture, job.arguments.scale));
   }
   if (!all.empty()) {
-    tstitch::write_png(job.arguments.grid, with_captions(tstitch::make_grid(all, int(job.images())), captions), png_text(json));
+    tstitch::write_png(job.arguments.grid, with_captions(tstitch::make_grid(all, int(job.images())), captions),
+                       png_text(json));
     say(job, "grid: ", location(job.arguments.grid));
   }
   if (!job.arguments.output.empty() && !by_ratio.empty()) say(job, "pictures: ", location(job.arguments.output));
@@ -410,10 +432,12 @@ int tstitch_sample(Arguments arguments) {
   const Job job = prepare(std::move(arguments));
   const bool sweep = !job.arguments.sweep.empty();
   // The plan checks ratios, steps and guidance before any weights are read.
-  with_sampler(job, sweep ? tstitch::AnyModelSchedule{tstitch::Stitch{sweep_ratios(job.arguments.sweep)[0]}} : routing(job), [&](auto const& sampler) {
-    const tstitch::Plan plan = sampler.plan(job.guidance);
-    if (job.arguments.plan) std::cout << plan;
-  });
+  with_sampler(job,
+               sweep ? tstitch::AnyModelSchedule{tstitch::Stitch{sweep_ratios(job.arguments.sweep)[0]}} : routing(job),
+               [&](auto const& sampler) {
+                 const tstitch::Plan plan = sampler.plan(job.guidance);
+                 if (job.arguments.plan) std::cout << plan;
+               });
   if (job.arguments.plan) return 0;
   require_writable(job);
 

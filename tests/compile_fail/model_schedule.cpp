@@ -5,9 +5,13 @@
 #include <string>
 
 #ifdef CORRECTED
-std::size_t which(bool early) { return early ? 0 : 1; }
+std::size_t which(bool early) {
+  return early ? 0 : 1;
+}
 #else
-std::string which(bool early) { return early ? "small" : "large"; }
+std::string which(bool early) {
+  return early ? "small" : "large";
+}
 #endif
 
 int main() {

@@ -6,9 +6,13 @@ struct Alternating {
   std::size_t next = 0;
 
 #ifdef CORRECTED
-  std::size_t operator()(tstitch::Step const& step) const { return std::size_t(step.index) % 2; }
+  std::size_t operator()(tstitch::Step const& step) const {
+    return std::size_t(step.index) % 2;
+  }
 #else
-  std::size_t operator()(tstitch::Step const&) { return next++ % 2; }
+  std::size_t operator()(tstitch::Step const&) {
+    return next++ % 2;
+  }
 #endif
 };
 

@@ -4,13 +4,18 @@
 
 struct Halve {
 #ifdef CORRECTED
-  at::Tensor operator()(tstitch::StepInput const& in) const { return in.x.mul(0.5); }
+  at::Tensor operator()(tstitch::StepInput const& in) const {
+    return in.x.mul(0.5);
+  }
 #else
-  at::Tensor operator()(at::Tensor const& x, double) const { return x.mul(0.5); }
+  at::Tensor operator()(at::Tensor const& x, double) const {
+    return x.mul(0.5);
+  }
 #endif
 };
 
 int main() {
-  const tstitch::Sampler sampler{tstitch::NoiseSchedule::linear(), tstitch::Stitch{.ratio = 0.4}, {.steps = 10}, Halve{}};
+  const tstitch::Sampler sampler{
+      tstitch::NoiseSchedule::linear(), tstitch::Stitch{.ratio = 0.4}, {.steps = 10}, Halve{}};
   return sampler.sample({}, {}).finished ? 0 : 1;
 }

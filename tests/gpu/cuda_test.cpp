@@ -39,11 +39,15 @@ TEST_CASE("noise is the CPU's to the last bits of log and cos") {
   for (std::uint64_t i = 0; i < 64; ++i) seeds.push_back(i * 0x9E3779B97F4A7C15);
   for (NoiseAddress address : {NoiseAddress::initial(), NoiseAddress::of_step(17)}) {
     const at::Tensor host = noise(seeds, address, {3, 32, 32}, at::kFloat);
-    const at::Tensor device = noise(seeds, address, {3, 32, 32}, at::TensorOptions().dtype(at::kFloat).device(cuda)).cpu();
+    const at::Tensor device =
+        noise(seeds, address, {3, 32, 32}, at::TensorOptions().dtype(at::kFloat).device(cuda)).cpu();
     CHECK(host.sub(device).abs().max().item<double>() < 1e-6);
-    std::printf("noise: %lld of %lld values differ in their last bits\n", (long long)host.ne(device).sum().item<std::int64_t>(), (long long)host.numel());
+    std::printf("noise: %lld of %lld values differ in their last bits\n",
+                (long long)host.ne(device).sum().item<std::int64_t>(), (long long)host.numel());
     // And the same bits in any batch.
-    CHECK(noise({seeds[5]}, address, {3, 32, 32}, at::TensorOptions().dtype(at::kFloat).device(cuda)).cpu().equal(device.narrow(0, 5, 1)));
+    CHECK(noise({seeds[5]}, address, {3, 32, 32}, at::TensorOptions().dtype(at::kFloat).device(cuda))
+              .cpu()
+              .equal(device.narrow(0, 5, 1)));
   }
 }
 
@@ -77,11 +81,13 @@ TEST_CASE("the loop never waits for the GPU") {
 
 TEST_CASE("float32 pictures are the CPU's") {
   const std::vector<Network> on_gpu = pair(at::kFloat);
-  const std::vector<Network> on_cpu = load_torchscript_networks({TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"});
+  const std::vector<Network> on_cpu =
+      load_torchscript_networks({TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"});
   const auto check = [&](auto const& sampler) {
     const Request request{.labels = {0, 7}, .seed = 7, .guidance = {.scale = 2}};
     const at::Tensor gpu_images = sampler.sample(on_gpu, request).images.cpu();
-    const double difference = gpu_images.sub(sampler.sample(on_cpu, request).images).abs().max().template item<double>();
+    const double difference =
+        gpu_images.sub(sampler.sample(on_cpu, request).images).abs().max().template item<double>();
     // Matrix products add up in another order; ten steps and guidance make more of it.
     CHECK(difference < 5e-3);
     std::printf("largest difference of a pixel in [-1, 1]: %.2e\n", difference);
@@ -108,7 +114,12 @@ TEST_CASE("seed 7 is one picture in batches of 1, 3 and 64, bit for bit when bat
           if (type != at::kFloat) continue;
           many.batch_size = 0;
           many.pad_batches = false;
-          REQUIRE(sampler.sample(networks, many).images.narrow(0, position, 1).sub(padded).abs().max().template item<double>() < 1e-4);
+          REQUIRE(sampler.sample(networks, many)
+                      .images.narrow(0, position, 1)
+                      .sub(padded)
+                      .abs()
+                      .max()
+                      .template item<double>() < 1e-4);
         }
       }
     };

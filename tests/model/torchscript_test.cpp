@@ -15,16 +15,26 @@ namespace {
 using Metadata = std::map<std::string, std::string>;
 
 Metadata valid() {
-  return {{"format", "1"},       {"name", "tiny"},         {"input_channels", "3"},       {"input_height", "8"},
-          {"input_width", "8"},  {"prediction", "epsilon"}, {"timestep_type", "int64"},    {"noise_schedule", "linear"},
-          {"num_train_timesteps", "1000"}, {"beta_start", "0.0001"}, {"beta_end", "0.02"}};
+  return {{"format", "1"},
+          {"name", "tiny"},
+          {"input_channels", "3"},
+          {"input_height", "8"},
+          {"input_width", "8"},
+          {"prediction", "epsilon"},
+          {"timestep_type", "int64"},
+          {"noise_schedule", "linear"},
+          {"num_train_timesteps", "1000"},
+          {"beta_start", "0.0001"},
+          {"beta_end", "0.02"}};
 }
 
 /// The metadata with one entry changed, or taken out where the value is "-".
 Metadata with(std::string const& key, std::string const& value) {
   Metadata metadata = valid();
-  if (value == "-") metadata.erase(key);
-  else metadata[key] = value;
+  if (value == "-")
+    metadata.erase(key);
+  else
+    metadata[key] = value;
   return metadata;
 }
 
@@ -59,7 +69,8 @@ std::string refusal(std::string const& bytes) {
   return message_of<std::runtime_error>([&] { from_memory(bytes); });
 }
 
-const std::string small_path = TSTITCH_MODELS "/cifar10_dit_small.pt", large_path = TSTITCH_MODELS "/cifar10_dit_large.pt";
+const std::string small_path = TSTITCH_MODELS "/cifar10_dit_small.pt",
+                  large_path = TSTITCH_MODELS "/cifar10_dit_large.pt";
 
 /// The bundled small network, loaded once.
 Network const& small_network() {
@@ -125,7 +136,8 @@ TEST_CASE("networks load from a file and from a stream, and compute in the type 
 
 TEST_CASE("a network without metadata loads when the caller states what it is") {
   const std::string bytes = saved(tiny(), {});
-  const Network network = from_memory(bytes, {.info = NetworkInfo{.name = "stated", .channels = 3, .height = 8, .width = 8}});
+  const Network network =
+      from_memory(bytes, {.info = NetworkInfo{.name = "stated", .channels = 3, .height = 8, .width = 8}});
   CHECK(network.info().name == "stated");
   CHECK_THAT(refusal(bytes), ContainsSubstring("the stream: must carry tstitch metadata"));
 }
@@ -133,7 +145,8 @@ TEST_CASE("a network without metadata loads when the caller states what it is") 
 TEST_CASE("schedules of every kind come back from files") {
   const auto schedule = [](Metadata metadata) { return from_memory(saved(tiny(), metadata)).noise_schedule(); };
   CHECK(schedule(valid()).distance(NoiseSchedule::linear()) == 0);
-  CHECK(schedule(with("noise_schedule", "scaled_linear")).distance(NoiseSchedule::scaled_linear(1000, 0.0001, 0.02)) == 0);
+  CHECK(schedule(with("noise_schedule", "scaled_linear")).distance(NoiseSchedule::scaled_linear(1000, 0.0001, 0.02)) ==
+        0);
   CHECK(schedule(with("noise_schedule", "cosine")).distance(NoiseSchedule::cosine()) == 0);
   Metadata table = with("noise_schedule", "alphas_cumprod");
   table["alphas_cumprod"] = "0.9\n0.72\n0.504";
@@ -147,7 +160,8 @@ TEST_CASE("files that are not TorchScript are refused in one line") {
   CHECK(message("/nowhere/model.pt") ==
         "tstitch::load_torchscript: '/nowhere/model.pt': must be a file that can be read, got none");
   CHECK_THAT(message(path_of("empty.pt", "")), ContainsSubstring("must be a TorchScript file, got an empty file"));
-  CHECK_THAT(message(TSTITCH_TEST_DATA), ContainsSubstring("must be a TorchScript file, got an empty file or a folder"));
+  CHECK_THAT(message(TSTITCH_TEST_DATA),
+             ContainsSubstring("must be a TorchScript file, got an empty file or a folder"));
   CHECK_THAT(message(path_of("text.pt", "this is a text, and a long one, but no model\n")),
              ContainsSubstring("text.pt': must be a TorchScript file, got 'PytorchStreamReader"));
   const std::string whole = saved(tiny(), valid());
@@ -176,16 +190,31 @@ TEST_CASE("a file with a damaged byte is refused or gives the same network, but 
 }
 
 TEST_CASE("metadata that makes no sense is refused with key, rule and value") {
-  const auto message = [](std::string const& key, std::string const& value) { return refusal(saved(tiny(), with(key, value))); };
-  CHECK(message("format", "2") == "tstitch::read_network_info: the stream: tstitch/format must be 1, the format that this version reads, got '2'");
-  CHECK(message("input_channels", "-") == "tstitch::read_network_info: the stream: tstitch/input_channels is required, got nothing");
-  CHECK(message("input_height", "tall") == "tstitch::read_network_info: the stream: tstitch/input_height must be a number, got 'tall'");
-  CHECK(message("input_width", "0") == "tstitch::read_network_info: the stream: tstitch/input_width must be in [1, 65536], got 0");
-  CHECK(message("prediction", "eps") == "tstitch::read_network_info: the stream: tstitch/prediction must be one of epsilon, sample, v_prediction, got 'eps'");
-  CHECK(message("num_train_timesteps", "99999999") == "tstitch::read_network_info: the stream: tstitch/num_train_timesteps must be in [1, 1000000], got 99999999");
-  CHECK(message("class_names", "cat") == "tstitch::read_network_info: the stream: tstitch/class_names must have one line for each of the 0 classes, got 1 lines");
-  CHECK_THAT(message("beta_end", "2"), ContainsSubstring("tstitch/noise_schedule must be a schedule that makes sense, got tstitch::NoiseSchedule::from_betas: each beta must be inside (0, 1), got"));
-  CHECK(message("num_classes", "10") == "tstitch::load_torchscript: the stream: forward must take (x, t, labels), got 2 arguments");
+  const auto message = [](std::string const& key, std::string const& value) {
+    return refusal(saved(tiny(), with(key, value)));
+  };
+  CHECK(
+      message("format", "2") ==
+      "tstitch::read_network_info: the stream: tstitch/format must be 1, the format that this version reads, got '2'");
+  CHECK(message("input_channels", "-") ==
+        "tstitch::read_network_info: the stream: tstitch/input_channels is required, got nothing");
+  CHECK(message("input_height", "tall") ==
+        "tstitch::read_network_info: the stream: tstitch/input_height must be a number, got 'tall'");
+  CHECK(message("input_width", "0") ==
+        "tstitch::read_network_info: the stream: tstitch/input_width must be in [1, 65536], got 0");
+  CHECK(message("prediction", "eps") ==
+        "tstitch::read_network_info: the stream: tstitch/prediction must be one of epsilon, sample, v_prediction, got "
+        "'eps'");
+  CHECK(message("num_train_timesteps", "99999999") ==
+        "tstitch::read_network_info: the stream: tstitch/num_train_timesteps must be in [1, 1000000], got 99999999");
+  CHECK(message("class_names", "cat") ==
+        "tstitch::read_network_info: the stream: tstitch/class_names must have one line for each of the 0 classes, got "
+        "1 lines");
+  CHECK_THAT(message("beta_end", "2"),
+             ContainsSubstring("tstitch/noise_schedule must be a schedule that makes sense, got "
+                               "tstitch::NoiseSchedule::from_betas: each beta must be inside (0, 1), got"));
+  CHECK(message("num_classes", "10") ==
+        "tstitch::load_torchscript: the stream: forward must take (x, t, labels), got 2 arguments");
 }
 
 TEST_CASE("a set of files that does not fit together is refused before weights are read") {
@@ -194,7 +223,9 @@ TEST_CASE("a set of files that does not fit together is refused before weights a
   other["input_channels"] = "4";
   other["noise_schedule"] = "cosine";
   const std::string a = path_of("a.pt", saved(tiny(), valid())), b = path_of("b.pt", saved(tiny(), other));
-  CHECK(message_of<std::runtime_error>([&] { load_torchscript_networks({a, b}); }) ==
+  CHECK(message_of<std::runtime_error>([&] {
+          load_torchscript_networks({a, b});
+        }) ==
         "tstitch::require_compatible: these networks cannot share a trajectory\n"
         "  input channels: network 0 ('tiny') has 3, network 1 ('other') has 4\n"
         "  noise schedule: network 0 ('tiny') has linear(1000, 0.0001, 0.02), network 1 ('other') has cosine(1000)");
@@ -205,7 +236,8 @@ TEST_CASE("a device that is not there is refused") {
   const int count = at::detail::getCUDAHooks().hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
   const at::Device missing(at::kCUDA, at::DeviceIndex(count));
   CHECK(message_of<std::runtime_error>([&] { load_torchscript(small_path, {.device = missing}); }) ==
-        "tstitch::load_torchscript: device cuda:" + std::to_string(count) + " must exist, got a machine with " + std::to_string(count) + " CUDA devices");
+        "tstitch::load_torchscript: device cuda:" + std::to_string(count) + " must exist, got a machine with " +
+            std::to_string(count) + " CUDA devices");
 }
 
 TEST_CASE("a picture of the bundled network depends on its seed only, bit for bit when batches are padded") {
@@ -244,7 +276,9 @@ TEST_CASE("a picture in a batch of 64 is the picture alone") {
 
 TEST_CASE("one loaded network serves several threads") {
   const DDIM sampler{small_network().noise_schedule(), SingleNetwork{}, {.steps = 2}};
-  const auto draw = [&](std::uint64_t seed) { return sampler.sample({small_network()}, {.labels = {5}, .seed = seed}).images; };
+  const auto draw = [&](std::uint64_t seed) {
+    return sampler.sample({small_network()}, {.labels = {5}, .seed = seed}).images;
+  };
   std::vector<at::Tensor> expected{draw(0), draw(1), draw(2)}, got(3);
   std::vector<std::thread> threads;
   for (std::uint64_t i = 0; i < 3; ++i) threads.emplace_back([&, i] { got[i] = draw(i); });

@@ -23,7 +23,9 @@ NoiseSchedule float32_linear() {
   return NoiseSchedule::from_alphas_cumprod(alphas_cumprod);
 }
 
-Request one_pixel() { return {.initial_noise = detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(1.0)}; }
+Request one_pixel() {
+  return {.initial_noise = detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(1.0)};
+}
 
 double end_of(auto const& sampler, Network const& network) {
   return sampler.sample({network}, one_pixel()).images.template item<double>();
@@ -41,14 +43,22 @@ TEST_CASE("samplers give the values of the peers on the closed-form oracle") {
   const Network network = oracle::gaussian(noise, 0, 0.5, {.timestep_type = TimestepType::float32});
   const auto ddim = [&](Spacing const& spacing, double at_10, double at_50, double tolerance = 0.5e-6) {
     INFO("DDIM " << spacing.name());
-    CHECK(std::abs(end_of(DDIM{noise, SingleNetwork{}, {.steps = 10, .spacing = spacing}}, network) - at_10) < tolerance);
-    CHECK(std::abs(end_of(DDIM{noise, SingleNetwork{}, {.steps = 50, .spacing = spacing}}, network) - at_50) < tolerance);
+    CHECK(std::abs(end_of(DDIM{noise, SingleNetwork{}, {.steps = 10, .spacing = spacing}}, network) - at_10) <
+          tolerance);
+    CHECK(std::abs(end_of(DDIM{noise, SingleNetwork{}, {.steps = 50, .spacing = spacing}}, network) - at_50) <
+          tolerance);
   };
   const auto dpm = [&](char const* name, Spacing const& spacing, FinalSigma end, DPMSolverUpdate const& rule,
                        double at_10, double at_50, double tolerance = 0.5e-6) {
     INFO(name);
-    CHECK(std::abs(end_of(DPMSolver{noise, SingleNetwork{}, {.steps = 10, .spacing = spacing, .final_sigma = end}, rule}, network) - at_10) < tolerance);
-    CHECK(std::abs(end_of(DPMSolver{noise, SingleNetwork{}, {.steps = 50, .spacing = spacing, .final_sigma = end}, rule}, network) - at_50) < tolerance);
+    CHECK(
+        std::abs(end_of(DPMSolver{noise, SingleNetwork{}, {.steps = 10, .spacing = spacing, .final_sigma = end}, rule},
+                        network) -
+                 at_10) < tolerance);
+    CHECK(
+        std::abs(end_of(DPMSolver{noise, SingleNetwork{}, {.steps = 50, .spacing = spacing, .final_sigma = end}, rule},
+                        network) -
+                 at_50) < tolerance);
   };
   const FinalSigma zero = FinalSigma::zero, sigma_min = FinalSigma::sigma_min;
   if (float32_peer) {  // diffusers
@@ -61,7 +71,8 @@ TEST_CASE("samplers give the values of the peers on the closed-form oracle") {
     dpm("DPM++ 2M", linspace, zero, {.order = 2}, 0.403465, 0.499777);
     dpm("DPM++ 3M", linspace, zero, {.order = 3, .published_third_order = true}, 0.407830, 0.493896, rounded);
     dpm("DPM++ 2M to sigma_min", linspace, sigma_min, {.order = 2}, 0.408969, 0.526934, rounded);
-    dpm("DPM++ 2M to sigma_min, Euler at final", linspace, sigma_min, {.order = 2, .euler_at_final = true}, 0.408969, 0.501339);
+    dpm("DPM++ 2M to sigma_min, Euler at final", linspace, sigma_min, {.order = 2, .euler_at_final = true}, 0.408969,
+        0.501339);
     dpm("DPM++ 2M Karras", Spacing::karras(), zero, {.order = 2}, 0.552448, 0.503490, rounded);
     dpm("DPM++ 2M trailing", Spacing::trailing(), zero, {.order = 2}, 0.404764, 0.500551, rounded);
     dpm("DPM++ 2M leading", Spacing::leading(0, without_last), zero, {.order = 2}, 0.418941, 0.499986);
@@ -72,9 +83,13 @@ TEST_CASE("samplers give the values of the peers on the closed-form oracle") {
     const Spacing uniform = Spacing::linspace(continuous);
     const AlgorithmType noise_form = AlgorithmType::dpmsolver;
     dpm("multistep 2", uniform, sigma_min, {.order = 2, .lower_order_final_below = 10}, 0.691127, 0.526886);
-    dpm("multistep 3", uniform, sigma_min, {.order = 3, .lower_order_final_below = 10, .published_third_order = true}, 0.866537, 0.469043);
-    dpm("noise form 2", uniform, sigma_min, {.order = 2, .algorithm_type = noise_form, .lower_order_final_below = 10}, 0.610016, 0.511908);
-    dpm("noise form 3", uniform, sigma_min, {.order = 3, .algorithm_type = noise_form, .lower_order_final_below = 10, .published_third_order = true}, 0.564195, 0.500541);
+    dpm("multistep 3", uniform, sigma_min, {.order = 3, .lower_order_final_below = 10, .published_third_order = true},
+        0.866537, 0.469043);
+    dpm("noise form 2", uniform, sigma_min, {.order = 2, .algorithm_type = noise_form, .lower_order_final_below = 10},
+        0.610016, 0.511908);
+    dpm("noise form 3", uniform, sigma_min,
+        {.order = 3, .algorithm_type = noise_form, .lower_order_final_below = 10, .published_third_order = true},
+        0.564195, 0.500541);
   }
 }
 
@@ -85,18 +100,25 @@ TEST_CASE("DPM-Solver of order 1 is DDIM in both forms") {
     const SamplingOptions options{.steps = steps, .spacing = Spacing::trailing()};
     const double ddim = end_of(DDIM{noise, SingleNetwork{}, options}, network);
     CHECK(std::abs(end_of(DPMSolver{noise, SingleNetwork{}, options, {.order = 1}}, network) - ddim) < 1e-12);
-    CHECK(std::abs(end_of(DPMSolver{noise, SingleNetwork{}, options, {.order = 1, .algorithm_type = AlgorithmType::dpmsolver}}, network) - ddim) < 1e-12);
+    CHECK(
+        std::abs(
+            end_of(DPMSolver{noise, SingleNetwork{}, options, {.order = 1, .algorithm_type = AlgorithmType::dpmsolver}},
+                   network) -
+            ddim) < 1e-12);
   }
 }
 
 TEST_CASE("DDIM with eta = 1 is DDPM with the fixed small variance") {
   const NoiseSchedule noise = NoiseSchedule::linear();
   const Network network = oracle::gaussian(noise, 0.3, 0.5);
-  const Request request{.count = 3, .seed = 11, .initial_noise = tstitch::noise({1, 2, 3}, NoiseAddress::initial(), {2, 4, 4}, at::kDouble)};
+  const Request request{.count = 3,
+                        .seed = 11,
+                        .initial_noise = tstitch::noise({1, 2, 3}, NoiseAddress::initial(), {2, 4, 4}, at::kDouble)};
   for (int steps : {2, 10, 50}) {
     const SamplingOptions options{.steps = steps};
     const at::Tensor ddim = DDIM{noise, SingleNetwork{}, options, {.eta = 1}}.sample({network}, request).images;
-    const at::Tensor ddpm = DDPM{noise, SingleNetwork{}, options, {Variance::fixed_small}}.sample({network}, request).images;
+    const at::Tensor ddpm =
+        DDPM{noise, SingleNetwork{}, options, {Variance::fixed_small}}.sample({network}, request).images;
     CHECK(ddim.sub(ddpm).abs().max().item<double>() < 1e-12);
   }
 }
@@ -105,13 +127,21 @@ TEST_CASE("what a network predicts does not matter, and networks that differ in 
   const NoiseSchedule noise = NoiseSchedule::linear();
   std::vector<Network> networks;
   for (PredictionType type : {PredictionType::epsilon, PredictionType::sample, PredictionType::v_prediction}) {
-    networks.push_back(oracle::gaussian(noise, 0.3, 0.5, {.prediction_type = type, .learned_variance = type == PredictionType::sample}));
+    networks.push_back(oracle::gaussian(noise, 0.3, 0.5,
+                                        {.prediction_type = type, .learned_variance = type == PredictionType::sample}));
   }
   const Request request{.initial_noise = tstitch::noise({1}, NoiseAddress::initial(), {2, 4, 4}, at::kDouble)};
   const SamplingOptions options{.steps = 12, .spacing = Spacing::trailing()};
-  const at::Tensor expected = DPMSolver{noise, SingleNetwork{0}, options, {.order = 3}}.sample(networks, request).images;
-  for (auto const& schedule : {AnyModelSchedule{SingleNetwork{1}}, AnyModelSchedule{SingleNetwork{2}}, AnyModelSchedule{Fractions{{0.3, 0.3, 0.4}}}}) {
-    CHECK(DPMSolver{noise, schedule, options, {.order = 3}}.sample(networks, request).images.sub(expected).abs().max().item<double>() < 1e-10);
+  const at::Tensor expected =
+      DPMSolver{noise, SingleNetwork{0}, options, {.order = 3}}.sample(networks, request).images;
+  for (auto const& schedule : {AnyModelSchedule{SingleNetwork{1}}, AnyModelSchedule{SingleNetwork{2}},
+                               AnyModelSchedule{Fractions{{0.3, 0.3, 0.4}}}}) {
+    CHECK(DPMSolver{noise, schedule, options, {.order = 3}}
+              .sample(networks, request)
+              .images.sub(expected)
+              .abs()
+              .max()
+              .item<double>() < 1e-10);
   }
 }
 
@@ -120,7 +150,9 @@ TEST_CASE("samplers converge to the exact solution with their order") {
   const Network network = oracle::gaussian(noise, 0.3, 0.5, {.timestep_type = TimestepType::float32});
   // To sigma_min, where the exact value is known too: a last step to zero is of order 1 for all.
   const NoiseLevel from = noise.at(999), to = noise.at(0);
-  const auto deviation = [](NoiseLevel level) { return std::sqrt(level.alpha * level.alpha * 0.25 + level.sigma * level.sigma); };
+  const auto deviation = [](NoiseLevel level) {
+    return std::sqrt(level.alpha * level.alpha * 0.25 + level.sigma * level.sigma);
+  };
   const double exact = to.alpha * 0.3 + deviation(to) / deviation(from) * (1 - from.alpha * 0.3);
   // Even in lambda, but for the first step: it has no history, so its order is 1, and it must be short for its error
   // not to be seen: h^2 of a step of h^1.5 is h^3.
@@ -154,7 +186,8 @@ TEST_CASE("stochastic samplers end in the data's distribution") {
   const Network learned = oracle::gaussian(noise, 0.3, 0.5, {.learned_variance = true});
   std::vector<std::uint64_t> seeds(16);
   for (std::size_t i = 0; i < seeds.size(); ++i) seeds[i] = i;
-  const Request request{.seeds = seeds, .initial_noise = tstitch::noise(seeds, NoiseAddress::initial(), {1, 64, 64}, at::kDouble)};
+  const Request request{.seeds = seeds,
+                        .initial_noise = tstitch::noise(seeds, NoiseAddress::initial(), {1, 64, 64}, at::kDouble)};
   const double n = 16 * 64 * 64;
   const SamplingOptions options{.steps = 250};
   const auto check = [&](at::Tensor const& x, double discretisation) {

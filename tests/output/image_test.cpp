@@ -1,5 +1,5 @@
-#include <tstitch/output/image.hpp>
 #include <tstitch/model/host_tensor.hpp>
+#include <tstitch/output/image.hpp>
 
 #include <unistd.h>
 
@@ -64,11 +64,11 @@ TEST_CASE("grids, strips and columns lay pictures out row by row on white") {
   const Picture grid = make_grid(three, 2, 1);
   CHECK(grid.width == 5);
   CHECK(grid.height == 5);
-  CHECK(grid.pixels == std::vector<std::uint8_t>{0, 1, 255, 4, 5,            //
-                                                 2, 3, 255, 6, 7,            //
-                                                 255, 255, 255, 255, 255,    //
-                                                 8, 9, 255, 255, 255,        //
-                                                 10, 11, 255, 255, 255});
+  CHECK(grid.pixels == std::vector<std::uint8_t>{0,   1,   255, 4,   5,    //
+                                                 2,   3,   255, 6,   7,    //
+                                                 255, 255, 255, 255, 255,  //
+                                                 8,   9,   255, 255, 255,  //
+                                                 10,  11,  255, 255, 255});
   CHECK(make_grid(three, 3, 0).width == 6);
   CHECK(make_grid(three, 1, 0).height == 6);
   CHECK(make_grid(three).width == 2 * 2 + 2);
@@ -76,7 +76,8 @@ TEST_CASE("grids, strips and columns lay pictures out row by row on white") {
 }
 
 TEST_CASE("a PNG is well formed and carries its text") {
-  const std::string bytes = encode_png(to_pictures(images(1, 3, 4, 5))[0], {{"Software", "tstitch"}, {"parameters", "ratio 0.4, Größe"}});
+  const std::string bytes =
+      encode_png(to_pictures(images(1, 3, 4, 5))[0], {{"Software", "tstitch"}, {"parameters", "ratio 0.4, Größe"}});
   CHECK(bytes.substr(0, 8) == "\x89PNG\r\n\x1a\n");
   std::vector<std::string> names;
   std::string text;
@@ -84,7 +85,8 @@ TEST_CASE("a PNG is well formed and carries its text") {
     const std::uint32_t size = big_endian(bytes, at);
     std::string body = bytes.substr(at + 4, 4 + size);
     names.push_back(body.substr(0, 4));
-    REQUIRE(big_endian(bytes, at + 8 + size) == detail::stb::stbiw__crc32(reinterpret_cast<unsigned char*>(body.data()), int(body.size())));
+    REQUIRE(big_endian(bytes, at + 8 + size) ==
+            detail::stb::stbiw__crc32(reinterpret_cast<unsigned char*>(body.data()), int(body.size())));
     if (names.back() == "iTXt") text += body.substr(4);
     at += 12 + size;
   }
@@ -118,7 +120,8 @@ TEST_CASE("a full disk leaves no partial file") {
 
 TEST_CASE("pictures refuse with place, rule and value") {
   const auto message = [](auto action) { return message_of<std::invalid_argument>(action); };
-  CHECK(message([] { to_pictures(images(1, 4, 8, 8)); }) == "tstitch::to_pictures: images must be [n, 1 or 3, H, W], got [1, 4, 8, 8]");
+  CHECK(message([] { to_pictures(images(1, 4, 8, 8)); }) ==
+        "tstitch::to_pictures: images must be [n, 1 or 3, H, W], got [1, 4, 8, 8]");
   CHECK(message([] { make_grid({}); }) == "tstitch::make_grid: at least one picture is needed, got 0");
   CHECK(message([] { enlarge({}, 0); }) == "tstitch::enlarge: factor must be at least 1, got 0");
 }

@@ -21,7 +21,8 @@ std::string contents(std::FILE* file) {
 
 TEST_CASE("without a terminal, progress is a plain line at each tenth of the run") {
   const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::tmpfile(), &std::fclose);
-  const Network network([](at::Tensor const& x, at::Tensor const&) { return x; }, {.channels = 1, .height = 2, .width = 2});
+  const Network network([](at::Tensor const& x, at::Tensor const&) { return x; },
+                        {.channels = 1, .height = 2, .width = 2});
   const DDIM sampler{NoiseSchedule::linear(), Stitch{0.5}, {.steps = 40}};
   {
     ProgressBar progress(6, {"small", "large"}, file.get());

@@ -15,8 +15,9 @@ int first_calls(Schedule const& schedule, int steps, Spacing const& spacing = Sp
 }
 
 std::vector<Spacing> every_spacing() {
-  return {Spacing::leading(), Spacing::leading(0, {.include_last = false}), Spacing::linspace(),
-          Spacing::linspace({.include_last = false}), Spacing::trailing(), Spacing::sections(),
+  return {Spacing::leading(),        Spacing::leading(0, {.include_last = false}),
+          Spacing::linspace(),       Spacing::linspace({.include_last = false}),
+          Spacing::trailing(),       Spacing::sections(),
           Spacing::uniform_logsnr(), Spacing::karras()};
 }
 
@@ -79,7 +80,8 @@ TEST_CASE("ByTimestep compares integers, so that its steps do not move with bina
   // On the list of diffusers' multistep linspace, ratio 0.1 to 0.9. The peer's doubles give 35 where this says 36.
   const std::vector<int> expected{5, 10, 15, 20, 26, 31, 36, 41, 46};
   for (int k = 1; k <= 9; ++k) {
-    CHECK(first_calls(ByTimestep{{1000 - 100 * k}}, 50, Spacing::linspace({.include_last = false})) == expected[std::size_t(k - 1)]);
+    CHECK(first_calls(ByTimestep{{1000 - 100 * k}}, 50, Spacing::linspace({.include_last = false})) ==
+          expected[std::size_t(k - 1)]);
   }
   CHECK(make_plan(noise, 10, Spacing::linspace(), FinalSigma::zero, ByTimestep{{700, 300}}).calls() ==
         std::vector<int>{3, 4, 3});
@@ -94,7 +96,8 @@ TEST_CASE("ByLogSnr routes by 2 lambda") {
 }
 
 TEST_CASE("a table, a lambda and a single network are model schedules") {
-  CHECK(make_plan(noise, 4, Spacing::linspace(), FinalSigma::zero, Table{{1, 0, 1, 0}}).calls() == std::vector<int>{2, 2});
+  CHECK(make_plan(noise, 4, Spacing::linspace(), FinalSigma::zero, Table{{1, 0, 1, 0}}).calls() ==
+        std::vector<int>{2, 2});
   CHECK(make_plan(noise, 4, Spacing::linspace(), FinalSigma::zero, SingleNetwork{}).calls() == std::vector<int>{4});
   const auto last_only = [](Step const& step) -> std::size_t { return step.index + 1 == step.count ? 1 : 0; };
   CHECK(make_plan(noise, 4, Spacing::linspace(), FinalSigma::zero, last_only).calls() == std::vector<int>{3, 1});
@@ -116,8 +119,10 @@ TEST_CASE("model schedules refuse with place, rule and value") {
   CHECK(message(Fractions{{1.5, -0.5}}) == "tstitch::Fractions: each fraction must be in [0, 1], got 1.5");
   CHECK(message(Fractions{{}}) == "tstitch::Fractions: fractions must add up to 1, got 0");
   CHECK(message(Table{{0, 1}}) == "tstitch::Table: one entry for each of the 10 steps is needed, got 2");
-  CHECK(message(ByTimestep{{300, 700}}) == "tstitch::ByTimestep: boundaries must be strictly decreasing, got 700 after 300");
-  CHECK(message(ByLogSnr{{NAN}}) == "tstitch::ByLogSnr: boundaries must be strictly increasing numbers, got nan at position 0");
+  CHECK(message(ByTimestep{{300, 700}}) ==
+        "tstitch::ByTimestep: boundaries must be strictly decreasing, got 700 after 300");
+  CHECK(message(ByLogSnr{{NAN}}) ==
+        "tstitch::ByLogSnr: boundaries must be strictly increasing numbers, got nan at position 0");
   CHECK(message([](Step const&) { return -1; }) ==
         "tstitch::Plan: the model schedule must return the index of a network at step 0, got -1");
 }

@@ -38,8 +38,8 @@ TEST_CASE("from_betas and from_alphas_cumprod say the same") {
 }
 
 TEST_CASE("levels are variance preserving and lambda falls with t, also between timesteps") {
-  for (NoiseSchedule const& noise :
-       {NoiseSchedule::linear(), NoiseSchedule::scaled_linear(), NoiseSchedule::cosine(), NoiseSchedule::linear(10, 0.01, 0.5)}) {
+  for (NoiseSchedule const& noise : {NoiseSchedule::linear(), NoiseSchedule::scaled_linear(), NoiseSchedule::cosine(),
+                                     NoiseSchedule::linear(10, 0.01, 0.5)}) {
     INFO(noise.name());
     double before = noise.lambda(0) + 1;
     for (double t = 0; t <= noise.num_train_timesteps() - 1; t += 0.25) {
@@ -52,7 +52,8 @@ TEST_CASE("levels are variance preserving and lambda falls with t, also between 
 }
 
 TEST_CASE("timestep is the inverse of lambda") {
-  for (NoiseSchedule const& noise : {NoiseSchedule::linear(), NoiseSchedule::scaled_linear(), NoiseSchedule::cosine()}) {
+  for (NoiseSchedule const& noise :
+       {NoiseSchedule::linear(), NoiseSchedule::scaled_linear(), NoiseSchedule::cosine()}) {
     INFO(noise.name());
     for (double t = 0; t <= 999; t += 0.37) REQUIRE(std::abs(noise.timestep(noise.lambda(t)) - t) < 1e-7);
     CHECK(noise.timestep(noise.lambda(999)) == 999);
@@ -71,12 +72,17 @@ TEST_CASE("noise schedules refuse what makes no sense, with place, rule and valu
   const auto message = [](auto action) { return message_of<std::invalid_argument>(action); };
   CHECK(message([] { NoiseSchedule::linear(0); }) ==
         "tstitch::NoiseSchedule::linear: num_train_timesteps must be at least 1, got 0");
-  CHECK(message([] { NoiseSchedule::from_betas({0.1, 1.5}); }) ==
-        "tstitch::NoiseSchedule::from_betas: each beta must be inside (0, 1), got 1.5");
-  CHECK(message([] { NoiseSchedule::from_betas({0.1, NAN}); }) ==
-        "tstitch::NoiseSchedule::from_betas: each beta must be inside (0, 1), got nan");
-  CHECK(message([] { NoiseSchedule::from_alphas_cumprod({0.5, 0.6}); }) ==
-        "tstitch::NoiseSchedule::from_alphas_cumprod: values must be inside (0, 1) and strictly decreasing, got 0.6 after 0.5");
+  CHECK(message([] {
+          NoiseSchedule::from_betas({0.1, 1.5});
+        }) == "tstitch::NoiseSchedule::from_betas: each beta must be inside (0, 1), got 1.5");
+  CHECK(message([] {
+          NoiseSchedule::from_betas({0.1, NAN});
+        }) == "tstitch::NoiseSchedule::from_betas: each beta must be inside (0, 1), got nan");
+  CHECK(message([] {
+          NoiseSchedule::from_alphas_cumprod({0.5, 0.6});
+        }) ==
+        "tstitch::NoiseSchedule::from_alphas_cumprod: values must be inside (0, 1) and strictly decreasing, got 0.6 "
+        "after 0.5");
   CHECK(message([] { NoiseSchedule::from_alphas_cumprod({}); }) ==
         "tstitch::NoiseSchedule::from_alphas_cumprod: at least one timestep is needed, got 0");
   CHECK(message([] { (void)NoiseSchedule::linear().at(1000); }) ==

@@ -31,8 +31,9 @@ TEST_CASE("guidance has a scale for each network and an interval of steps") {
 
 TEST_CASE("guidance refuses with place, rule and value") {
   const auto message = [](Guidance const& guidance) {
-    return message_of<std::invalid_argument>(
-        [&] { make_plan(noise, 10, Spacing::linspace(), FinalSigma::zero, Fractions{{0.3, 0.3, 0.4}}, guidance); });
+    return message_of<std::invalid_argument>([&] {
+      make_plan(noise, 10, Spacing::linspace(), FinalSigma::zero, Fractions{{0.3, 0.3, 0.4}}, guidance);
+    });
   };
   CHECK(message({.scale = NAN}) == "tstitch::Guidance: scale must be a finite number, got nan");
   CHECK(message({.scale = {1, 2}}) ==

@@ -19,8 +19,7 @@ TEST_CASE("Philox 4x32-10 gives its published test vectors") {
   CHECK(detail::philox<std::uint32_t>({~0u, ~0u, ~0u, ~0u}, {~0u, ~0u}, detail::HostWords{}) ==
         Words{0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd});
   CHECK(detail::philox<std::uint32_t>({0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0},
-                                      detail::HostWords{}) ==
-        Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});
+                                      detail::HostWords{}) == Words{0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1});
 }
 
 TEST_CASE("the noise of a seed is the same bits in any batch and at any position") {
@@ -39,12 +38,17 @@ TEST_CASE("the noise of a seed is the same bits in any batch and at any position
 TEST_CASE("the device path gives the host path's numbers") {
   // The tensor operations that run on a GPU, here on the CPU: the same words, so the same numbers but for log and cos.
   for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{7}, ~std::uint64_t{0}, std::uint64_t{1} << 63}) {
-    for (const NoiseAddress address : {NoiseAddress::initial(), NoiseAddress::of_step(0), NoiseAddress::of_step(999, 2)}) {
+    for (const NoiseAddress address :
+         {NoiseAddress::initial(), NoiseAddress::of_step(0), NoiseAddress::of_step(999, 2)}) {
       const at::Tensor host = noise({seed, seed + 1}, address, {3, 5, 7}, float64);
       const at::Tensor device = noise_on_device({seed, seed + 1}, address, {3, 5, 7}, float64);
       REQUIRE(host.sizes() == device.sizes());
       CHECK(host.sub(device).abs().max().item<double>() < 1e-12);
-      CHECK(noise({seed}, address, {3, 5, 7}, float32).sub(noise_on_device({seed}, address, {3, 5, 7}, float32)).abs().max().item<double>() < 1e-6);
+      CHECK(noise({seed}, address, {3, 5, 7}, float32)
+                .sub(noise_on_device({seed}, address, {3, 5, 7}, float32))
+                .abs()
+                .max()
+                .item<double>() < 1e-6);
     }
   }
 }

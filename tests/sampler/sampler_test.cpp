@@ -11,13 +11,17 @@ namespace {
 
 const NoiseSchedule noise_schedule = NoiseSchedule::linear();
 
-NetworkInfo small_picture() { return {.channels = 3, .height = 8, .width = 8}; }
+NetworkInfo small_picture() {
+  return {.channels = 3, .height = 8, .width = 8};
+}
 
 /// A network whose output depends on everything that it gets: x, t and the labels.
-Network labelled(double strength, NetworkInfo info = {.channels = 3, .height = 8, .width = 8, .num_classes = 4, .null_class = 4}) {
+Network labelled(double strength,
+                 NetworkInfo info = {.channels = 3, .height = 8, .width = 8, .num_classes = 4, .null_class = 4}) {
   return Network(
       [strength, classes = info.num_classes](at::Tensor const& x, at::Tensor const& t, Condition const& condition) {
-        const at::Tensor wave = condition.labels.to(x.scalar_type()).add(1).div(double(classes)).add(t.to(x.scalar_type()).div(1000));
+        const at::Tensor wave =
+            condition.labels.to(x.scalar_type()).add(1).div(double(classes)).add(t.to(x.scalar_type()).div(1000));
         return x.mul(0.9).add(wave.view({-1, 1, 1, 1}).mul(strength));
       },
       std::move(info));
@@ -27,10 +31,12 @@ Network labelled(double strength, NetworkInfo info = {.channels = 3, .height = 8
 struct Counter {
   std::shared_ptr<std::vector<std::int64_t>> rows = std::make_shared<std::vector<std::int64_t>>();
   Network network(NetworkInfo info) const {
-    return Network([rows = rows](at::Tensor const& x, at::Tensor const&, Condition const&) {
-      rows->push_back(x.size(0));
-      return x.mul(0.5);
-    }, std::move(info));
+    return Network(
+        [rows = rows](at::Tensor const& x, at::Tensor const&, Condition const&) {
+          rows->push_back(x.size(0));
+          return x.mul(0.5);
+        },
+        std::move(info));
   }
 };
 
@@ -60,16 +66,31 @@ TEST_CASE("guidance doubles the rows, but only where it is on and not 1") {
   CHECK(*counter.rows == std::vector<std::int64_t>{2, 2, 4, 4, 4, 2, 2, 2, 2, 2});
 }
 
+TEST_CASE("guidance needs a null class only where it is on") {
+  NetworkInfo info = small_picture();
+  info.num_classes = 4;
+  const Counter without;
+  const Network first = without.network(info);
+  info.null_class = 4;
+  const Counter with;
+  const DDIM sampler{noise_schedule, Stitch{0.5}, {.steps = 4}};
+  sampler.sample({first, with.network(info)}, {.labels = {1}, .guidance = {.scale = {1, 2}}});
+  CHECK(*without.rows == std::vector<std::int64_t>{1, 1});
+  CHECK(*with.rows == std::vector<std::int64_t>{2, 2});
+}
+
 TEST_CASE("guidance is u + scale (c - u), on all channels or the first k") {
   NetworkInfo info{.learned_variance = true, .channels = 4, .height = 2, .width = 2, .num_classes = 3, .null_class = 3};
   // Outputs the label in every channel, and minus the label as variance.
-  const Network network([](at::Tensor const& x, at::Tensor const&, Condition const& condition) {
-    const at::Tensor labels = condition.labels.to(at::kFloat).view({-1, 1, 1, 1});
-    at::Tensor out = x.new_zeros({x.size(0), 8, 2, 2});
-    out.narrow(1, 0, 4).add_(labels);
-    out.narrow(1, 4, 4).sub_(labels);
-    return out;
-  }, info);
+  const Network network(
+      [](at::Tensor const& x, at::Tensor const&, Condition const& condition) {
+        const at::Tensor labels = condition.labels.to(at::kFloat).view({-1, 1, 1, 1});
+        at::Tensor out = x.new_zeros({x.size(0), 8, 2, 2});
+        out.narrow(1, 0, 4).add_(labels);
+        out.narrow(1, 4, 4).sub_(labels);
+        return out;
+      },
+      info);
   const at::Tensor x = noise({1}, NoiseAddress::initial(), {4, 2, 2}, at::kFloat).zero_();
   const BatchLabels labels{detail::to_device({1}, at::kCPU), detail::to_device({1, 3}, at::kCPU)};
   const Timestep point{500, {0.8, 0.6}};
@@ -94,7 +115,8 @@ TEST_CASE("one network in both places is that network alone, to the last bit") {
     const SamplingOptions options{.steps = 13};
     same(DDIM{noise_schedule, Stitch{ratio}, options}, DDIM{noise_schedule, SingleNetwork{}, options});
     same(DDPM{noise_schedule, Stitch{ratio}, options}, DDPM{noise_schedule, SingleNetwork{}, options});
-    same(DPMSolver{noise_schedule, Stitch{ratio}, options, {.order = 3}}, DPMSolver{noise_schedule, SingleNetwork{}, options, {.order = 3}});
+    same(DPMSolver{noise_schedule, Stitch{ratio}, options, {.order = 3}},
+         DPMSolver{noise_schedule, SingleNetwork{}, options, {.order = 3}});
   }
 }
 
@@ -122,14 +144,17 @@ TEST_CASE("requests are cut into batches and padded to one shape when asked") {
   const DDIM sampler{noise_schedule, SingleNetwork{}, {.steps = 2}};
   const Samples whole = sampler.sample({counter.network(small_picture())}, {.count = 7, .seed = 3});
   const Samples cut = sampler.sample({counter.network(small_picture())}, {.count = 7, .seed = 3, .batch_size = 3});
-  const Samples padded = sampler.sample({counter.network(small_picture())}, {.count = 7, .seed = 3, .batch_size = 3, .pad_batches = true});
+  const Samples padded =
+      sampler.sample({counter.network(small_picture())}, {.count = 7, .seed = 3, .batch_size = 3, .pad_batches = true});
   CHECK(*counter.rows == std::vector<std::int64_t>{7, 7, 3, 3, 3, 3, 1, 1, 8, 8, 8, 8, 8, 8});
   CHECK(cut.images.equal(whole.images));
   CHECK(padded.images.equal(whole.images));
   CHECK(whole.seeds == std::vector<std::uint64_t>{3, 4, 5, 6, 7, 8, 9});
   CHECK(cut.finished);
   CHECK(cut.finished_images == 7);
-  const Samples given = sampler.sample({counter.network(small_picture())}, {.batch_size = 2, .pad_batches = true, .initial_noise = normal({3, 4, 5, 6, 7, 8, 9})});
+  const Samples given =
+      sampler.sample({counter.network(small_picture())},
+                     {.batch_size = 2, .pad_batches = true, .initial_noise = normal({3, 4, 5, 6, 7, 8, 9})});
   CHECK(given.images.equal(whole.images));
 }
 
@@ -143,7 +168,8 @@ TEST_CASE("sample is begin and a loop over advance") {
   CHECK(trajectory.history.size() == 2);
   CHECK(trajectory.level == NoiseLevel::clean());
   CHECK(trajectory.x.equal(sampler.sample(networks, request).images));
-  CHECK_THAT(message_of<std::invalid_argument>([&] { sampler.advance(networks, trajectory); }), ContainsSubstring("must have steps left"));
+  CHECK_THAT(message_of<std::invalid_argument>([&] { sampler.advance(networks, trajectory); }),
+             ContainsSubstring("must have steps left"));
 }
 
 TEST_CASE("a copied trajectory forks the run, and another ratio may finish it") {
@@ -166,14 +192,18 @@ TEST_CASE("a copied trajectory forks the run, and another ratio may finish it") 
   check([&](double ratio) { return DPMSolver{noise_schedule, Stitch{ratio}, options, {.order = 3}}; });
 
   Trajectory begun = DDIM{noise_schedule, Stitch{}, options}.begin(networks, request);
-  CHECK_THAT(message_of<std::invalid_argument>([&] { DDIM{noise_schedule, Stitch{}, {.steps = 11}}.advance(networks, begun); }),
+  CHECK_THAT(message_of<std::invalid_argument>([&] {
+               DDIM{noise_schedule, Stitch{}, {.steps = 11}}.advance(networks, begun);
+             }),
              ContainsSubstring("must have been begun with the same timesteps, got step 0 of 10"));
 }
 
 TEST_CASE("one const sampler serves several threads") {
   const std::vector<Network> networks{labelled(0.1), labelled(0.3)};
   const DPMSolver sampler{noise_schedule, Stitch{}, {.steps = 20}, {.order = 3}};
-  const auto draw = [&](std::uint64_t seed) { return sampler.sample(networks, {.labels = {0, 1, 2}, .seed = seed}).images; };
+  const auto draw = [&](std::uint64_t seed) {
+    return sampler.sample(networks, {.labels = {0, 1, 2}, .seed = seed}).images;
+  };
   std::vector<at::Tensor> expected, got(8);
   for (std::uint64_t i = 0; i < 8; ++i) expected.push_back(draw(10 * i));
   std::vector<std::thread> threads;
@@ -186,13 +216,16 @@ TEST_CASE("an observer sees every step") {
   const std::vector<Network> networks{labelled(0.1), labelled(0.3)};
   const DDIM sampler{noise_schedule, Stitch{0.5}, {.steps = 4}};
   std::vector<std::string> seen;
-  const Samples samples = sampler.sample(networks, {.labels = {0}, .count = 3, .batch_size = 2}, [&](StepReport const& report) {
-    CHECK(report.seconds >= 0);
-    CHECK(report.x.sizes() == report.x_0.sizes());
-    seen.push_back(std::to_string(report.first) + "+" + std::to_string(report.images) + " step " + std::to_string(report.step.index) + " network " + std::to_string(report.network));
-  });
-  CHECK(seen == std::vector<std::string>{"0+2 step 0 network 0", "0+2 step 1 network 0", "0+2 step 2 network 1", "0+2 step 3 network 1",
-                                         "2+1 step 0 network 0", "2+1 step 1 network 0", "2+1 step 2 network 1", "2+1 step 3 network 1"});
+  const Samples samples =
+      sampler.sample(networks, {.labels = {0}, .count = 3, .batch_size = 2}, [&](StepReport const& report) {
+        CHECK(report.seconds >= 0);
+        CHECK(report.x.sizes() == report.x_0.sizes());
+        seen.push_back(std::to_string(report.first) + "+" + std::to_string(report.images) + " step " +
+                       std::to_string(report.step.index) + " network " + std::to_string(report.network));
+      });
+  CHECK(seen == std::vector<std::string>{"0+2 step 0 network 0", "0+2 step 1 network 0", "0+2 step 2 network 1",
+                                         "0+2 step 3 network 1", "2+1 step 0 network 0", "2+1 step 1 network 0",
+                                         "2+1 step 2 network 1", "2+1 step 3 network 1"});
   CHECK(samples.finished);
 }
 
@@ -253,28 +286,39 @@ TEST_CASE("a user's own update rule needs no base class, and may ask the network
 
 TEST_CASE("clipping is automatic for pictures and thresholding is what it says") {
   const at::Tensor x = detail::host_tensor({1, 1, 1, 5}, at::kFloat);
-  const auto fill = [&](std::array<float, 5> values) { std::copy(values.begin(), values.end(), x.mutable_data_ptr<float>()); return x.clone(); };
-  const auto list = [](at::Tensor const& t) { return std::vector<float>(t.const_data_ptr<float>(), t.const_data_ptr<float>() + 5); };
+  const auto fill = [&](std::array<float, 5> values) {
+    std::copy(values.begin(), values.end(), x.mutable_data_ptr<float>());
+    return x.clone();
+  };
+  const auto list = [](at::Tensor const& t) {
+    return std::vector<float>(t.const_data_ptr<float>(), t.const_data_ptr<float>() + 5);
+  };
   CHECK(list(Thresholding::clip()(fill({-3, -1, 0, 0.5, 2}))) == std::vector<float>{-1, -1, 0, 0.5, 1});
   CHECK(list(Thresholding::none()(fill({-3, -1, 0, 0.5, 2}))) == std::vector<float>{-3, -1, 0, 0.5, 2});
   // The median of |x| is 2: clip to [-2, 2], divide by 2.
   CHECK(list(Thresholding::dynamic(0.5)(fill({-4, -1, 0, 2, 3}))) == std::vector<float>{-1, -0.5, 0, 1, 1});
   // Never below the range: pictures inside it stay as they are.
-  CHECK(list(Thresholding::dynamic(0.5)(fill({-0.4f, -0.1f, 0, 0.2f, 0.3f}))) == std::vector<float>{-0.4f, -0.1f, 0, 0.2f, 0.3f});
+  CHECK(list(Thresholding::dynamic(0.5)(fill({-0.4f, -0.1f, 0, 0.2f, 0.3f}))) ==
+        std::vector<float>{-0.4f, -0.1f, 0, 0.2f, 0.3f});
   CHECK(list(Thresholding::dynamic(1, 1, 2)(fill({-4, -1, 0, 1, 3}))) == std::vector<float>{-1, -0.5, 0, 0.5, 1});
-  const at::Tensor picture = Thresholding::automatic().resolve({.decoding = Decoding::pixels})(fill({-3, -1, 0, 0.5, 2}));
+  const at::Tensor picture =
+      Thresholding::automatic().resolve({.decoding = Decoding::pixels})(fill({-3, -1, 0, 0.5, 2}));
   CHECK(list(picture) == std::vector<float>{-1, -1, 0, 0.5, 1});
-  CHECK(list(Thresholding::automatic().resolve({})(fill({-3, -1, 0, 0.5, 2}))) == std::vector<float>{-3, -1, 0, 0.5, 2});
+  CHECK(list(Thresholding::automatic().resolve({})(fill({-3, -1, 0, 0.5, 2}))) ==
+        std::vector<float>{-3, -1, 0, 0.5, 2});
 }
 
 TEST_CASE("values that are not finite are refused with the step and the network that made them") {
   const Network good = labelled(0.1);
-  const Network bad([](at::Tensor const& x, at::Tensor const& t, Condition const&) {
-    return t.select(0, 0).item<std::int64_t>() < 500 ? x.mul(NAN) : x;
-  }, {.name = "bad", .channels = 3, .height = 8, .width = 8, .num_classes = 4, .null_class = 4});
+  const Network bad([](at::Tensor const& x, at::Tensor const& t,
+                       Condition const&) { return t.select(0, 0).item<std::int64_t>() < 500 ? x.mul(NAN) : x; },
+                    {.name = "bad", .channels = 3, .height = 8, .width = 8, .num_classes = 4, .null_class = 4});
   const DDIM sampler{noise_schedule, Stitch{0.4}, {.steps = 10}};
-  CHECK(message_of<std::runtime_error>([&] { sampler.sample({good, bad}, {.labels = {0}}); }) ==
-        "tstitch::Sampler::sample: values must be finite numbers, got nan or infinity at step 5 (t = 444) by network 1 ('bad')");
+  CHECK(message_of<std::runtime_error>([&] {
+          sampler.sample({good, bad}, {.labels = {0}});
+        }) ==
+        "tstitch::Sampler::sample: values must be finite numbers, got nan or infinity at step 5 (t = 444) by network 1 "
+        "('bad')");
 }
 
 TEST_CASE("samplers refuse what does not fit, with place, rule and value") {
@@ -286,45 +330,73 @@ TEST_CASE("samplers refuse what does not fit, with place, rule and value") {
   CHECK(message({network}, {.labels = {0}}) ==
         "tstitch::Sampler: the model schedule gives step 2 to network 1, so at least 2 networks are needed, got 1");
   CHECK(message({}, {}) == "tstitch::Sampler: at least one network is needed, got 0");
-  CHECK(message({network, network}, {}) == "tstitch::Request: labels: these networks need them, one for each of the 1 images is needed, got 0");
+  CHECK(message({network, network}, {}) ==
+        "tstitch::Request: labels: these networks need them, one for each of the 1 images is needed, got 0");
   CHECK(message({network, network}, {.labels = {10}}) == "tstitch::Request: labels must be in [0, 3], got 10");
   CHECK(message({network, network}, {.labels = {-1}}) == "tstitch::Request: labels must be in [0, 3], got -1");
   CHECK(message({network, network}, {.labels = {0, 1}, .count = 3}) ==
         "tstitch::Request: labels: one for each of the 3 images is needed, got 2");
   CHECK(message({network, network}, {.labels = {0}, .count = 2, .seeds = {1}}) ==
         "tstitch::Request: seeds: one for each of the 2 images is needed, got 1");
-  CHECK(message({network, network}, {.labels = {0}, .count = -1}) == "tstitch::Request: count must not be negative, got -1");
-  CHECK(message({network, network}, {.labels = {0}, .initial_noise = noise({1}, NoiseAddress::initial(), {4, 8, 8}, at::kFloat)}) ==
-        "tstitch::Request: initial_noise must be [n, C, H, W] with the shape of the networks and one row an image, got [1, 4, 8, 8]");
+  CHECK(message({network, network}, {.labels = {0}, .count = -1}) ==
+        "tstitch::Request: count must not be negative, got -1");
+  CHECK(message({network, network},
+                {.labels = {0}, .initial_noise = noise({1}, NoiseAddress::initial(), {4, 8, 8}, at::kFloat)}) ==
+        "tstitch::Request: initial_noise must be [n, C, H, W] with the shape of the networks and one row an image, got "
+        "[1, 4, 8, 8]");
   const Network without_null = labelled(0.1, {.channels = 3, .height = 8, .width = 8, .num_classes = 4});
   CHECK(message({without_null, without_null}, {.labels = {0}, .guidance = {.scale = 2}}) ==
         "tstitch::Guidance: needs networks that were trained with a null class, got network 0");
   CHECK(message({oracle::gaussian(noise_schedule, 0, 1), oracle::gaussian(noise_schedule, 0, 1)}, {}) ==
-        "tstitch::Request: initial_noise is needed where the networks do not state their channels, height and width, got none");
+        "tstitch::Request: initial_noise is needed where the networks do not state their channels, height and width, "
+        "got none");
   const Network other_schedule = oracle::gaussian(NoiseSchedule::cosine(), 0, 1);
   CHECK(message({other_schedule, other_schedule}, {.initial_noise = normal({1})}) ==
-        "tstitch::Sampler: the sampler's noise schedule must be the one that the networks were trained with (cosine(1000) for network 0 "
+        "tstitch::Sampler: the sampler's noise schedule must be the one that the networks were trained with "
+        "(cosine(1000) for network 0 "
         "('gaussian')), got linear(1000, 0.0001, 0.02)");
   CHECK(message_of<std::runtime_error>([&] {
-          const Network wrong([](at::Tensor const& x, at::Tensor const&) { return x.narrow(1, 0, 2); }, {.name = "wrong", .channels = 3, .height = 8, .width = 8});
+          const Network wrong([](at::Tensor const& x, at::Tensor const&) { return x.narrow(1, 0, 2); },
+                              {.name = "wrong", .channels = 3, .height = 8, .width = 8});
           sampler.sample({wrong, wrong}, {});
         }) == "tstitch::Network 'wrong': the output must be [1, 3, 8, 8], got [1, 2, 8, 8]");
-  CHECK(message_of<std::invalid_argument>([] { DDIM{noise_schedule, Stitch{}, {}, {.eta = 1.5}}; }) == "tstitch::DDIM: eta must be in [0, 1], got 1.5");
-  CHECK(message_of<std::invalid_argument>([] { DPMSolver{noise_schedule, Stitch{}, {}, {.order = 4}}; }) == "tstitch::DPMSolver: order must be 1, 2 or 3, got 4");
-  CHECK(message_of<std::invalid_argument>([] { DDIM{noise_schedule, Stitch{}, {.steps = 0}}; }) == "tstitch::Spacing::linspace: steps must be at least 1, got 0");
+  CHECK(message_of<std::invalid_argument>([] {
+          DDIM{noise_schedule, Stitch{}, {}, {.eta = 1.5}};
+        }) == "tstitch::DDIM: eta must be in [0, 1], got 1.5");
+  CHECK(message_of<std::invalid_argument>([] {
+          DPMSolver{noise_schedule, Stitch{}, {}, {.order = 4}};
+        }) == "tstitch::DPMSolver: order must be 1, 2 or 3, got 4");
+  CHECK(message_of<std::invalid_argument>([] {
+          DDIM{noise_schedule, Stitch{}, {.steps = 0}};
+        }) == "tstitch::Spacing::linspace: steps must be at least 1, got 0");
   CHECK(message_of<std::invalid_argument>([&] {
           DDPM{noise_schedule, Stitch{}, {}, {Variance::learned_range}}.sample({network, network}, {.labels = {0}});
         }) == "tstitch::DDPM: variance: learned_range needs networks that have learned it, got '', which has not");
 }
 
 TEST_CASE("networks that do not fit together are refused with every mismatch named") {
-  const auto network = [](NetworkInfo info) { return Network([](at::Tensor const& x, at::Tensor const&) { return x; }, std::move(info)); };
-  const Network a = network({.name = "a", .channels = 3, .height = 32, .width = 32, .num_classes = 10, .noise_schedule = NoiseSchedule::linear()});
-  const Network b = network({.name = "b", .channels = 4, .height = 32, .width = 32, .num_classes = 100, .noise_schedule = NoiseSchedule::cosine()});
-  CHECK(message_of<std::runtime_error>([&] { require_compatible({a, b}); }) ==
+  const auto network = [](NetworkInfo info) {
+    return Network([](at::Tensor const& x, at::Tensor const&) { return x; }, std::move(info));
+  };
+  const Network a = network({.name = "a",
+                             .channels = 3,
+                             .height = 32,
+                             .width = 32,
+                             .num_classes = 10,
+                             .noise_schedule = NoiseSchedule::linear()});
+  const Network b = network({.name = "b",
+                             .channels = 4,
+                             .height = 32,
+                             .width = 32,
+                             .num_classes = 100,
+                             .noise_schedule = NoiseSchedule::cosine()});
+  CHECK(message_of<std::runtime_error>([&] {
+          require_compatible({a, b});
+        }) ==
         "tstitch::require_compatible: these networks cannot share a trajectory\n"
         "  input channels: network 0 ('a') has 3, network 1 ('b') has 4\n"
         "  number of classes: network 0 ('a') has 10, network 1 ('b') has 100\n"
         "  noise schedule: network 0 ('a') has linear(1000, 0.0001, 0.02), network 1 ('b') has cosine(1000)");
-  CHECK_NOTHROW(require_compatible({a, network({.prediction_type = PredictionType::v_prediction, .learned_variance = true, .num_classes = 10})}));
+  CHECK_NOTHROW(require_compatible(
+      {a, network({.prediction_type = PredictionType::v_prediction, .learned_variance = true, .num_classes = 10})}));
 }

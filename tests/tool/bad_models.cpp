@@ -9,10 +9,20 @@ namespace {
 
 void save(std::string const& path, std::string const& forward, std::string const& channels, bool metadata = true) {
   torch::jit::ExtraFilesMap files;
-  for (auto const& [key, value] : {std::pair{"format", std::string("1")}, {"name", "bad"}, {"input_channels", channels}, {"input_height", "32"},
-                                   {"input_width", "32"}, {"prediction", "epsilon"}, {"timestep_type", "int64"}, {"noise_schedule", "linear"},
-                                   {"num_train_timesteps", "1000"}, {"beta_start", "0.0001"}, {"beta_end", "0.02"}, {"num_classes", "10"},
-                                   {"null_class", "10"}, {"decoding", "pixels"}}) {
+  for (auto const& [key, value] : {std::pair{"format", std::string("1")},
+                                   {"name", "bad"},
+                                   {"input_channels", channels},
+                                   {"input_height", "32"},
+                                   {"input_width", "32"},
+                                   {"prediction", "epsilon"},
+                                   {"timestep_type", "int64"},
+                                   {"noise_schedule", "linear"},
+                                   {"num_train_timesteps", "1000"},
+                                   {"beta_start", "0.0001"},
+                                   {"beta_end", "0.02"},
+                                   {"num_classes", "10"},
+                                   {"null_class", "10"},
+                                   {"decoding", "pixels"}}) {
     if (metadata) files[std::string("tstitch/") + key] = value;
   }
   torch::jit::Module module("bad");

@@ -42,8 +42,8 @@ inline std::string shape_text(at::IntArrayRef sizes) {
 /// One network evaluation; the output checked for its shape and brought to the type of x.
 inline at::Tensor evaluate(Network const& network, at::Tensor const& x, double t, at::Tensor const& labels) {
   const bool integer = network.info().timestep_type == TimestepType::int64;
-  const at::Tensor timesteps = x.new_full({x.size(0)}, integer ? std::nearbyint(t) : t,
-                                          integer ? x.options().dtype(at::kLong) : x.options());
+  const at::Tensor timesteps =
+      x.new_full({x.size(0)}, integer ? std::nearbyint(t) : t, integer ? x.options().dtype(at::kLong) : x.options());
   at::Tensor output = network(x, timesteps, Condition{labels});
   const std::int64_t channels = x.size(1) * (network.info().learned_variance ? 2 : 1);
   if (!output.defined() || output.dim() != 4 || output.size(0) != x.size(0) || output.size(1) != channels ||
@@ -62,9 +62,8 @@ inline at::Tensor evaluate(Network const& network, at::Tensor const& x, double t
 /// @param x [n, C, H, W] at noise level `point.level`
 /// @param guidance_scale 1 evaluates n rows; anything else evaluates 2n, the conditional half first
 /// @param guided_channels how many of the first channels are guided, 0 for all (see Guidance::channels)
-inline Prediction denoise(Network const& network, at::Tensor const& x, Timestep const& point,
-                          BatchLabels const& labels, double guidance_scale, std::int64_t guided_channels,
-                          Thresholding const& thresholding) {
+inline Prediction denoise(Network const& network, at::Tensor const& x, Timestep const& point, BatchLabels const& labels,
+                          double guidance_scale, std::int64_t guided_channels, Thresholding const& thresholding) {
   const std::int64_t n = x.size(0), channels = x.size(1);
   const auto [alpha, sigma] = point.level;
   Prediction prediction;

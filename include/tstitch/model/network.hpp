@@ -48,7 +48,7 @@ struct NetworkInfo {
   std::int64_t height = 0;
   std::int64_t width = 0;
 
-  std::int64_t num_classes = 0;                ///< 0: the network takes no class label
+  std::int64_t num_classes = 0;                 ///< 0: the network takes no class label
   std::optional<std::int64_t> null_class = {};  ///< the label that means "no class"; guidance needs it
   std::vector<std::string> class_names = {};    ///< empty, or one a class
 
@@ -91,8 +91,8 @@ class Network {
   /// used from several.
   /// @param device where x and t are to be
   template <class Callable>
-    requires(!std::is_same_v<std::remove_cvref_t<Callable>, Network>)
-  Network(Callable callable, NetworkInfo info = {}, at::Device device = at::kCPU)
+  requires(!std::is_same_v<std::remove_cvref_t<Callable>, Network>)
+      Network(Callable callable, NetworkInfo info = {}, at::Device device = at::kCPU)
       : self_(std::make_shared<const Self>(Self{erase(std::move(callable)), std::move(info), device})) {}
 
   at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition) const {
@@ -122,8 +122,7 @@ class Network {
   static Function erase(Callable callable) {
     constexpr bool conditional =
         std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&, Condition const&>;
-    constexpr bool unconditional =
-        std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&>;
+    constexpr bool unconditional = std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&>;
     static_assert(conditional || unconditional,
                   "tstitch::Network: the callable must be 'at::Tensor (at::Tensor const& x, at::Tensor const& t, "
                   "tstitch::Condition const&)' or 'at::Tensor (at::Tensor const& x, at::Tensor const& t)'");

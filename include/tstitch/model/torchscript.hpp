@@ -21,8 +21,8 @@
 ///     tstitch/training_data, license, images_seen
 ///     tstitch/architecture, width, depth, heads, patch_size, mlp_ratio
 ///
-/// Files are not frozen, and parameters keep their names, so that other engines can take the weights from the same file;
-/// freezing happens here.
+/// Files are not frozen, and parameters keep their names, so that other engines can take the weights from the same
+/// file; freezing happens here.
 #pragma once
 
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -119,7 +119,8 @@ class MetadataReader {
   }
 
   [[noreturn]] void fail(std::string const& key, std::string const& rule, std::string const& got) const {
-    throw std::runtime_error("tstitch::read_network_info: " + source_ + ": tstitch/" + key + " " + rule + ", got " + got);
+    throw std::runtime_error("tstitch::read_network_info: " + source_ + ": tstitch/" + key + " " + rule + ", got " +
+                             got);
   }
 
  private:
@@ -223,22 +224,27 @@ auto reading(std::string const& source, Action action) {
   }
 }
 
-inline std::string quoted(std::string const& path) { return "'" + path + "'"; }
+inline std::string quoted(std::string const& path) {
+  return "'" + path + "'";
+}
 
 /// @throws std::runtime_error
 inline void require_readable(std::string const& path) {
   std::ifstream file(path, std::ios::binary);
   char byte;
-  if (!file) throw std::runtime_error("tstitch::load_torchscript: '" + path + "': must be a file that can be read, got none");
-  if (!file.get(byte)) throw std::runtime_error("tstitch::load_torchscript: '" + path + "': must be a TorchScript file, got an empty file or a folder");
+  if (!file)
+    throw std::runtime_error("tstitch::load_torchscript: '" + path + "': must be a file that can be read, got none");
+  if (!file.get(byte))
+    throw std::runtime_error("tstitch::load_torchscript: '" + path +
+                             "': must be a TorchScript file, got an empty file or a folder");
 }
 
 inline void require_device(at::Device device) {
   if (device.is_cpu() || !device.is_cuda()) return;
   const int count = at::detail::getCUDAHooks().hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
   if (count == 0 || device.index() >= count) {
-    throw std::runtime_error("tstitch::load_torchscript: device " + device.str() +
-                             " must exist, got a machine with " + std::to_string(count) + " CUDA devices");
+    throw std::runtime_error("tstitch::load_torchscript: device " + device.str() + " must exist, got a machine with " +
+                             std::to_string(count) + " CUDA devices");
   }
 }
 
@@ -276,7 +282,8 @@ inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchSc
       std::move(info), options.device);
   for (const std::int64_t rows : options.warm_up_rows) {
     NetworkInfo const& stated = network.info();
-    const at::Tensor x = host_tensor({rows, stated.channels, stated.height, stated.width}, at::kFloat).zero_().to(options.device);
+    const at::Tensor x =
+        host_tensor({rows, stated.channels, stated.height, stated.width}, at::kFloat).zero_().to(options.device);
     const at::Tensor integers = to_device(std::vector<std::int64_t>(std::size_t(rows), 0), options.device);
     const at::Tensor t = stated.timestep_type == TimestepType::int64 ? integers : integers.to(at::kFloat);
     for (int run = 0; run < 3; ++run) network(x, t, Condition{stated.num_classes ? integers : at::Tensor()});

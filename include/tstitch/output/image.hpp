@@ -1,5 +1,6 @@
 /// @file
-/// Tensors to pictures: single ones, strips and grids, as PNG files that carry the run's parameters. Needs stb_image_write.
+/// Tensors to pictures: single ones, strips and grids, as PNG files that carry the run's parameters. Needs
+/// stb_image_write.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -34,7 +34,8 @@ class ProgressBar {
 
   void operator()(StepReport const& report) {
     // Image steps, in integers: a tenth of them is a tenth.
-    show(report, report.first * report.step.count + report.images * (report.step.index + 1), images_ * report.step.count);
+    show(report, report.first * report.step.count + report.images * (report.step.index + 1),
+         images_ * report.step.count);
   }
 
   /// Ends the line. Later reports begin a new one.
@@ -76,7 +77,8 @@ class ProgressBar {
       const int filled = std::min(width, int(share * width));
       std::fprintf(stream_, "\r[%s%s] %3d%%  step %d/%d  %s  %.3g images/s  %d:%02d left\033[K",
                    std::string(std::size_t(filled), '#').c_str(), std::string(std::size_t(width - filled), '.').c_str(),
-                   int(done * 100 / all), report.step.index + 1, report.step.count, name.c_str(), rate, left / 60, left % 60);
+                   int(done * 100 / all), report.step.index + 1, report.step.count, name.c_str(), rate, left / 60,
+                   left % 60);
       drawn_ = true;
     } else {
       std::fprintf(stream_, "%3d%%  step %d/%d  %s  %.3g images/s  %d:%02d left\n", int(done * 100 / all),

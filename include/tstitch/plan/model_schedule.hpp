@@ -103,7 +103,8 @@ struct ByTimestep {
   }
 };
 
-/// By log signal-to-noise ratio, 2 lambda: network k takes what is noisier than boundaries[k], the last network the rest.
+/// By log signal-to-noise ratio, 2 lambda: network k takes what is noisier than boundaries[k], the last network the
+/// rest.
 struct ByLogSnr {
   std::vector<double> boundaries;  ///< strictly increasing
 

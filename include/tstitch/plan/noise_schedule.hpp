@@ -52,8 +52,7 @@ class NoiseSchedule {
       detail::refuse("NoiseSchedule::scaled_linear", "beta_start and beta_end must be above 0",
                      detail::text(beta_start) + " and " + detail::text(beta_end));
     }
-    auto betas =
-        ramp("NoiseSchedule::scaled_linear", num_train_timesteps, std::sqrt(beta_start), std::sqrt(beta_end));
+    auto betas = ramp("NoiseSchedule::scaled_linear", num_train_timesteps, std::sqrt(beta_start), std::sqrt(beta_end));
     for (double& beta : betas) beta *= beta;
     return from_betas(betas, label("scaled_linear", num_train_timesteps, beta_start, beta_end));
   }

@@ -97,8 +97,9 @@ struct Plan {
 template <class Schedule>
 Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& spacing, FinalSigma final_sigma,
                Schedule const& model_schedule, Guidance const& guidance = {}) {
-  static_assert(ModelSchedule<Schedule>,
-                "tstitch::make_plan: the model schedule must be callable as 'std::size_t (tstitch::Step const&) const'");
+  static_assert(
+      ModelSchedule<Schedule>,
+      "tstitch::make_plan: the model schedule must be callable as 'std::size_t (tstitch::Step const&) const'");
   // An index this large is a negative number that a user's schedule returned, not a network.
   constexpr std::size_t most_networks = 1u << 16;
   guidance.validate();
@@ -106,7 +107,7 @@ Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& sp
   Plan plan{noise_schedule.name(), spacing.name(), {}};
   for (int i = 0; i < steps; ++i) {
     const bool last = i + 1 == steps;
-    const NoiseLevel to = !last                              ? timesteps[i + 1].level
+    const NoiseLevel to = !last                             ? timesteps[i + 1].level
                           : final_sigma == FinalSigma::zero ? NoiseLevel::clean()
                                                             : noise_schedule.at(0);
     const Step step{i, steps, timesteps[i].t, timesteps[i].level, to};
@@ -115,13 +116,13 @@ Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& sp
     }
     const std::size_t network = model_schedule(step);
     if (network >= most_networks) {
-      detail::refuse("Plan",
-                     "the model schedule must return the index of a network at step " + std::to_string(i),
+      detail::refuse("Plan", "the model schedule must return the index of a network at step " + std::to_string(i),
                      std::to_string(static_cast<std::ptrdiff_t>(network)));
     }
     if (const std::size_t scales = guidance.scale.values().size(); scales > 1 && network >= scales) {
-      detail::refuse("Guidance", "scale needs one value, or one for each network (step " + std::to_string(i) +
-                                            " goes to network " + std::to_string(network) + ")",
+      detail::refuse("Guidance",
+                     "scale needs one value, or one for each network (step " + std::to_string(i) + " goes to network " +
+                         std::to_string(network) + ")",
                      std::to_string(scales) + " values");
     }
     plan.steps.push_back({step, network, guidance.at(step, network)});
@@ -147,6 +148,8 @@ inline std::string to_string(Plan const& plan) {
   return table + "\n";
 }
 
-inline std::ostream& operator<<(std::ostream& stream, Plan const& plan) { return stream << to_string(plan); }
+inline std::ostream& operator<<(std::ostream& stream, Plan const& plan) {
+  return stream << to_string(plan);
+}
 
 }  // namespace tstitch

@@ -107,7 +107,8 @@ class Spacing {
                 const double stride = wanted[k] > 1 ? double(length - 1) / (wanted[k] - 1) : 1;
                 // One step in all must start from noise: peers take t = 0 here, and then fail.
                 double position = steps == 1 ? length - 1 : 0;
-                for (int i = 0; i < wanted[k]; ++i, position += stride) list.push_back(start + std::nearbyint(position));
+                for (int i = 0; i < wanted[k]; ++i, position += stride)
+                  list.push_back(start + std::nearbyint(position));
                 start += length;
               }
               return at("sections", noise, {list.rbegin(), list.rend()});
@@ -130,7 +131,8 @@ class Spacing {
             }};
   }
 
-  /// Evenly spaced in lambda, from T - 1 to 0 (Lu et al. 2022, arXiv 2206.00927, section 3.3; diffusers' use_lu_lambdas).
+  /// Evenly spaced in lambda, from T - 1 to 0 (Lu et al. 2022, arXiv 2206.00927, section 3.3; diffusers'
+  /// use_lu_lambdas).
   static Spacing uniform_logsnr(Grid grid = {}) {
     return {"uniform_logsnr", [grid](NoiseSchedule const& noise, int steps) {
               require_steps("uniform_logsnr", noise, steps);

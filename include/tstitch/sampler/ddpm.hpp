@@ -18,14 +18,15 @@ enum class Variance {
 };
 
 /// One ancestral step, Ho et al. 2020, Eq. 6 and 7. Between two timesteps of the plan their alpha_t is
-/// (from.alpha / to.alpha)^2, their beta_t one minus that, their alpha bar our alpha^2. No noise is added in a step that
-/// ends at x_0.
+/// (from.alpha / to.alpha)^2, their beta_t one minus that, their alpha bar our alpha^2. No noise is added in a step
+/// that ends at x_0.
 struct DDPMUpdate {
   Variance variance = Variance::automatic;
 
   void validate(NetworkInfo const& info) const {
     if (variance == Variance::learned_range && !info.learned_variance) {
-      detail::refuse("DDPM", "variance: learned_range needs networks that have learned it", "'" + info.name + "', which has not");
+      detail::refuse("DDPM", "variance: learned_range needs networks that have learned it",
+                     "'" + info.name + "', which has not");
     }
   }
 

@@ -20,7 +20,8 @@ enum class AlgorithmType {
 ///
 /// With h = lambda(to) - lambda(from) and m0, m1, m2 the predictions of this step and the ones before it:
 /// arXiv 2211.01095, Eq. 9 and Algorithm 2 for ++, arXiv 2206.00927, Appendix B and D for the noise form.
-/// The first steps have less history and use a lower order. A step that ends at x_0 is of order 1, where all forms agree.
+/// The first steps have less history and use a lower order. A step that ends at x_0 is of order 1, where all forms
+/// agree.
 struct DPMSolverUpdate {
   int order = 2;  ///< 1, 2 or 3
   AlgorithmType algorithm_type = AlgorithmType::dpmsolver_plus_plus;
@@ -29,8 +30,9 @@ struct DPMSolverUpdate {
   int lower_order_final_below = 15;
   /// The last step is of order 1 in any case (diffusers' euler_at_final).
   bool euler_at_final = false;
-  /// Order 3 as the authors' dpm_solver, diffusers and k-diffusion compute it. Their D2 is a divided difference, half of
-  /// the second derivative that the formula asks for, so that it converges with order 2; without this it does with 3.
+  /// Order 3 as the authors' dpm_solver, diffusers and k-diffusion compute it. Their D2 is a divided difference, half
+  /// of the second derivative that the formula asks for, so that it converges with order 2; without this it does
+  /// with 3.
   bool published_third_order = false;
 
   int history() const { return order - 1; }
@@ -92,8 +94,8 @@ struct DPMSolverUpdate {
     }
     const double r1 = (lambda(1) - lambda(2)) / h;
     // phi_2 = phi_1 / z - 1 and phi_3 = phi_2 / z - 1/2, which cancel for small z.
-    const double phi_3 = std::abs(z) < 1e-2 ? z / 6 * (1 + z / 4 * (1 + z / 5 * (1 + z / 6 * (1 + z / 7))))
-                                            : (phi_1 / z - 1) / z - 0.5;
+    const double phi_3 =
+        std::abs(z) < 1e-2 ? z / 6 * (1 + z / 4 * (1 + z / 5 * (1 + z / 6 * (1 + z / 7)))) : (phi_1 / z - 1) / z - 0.5;
     const double phi_2 = z * (phi_3 + 0.5);
     // D1 = h m' and D2 = h^2 m'' of the parabola through m0, m1, m2:
     // D1 = D10 + r0 / (r0 + r1) (D10 - D11), D2 = 2 (D10 - D11) / (r0 + r1), D10 = (m0 - m1) / r0, D11 = (m1 - m2) / r1

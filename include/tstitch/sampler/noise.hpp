@@ -90,9 +90,9 @@ inline std::array<at::Tensor, 2> box_muller(at::Tensor const& a, at::Tensor cons
 template <class Real>
 void fill_noise(Real* noise, std::int64_t count, std::uint64_t seed, NoiseAddress address) {
   for (std::int64_t i = 0; i < count; i += 4) {
-    const auto words = detail::philox<std::uint32_t>(
-        {std::uint32_t(i / 4), std::uint32_t(i / 4 >> 32), address.step, address.draw},
-        {std::uint32_t(seed), std::uint32_t(seed >> 32)}, detail::HostWords{});
+    const auto words =
+        detail::philox<std::uint32_t>({std::uint32_t(i / 4), std::uint32_t(i / 4 >> 32), address.step, address.draw},
+                                      {std::uint32_t(seed), std::uint32_t(seed >> 32)}, detail::HostWords{});
     const auto first = detail::box_muller(words[0], words[1]);
     const auto second = detail::box_muller(words[2], words[3]);
     const std::array<double, 4> four{first[0], first[1], second[0], second[1]};

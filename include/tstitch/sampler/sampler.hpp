@@ -24,7 +24,7 @@ namespace tstitch {
 
 /// What a run looks like, whichever update rule carries it out.
 struct SamplingOptions {
-  int steps = 50;                          ///< in [1, T]
+  int steps = 50;  ///< in [1, T]
   Spacing spacing = Spacing::linspace();
   FinalSigma final_sigma = FinalSigma::zero;
   Thresholding thresholding = Thresholding::automatic();
@@ -33,8 +33,8 @@ struct SamplingOptions {
 /// All that an update rule gets. Everything is a value or a callable, so that a rule can be tried without a sampler.
 struct StepInput {
   Step const& step;
-  at::Tensor const& x;             ///< [n, C, H, W] at step.from; not to be changed in place
-  std::span<const Past> history;   ///< oldest first; at most history() entries, fewer in the first steps
+  at::Tensor const& x;            ///< [n, C, H, W] at step.from; not to be changed in place
+  std::span<const Past> history;  ///< oldest first; at most history() entries, fewer in the first steps
   /// Asks the step's network at any x and point of the trajectory; a network evaluation each time.
   std::function<Prediction(at::Tensor const& x, Timestep const& point)> denoise;
   /// Standard normal noise like x; another `draw` gives independent noise.
@@ -59,10 +59,12 @@ class Observer {
   Observer() = default;
 
   template <class Callable>
-    requires(!std::is_same_v<std::remove_cvref_t<Callable>, Observer>)
-  Observer(Callable callable) {  // NOLINT: conversion is the purpose
+  requires(!std::is_same_v<std::remove_cvref_t<Callable>, Observer>)
+      Observer(Callable callable) {  // NOLINT: conversion is the purpose
     constexpr bool controls = std::is_invocable_r_v<Control, Callable&, StepReport const&>;
-    constexpr bool watches = requires(StepReport const& report) { { callable(report) } -> std::same_as<void>; };
+    constexpr bool watches = requires(StepReport const& report) {
+      { callable(report) } -> std::same_as<void>;
+    };
     static_assert(controls || watches,
                   "tstitch::Observer: must be callable as 'void (tstitch::StepReport const&)' or "
                   "'tstitch::Control (tstitch::StepReport const&)'");
@@ -85,8 +87,8 @@ class Observer {
 
 /// Draws samples: follows a plan, asks the routed network at each step, and lets the update rule take the step.
 ///
-/// Holds no run state: a const sampler may be used from several threads at once. `begin` and `advance` are the run taken
-/// apart; `sample` is the loop over them.
+/// Holds no run state: a const sampler may be used from several threads at once. `begin` and `advance` are the run
+/// taken apart; `sample` is the loop over them.
 ///
 /// @tparam Rule see UpdateRule
 /// @tparam Schedule a model schedule, `std::size_t (Step const&) const`
@@ -146,8 +148,8 @@ class Sampler {
 
     at::Tensor x_0;
     const auto denoise_at = [&](at::Tensor const& x, Timestep const& point) {
-      Prediction prediction = denoise(network, x, point, trajectory.labels, guidance_scale,
-                                      trajectory.guidance.channels, thresholding);
+      Prediction prediction =
+          denoise(network, x, point, trajectory.labels, guidance_scale, trajectory.guidance.channels, thresholding);
       if (!x_0.defined()) x_0 = prediction.x_0;
       return prediction;
     };
@@ -155,8 +157,8 @@ class Sampler {
       return noise(trajectory.seeds, NoiseAddress::of_step(step.index, draw), trajectory.x.sizes().slice(1),
                    trajectory.x.options());
     };
-    at::Tensor x = rule_(
-        StepInput{step, trajectory.x, trajectory.history, std::cref(denoise_at), std::cref(draw_noise)});
+    at::Tensor x =
+        rule_(StepInput{step, trajectory.x, trajectory.history, std::cref(denoise_at), std::cref(draw_noise)});
 
     if (const std::size_t wanted = history()) {
       if (trajectory.history.size() == wanted) trajectory.history.erase(trajectory.history.begin());
@@ -187,7 +189,8 @@ class Sampler {
         if (observer) {
           const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
           const PlannedStep& done = plan_.steps[trajectory.next - 1];
-          control = observer(StepReport{done.step, done.network, seconds.count(), trajectory.x, trajectory.x_0, first, images});
+          control = observer(
+              StepReport{done.step, done.network, seconds.count(), trajectory.x, trajectory.x_0, first, images});
         }
       }
       const bool whole_batch = trajectory.finished();
@@ -239,7 +242,8 @@ class Sampler {
       if (planned.guidance_scale == 1) continue;
       guided = true;
       if (!info.null_class) {
-        detail::refuse("Guidance", "needs networks that were trained with a null class", detail::name_of(networks[planned.network], planned.network));
+        detail::refuse("Guidance", "needs networks that were trained with a null class",
+                       detail::name_of(networks[planned.network], planned.network));
       }
     }
     for (std::size_t k = 0; k < networks.size(); ++k) {
@@ -253,10 +257,12 @@ class Sampler {
     }
 
     if (request.count < 0) detail::refuse("Request", "count must not be negative", double(request.count));
-    if (request.batch_size < 0) detail::refuse("Request", "batch_size must not be negative", double(request.batch_size));
+    if (request.batch_size < 0)
+      detail::refuse("Request", "batch_size must not be negative", double(request.batch_size));
     if (request.count == 0) {
-      request.count = std::max<std::int64_t>({1, std::int64_t(request.seeds.size()), std::int64_t(request.labels.size()),
-                                              request.initial_noise.defined() ? request.initial_noise.size(0) : 0});
+      request.count =
+          std::max<std::int64_t>({1, std::int64_t(request.seeds.size()), std::int64_t(request.labels.size()),
+                                  request.initial_noise.defined() ? request.initial_noise.size(0) : 0});
     }
     const std::size_t count = std::size_t(request.count);
     const std::string one_each = "one for each of the " + std::to_string(count) + " images is needed";
@@ -288,17 +294,22 @@ class Sampler {
       const auto fits = [](std::int64_t stated, std::int64_t size) { return stated == 0 || stated == size; };
       if (x.dim() != 4 || x.size(0) != request.count || !fits(info.channels, x.size(1)) ||
           !fits(info.height, x.size(2)) || !fits(info.width, x.size(3))) {
-        detail::refuse("Request", "initial_noise must be [n, C, H, W] with the shape of the networks and one row an image", detail::shape_text(x.sizes()));
+        detail::refuse("Request",
+                       "initial_noise must be [n, C, H, W] with the shape of the networks and one row an image",
+                       detail::shape_text(x.sizes()));
       }
       if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble) {
         detail::refuse("Request", "initial_noise must be float32 or float64", at::toString(x.scalar_type()));
       }
     } else if (!info.channels || !info.height || !info.width) {
-      detail::refuse("Request", "initial_noise is needed where the networks do not state their channels, height and width", "none");
+      detail::refuse("Request",
+                     "initial_noise is needed where the networks do not state their channels, height and width",
+                     "none");
     }
     const std::int64_t channels = x.defined() ? x.size(1) : info.channels;
     if (guided && request.guidance.channels > channels) {
-      detail::refuse("Guidance", "channels must be at most " + std::to_string(channels), double(request.guidance.channels));
+      detail::refuse("Guidance", "channels must be at most " + std::to_string(channels),
+                     double(request.guidance.channels));
     }
     return request;
   }
@@ -311,7 +322,6 @@ class Sampler {
       list.assign(list.begin() + first, list.begin() + first + images);
       if (whole.pad_batches) list.resize(std::size_t((whole.batch_size + 7) / 8 * 8), list.back());
     };
-    part.labels = whole.labels;
     cut(part.labels);
     cut(part.seeds);
     part.count = std::int64_t(part.seeds.size());
@@ -342,9 +352,12 @@ class Sampler {
     if (!request.labels.empty()) {
       std::vector<std::int64_t> labels = request.labels;
       trajectory.labels.conditional = detail::to_device(labels, device);
-      if (info.null_class) {
-        labels.resize(2 * labels.size(), *info.null_class);
+      // Any network that states a null class states the same.
+      for (Network const& network : networks) {
+        if (!network.info().null_class) continue;
+        labels.resize(2 * request.labels.size(), *network.info().null_class);
         trajectory.labels.guided = detail::to_device(labels, device);
+        break;
       }
     }
     return trajectory;

@@ -22,11 +22,12 @@ struct Request {
   std::uint64_t seed = 0;
   std::vector<std::uint64_t> seeds = {};
   Guidance guidance = {};
-  /// Images a network sees at once (twice as many rows where guidance is on); 0 means all.
+  /// Images a network sees at once (twice as many rows where guidance is on); 0 means all. For `sample`; `begin` takes
+  /// the request as one batch.
   std::int64_t batch_size = 0;
   /// Fill every batch up to batch_size, rounded up to a multiple of 8, so that every network call has one shape. Matrix
-  /// products round differently for different shapes, and for rows left over by the tiles of a matrix library; with this
-  /// an image has the same bits however many are drawn beside it, at whichever position.
+  /// products round differently for different shapes, and for rows left over by the tiles of a matrix library; with
+  /// this an image has the same bits however many are drawn beside it, at whichever position.
   bool pad_batches = false;
   /// [n, C, H, W] to start from instead of noise by address; float32 or float64. Also states the shape for networks
   /// that do not. Undefined: drawn from the seeds.
@@ -44,11 +45,11 @@ struct Past {
 /// A run in flight: a value. Copying it forks the run; tensors are never changed in place, so copies share them safely.
 /// Advance it with any sampler that has the same timesteps, also one that routes the remaining steps differently.
 struct Trajectory {
-  int next = 0;         ///< index of the step to come; also how many are done
-  int count = 0;        ///< steps of the whole run
-  NoiseLevel level;     ///< of x
-  at::Tensor x;         ///< [n, C, H, W]
-  at::Tensor x_0 = {};  ///< newest prediction; undefined before the first step
+  int next = 0;                    ///< index of the step to come; also how many are done
+  int count = 0;                   ///< steps of the whole run
+  NoiseLevel level;                ///< of x
+  at::Tensor x;                    ///< [n, C, H, W]
+  at::Tensor x_0 = {};             ///< newest prediction; undefined before the first step
   std::vector<Past> history = {};  ///< oldest first, as many as the update rule wants
   std::vector<std::uint64_t> seeds;
   BatchLabels labels;
