@@ -79,32 +79,6 @@ TEST_CASE("guidance needs a null class only where it is on") {
   CHECK(*with.rows == std::vector<std::int64_t>{2, 2});
 }
 
-TEST_CASE("guidance is u + scale (c - u), on all channels or the first k") {
-  NetworkInfo info{.learned_variance = true, .channels = 4, .height = 2, .width = 2, .num_classes = 3, .null_class = 3};
-  // Outputs the label in every channel, and minus the label as variance.
-  const Network network(
-      [](at::Tensor const& x, at::Tensor const&, Condition const& condition) {
-        const at::Tensor labels = condition.labels.to(at::kFloat).view({-1, 1, 1, 1});
-        at::Tensor out = x.new_zeros({x.size(0), 8, 2, 2});
-        out.narrow(1, 0, 4).add_(labels);
-        out.narrow(1, 4, 4).sub_(labels);
-        return out;
-      },
-      info);
-  const at::Tensor x = noise({1}, NoiseAddress::initial(), {4, 2, 2}, at::kFloat).zero_();
-  const BatchLabels labels{detail::to_device({1}, at::kCPU), detail::to_device({1, 3}, at::kCPU)};
-  const Timestep point{500, {0.8, 0.6}};
-  const auto eps = [&](Prediction const& p) { return p.x_0.mul(-0.8 / 0.6).select(0, 0).select(1, 0).select(1, 0); };
-  const Prediction all = denoise(network, x, point, labels, 2.5, 0, Thresholding::none());
-  const Prediction three = denoise(network, x, point, labels, 2.5, 3, Thresholding::none());
-  for (std::int64_t c = 0; c < 4; ++c) {
-    const double guided = 3 + 2.5 * (1 - 3);
-    CHECK(std::abs(eps(all)[c].item<double>() - guided) < 1e-6);
-    CHECK(std::abs(eps(three)[c].item<double>() - (c < 3 ? guided : 1)) < 1e-6);
-  }
-  CHECK(all.variance_fraction.eq(-1).all().item<bool>());
-}
-
 TEST_CASE("one network in both places is that network alone, to the last bit") {
   const Network network = labelled(0.2);
   for (double ratio : {0.0, 0.3, 0.5, 1.0}) {
@@ -284,30 +258,6 @@ TEST_CASE("a user's own update rule needs no base class, and may ask the network
   CHECK(error(40) < 0.3 * error(20));
 }
 
-TEST_CASE("clipping is automatic for pictures and thresholding is what it says") {
-  const at::Tensor x = detail::host_tensor({1, 1, 1, 5}, at::kFloat);
-  const auto fill = [&](std::array<float, 5> values) {
-    std::copy(values.begin(), values.end(), x.mutable_data_ptr<float>());
-    return x.clone();
-  };
-  const auto list = [](at::Tensor const& t) {
-    return std::vector<float>(t.const_data_ptr<float>(), t.const_data_ptr<float>() + 5);
-  };
-  CHECK(list(Thresholding::clip()(fill({-3, -1, 0, 0.5, 2}))) == std::vector<float>{-1, -1, 0, 0.5, 1});
-  CHECK(list(Thresholding::none()(fill({-3, -1, 0, 0.5, 2}))) == std::vector<float>{-3, -1, 0, 0.5, 2});
-  // The median of |x| is 2: clip to [-2, 2], divide by 2.
-  CHECK(list(Thresholding::dynamic(0.5)(fill({-4, -1, 0, 2, 3}))) == std::vector<float>{-1, -0.5, 0, 1, 1});
-  // Never below the range: pictures inside it stay as they are.
-  CHECK(list(Thresholding::dynamic(0.5)(fill({-0.4f, -0.1f, 0, 0.2f, 0.3f}))) ==
-        std::vector<float>{-0.4f, -0.1f, 0, 0.2f, 0.3f});
-  CHECK(list(Thresholding::dynamic(1, 1, 2)(fill({-4, -1, 0, 1, 3}))) == std::vector<float>{-1, -0.5, 0, 0.5, 1});
-  const at::Tensor picture =
-      Thresholding::automatic().resolve({.decoding = Decoding::pixels})(fill({-3, -1, 0, 0.5, 2}));
-  CHECK(list(picture) == std::vector<float>{-1, -1, 0, 0.5, 1});
-  CHECK(list(Thresholding::automatic().resolve({})(fill({-3, -1, 0, 0.5, 2}))) ==
-        std::vector<float>{-3, -1, 0, 0.5, 2});
-}
-
 TEST_CASE("values that are not finite are refused with the step and the network that made them") {
   const Network good = labelled(0.1);
   const Network bad([](at::Tensor const& x, at::Tensor const& t,
@@ -372,31 +322,4 @@ TEST_CASE("samplers refuse what does not fit, with place, rule and value") {
   CHECK(message_of<std::invalid_argument>([&] {
           DDPM{noise_schedule, Stitch{}, {}, {Variance::learned_range}}.sample({network, network}, {.labels = {0}});
         }) == "tstitch::DDPM: variance: learned_range needs networks that have learned it, got '', which has not");
-}
-
-TEST_CASE("networks that do not fit together are refused with every mismatch named") {
-  const auto network = [](NetworkInfo info) {
-    return Network([](at::Tensor const& x, at::Tensor const&) { return x; }, std::move(info));
-  };
-  const Network a = network({.name = "a",
-                             .channels = 3,
-                             .height = 32,
-                             .width = 32,
-                             .num_classes = 10,
-                             .noise_schedule = NoiseSchedule::linear()});
-  const Network b = network({.name = "b",
-                             .channels = 4,
-                             .height = 32,
-                             .width = 32,
-                             .num_classes = 100,
-                             .noise_schedule = NoiseSchedule::cosine()});
-  CHECK(message_of<std::runtime_error>([&] {
-          require_compatible({a, b});
-        }) ==
-        "tstitch::require_compatible: these networks cannot share a trajectory\n"
-        "  input channels: network 0 ('a') has 3, network 1 ('b') has 4\n"
-        "  number of classes: network 0 ('a') has 10, network 1 ('b') has 100\n"
-        "  noise schedule: network 0 ('a') has linear(1000, 0.0001, 0.02), network 1 ('b') has cosine(1000)");
-  CHECK_NOTHROW(require_compatible(
-      {a, network({.prediction_type = PredictionType::v_prediction, .learned_variance = true, .num_classes = 10})}));
 }

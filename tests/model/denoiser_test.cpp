@@ -1,0 +1,98 @@
+#include <tstitch/model/denoiser.hpp>
+#include <tstitch/model/host_tensor.hpp>
+#include <tstitch/sampler/noise.hpp>
+
+#include "../catch.hpp"
+#include "../oracle.hpp"
+
+using namespace tstitch;
+
+TEST_CASE("guidance is u + scale (c - u), on all channels or the first k") {
+  NetworkInfo info{.learned_variance = true, .channels = 4, .height = 2, .width = 2, .num_classes = 3, .null_class = 3};
+  // Outputs the label in every channel, and minus the label as variance.
+  const Network network(
+      [](at::Tensor const& x, at::Tensor const&, Condition const& condition) {
+        const at::Tensor labels = condition.labels.to(at::kFloat).view({-1, 1, 1, 1});
+        at::Tensor out = x.new_zeros({x.size(0), 8, 2, 2});
+        out.narrow(1, 0, 4).add_(labels);
+        out.narrow(1, 4, 4).sub_(labels);
+        return out;
+      },
+      info);
+  const at::Tensor x = noise({1}, NoiseAddress::initial(), {4, 2, 2}, at::kFloat).zero_();
+  const BatchLabels labels{detail::to_device({1}, at::kCPU), detail::to_device({1, 3}, at::kCPU)};
+  const Timestep point{500, {0.8, 0.6}};
+  const auto eps = [&](Prediction const& p) { return p.x_0.mul(-0.8 / 0.6).select(0, 0).select(1, 0).select(1, 0); };
+  const Prediction all = denoise(network, x, point, labels, 2.5, 0, Thresholding::none());
+  const Prediction three = denoise(network, x, point, labels, 2.5, 3, Thresholding::none());
+  for (std::int64_t c = 0; c < 4; ++c) {
+    const double guided = 3 + 2.5 * (1 - 3);
+    CHECK(std::abs(eps(all)[c].item<double>() - guided) < 1e-6);
+    CHECK(std::abs(eps(three)[c].item<double>() - (c < 3 ? guided : 1)) < 1e-6);
+  }
+  CHECK(all.variance_fraction.eq(-1).all().item<bool>());
+}
+
+TEST_CASE("every prediction type gives x_0") {
+  const NoiseSchedule noise_schedule = NoiseSchedule::linear();
+  const at::Tensor x = noise({3}, NoiseAddress::initial(), {2, 4, 4}, at::kDouble);
+  for (double t : {0.0, 300.0, 999.0}) {
+    const Timestep point{t, noise_schedule.at(t)};
+    const auto predict = [&](PredictionType type, bool learned) {
+      const NetworkInfo info{.prediction_type = type, .learned_variance = learned};
+      return denoise(oracle::gaussian(noise_schedule, 0.3, 0.5, info), x, point, {}, 1, 0, Thresholding::none());
+    };
+    // E[x_0 | x] of N(0.3, 0.5^2), as in oracle.hpp but written out.
+    const auto [alpha, sigma] = point.level;
+    const at::Tensor expected = x.mul(alpha * 0.25).add(sigma * sigma * 0.3).div(alpha * alpha * 0.25 + sigma * sigma);
+    for (PredictionType type : {PredictionType::epsilon, PredictionType::sample, PredictionType::v_prediction}) {
+      INFO("t = " << t << ", " << detail::text(type));
+      CHECK(predict(type, false).x_0.sub(expected).abs().max().item<double>() < 1e-11);
+      CHECK_FALSE(predict(type, false).variance_fraction.defined());
+      const Prediction learned = predict(type, true);
+      CHECK(learned.x_0.sub(expected).abs().max().item<double>() < 1e-11);
+      CHECK(learned.variance_fraction.sizes() == x.sizes());
+    }
+  }
+}
+
+TEST_CASE("a network's tensors are left as they are") {
+  // Networks may keep what they return, as a CUDA graph does, and what they are given belongs to the sampler.
+  const at::Tensor kept = noise({4}, NoiseAddress::initial(), {2, 4, 4}, at::kFloat), copy = kept.clone();
+  for (PredictionType type : {PredictionType::epsilon, PredictionType::sample, PredictionType::v_prediction}) {
+    const NetworkInfo info{.prediction_type = type, .num_classes = 2, .null_class = 2};
+    const Network network(
+        [&](at::Tensor const& x, at::Tensor const&, Condition const&) {
+          return x.size(0) == 1 ? kept : kept.repeat({2, 1, 1, 1});
+        },
+        info);
+    const at::Tensor x = noise({5}, NoiseAddress::initial(), {2, 4, 4}, at::kFloat), x_copy = x.clone();
+    const BatchLabels labels{detail::to_device({0}, at::kCPU), detail::to_device({0, 2}, at::kCPU)};
+    for (double scale : {1.0, 3.0}) denoise(network, x, {500, {0.8, 0.6}}, labels, scale, 1, Thresholding::clip(0.1));
+    CHECK(kept.equal(copy));
+    CHECK(x.equal(x_copy));
+  }
+}
+
+TEST_CASE("timesteps come as the network asks for them") {
+  at::Tensor seen;
+  const auto ask = [&](TimestepType type, at::ScalarType x_type) {
+    const Network network(
+        [&](at::Tensor const& x, at::Tensor const& t) {
+          seen = t;
+          return x;
+        },
+        {.timestep_type = type});
+    denoise(network, noise({1, 2}, NoiseAddress::initial(), {1, 2, 2}, x_type), {500.5, {0.8, 0.6}}, {}, 1, 0,
+            Thresholding::none());
+  };
+  ask(TimestepType::int64, at::kFloat);
+  CHECK(seen.scalar_type() == at::kLong);
+  CHECK(seen.eq(500).all().item<bool>());  // ties to even
+  CHECK(seen.size(0) == 2);
+  ask(TimestepType::float32, at::kFloat);
+  CHECK(seen.scalar_type() == at::kFloat);
+  CHECK(seen.eq(500.5).all().item<bool>());
+  ask(TimestepType::float32, at::kDouble);
+  CHECK(seen.scalar_type() == at::kDouble);
+}

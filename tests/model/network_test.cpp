@@ -1,0 +1,38 @@
+#include <tstitch/model/network.hpp>
+
+#include "../catch.hpp"
+
+using namespace tstitch;
+
+TEST_CASE("networks that do not fit together are refused with every mismatch named") {
+  const auto network = [](NetworkInfo info) {
+    return Network([](at::Tensor const& x, at::Tensor const&) { return x; }, std::move(info));
+  };
+  const Network a = network({.name = "a",
+                             .channels = 3,
+                             .height = 32,
+                             .width = 32,
+                             .num_classes = 10,
+                             .noise_schedule = NoiseSchedule::linear()});
+  const Network b = network({.name = "b",
+                             .channels = 4,
+                             .height = 32,
+                             .width = 32,
+                             .num_classes = 100,
+                             .noise_schedule = NoiseSchedule::cosine()});
+  CHECK(message_of<std::runtime_error>([&] {
+          require_compatible({a, b});
+        }) ==
+        "tstitch::require_compatible: these networks cannot share a trajectory\n"
+        "  input channels: network 0 ('a') has 3, network 1 ('b') has 4\n"
+        "  number of classes: network 0 ('a') has 10, network 1 ('b') has 100\n"
+        "  noise schedule: network 0 ('a') has linear(1000, 0.0001, 0.02), network 1 ('b') has cosine(1000)");
+  CHECK_NOTHROW(require_compatible(
+      {a, network({.prediction_type = PredictionType::v_prediction, .learned_variance = true, .num_classes = 10})}));
+}
+
+TEST_CASE("a network that states no noise schedule says so") {
+  const Network network([](at::Tensor const& x, at::Tensor const&) { return x; }, {.name = "mine"});
+  CHECK(message_of<std::invalid_argument>([&] { (void)network.noise_schedule(); }) ==
+        "tstitch::Network::noise_schedule: 'mine' states no noise schedule");
+}
