@@ -428,27 +428,37 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
   return interrupted ? 130 : 0;
 }
 
+/// The batch sizes that networks will see.
+std::vector<std::int64_t> batch_rows(Job const& job, tstitch::Plan const& plan) {
+  const std::int64_t images = job.arguments.pad_batches ? (job.arguments.batch + 7) / 8 * 8 : job.arguments.batch;
+  std::vector<std::int64_t> rows;
+  for (tstitch::PlannedStep const& planned : plan.steps) {
+    const std::int64_t these = planned.guidance_scale == 1 ? images : 2 * images;
+    if (std::find(rows.begin(), rows.end(), these) == rows.end()) rows.push_back(these);
+  }
+  return rows;
+}
+
 int tstitch_sample(Arguments arguments) {
   const Job job = prepare(std::move(arguments));
   const bool sweep = !job.arguments.sweep.empty();
-  // The plan checks ratios, steps and guidance before any weights are read.
-  with_sampler(job,
-               sweep ? tstitch::AnyModelSchedule{tstitch::Stitch{sweep_ratios(job.arguments.sweep)[0]}} : routing(job),
-               [&](auto const& sampler) {
-                 const tstitch::Plan plan = sampler.plan(job.guidance);
-                 if (job.arguments.plan) std::cout << plan;
-               });
-  if (job.arguments.plan) return 0;
+  // The plan, of a sweep's first ratio, checks ratios, steps and guidance before any weights are read.
+  const tstitch::AnyModelSchedule schedule =
+      sweep ? tstitch::Stitch{sweep_ratios(job.arguments.sweep)[0]} : routing(job);
+  const tstitch::Plan plan =
+      with_sampler(job, schedule, [&](auto const& sampler) { return sampler.plan(job.guidance); });
+  if (job.arguments.plan) {
+    std::cout << plan;
+    return 0;
+  }
   require_writable(job);
 
   tstitch::TorchScriptOptions options{.device = job.device};
   if (job.arguments.dtype == "float32") options.dtype = at::kFloat;
   if (job.arguments.dtype == "float16") options.dtype = at::kHalf;
   if (job.arguments.dtype == "bfloat16") options.dtype = at::kBFloat16;
-  if (job.device.is_cuda()) {
-    // TorchScript compiles in its first runs; they are kept out of the figures.
-    options.warm_up_rows = {job.arguments.batch, 2 * job.arguments.batch};
-  }
+  // TorchScript compiles for a GPU in its first runs of a shape; they are kept out of the figures.
+  if (job.device.is_cuda()) options.warm_up_rows = batch_rows(job, plan);
   const std::vector<tstitch::Network> networks = tstitch::load_torchscript_networks(job.arguments.models, options);
   return sweep ? run_sweep(job, networks) : run(job, networks);
 }
