@@ -115,91 +115,70 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   CLI::App app{
       "Samples class-conditional pictures with several diffusion transformers in turn: the first, noisy steps go to "
       "the "
-      "first network, the later ones to the next (T-Stitch, arXiv 2402.14167). Without arguments: one picture of each "
-      "class from the bundled pair, into samples.png.",
+      "first network, the later ones to the next (T-Stitch, arXiv 2402.14167).\n"
+      "Without arguments: one picture of each class from the bundled pair, into samples.png.",
       "tstitch_sample"};
   app.get_formatter()->column_width(36);
-  const auto group = [](CLI::Option* option, char const* name) { return option->group(name); };
+  char const* group = "";
+  const auto option = [&](char const* name, auto& value, char const* help) {
+    return app.add_option(name, value, help)->group(group);
+  };
+  const auto shown = [&](char const* name, auto& value, char const* help) {  // help shows the default
+    return option(name, value, help)->capture_default_str();
+  };
+  const auto flag = [&](char const* name, bool& value, char const* help) {
+    return app.add_flag(name, value, help)->group(group);
+  };
 
-  group(app.add_option("--model", arguments.models, "TorchScript file; repeat in the order of use, small first")
-            ->type_name("FILE")
-            ->allow_extra_args(false),
-        "Routing");
-  CLI::Option* const ratio =
-      group(app.add_option("--ratio", arguments.ratio, "share of the steps for the first of two networks")
-                ->capture_default_str(),
-            "Routing");
-  CLI::Option* const fractions =
-      group(app.add_option("--fractions", arguments.fractions,
-                           "share of the steps for each network, adding up to 1: 0.3,0.3,0.4")
-                ->delimiter(','),
-            "Routing");
-  CLI::Option* const sweep =
-      group(app.add_option("--sweep", arguments.sweep,
-                           "many ratios from the same noise, FROM:TO:STEP, one row of the grid each")
-                ->type_name("A:B:C"),
-            "Routing");
-  ratio->excludes(fractions)->excludes(sweep);
-  fractions->excludes(sweep);
-  group(app.add_flag("--plan", arguments.plan, "print what each step would do, and stop"), "Routing");
+  group = "Routing";
+  option("--model", arguments.models, "TorchScript file; repeat in the order of use, small first")
+      ->type_name("FILE")
+      ->allow_extra_args(false);
+  const auto ratio = shown("--ratio", arguments.ratio, "share of the steps for the first of two networks");
+  const auto fractions =
+      option("--fractions", arguments.fractions, "share of the steps for each network, adding up to 1: 0.3,0.3,0.4");
+  const auto sweep =
+      option("--sweep", arguments.sweep, "many ratios from the same noise, FROM:TO:STEP, one row of the grid each");
+  fractions->delimiter(',')->excludes(ratio)->excludes(sweep);
+  sweep->type_name("A:B:C")->excludes(ratio);
+  flag("--plan", arguments.plan, "print what each step would do, and stop");
 
-  group(app.add_option("--sampler", arguments.sampler, "update rule")
-            ->check(CLI::IsMember({"ddpm", "ddim", "dpm-solver", "dpm-solver++"}))
-            ->capture_default_str(),
-        "Sampling");
-  CLI::Option* const order = group(
-      app.add_option("--order", arguments.order, "order of dpm-solver: 1, 2 or 3")->capture_default_str(), "Sampling");
-  group(app.add_option("--steps", arguments.steps, "network evaluations for a picture")->capture_default_str(),
-        "Sampling");
-  group(app.add_option("--spacing", arguments.spacing,
-                       "leading, linspace, trailing, ddim, logsnr, karras, sections:N,N,... or a list of timesteps")
-            ->capture_default_str(),
-        "Sampling");
-  CLI::Option* const eta =
-      group(app.add_option("--eta", arguments.eta, "noise of ddim, 0 to 1")->capture_default_str(), "Sampling");
+  group = "Sampling";
+  shown("--sampler", arguments.sampler, "update rule")
+      ->check(CLI::IsMember({"ddpm", "ddim", "dpm-solver", "dpm-solver++"}));
+  const auto order = shown("--order", arguments.order, "order of dpm-solver: 1, 2 or 3");
+  shown("--steps", arguments.steps, "network evaluations for a picture");
+  shown("--spacing", arguments.spacing,
+        "leading, linspace, trailing, ddim, logsnr, karras, sections:N,N,... or a list of timesteps");
+  const auto eta = shown("--eta", arguments.eta, "noise of ddim, 0 to 1");
 
-  group(app.add_option("--class", arguments.classes, "name or number; repeat for more [all classes]")
-            ->type_name("CLASS")
-            ->allow_extra_args(false),
-        "Pictures");
-  group(app.add_option("--count", arguments.count, "pictures of each class")->capture_default_str(), "Pictures");
-  group(app.add_option(
-               "--guidance", arguments.guidance,
-               "classifier-free guidance scale, or one for each network: 1.5,3 [what the last network recommends]")
-            ->delimiter(','),
-        "Pictures");
-  group(app.add_option("--guidance-interval", arguments.guidance_interval,
-                       "share of the steps at which guidance begins and ends")
-            ->type_name("A:B")
-            ->capture_default_str(),
-        "Pictures");
-  group(app.add_option("--seed", arguments.seed, "picture i has seed SEED + i, and its noise depends on nothing else")
-            ->capture_default_str(),
-        "Pictures");
+  group = "Pictures";
+  option("--class", arguments.classes, "name or number; repeat for more [all classes]")
+      ->type_name("CLASS")
+      ->allow_extra_args(false);
+  shown("--count", arguments.count, "pictures of each class");
+  option("--guidance", arguments.guidance,
+         "classifier-free guidance scale, or one for each network: 1.5,3 [what the last network recommends]")
+      ->delimiter(',');
+  shown("--guidance-interval", arguments.guidance_interval, "share of the steps at which guidance begins and ends")
+      ->type_name("A:B");
+  shown("--seed", arguments.seed, "picture i has seed SEED + i, and its noise depends on nothing else");
 
-  group(app.add_option("--device", arguments.device, "auto, cpu, cuda or cuda:N")->capture_default_str(), "Machine");
-  group(app.add_option("--dtype", arguments.dtype, "of the networks: auto, float32, float16 or bfloat16")
-            ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}))
-            ->capture_default_str(),
-        "Machine");
-  group(app.add_option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]"), "Machine");
-  group(app.add_flag("--pad-batches", arguments.pad_batches,
-                     "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them"),
-        "Machine");
+  group = "Machine";
+  shown("--device", arguments.device, "auto, cpu, cuda or cuda:N");
+  shown("--dtype", arguments.dtype, "of the networks; auto is float32 on the CPU, the file's own on a GPU")
+      ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}));
+  option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
+  flag("--pad-batches", arguments.pad_batches,
+       "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them");
 
-  group(
-      app.add_option("--output", arguments.output, "one PNG for each picture goes into this folder")->type_name("DIR"),
-      "Output");
-  group(app.add_option("--grid", arguments.grid, "all pictures in one PNG [samples.png, unless --output is given]")
-            ->type_name("FILE"),
-        "Output");
-  group(app.add_option("--scale", arguments.scale, "the grid's pictures are so many times larger")
-            ->check(CLI::Range(1, 64))
-            ->capture_default_str(),
-        "Output");
-  group(app.add_option("--report", arguments.report, "parameters, calls and seconds as JSON")->type_name("FILE"),
-        "Output");
-  group(app.add_flag("--quiet", arguments.quiet, "print errors only"), "Output");
+  group = "Output";
+  option("--output", arguments.output, "one PNG for each picture goes into this folder")->type_name("DIR");
+  option("--grid", arguments.grid, "all pictures in one PNG [samples.png, unless --output is given]")
+      ->type_name("FILE");
+  shown("--scale", arguments.scale, "the grid's pictures are so many times larger")->check(CLI::Range(1, 64));
+  option("--report", arguments.report, "parameters, calls and seconds as JSON")->type_name("FILE");
+  flag("--quiet", arguments.quiet, "print errors only");
 
   try {
     app.parse(count, values);
@@ -207,9 +186,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
     return app.exit(error) == 0 ? 0 : 2;
   }
   // What would have no effect is refused rather than ignored.
-  const auto only = [](CLI::Option const* option, bool useful, std::string const& rule, std::string const& got) {
-    if (option->count() && !useful)
-      throw std::invalid_argument(option->get_name() + ": is for " + rule + ", got " + got);
+  const auto only = [](CLI::Option const* given, bool useful, std::string const& rule, std::string const& got) {
+    if (given->count() && !useful) throw std::invalid_argument(given->get_name() + ": is for " + rule + ", got " + got);
   };
   only(ratio, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));
   only(sweep, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));

@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <csignal>
+#include <exception>
 #include <filesystem>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -298,27 +299,33 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks) {
     Json files = Json::array();
     const Clock::time_point start = Clock::now();
     std::int64_t done = 0;
-    while (done < job.images() && !interrupted) {
-      const std::int64_t count = std::min(job.arguments.batch, job.images() - done);
-      clock.start();
-      const tstitch::Samples samples =
-          sampler.sample(networks, job.request(done, count), [&](tstitch::StepReport report) {
-            clock(report);
-            report.first += done;
-            if (progress) (*progress)(report);
-            return interrupted ? tstitch::Control::cancel : tstitch::Control::proceed;
-          });
-      if (!samples.finished) break;
-      const std::vector<tstitch::Picture> pictures = tstitch::to_pictures(samples.images);
-      if (!job.arguments.output.empty()) write_pictures(job, job.arguments.output, pictures, done);
-      if (!job.arguments.grid.empty()) for_grid.insert(for_grid.end(), pictures.begin(), pictures.end());
-      for (std::int64_t i = done; i < done + count; ++i) {
-        Json entry{{"seed", job.seeds[std::size_t(i)]}};
-        if (!job.labels.empty()) entry["class"] = job.class_name(i);
-        if (!job.arguments.output.empty()) entry["file"] = job.file_name(i);
-        files.push_back(entry);
+    std::exception_ptr failure;  // what is finished by then is still written
+    try {
+      while (done < job.images() && !interrupted) {
+        const std::int64_t count = std::min(job.arguments.batch, job.images() - done);
+        clock.start();
+        const tstitch::Samples samples =
+            sampler.sample(networks, job.request(done, count), [&](tstitch::StepReport report) {
+              clock(report);
+              report.first += done;
+              if (progress) (*progress)(report);
+              return interrupted ? tstitch::Control::cancel : tstitch::Control::proceed;
+            });
+        if (!samples.finished) break;
+        const std::vector<tstitch::Picture> pictures = tstitch::to_pictures(samples.images);
+        if (!job.arguments.output.empty()) write_pictures(job, job.arguments.output, pictures, done);
+        if (!job.arguments.grid.empty()) for_grid.insert(for_grid.end(), pictures.begin(), pictures.end());
+        for (std::int64_t i = done; i < done + count; ++i) {
+          Json entry{{"seed", job.seeds[std::size_t(i)]}};
+          if (!job.labels.empty()) entry["class"] = job.class_name(i);
+          if (!job.arguments.output.empty()) entry["file"] = job.file_name(i);
+          files.push_back(entry);
+        }
+        done += count;
       }
-      done += count;
+    } catch (...) {
+      failure = std::current_exception();
+      if (done == 0) throw;
     }
     const double seconds = seconds_since(start);
     if (progress) progress->finish();
@@ -345,6 +352,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks) {
     }
     if (!job.arguments.output.empty() && done) say(job, "pictures: ", location(job.arguments.output));
     if (!for_grid.empty()) say(job, "grid: ", location(job.arguments.grid));
+    if (failure) std::rethrow_exception(failure);
     return interrupted ? 130 : 0;
   });
 }

@@ -170,7 +170,8 @@ class Sampler {
     ++trajectory.next;
   }
 
-  /// Draws the whole request, batch after batch.
+  /// Draws the whole request, batch after batch. When a batch fails, those before it are gone with the exception; a
+  /// program that wants to keep them asks for a batch at a time, as tstitch_sample does.
   /// @param observer sees every step and may cancel; what exists then is returned, marked unfinished
   /// @throws as begin and advance do; std::runtime_error when a network made values that are not finite numbers
   Samples sample(std::vector<Network> const& networks, Request const& request, Observer const& observer = {}) const {
