@@ -174,6 +174,9 @@ TEST_CASE("samplers converge to the exact solution with their order") {
       INFO("order " << order << ", form " << int(form) << ", error at 400 steps " << error(400, rule));
       CHECK(slope > order - 0.15);
     }
+    // What the published code computes under the name of order 3.
+    const DPMSolverUpdate published{.order = 3, .algorithm_type = form, .published_third_order = true};
+    CHECK(std::abs(std::log2(error(200, published) / error(400, published)) - 2) < 0.15);
   }
 }
 
