@@ -11,7 +11,8 @@ namespace tstitch {
 /// Eq. 12 with sigma_t of Eq. 16. Their alpha_t is our alpha^2, their sigma_t is `sigma` below.
 ///
 /// eta = 0 is deterministic, eta = 1 is DDPM with the fixed small variance. No noise is added in a step that ends at
-/// x_0.
+/// x_0. eps is what belongs to x_0 after guidance and thresholding, as in DiT's code; diffusers goes on with the
+/// network's own eps unless use_clipped_model_output is set.
 struct DDIMUpdate {
   double eta = 0;  ///< in [0, 1]
 
