@@ -207,6 +207,10 @@ TEST_CASE("metadata that makes no sense is refused with key, rule and value") {
         "'eps'");
   CHECK(message("num_train_timesteps", "99999999") ==
         "tstitch::read_network_info: the stream: tstitch/num_train_timesteps must be in [1, 1000000], got 99999999");
+  CHECK(message("num_classes", "1000000000000") ==
+        "tstitch::read_network_info: the stream: tstitch/num_classes must be in [0, 1000000], got 1000000000000");
+  CHECK(message("null_class", "5") ==
+        "tstitch::read_network_info: the stream: tstitch/null_class must be in [0, 0] or none, got 5");
   CHECK(message("class_names", "cat") ==
         "tstitch::read_network_info: the stream: tstitch/class_names must have one line for each of the 0 classes, got "
         "1 lines");

@@ -170,8 +170,17 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
     if (*value < 1 || *value > 65536) file.fail(key, "must be in [1, 65536]", std::to_string(*value));
   }
   info.num_classes = file.number<std::int64_t>("num_classes", 0);
-  if (info.num_classes < 0) file.fail("num_classes", "must not be negative", std::to_string(info.num_classes));
-  if (file.text("null_class", "none") != "none") info.null_class = file.number<std::int64_t>("null_class");
+  if (info.num_classes < 0 || info.num_classes > 1'000'000) {
+    file.fail("num_classes", "must be in [0, 1000000]", std::to_string(info.num_classes));
+  }
+  if (file.text("null_class", "none") != "none") {
+    info.null_class = file.number<std::int64_t>("null_class");
+    // Embedding tables have a row for each class and one for none; a GPU does not survive an index beyond.
+    if (*info.null_class < 0 || *info.null_class > info.num_classes) {
+      file.fail("null_class", "must be in [0, " + std::to_string(info.num_classes) + "] or none",
+                std::to_string(*info.null_class));
+    }
+  }
   info.class_names = file.lines("class_names");
   if (!info.class_names.empty() && std::int64_t(info.class_names.size()) != info.num_classes) {
     file.fail("class_names", "must have one line for each of the " + std::to_string(info.num_classes) + " classes",
