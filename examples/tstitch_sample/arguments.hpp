@@ -169,8 +169,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   shown("--dtype", arguments.dtype, "of the networks; auto is float32 on the CPU, the file's own on a GPU")
       ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}));
   option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
-  flag("--pad-batches", arguments.pad_batches,
-       "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them");
+  const auto pad = flag("--pad-batches", arguments.pad_batches,
+                        "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them");
 
   group = "Output";
   option("--output", arguments.output, "one PNG for each picture goes into this folder")->type_name("DIR");
@@ -192,6 +192,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   only(ratio, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));
   only(sweep, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));
   only(order, arguments.sampler.rfind("dpm-solver", 0) == 0, "dpm-solver and dpm-solver++", arguments.sampler);
+  only(pad, arguments.sweep.empty(), "runs without --sweep", arguments.sweep);
   only(eta, arguments.sampler == "ddim", "ddim", arguments.sampler);
   return std::nullopt;
 }

@@ -73,7 +73,8 @@ struct Job {
     std::snprintf(number, sizeof number, "%06lld-", static_cast<long long>(image));
     std::string name = class_name(image);
     for (char& c : name) {
-      if (c == '/' || c == ' ') c = '_';
+      const bool plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '-';
+      if (!plain && static_cast<unsigned char>(c) < 0x80) c = '_';
     }
     return number + (name.empty() ? "" : name + "-") + "seed" + std::to_string(seeds[std::size_t(image)]) + ".png";
   }
@@ -231,12 +232,17 @@ Json parameters(Job const& job) {
   return json;
 }
 
+/// Names come from files, which may hold bytes that are not UTF-8.
+std::string text_of(Json const& json, int indent = -1) {
+  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
 tstitch::PngText png_text(Json const& parameters) {
-  return {{"Software", "tstitch " TSTITCH_VERSION}, {"parameters", parameters.dump()}};
+  return {{"Software", "tstitch " TSTITCH_VERSION}, {"parameters", text_of(parameters)}};
 }
 
 void write_report(Job const& job, Json const& report) {
-  if (!job.arguments.report.empty()) tstitch::detail::write_file(job.arguments.report, report.dump(2) + "\n");
+  if (!job.arguments.report.empty()) tstitch::detail::write_file(job.arguments.report, text_of(report, 2) + "\n");
 }
 
 /// Every picture as a file of its own.
@@ -368,46 +374,52 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
   std::vector<std::int64_t> images(ratios.size());
   std::vector<std::vector<tstitch::Picture>> rows(ratios.size());
   std::int64_t done = 0;
-  while (done < job.images() && !interrupted) {
-    const std::int64_t count = std::min(job.arguments.batch, job.images() - done);
-    const tstitch::Request request = job.request(done, count);
-    with_sampler(job, tstitch::SingleNetwork{0}, [&](auto const& small_only) {
-      tstitch::Trajectory shared = small_only.begin(networks, request);
-      double shared_seconds = 0;
-      for (std::size_t r = 0; r < ratios.size() && !interrupted; ++r) {
-        with_sampler(job, tstitch::Stitch{ratios[r]}, [&](auto const& stitched) {
-          const int small_steps = tstitch::share_of_steps("Stitch", "ratio", ratios[r], job.arguments.steps);
-          Clock::time_point start = Clock::now();
-          while (shared.next < small_steps && !interrupted) small_only.advance(networks, shared);
-          wait();
-          shared_seconds += seconds_since(start);
-          start = Clock::now();
-          tstitch::Trajectory fork = shared;
-          while (!fork.finished() && !interrupted) stitched.advance(networks, fork);
-          wait();
-          if (interrupted) return;
-          const double fork_seconds = seconds_since(start);
-          // sample() says which step made values that are not numbers.
-          if (!fork.x.isfinite().all().template item<bool>()) stitched.sample(networks, request);
-          seconds[r] += shared_seconds + fork_seconds;
-          images[r] += count;
-          const std::vector<tstitch::Picture> pictures = tstitch::to_pictures(fork.x);
-          if (!job.arguments.output.empty()) {
-            char folder[32];
-            std::snprintf(folder, sizeof folder, "/ratio-%.4g", ratios[r]);
-            write_pictures(job, job.arguments.output + folder, pictures, done);
-          }
-          if (!job.arguments.grid.empty()) rows[r].insert(rows[r].end(), pictures.begin(), pictures.end());
-          char line[160];
-          std::snprintf(line, sizeof line, "ratio %-5.4g  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s",
-                        ratios[r], job.names[0].c_str(), small_steps, job.names[1].c_str(),
-                        job.arguments.steps - small_steps, shared_seconds + fork_seconds,
-                        double(count) / (shared_seconds + fork_seconds));
-          say(job, line);
-        });
-      }
-    });
-    if (!interrupted) done += count;
+  std::exception_ptr failure;  // what is finished by then is still written
+  try {
+    while (done < job.images() && !interrupted) {
+      const std::int64_t count = std::min(job.arguments.batch, job.images() - done);
+      const tstitch::Request request = job.request(done, count);
+      with_sampler(job, tstitch::SingleNetwork{0}, [&](auto const& small_only) {
+        tstitch::Trajectory shared = small_only.begin(networks, request);
+        double shared_seconds = 0;
+        for (std::size_t r = 0; r < ratios.size() && !interrupted; ++r) {
+          with_sampler(job, tstitch::Stitch{ratios[r]}, [&](auto const& stitched) {
+            const int small_steps = tstitch::share_of_steps("Stitch", "ratio", ratios[r], job.arguments.steps);
+            Clock::time_point start = Clock::now();
+            while (shared.next < small_steps && !interrupted) small_only.advance(networks, shared);
+            wait();
+            shared_seconds += seconds_since(start);
+            start = Clock::now();
+            tstitch::Trajectory fork = shared;
+            while (!fork.finished() && !interrupted) stitched.advance(networks, fork);
+            wait();
+            if (interrupted) return;
+            const double fork_seconds = seconds_since(start);
+            // sample() says which step made values that are not numbers.
+            if (!fork.x.isfinite().all().template item<bool>()) stitched.sample(networks, request);
+            seconds[r] += shared_seconds + fork_seconds;
+            images[r] += count;
+            const std::vector<tstitch::Picture> pictures = tstitch::to_pictures(fork.x);
+            if (!job.arguments.output.empty()) {
+              char folder[32];
+              std::snprintf(folder, sizeof folder, "/ratio-%.4g", ratios[r]);
+              write_pictures(job, job.arguments.output + folder, pictures, done);
+            }
+            if (!job.arguments.grid.empty()) rows[r].insert(rows[r].end(), pictures.begin(), pictures.end());
+            char line[160];
+            std::snprintf(line, sizeof line, "ratio %-5.4g  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s",
+                          ratios[r], job.names[0].c_str(), small_steps, job.names[1].c_str(),
+                          job.arguments.steps - small_steps, shared_seconds + fork_seconds,
+                          double(count) / (shared_seconds + fork_seconds));
+            say(job, line);
+          });
+        }
+      });
+      if (!interrupted) done += count;
+    }
+  } catch (...) {
+    failure = std::current_exception();
+    if (images == std::vector<std::int64_t>(ratios.size())) throw;
   }
   Json json = parameters(job);
   Json by_ratio = Json::array();
@@ -419,7 +431,7 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
                         {"finished_images", images[r]},
                         {"seconds", seconds[r]},
                         {"images_per_second", double(images[r]) / seconds[r]}});
-    if (images[r] < job.images()) continue;  // interrupted: the grid shows whole rows
+    if (images[r] < job.images()) continue;  // the grid shows whole rows
     char caption[64];
     std::snprintf(caption, sizeof caption, "r = %.3g\n%.3g s", ratios[r], seconds[r]);
     captions.push_back(caption);
@@ -433,6 +445,7 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
   if (!job.arguments.output.empty() && !by_ratio.empty()) say(job, "pictures: ", location(job.arguments.output));
   json["ratios"] = by_ratio;
   write_report(job, json);
+  if (failure) std::rethrow_exception(failure);
   return interrupted ? 130 : 0;
 }
 

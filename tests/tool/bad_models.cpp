@@ -44,6 +44,9 @@ int main(int count, char** arguments) {
   save(folder + "/four_channels.pt", "return x", "4");
   save(folder + "/nan.pt", "return x * float('nan')", "3");
   save(folder + "/throws.pt", "assert x.size(0) > 1000, 'no such luck'\n  return x", "3");
+  save(folder + "/identity.pt", "return x", "3");  // good, for once
+  // Not a number in the noisy half of a trajectory only.
+  save(folder + "/nan_early.pt", "return x * float('nan') if int(t[0]) > 500 else x", "3");
   // Works until it sees a batch of one.
   save(folder + "/not_alone.pt", "assert x.size(0) > 1, 'not alone'\n  return x", "3");
   save(folder + "/wrong_shape.pt", "return x[:, :1]", "3");
