@@ -198,8 +198,10 @@ class Trainer:
         )
         torch.manual_seed(args.seed)
         self.network = DiT(self.config).to(device)
+        self.images_before = 0  # seen by the run that --init continues
         if args.init:
-            self.network.load_state_dict(load_weights(args.init))
+            weights, self.images_before = load_weights(args.init)
+            self.network.load_state_dict(weights)
         self.ema = copy.deepcopy(self.network).eval().requires_grad_(False)
         self.schedule = LinearSchedule().to(device)
         self.muon, self.adam = make_optimizers(self.network, args)
@@ -279,7 +281,7 @@ class Trainer:
                 "beta_start": diffusion.BETA_START,
                 "beta_end": diffusion.BETA_END,
             },
-            "images_seen": self.progress.images_seen,
+            "images_seen": self.images_before + self.progress.images_seen,
             "raw": self.network.state_dict(),
             "ema": self.ema.state_dict(),
             "muon": self.muon.state_dict(),
@@ -299,18 +301,22 @@ class Trainer:
         self.guard.load_state_dict(checkpoint["guard"])
         for name, value in checkpoint["progress"].items():
             setattr(self.progress, name, value)
+        self.images_before = checkpoint["images_seen"] - self.progress.images_seen
         torch.set_rng_state(checkpoint["cpu_rng"])
         if self.device.type == "cuda":
             torch.cuda.set_rng_state(checkpoint["device_rng"], self.device)
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
-    """Weights, float32, from a checkpoint of this program or from a file that export.py wrote."""
+def load_weights(path: Path) -> tuple[dict[str, Tensor], int]:
+    """Weights, float32, and pictures seen, from a checkpoint of this program or from a file that export.py wrote."""
     try:
-        weights = torch.jit.load(path, map_location="cpu").state_dict()
+        extra = {"tstitch/images_seen": ""}
+        weights = torch.jit.load(path, map_location="cpu", _extra_files=extra).state_dict()
+        images_seen = int(extra["tstitch/images_seen"] or 0)
     except RuntimeError:
-        weights = torch.load(path, map_location="cpu", weights_only=True)["raw"]
-    return {name: weight.float() for name, weight in weights.items()}
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        weights, images_seen = checkpoint["raw"], checkpoint["images_seen"]
+    return {name: weight.float() for name, weight in weights.items()}, images_seen
 
 
 def write_grid(path: Path, pictures: Tensor, columns: int) -> None:

@@ -290,3 +290,16 @@ TEST_CASE("one loaded network serves several threads") {
   // Threads of torch's own pool may be shared out differently, which may round differently.
   for (std::size_t i = 0; i < 3; ++i) CHECK(got[i].sub(expected[i]).abs().max().item<double>() < 1e-4);
 }
+
+TEST_CASE("a shape is warmed up once, and again after a failure") {
+  detail::WarmUp warm_up;
+  int runs = 0;
+  const auto run = [&] { ++runs; };
+  CHECK_THROWS(warm_up.before({2, 3}, [] { throw std::runtime_error("out of memory"); }));
+  warm_up.before({2, 3}, run);
+  CHECK(runs == 2);
+  warm_up.before({2, 3}, run);
+  CHECK(runs == 2);
+  warm_up.before({4, 3}, run);
+  CHECK(runs == 4);
+}
