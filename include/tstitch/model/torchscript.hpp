@@ -261,8 +261,8 @@ inline void require_device(at::Device device) {
 
 /// Runs a network of a new shape twice before its first result counts.
 ///
-/// On a GPU TorchScript's first two runs of a shape, profiled and half optimised, round differently from all later ones.
-/// Without this a picture has other last bits when it is the first to be drawn.
+/// On a GPU TorchScript's first two runs of a shape, profiled and half optimised, round differently from all later
+/// ones. Without this a picture has other last bits when it is the first to be drawn.
 class WarmUp {
  public:
   template <class Run>
