@@ -16,7 +16,8 @@ namespace tstitch {
 /// What is believed about x at a point of the trajectory. x_0 is the common currency of the library: networks of
 /// different prediction types meet in it, and so do guidance, thresholding and the history of multistep rules.
 struct Prediction {
-  at::Tensor x_0;                ///< [n, C, H, W]
+  at::Tensor x_0;                ///< [n, C, H, W], thresholded
+  at::Tensor unclipped_x_0;      ///< [n, C, H, W], what thresholding made x_0 from; x_0 itself where there is none
   at::Tensor variance_fraction;  ///< [n, C, H, W], v of the learned range; undefined if the network has none
 };
 
@@ -88,8 +89,12 @@ inline Prediction denoise(Network const& network, at::Tensor const& x, Timestep 
     case PredictionType::epsilon: prediction.x_0 = linear_combination(1 / alpha, x, -sigma / alpha, output); break;
     case PredictionType::v_prediction: prediction.x_0 = linear_combination(alpha, x, -sigma, output); break;
     case PredictionType::sample: prediction.x_0 = output.clone(); break;
+    case PredictionType::flow:
+      prediction.x_0 = linear_combination(1 / (alpha + sigma), x, -sigma / (alpha + sigma), output);
+      break;
   }
-  prediction.x_0 = thresholding(prediction.x_0);
+  prediction.unclipped_x_0 = prediction.x_0;
+  if (thresholding != Thresholding::none()) prediction.x_0 = thresholding(prediction.x_0);
   return prediction;
 }
 

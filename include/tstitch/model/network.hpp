@@ -22,6 +22,7 @@ enum class PredictionType {
   epsilon,       ///< the noise: x_t = alpha x_0 + sigma eps
   sample,        ///< x_0
   v_prediction,  ///< alpha eps - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512)
+  flow,          ///< eps - x_0, the velocity of flow matching (diffusers' flow_prediction)
 };
 
 /// What a network takes as its timestep.
@@ -145,6 +146,7 @@ inline std::string text(PredictionType type) {
     case PredictionType::epsilon: return "epsilon";
     case PredictionType::sample: return "sample";
     case PredictionType::v_prediction: return "v_prediction";
+    case PredictionType::flow: return "flow";
   }
   return "unknown";
 }

@@ -43,10 +43,12 @@ class Thresholding {
     return info.decoding == Decoding::pixels ? clip(1) : none();
   }
 
-  /// @param x_0 [n, C, H, W]; may be changed in place
-  at::Tensor operator()(at::Tensor x_0) const {
+  bool operator==(Thresholding const&) const = default;
+
+  /// @param x_0 [n, C, H, W]
+  at::Tensor operator()(at::Tensor const& x_0) const {
     switch (kind_) {
-      case Kind::clip: return x_0.clamp_(-range_, range_);
+      case Kind::clip: return x_0.clamp(-range_, range_);
       case Kind::dynamic: {
         const at::Tensor s = x_0.flatten(1).abs().quantile(quantile_, 1).clamp_(range_, most_).view({-1, 1, 1, 1});
         return x_0.clamp(-s, s).div_(s).mul_(range_);

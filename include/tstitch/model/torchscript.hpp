@@ -7,14 +7,14 @@
 ///     tstitch/format *                  1
 ///     tstitch/name *                    shown in messages and plans
 ///     tstitch/input_channels *, input_height *, input_width *
-///     tstitch/prediction *              epsilon | sample | v_prediction
+///     tstitch/prediction *              epsilon | sample | v_prediction | flow
 ///     tstitch/variance                  fixed (default) | learned_range: twice the channels come out
 ///     tstitch/num_classes               0 (default): the network takes (x, t); else (x, t, labels)
 ///     tstitch/null_class                the label of "no class", or none (default)
 ///     tstitch/class_names               one a line
 ///     tstitch/timestep_type *           int64 | float32
-///     tstitch/noise_schedule *          linear | scaled_linear | cosine | alphas_cumprod
-///     tstitch/num_train_timesteps *     and beta_start *, beta_end * for the first two,
+///     tstitch/noise_schedule *          linear | scaled_linear | cosine | flow | alphas_cumprod
+///     tstitch/num_train_timesteps *     but for the last; and beta_start *, beta_end * for the first two,
 ///     tstitch/alphas_cumprod *          one number a line, for the last
 ///     tstitch/decoding                  pixels | none (default)
 ///     tstitch/guidance_scale            recommended by its makers
@@ -131,11 +131,12 @@ class MetadataReader {
 };
 
 inline NoiseSchedule read_noise_schedule(MetadataReader const& file) {
-  enum class Kind { linear, scaled_linear, cosine, alphas_cumprod };
+  enum class Kind { linear, scaled_linear, cosine, flow, alphas_cumprod };
   const Kind kind = file.choice<Kind>("noise_schedule", file.text("noise_schedule"),
                                       {{"linear", Kind::linear},
                                        {"scaled_linear", Kind::scaled_linear},
                                        {"cosine", Kind::cosine},
+                                       {"flow", Kind::flow},
                                        {"alphas_cumprod", Kind::alphas_cumprod}});
   if (kind == Kind::alphas_cumprod) {
     std::vector<double> values;
@@ -149,6 +150,7 @@ inline NoiseSchedule read_noise_schedule(MetadataReader const& file) {
     file.fail("num_train_timesteps", "must be in [1, 1000000]", std::to_string(count));
   }
   if (kind == Kind::cosine) return NoiseSchedule::cosine(count);
+  if (kind == Kind::flow) return NoiseSchedule::flow(count);
   const double start = file.number<double>("beta_start"), end = file.number<double>("beta_end");
   return kind == Kind::linear ? NoiseSchedule::linear(count, start, end)
                               : NoiseSchedule::scaled_linear(count, start, end);
@@ -163,7 +165,8 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
   info.prediction_type = file.choice<PredictionType>("prediction", file.text("prediction"),
                                                      {{"epsilon", PredictionType::epsilon},
                                                       {"sample", PredictionType::sample},
-                                                      {"v_prediction", PredictionType::v_prediction}});
+                                                      {"v_prediction", PredictionType::v_prediction},
+                                                      {"flow", PredictionType::flow}});
   info.learned_variance =
       file.choice<bool>("variance", file.text("variance", "fixed"), {{"fixed", false}, {"learned_range", true}});
   for (auto [key, value] : {std::pair{"input_channels", &info.channels}, std::pair{"input_height", &info.height},

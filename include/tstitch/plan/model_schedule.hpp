@@ -26,6 +26,7 @@ struct Step {
   double t;         ///< training timestep, fractional under some spacings
   NoiseLevel from;  ///< of x before the step
   NoiseLevel to;    ///< of x after it
+  double t_to = 0;  ///< the timestep of `to`; 0 at the clean picture
 };
 
 template <class Schedule>

@@ -14,17 +14,20 @@
 
 namespace tstitch {
 
-/// How much picture and how much noise x_t holds: x_t = alpha x_0 + sigma eps, with alpha^2 + sigma^2 = 1.
+/// How much picture and how much noise x_t holds: x_t = alpha x_0 + sigma eps. alpha^2 + sigma^2 = 1 for diffusion
+/// schedules (variance preserving), alpha + sigma = 1 for flow matching.
 struct NoiseLevel {
   double alpha;
   double sigma;
 
-  /// log(alpha / sigma), half of the log signal-to-noise ratio; infinite for the clean picture.
+  /// log(alpha / sigma), half of the log signal-to-noise ratio; infinity for the clean picture, -infinity for pure
+  /// noise.
   double lambda() const { return std::log(alpha / sigma); }
 
   /// The end of every trajectory: x_0 itself.
   static constexpr NoiseLevel clean() { return {1.0, 0.0}; }
 
+  /// The variance-preserving level of this lambda; `NoiseSchedule::level` knows flow matching too.
   static NoiseLevel from_lambda(double lambda) {
     return {1.0 / std::sqrt(1.0 + std::exp(-2.0 * lambda)), 1.0 / std::sqrt(1.0 + std::exp(2.0 * lambda))};
   }
@@ -32,7 +35,16 @@ struct NoiseLevel {
   bool operator==(NoiseLevel const&) const = default;
 };
 
-/// alpha and sigma for every training timestep 0 (least noise) to T - 1 (most), and between them.
+/// A place on the trajectory: what the network is told and how noisy x is. Spacings that choose noise levels (Karras,
+/// uniform log-SNR) give a fractional `t`; networks with integer timesteps then see the nearest integer, ties to even.
+struct Timestep {
+  double t;          ///< in [0, NoiseSchedule::noisiest()]
+  NoiseLevel level;  ///< of x there
+};
+
+/// alpha and sigma for every training timestep, from 0 (least noise) to `noisiest()`, and between them.
+///
+/// Diffusion schedules are tables of T timesteps, 0 to T - 1. Flow matching has sigma = t / T for t from 0 to T.
 ///
 /// Names: `alphas_cumprod[t]` is the product of (1 - beta) up to t ("alpha bar" in Ho et al. 2020, arXiv 2006.11239,
 /// Eq. 4); `alpha` and `sigma` are its square root and that of its complement. The alpha of Lu et al. 2022
@@ -83,15 +95,29 @@ class NoiseSchedule {
     return from_alphas_cumprod(std::move(alphas_cumprod), std::move(name));
   }
 
-  /// @param alphas_cumprod one a training timestep, inside (0, 1), strictly decreasing.
+  /// Flow matching (Lipman et al. 2023, arXiv 2210.02747) on the straight line that SiT, Stable Diffusion 3 and FLUX
+  /// use: alpha = 1 - t / T, sigma = t / T. t = T is pure noise. The time shift of those models changes which timesteps
+  /// are visited and is a spacing, `Spacing::shifted`.
+  static NoiseSchedule flow(int num_train_timesteps = 1000) {
+    require_timesteps("NoiseSchedule::flow", num_train_timesteps);
+    NoiseSchedule flow({}, "flow(" + std::to_string(num_train_timesteps) + ")");
+    flow.flow_timesteps_ = num_train_timesteps;
+    return flow;
+  }
+
+  /// @param alphas_cumprod one a training timestep, inside (0, 1), strictly decreasing; the last may be 0, which is
+  /// zero
+  ///        terminal SNR.
   static NoiseSchedule from_alphas_cumprod(std::vector<double> alphas_cumprod,
                                            std::string name = "from_alphas_cumprod") {
     constexpr auto place = "NoiseSchedule::from_alphas_cumprod";
     if (alphas_cumprod.empty()) detail::refuse(place, "at least one timestep is needed", 0);
     double before = 1;
-    for (double value : alphas_cumprod) {
-      if (!(value > 0 && value < before)) {
-        detail::refuse(place, "values must be inside (0, 1) and strictly decreasing",
+    for (std::size_t i = 0; i < alphas_cumprod.size(); ++i) {
+      const double value = alphas_cumprod[i];
+      const bool pure_noise = value == 0 && i > 0 && i + 1 == alphas_cumprod.size();
+      if (!((value > 0 || pure_noise) && value < before)) {
+        detail::refuse(place, "values must be inside (0, 1) and strictly decreasing; only the last may be 0",
                        detail::text(value) + " after " + detail::text(before));
       }
       before = value;
@@ -99,21 +125,50 @@ class NoiseSchedule {
     return NoiseSchedule(std::move(alphas_cumprod), std::move(name));
   }
 
-  int num_train_timesteps() const { return int(alphas_cumprod_.size()); }
+  /// The same schedule with its last timestep moved to pure noise (Lin et al. 2024, arXiv 2305.08891, Algorithm 1):
+  /// sqrt(alphas_cumprod) is shifted so that its last value is 0, and stretched so that its first is as before.
+  /// @throws std::invalid_argument for flow matching, which ends in pure noise already, and for a single timestep
+  NoiseSchedule with_zero_terminal_snr() const {
+    if (alphas_cumprod_.size() < 2) {
+      detail::refuse("NoiseSchedule::with_zero_terminal_snr", "needs a table of at least 2 timesteps", name_);
+    }
+    const double first = std::sqrt(alphas_cumprod_.front()), last = std::sqrt(alphas_cumprod_.back());
+    std::vector<double> values;
+    for (double value : alphas_cumprod_) {
+      const double root = (std::sqrt(value) - last) * first / (first - last);
+      values.push_back(root * root);
+    }
+    return from_alphas_cumprod(std::move(values), name_ + " to zero SNR");
+  }
+
+  /// T, the number of timesteps that the network was trained with.
+  int num_train_timesteps() const { return is_flow() ? flow_timesteps_ : int(alphas_cumprod_.size()); }
+
+  bool is_flow() const { return flow_timesteps_ > 0; }
+
+  /// The t of most noise: T - 1 for tables, T for flow matching.
+  int noisiest() const { return is_flow() ? flow_timesteps_ : num_train_timesteps() - 1; }
+
+  /// The table; empty for flow matching.
   std::vector<double> const& alphas_cumprod() const { return alphas_cumprod_; }
 
   /// What made it and with which numbers, for plans and reports: "linear(1000, 0.0001, 0.02)".
   std::string const& name() const { return name_; }
 
-  /// The level at any t in [0, T - 1]; between training timesteps log(alpha) is linear in t, as in
+  /// The level at any t in [0, noisiest()]; between the timesteps of a table log(alpha) is linear in t, as in
   /// Lu et al. 2022, appendix D.4.
+  /// @throws std::invalid_argument outside, and between the last two timesteps of a table that ends in pure noise
   NoiseLevel at(double t) const {
-    const int last = num_train_timesteps() - 1;
+    const int last = noisiest();
     if (!(t >= 0 && t <= last)) {
       detail::refuse("NoiseSchedule::at", "t must be in [0, " + std::to_string(last) + "]", t);
     }
+    if (is_flow()) return {1 - t / last, t / last};
     const int below = int(t);
     if (t == below) return {std::sqrt(alphas_cumprod_[below]), std::sqrt(1 - alphas_cumprod_[below])};
+    if (alphas_cumprod_[below + 1] == 0) {
+      detail::refuse("NoiseSchedule::at", "with zero terminal SNR t must not be between the last two timesteps", t);
+    }
     const double log_alpha = std::lerp(log_alpha_at(below), log_alpha_at(below + 1), t - below);
     return {std::exp(log_alpha), std::sqrt(-std::expm1(2 * log_alpha))};
   }
@@ -122,31 +177,42 @@ class NoiseSchedule {
   double sigma(double t) const { return at(t).sigma; }
   double lambda(double t) const { return at(t).lambda(); }
 
-  /// The t at which `lambda(t)` is this; the inverse of lambda().
-  double timestep(double lambda) const {
-    const int last = num_train_timesteps() - 1;
-    const double lowest = this->lambda(last), highest = this->lambda(0);
-    // Spacings compute the ends themselves, so a few units in the last place must not be outside.
-    const double slack = 1e-9 * (1 + std::abs(lambda));
-    if (!(lambda >= lowest - slack && lambda <= highest + slack)) {
-      detail::refuse("NoiseSchedule::timestep",
-                     "lambda must be in [" + detail::text(lowest) + ", " + detail::text(highest) + "]", lambda);
-    }
-    if (lambda >= highest) return 0;
-    if (lambda <= lowest) return last;
-    const double log_alpha = -0.5 * std::log1p(std::exp(-2 * lambda));
-    int below = 0;
-    for (int above = last; above - below > 1;) {
-      const int middle = (below + above) / 2;
-      (log_alpha_at(middle) >= log_alpha ? below : above) = middle;
-    }
-    const double left = log_alpha_at(below), right = log_alpha_at(below + 1);
-    return below + std::clamp((log_alpha - left) / (right - left), 0.0, 1.0);
+  /// The level of this lambda, whichever t that is.
+  NoiseLevel level(double lambda) const {
+    if (!is_flow()) return NoiseLevel::from_lambda(lambda);
+    return {1 / (1 + std::exp(-lambda)), 1 / (1 + std::exp(lambda))};
   }
 
-  /// The largest difference of alphas_cumprod; infinite when the number of timesteps differs.
+  /// The t at which `lambda(t)` is this; the inverse of lambda().
+  double timestep(double lambda) const {
+    const int last = noisiest();
+    if (is_flow()) {
+      if (std::isnan(lambda)) detail::refuse("NoiseSchedule::timestep", "lambda must be a number", lambda);
+      return last / (1 + std::exp(lambda));
+    }
+    const int below = timestep_below(lambda);
+    if (below == last) return last;
+    const double log_alpha = -0.5 * std::log1p(std::exp(-2 * lambda));
+    return below + fraction(log_alpha, log_alpha_at(below), log_alpha_at(below + 1));
+  }
+
+  /// The same where the field's code has lambda, not log(alpha), linear between timesteps: k-diffusion and the sigma
+  /// families of diffusers. Between two timesteps it differs a little from `timestep`.
+  double timestep_linear_in_lambda(double lambda) const {
+    if (is_flow()) return timestep(lambda);
+    const int below = timestep_below(lambda);
+    if (below == noisiest()) return below;
+    return below + fraction(lambda, this->lambda(below), this->lambda(below + 1));
+  }
+
+  /// The place of this lambda.
+  Timestep point(double lambda) const { return {timestep(lambda), level(lambda)}; }
+
+  /// The largest difference of alphas_cumprod; infinite when the kind or the number of timesteps differs.
   double distance(NoiseSchedule const& other) const {
-    if (num_train_timesteps() != other.num_train_timesteps()) return std::numeric_limits<double>::infinity();
+    if (num_train_timesteps() != other.num_train_timesteps() || is_flow() != other.is_flow()) {
+      return std::numeric_limits<double>::infinity();
+    }
     double most = 0;
     for (std::size_t i = 0; i < alphas_cumprod_.size(); ++i) {
       most = std::max(most, std::abs(alphas_cumprod_[i] - other.alphas_cumprod_[i]));
@@ -159,6 +225,32 @@ class NoiseSchedule {
       : alphas_cumprod_(std::move(alphas_cumprod)), name_(std::move(name)) {}
 
   double log_alpha_at(int t) const { return 0.5 * std::log(alphas_cumprod_[t]); }
+
+  static double fraction(double value, double left, double right) {
+    return std::clamp((value - left) / (right - left), 0.0, 1.0);
+  }
+
+  /// The timestep of the table whose lambda is this or the next above it; `noisiest()` for the lowest of all.
+  int timestep_below(double lambda) const {
+    const int last = noisiest();
+    if (alphas_cumprod_[last] == 0 && lambda == this->lambda(last)) return last;
+    const int noisiest = alphas_cumprod_[last] == 0 ? last - 1 : last;
+    const double lowest = this->lambda(noisiest), highest = this->lambda(0);
+    // Spacings compute the ends themselves, so a few units in the last place must not be outside.
+    const double slack = 1e-9 * (1 + std::abs(lambda));
+    if (!(lambda >= lowest - slack && lambda <= highest + slack)) {
+      detail::refuse("NoiseSchedule::timestep",
+                     "lambda must be in [" + detail::text(lowest) + ", " + detail::text(highest) + "]", lambda);
+    }
+    if (lambda >= highest) return 0;
+    if (lambda <= lowest) return noisiest;
+    int below = 0;
+    for (int above = noisiest; above - below > 1;) {
+      const int middle = (below + above) / 2;
+      (this->lambda(middle) >= lambda ? below : above) = middle;
+    }
+    return below;
+  }
 
   static void require_timesteps(char const* place, int num_train_timesteps) {
     if (num_train_timesteps < 1) detail::refuse(place, "num_train_timesteps must be at least 1", num_train_timesteps);
@@ -181,6 +273,7 @@ class NoiseSchedule {
 
   std::vector<double> alphas_cumprod_;
   std::string name_;
+  int flow_timesteps_ = 0;  // T of flow matching; 0 for a table
 };
 
 }  // namespace tstitch

@@ -20,6 +20,14 @@ enum class FinalSigma {
   sigma_min,  ///< to the noise level of t = 0; the spacing must then not visit t = 0 itself
 };
 
+/// Which timestep a step leads to.
+enum class PreviousTimestep {
+  in_plan,    ///< the next one of the plan
+  by_stride,  ///< t - floor(T / N), whether the plan visits it or not. diffusers' DDIM does this; where the plan's
+              ///< stride is another (linspace, trailing when N does not divide T) steps then end at one level and the
+              ///< next begins at another.
+};
+
 /// Guidance scales: one for all networks (`1.5`) or one for each (`{1.5, 4.0}`).
 class GuidanceScale {
  public:
@@ -74,6 +82,7 @@ struct PlannedStep {
   Step step;
   std::size_t network;
   double guidance_scale;
+  int evaluations = 1;  ///< network evaluations that the update rule makes
 };
 
 struct Plan {
@@ -81,12 +90,12 @@ struct Plan {
   std::string spacing;
   std::vector<PlannedStep> steps;
 
-  /// Steps given to each network, indexed by network.
+  /// Evaluations of each network, indexed by network.
   std::vector<int> calls() const {
     std::vector<int> calls;
     for (PlannedStep const& planned : steps) {
       if (planned.network >= calls.size()) calls.resize(planned.network + 1);
-      ++calls[planned.network];
+      calls[planned.network] += planned.evaluations;
     }
     return calls;
   }
@@ -96,7 +105,8 @@ struct Plan {
 /// @throws std::invalid_argument from whichever part refuses
 template <class Schedule>
 Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& spacing, FinalSigma final_sigma,
-               Schedule const& model_schedule, Guidance const& guidance = {}) {
+               Schedule const& model_schedule, Guidance const& guidance = {},
+               PreviousTimestep previous = PreviousTimestep::in_plan) {
   static_assert(
       ModelSchedule<Schedule>,
       "tstitch::make_plan: the model schedule must be callable as 'std::size_t (tstitch::Step const&) const'");
@@ -106,13 +116,20 @@ Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& sp
   const std::vector<Timestep> timesteps = spacing(noise_schedule, steps);
   Plan plan{noise_schedule.name(), spacing.name(), {}};
   for (int i = 0; i < steps; ++i) {
+    const auto [t, from] = timesteps[i];
+    if (!(from.sigma > 0)) detail::refuse("Plan", "no step may begin at the clean picture", t);
     const bool last = i + 1 == steps;
-    const NoiseLevel to = !last                             ? timesteps[i + 1].level
-                          : final_sigma == FinalSigma::zero ? NoiseLevel::clean()
-                                                            : noise_schedule.at(0);
-    const Step step{i, steps, timesteps[i].t, timesteps[i].level, to};
-    if (last && !(to.lambda() > step.from.lambda())) {
-      detail::refuse("Plan", "with FinalSigma::sigma_min the last timestep must be above 0", step.t);
+    Timestep to =
+        final_sigma == FinalSigma::zero ? Timestep{0, NoiseLevel::clean()} : Timestep{0, noise_schedule.at(0)};
+    if (previous == PreviousTimestep::by_stride) {
+      const double t_to = t - noise_schedule.num_train_timesteps() / steps;
+      if (t_to >= 0) to = {t_to, noise_schedule.at(t_to)};
+    } else if (!last) {
+      to = timesteps[i + 1];
+    }
+    const Step step{i, steps, t, from, to.level, to.t};
+    if (last && !(to.level.lambda() > from.lambda())) {
+      detail::refuse("Plan", "with FinalSigma::sigma_min the last timestep must be above 0", t);
     }
     const std::size_t network = model_schedule(step);
     if (network >= most_networks) {
@@ -135,15 +152,18 @@ inline std::string to_string(Plan const& plan) {
   std::string table = "noise schedule " + plan.noise_schedule + ", spacing " + plan.spacing + ", " +
                       std::to_string(plan.steps.size()) + " steps\n";
   table += " step         t     alpha     sigma    lambda  network  guidance\n";
-  for (auto const& [step, network, guidance_scale] : plan.steps) {
+  for (auto const& [step, network, guidance_scale, evaluations] : plan.steps) {
     char line[128];
     std::snprintf(line, sizeof line, "%5d  %8.3f  %8.6f  %8.6f  %8.4f  %7zu  %8.4g\n", step.index, step.t,
                   step.from.alpha, step.from.sigma, step.from.lambda(), network, guidance_scale);
     table += line;
   }
   const std::vector<int> calls = plan.calls();
+  const bool one_each = std::all_of(plan.steps.begin(), plan.steps.end(),
+                                    [](PlannedStep const& planned) { return planned.evaluations == 1; });
+  table += one_each ? "steps: " : "evaluations: ";
   for (std::size_t k = 0; k < calls.size(); ++k) {
-    table += (k ? ", network " : "steps: network ") + std::to_string(k) + " takes " + std::to_string(calls[k]);
+    table += (k ? ", network " : "network ") + std::to_string(k) + " takes " + std::to_string(calls[k]);
   }
   return table + "\n";
 }

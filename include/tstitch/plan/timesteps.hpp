@@ -2,9 +2,11 @@
 /// Timestep spacings: which training timesteps a run of N steps visits. Host doubles only; includes no torch.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <functional>
 #include <numeric>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -12,13 +14,6 @@
 #include "noise_schedule.hpp"
 
 namespace tstitch {
-
-/// A place on the trajectory. Spacings that choose noise levels (Karras, uniform log-SNR) give a fractional `t`;
-/// networks with integer timesteps then see the nearest integer, ties to even.
-struct Timestep {
-  double t;          ///< in [0, T - 1]
-  NoiseLevel level;  ///< of x there
-};
 
 /// Variations of the rules that lay an even grid.
 struct Grid {
@@ -30,10 +25,67 @@ struct Grid {
   bool round = true;
 };
 
+/// Which t a network is told at a noise level that was chosen by its sigma.
+enum class TimeOfSigma {
+  exact,         ///< the t of that level, fractional: NoiseSchedule::timestep
+  interpolated,  ///< fractional, log(sigma) linear between timesteps: k-diffusion
+  nearest,       ///< that, rounded, ties to even: diffusers' Karras and lu_lambdas
+  truncated,     ///< that, cut off: diffusers' exponential and beta
+};
+
+/// Variations of the families that choose noise levels by sigma / alpha.
+struct SigmaGrid {
+  bool include_last = true;  ///< see Grid::include_last
+  TimeOfSigma time = TimeOfSigma::exact;
+  /// The levels at which the family begins and ends; not stated: those of the whole training schedule, t = noisiest()
+  /// and t = 0. Schedulers that apply a family to an already spaced list begin and end where that list does.
+  std::optional<NoiseLevel> begin = {};
+  std::optional<NoiseLevel> end = {};
+};
+
+namespace detail {
+
+/// The regularised incomplete beta function I_x(a, b), by Lentz's method on its continued fraction (DLMF 8.17.22).
+inline double beta_distribution(double x, double a, double b) {
+  if (x <= 0) return 0;
+  if (x >= 1) return 1;
+  // The fraction converges fast on this side of the mean only.
+  if (x > (a + 1) / (a + b + 2)) return 1 - beta_distribution(1 - x, b, a);
+  const double front =
+      std::exp(std::lgamma(a + b) - std::lgamma(a) - std::lgamma(b) + a * std::log(x) + b * std::log1p(-x));
+  const auto away_from_zero = [](double value) { return std::abs(value) < 1e-300 ? 1e-300 : value; };
+  double c = 1, d = 1 / away_from_zero(1 - (a + b) * x / (a + 1)), product = d;
+  for (int m = 1; m < 1000; ++m) {
+    const double even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m));
+    const double odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1));
+    double change = 1;
+    for (const double term : {even, odd}) {
+      d = 1 / away_from_zero(1 + term * d);
+      c = away_from_zero(1 + term / c);
+      product *= change = c * d;
+    }
+    if (std::abs(change - 1) < 1e-16) break;
+  }
+  return front * product / a;
+}
+
+/// The x at which beta_distribution is p, by bisection: the spacing asks some hundred times in a run.
+inline double beta_quantile(double p, double a, double b) {
+  double low = 0, high = 1;
+  while (true) {
+    const double middle = (low + high) / 2;
+    if (middle <= low || middle >= high) return middle;
+    (beta_distribution(middle, a, b) < p ? low : high) = middle;
+  }
+}
+
+}  // namespace detail
+
 /// A rule that turns (noise schedule, N) into exactly N timesteps, noisiest first.
 ///
 /// A value: choose one of the named rules or wrap a callable. Calling it checks what every rule promises, and throws
-/// std::invalid_argument where a rule cannot keep it: exactly N entries, t and noise strictly decreasing.
+/// std::invalid_argument where a rule cannot keep it: exactly N entries, noise strictly decreasing, t with it. (t may
+/// stand still only where TimeOfSigma rounds it.)
 class Spacing {
  public:
   using Rule = std::function<std::vector<Timestep>(NoiseSchedule const&, int steps)>;
@@ -53,12 +105,12 @@ class Spacing {
             }};
   }
 
-  /// N points from T - 1 to 0, evenly spaced (arXiv 2305.08891, Table 2); DiT's own default. N = 1 is {T - 1}.
+  /// N points from noisiest() to 0, evenly spaced (arXiv 2305.08891, Table 2); DiT's own default. N = 1 is {T - 1}.
   static Spacing linspace(Grid grid = {}) {
     return {"linspace", [grid](NoiseSchedule const& noise, int steps) {
               require_steps("linspace", noise, steps);
               const int intervals = grid.include_last ? steps - 1 : steps;
-              const double last = noise.num_train_timesteps() - 1;
+              const double last = noise.noisiest();
               const double stride = intervals ? last / intervals : 0;
               std::vector<double> list{last};
               for (int i = 1; i < steps; ++i) {
@@ -131,35 +183,95 @@ class Spacing {
             }};
   }
 
-  /// Evenly spaced in lambda, from T - 1 to 0 (Lu et al. 2022, arXiv 2206.00927, section 3.3; diffusers'
-  /// use_lu_lambdas).
-  static Spacing uniform_logsnr(Grid grid = {}) {
-    return {"uniform_logsnr", [grid](NoiseSchedule const& noise, int steps) {
-              require_steps("uniform_logsnr", noise, steps);
-              const double start = noise.lambda(noise.num_train_timesteps() - 1), end = noise.lambda(0);
+  /// Evenly spaced in sqrt(t + 1): more steps where there is little noise. dpm_solver's time_quadratic, whose t begins
+  /// at 1 / T.
+  static Spacing quadratic(Grid grid = {.include_last = false, .round = false}) {
+    return {"quadratic", [grid](NoiseSchedule const& noise, int steps) {
+              require_steps("quadratic", noise, steps);
+              const double start = std::sqrt(noise.noisiest() + 1.0), end = 1;
               const int intervals = grid.include_last ? std::max(steps - 1, 1) : steps;
-              std::vector<Timestep> list;
+              std::vector<double> list;
               for (int i = 0; i < steps; ++i) {
-                const double lambda = start + (end - start) * i / intervals;
-                list.push_back({noise.timestep(lambda), NoiseLevel::from_lambda(lambda)});
+                const double root = start + (end - start) * i / intervals;
+                const double t = i ? root * root - 1 : noise.noisiest();
+                list.push_back(grid.round ? std::nearbyint(t) : t);
               }
-              return list;
+              return at("quadratic", noise, list);
             }};
   }
 
-  /// Karras et al. 2022 (arXiv 2206.00364, Eq. 5) over the whole training schedule: (sigma / alpha)^(1/rho) is evenly
-  /// spaced. Larger rho takes shorter steps where there is little noise.
-  static Spacing karras(double rho = 7, Grid grid = {}) {
+  /// Evenly spaced in lambda (Lu et al. 2022, arXiv 2206.00927, section 3.3); the field also calls these sigmas
+  /// exponential, and with TimeOfSigma::nearest lu_lambdas.
+  static Spacing uniform_logsnr(SigmaGrid grid = {}) {
+    return {"uniform_logsnr", [grid](NoiseSchedule const& noise, int steps) {
+              return by_sigma("uniform_logsnr", noise, steps, grid, [](double start, double end, double u) {
+                return std::exp(std::log(start) + (std::log(end) - std::log(start)) * u);
+              });
+            }};
+  }
+
+  /// Karras et al. 2022 (arXiv 2206.00364, Eq. 5): (sigma / alpha)^(1/rho) is evenly spaced. Larger rho takes shorter
+  /// steps where there is little noise.
+  static Spacing karras(double rho = 7, SigmaGrid grid = {}) {
     if (!(rho > 0 && std::isfinite(rho))) detail::refuse("Spacing::karras", "rho must be above 0", rho);
     return {"karras", [rho, grid](NoiseSchedule const& noise, int steps) {
-              require_steps("karras", noise, steps);
-              const double start = std::exp(-noise.lambda(noise.num_train_timesteps() - 1) / rho);
-              const double end = std::exp(-noise.lambda(0) / rho);
+              return by_sigma("karras", noise, steps, grid, [rho](double start, double end, double u) {
+                const double first = std::pow(start, 1 / rho), last = std::pow(end, 1 / rho);
+                return std::pow(first + (last - first) * u, rho);
+              });
+            }};
+  }
+
+  /// sigma / alpha at the quantiles of a beta distribution, as diffusers applies "Beta Sampling is All You Need" (Lee
+  /// et al. 2024, arXiv 2407.12173). The paper applies it to t: `beta`.
+  static Spacing beta_on_sigma(double a = 0.6, double b = 0.6, SigmaGrid grid = {}) {
+    require_beta("beta_on_sigma", a, b);
+    return {"beta_on_sigma", [a, b, grid](NoiseSchedule const& noise, int steps) {
+              return by_sigma("beta_on_sigma", noise, steps, grid, [a, b](double start, double end, double u) {
+                return end + detail::beta_quantile(1 - u, a, b) * (start - end);
+              });
+            }};
+  }
+
+  /// t at the quantiles of a beta distribution (Lee et al. 2024, arXiv 2407.12173): with a, b below 1 more steps at
+  /// both ends.
+  static Spacing beta(double a = 0.6, double b = 0.6, Grid grid = {.include_last = false, .round = false}) {
+    require_beta("beta", a, b);
+    return {"beta", [a, b, grid](NoiseSchedule const& noise, int steps) {
+              require_steps("beta", noise, steps);
               const int intervals = grid.include_last ? std::max(steps - 1, 1) : steps;
-              std::vector<Timestep> list;
+              std::vector<double> list;
               for (int i = 0; i < steps; ++i) {
-                const double lambda = -rho * std::log(start + (end - start) * i / intervals);
-                list.push_back({noise.timestep(lambda), NoiseLevel::from_lambda(lambda)});
+                const double t = noise.noisiest() * detail::beta_quantile(1 - double(i) / intervals, a, b);
+                list.push_back(grid.round ? std::nearbyint(t) : t);
+              }
+              return at("beta", noise, list);
+            }};
+  }
+
+  /// For flow matching: sigma = 1, 1 - 1/N, 1 - 2/N ..., each moved to shift sigma / (1 + (shift - 1) sigma), which
+  /// takes more steps where there is much noise (Esser et al. 2024, arXiv 2403.03206, Eq. 23). Larger pictures want
+  /// larger shifts; Stable Diffusion 3 uses 3.
+  static Spacing shifted(double shift = 1) {
+    if (!(shift > 0 && std::isfinite(shift))) detail::refuse("Spacing::shifted", "shift must be above 0", shift);
+    return {"shifted", [shift](NoiseSchedule const& noise, int steps) {
+              if (!noise.is_flow()) detail::refuse("Spacing::shifted", "is for flow matching", noise.name());
+              std::vector<double> list;
+              for (int i = 0; i < steps; ++i) {
+                const double sigma = 1 - double(i) / steps;
+                list.push_back(noise.noisiest() * (shift * sigma / (1 + (shift - 1) * sigma)));
+              }
+              return at("shifted", noise, list);
+            }};
+  }
+
+  /// Exactly these noise levels, given as sigma / alpha, noisiest first; k-diffusion's sigmas without the final 0.
+  static Spacing sigmas(std::vector<double> sigmas, TimeOfSigma time = TimeOfSigma::exact) {
+    return {"sigmas", [sigmas, time](NoiseSchedule const& noise, int) {
+              std::vector<Timestep> list;
+              for (const double sigma : sigmas) {
+                if (!(sigma > 0)) detail::refuse("Spacing::sigmas", "each sigma must be above 0", sigma);
+                list.push_back({time_of(noise, -std::log(sigma), time), noise.level(-std::log(sigma))});
               }
               return list;
             }};
@@ -180,7 +292,7 @@ class Spacing {
       detail::refuse(place, "the rule must give exactly " + std::to_string(steps) + " timesteps", double(list.size()));
     }
     for (std::size_t i = 1; i < list.size(); ++i) {
-      if (!(list[i].t < list[i - 1].t && list[i].level.lambda() > list[i - 1].level.lambda())) {
+      if (!(list[i].t <= list[i - 1].t && list[i].level.lambda() > list[i - 1].level.lambda())) {
         detail::refuse(place, "timesteps must be strictly decreasing",
                        detail::text(list[i].t) + " after " + detail::text(list[i - 1].t));
       }
@@ -198,7 +310,7 @@ class Spacing {
 
   static std::vector<Timestep> at(char const* name, NoiseSchedule const& noise, std::vector<double> const& list) {
     std::vector<Timestep> timesteps;
-    const int last = noise.num_train_timesteps() - 1;
+    const int last = noise.noisiest();
     for (double t : list) {
       if (!(t >= 0 && t <= last)) {
         detail::refuse(std::string("Spacing::") + name, "timesteps must be in [0, " + std::to_string(last) + "]", t);
@@ -206,6 +318,48 @@ class Spacing {
       timesteps.push_back({t, noise.at(t)});
     }
     return timesteps;
+  }
+
+  static void require_beta(char const* name, double a, double b) {
+    if (!(a > 0 && b > 0 && std::isfinite(a) && std::isfinite(b))) {
+      detail::refuse(std::string("Spacing::") + name, "a and b must be above 0",
+                     detail::text(a) + " and " + detail::text(b));
+    }
+  }
+
+  static double time_of(NoiseSchedule const& noise, double lambda, TimeOfSigma time) {
+    switch (time) {
+      case TimeOfSigma::exact: break;
+      case TimeOfSigma::interpolated: return noise.timestep_linear_in_lambda(lambda);
+      case TimeOfSigma::nearest: return std::nearbyint(noise.timestep_linear_in_lambda(lambda));
+      case TimeOfSigma::truncated: return std::trunc(noise.timestep_linear_in_lambda(lambda));
+    }
+    return noise.timestep(lambda);
+  }
+
+  /// N levels whose sigma / alpha is family(first, last, u), with u evenly spaced in [0, 1].
+  template <class Family>
+  static std::vector<Timestep> by_sigma(char const* name, NoiseSchedule const& noise, int steps, SigmaGrid const& grid,
+                                        Family family) {
+    require_steps(name, noise, steps);
+    const NoiseLevel first = grid.begin.value_or(noise.at(noise.noisiest())), last = grid.end.value_or(noise.at(0));
+    if (!(first.alpha > 0 && last.sigma > 0)) {
+      detail::refuse(std::string("Spacing::") + name, "must begin and end where there is both picture and noise",
+                     noise.name() + "; state SigmaGrid::begin and end");
+    }
+    const int intervals = grid.include_last ? std::max(steps - 1, 1) : steps;
+    std::vector<Timestep> list;
+    for (int i = 0; i < steps; ++i) {
+      // The ends are what they are, not what is left of them after a power and a root.
+      const bool at_first = i == 0, at_last = i == intervals;
+      const NoiseLevel exact = at_first ? first : last;
+      const double lambda =
+          at_first || at_last
+              ? exact.lambda()
+              : -std::log(family(first.sigma / first.alpha, last.sigma / last.alpha, double(i) / intervals));
+      list.push_back({time_of(noise, lambda, grid.time), at_first || at_last ? exact : noise.level(lambda)});
+    }
+    return list;
   }
 
   std::string name_;

@@ -11,10 +11,12 @@ namespace tstitch {
 /// Eq. 12 with sigma_t of Eq. 16. Their alpha_t is our alpha^2, their sigma_t is `sigma` below.
 ///
 /// eta = 0 is deterministic, eta = 1 is DDPM with the fixed small variance. No noise is added in a step that ends at
-/// x_0. eps is what belongs to x_0 after guidance and thresholding, as in DiT's code; diffusers goes on with the
-/// network's own eps unless use_clipped_model_output is set.
+/// x_0.
 struct DDIMUpdate {
   double eta = 0;  ///< in [0, 1]
+  /// Whether eps is the one that belongs to the thresholded x_0, as in DiT's code, or the network's own, as in
+  /// diffusers (whose use_clipped_model_output this is). No difference where nothing is thresholded.
+  bool eps_of_thresholded = true;
 
   void validate() const {
     if (!(eta >= 0 && eta <= 1)) detail::refuse("DDIM", "eta must be in [0, 1]", eta);
@@ -22,13 +24,17 @@ struct DDIMUpdate {
 
   at::Tensor operator()(StepInput const& in) const {
     const auto [from, to] = std::pair{in.step.from, in.step.to};
-    const at::Tensor x_0 = in.predict().x_0;
+    const Prediction prediction = in.predict();
+    const at::Tensor& x_0 = prediction.x_0;
     if (to == NoiseLevel::clean()) return x_0;
     const double ratio = from.alpha / to.alpha;
-    const double sigma = eta * to.sigma / from.sigma * std::sqrt(1 - ratio * ratio);
+    const double sigma = eta > 0 ? eta * to.sigma / from.sigma * std::sqrt(1 - ratio * ratio) : 0;
     // eps = (x - from.alpha x_0) / from.sigma, put into Eq. 12.
     const double keep = std::sqrt(to.sigma * to.sigma - sigma * sigma) / from.sigma;
-    const at::Tensor x = linear_combination(keep, in.x, to.alpha - keep * from.alpha, x_0);
+    const bool own_eps = !eps_of_thresholded && !x_0.is_same(prediction.unclipped_x_0);
+    const at::Tensor x =
+        own_eps ? linear_combination(keep, in.x, to.alpha, x_0).add_(prediction.unclipped_x_0, -keep * from.alpha)
+                : linear_combination(keep, in.x, to.alpha - keep * from.alpha, x_0);
     return sigma > 0 ? x.add_(in.noise(0), sigma) : x;
   }
 };

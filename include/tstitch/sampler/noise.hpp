@@ -10,6 +10,7 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <numbers>
 #include <vector>
 
@@ -151,5 +152,9 @@ inline at::Tensor noise(std::vector<std::uint64_t> const& seeds, NoiseAddress ad
   }
   return result;
 }
+
+/// Draws standard normal noise [n, C, H, W]; called as `noise` is, and must answer the same for the same arguments.
+using NoiseSource = std::function<at::Tensor(std::vector<std::uint64_t> const& seeds, NoiseAddress address,
+                                             at::IntArrayRef image_shape, at::TensorOptions options)>;
 
 }  // namespace tstitch

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
 
+#include <algorithm>
 #include <chrono>
 #include <concepts>
 #include <cstdint>
@@ -22,12 +23,21 @@
 
 namespace tstitch {
 
+/// What becomes of a multistep rule's history when another network takes over.
+enum class SwitchPolicy {
+  keep,         ///< the new network goes on with the predictions of the old one
+  reset,        ///< it begins without history, and so with a lower order
+  re_evaluate,  ///< it predicts again at the points of the history: as many evaluations more, once a switch
+};
+
 /// What a run looks like, whichever update rule carries it out.
 struct SamplingOptions {
   int steps = 50;  ///< in [1, T]
   Spacing spacing = Spacing::linspace();
   FinalSigma final_sigma = FinalSigma::zero;
   Thresholding thresholding = Thresholding::automatic();
+  PreviousTimestep previous_timestep = PreviousTimestep::in_plan;
+  SwitchPolicy at_switch = SwitchPolicy::keep;
 };
 
 /// All that an update rule gets. Everything is a value or a callable, so that a rule can be tried without a sampler.
@@ -35,6 +45,7 @@ struct StepInput {
   Step const& step;
   at::Tensor const& x;            ///< [n, C, H, W] at step.from; not to be changed in place
   std::span<const Past> history;  ///< oldest first; at most history() entries, fewer in the first steps
+  NoiseSchedule const& noise_schedule;
   /// Asks the step's network at any x and point of the trajectory; a network evaluation each time.
   std::function<Prediction(at::Tensor const& x, Timestep const& point)> denoise;
   /// Standard normal noise like x; another `draw` gives independent noise.
@@ -44,14 +55,24 @@ struct StepInput {
   Prediction predict() const { return denoise(x, {step.t, step.from}); }
 };
 
+/// What an update rule returns: x at step.to. A tensor converts to it.
+struct StepOutput {
+  StepOutput(at::Tensor at_to, at::Tensor at_from = {})  // NOLINT: conversion is the purpose
+      : x(std::move(at_to)), x_from(std::move(at_from)) {}
+
+  at::Tensor x;       ///< [n, C, H, W] at step.to
+  at::Tensor x_from;  ///< what the history is to remember as x at step.from; undefined: x as it was
+};
+
 /// An update rule is any callable `at::Tensor (StepInput const&) const` that takes x from step.from to step.to.
 ///
 /// Besides it may have:
 ///   int history() const                      how many earlier steps it wants to see; 0 if absent
+///   int evaluations(Step const&) const       network evaluations that it makes in a step, for the plan; 1 if absent
 ///   void validate() const                    throws std::invalid_argument for options that make no sense
 ///   void validate(NetworkInfo const&) const  throws std::invalid_argument for networks that it cannot use
 template <class Rule>
-concept UpdateRule = std::is_invocable_r_v<at::Tensor, Rule const&, StepInput const&>;
+concept UpdateRule = std::is_invocable_r_v<StepOutput, Rule const&, StepInput const&>;
 
 /// Sees each step; made from any callable on a StepReport that returns nothing, or a Control to cancel the run.
 class Observer {
@@ -115,8 +136,17 @@ class Sampler {
 
   /// The plan with the guidance of a request.
   Plan plan(Guidance const& guidance) const {
-    return make_plan(noise_schedule_, options_.steps, options_.spacing, options_.final_sigma, model_schedule_,
-                     guidance);
+    Plan plan = make_plan(noise_schedule_, options_.steps, options_.spacing, options_.final_sigma, model_schedule_,
+                          guidance, options_.previous_timestep);
+    for (std::size_t i = 0; i < plan.steps.size(); ++i) {
+      PlannedStep& planned = plan.steps[i];
+      if constexpr (requires { rule_.evaluations(planned.step); })
+        planned.evaluations = rule_.evaluations(planned.step);
+      const bool switches = i > 0 && planned.network != plan.steps[i - 1].network;
+      if (switches && options_.at_switch == SwitchPolicy::re_evaluate)
+        planned.evaluations += int(std::min(i, history()));
+    }
+    return plan;
   }
 
   Schedule const& model_schedule() const { return model_schedule_; }
@@ -154,20 +184,32 @@ class Sampler {
       return prediction;
     };
     const auto draw_noise = [&](int draw) {
-      return noise(trajectory.seeds, NoiseAddress::of_step(step.index, draw), trajectory.x.sizes().slice(1),
-                   trajectory.x.options());
+      return trajectory.noise_source(trajectory.seeds, NoiseAddress::of_step(step.index, draw),
+                                     trajectory.x.sizes().slice(1), trajectory.x.options());
     };
-    at::Tensor x =
-        rule_(StepInput{step, trajectory.x, trajectory.history, std::cref(denoise_at), std::cref(draw_noise)});
-
-    if (const std::size_t wanted = history()) {
-      if (trajectory.history.size() == wanted) trajectory.history.erase(trajectory.history.begin());
-      trajectory.history.push_back({step, index, trajectory.x, x_0});
+    std::vector<Past>& history = trajectory.history;
+    if (!history.empty() && history.back().network != index) {
+      if (options_.at_switch == SwitchPolicy::reset) history.clear();
+      if (options_.at_switch == SwitchPolicy::re_evaluate) {
+        for (Past& past : history) {
+          past.network = index;
+          past.x_0 = denoise(network, past.x, {past.step.t, past.step.from}, trajectory.labels,
+                             trajectory.guidance.at(past.step, index), trajectory.guidance.channels, thresholding)
+                         .x_0;
+        }
+      }
     }
-    trajectory.x = std::move(x);
+    StepOutput output =
+        rule_(StepInput{step, trajectory.x, history, noise_schedule_, std::cref(denoise_at), std::cref(draw_noise)});
+
+    if (const std::size_t wanted = this->history()) {
+      if (history.size() == wanted) history.erase(history.begin());
+      history.push_back({step, index, output.x_from.defined() ? output.x_from : trajectory.x, x_0});
+    }
+    trajectory.x = std::move(output.x);
     trajectory.x_0 = std::move(x_0);
-    trajectory.level = step.to;
     ++trajectory.next;
+    trajectory.level = trajectory.finished() ? step.to : plan_.steps[trajectory.next].step.from;
   }
 
   /// Draws the whole request, batch after batch. When a batch fails, those before it are gone with the exception; a
@@ -240,6 +282,13 @@ class Sampler {
       require_network(networks, planned.step.index, planned.network);
       NetworkInfo const& info = networks[planned.network].info();
       if constexpr (requires { rule_.validate(info); }) rule_.validate(info);
+      if (planned.step.from.alpha == 0 && info.prediction_type == PredictionType::epsilon) {
+        detail::refuse("Sampler",
+                       "a step that begins at pure noise (alpha = 0) needs a network that predicts x_0 or a velocity, "
+                       "because there the noise says nothing of x_0",
+                       "step " + std::to_string(planned.step.index) + " to " +
+                           detail::name_of(networks[planned.network], planned.network) + ", which predicts epsilon");
+      }
       if (planned.guidance_scale == 1) continue;
       guided = true;
       if (!info.null_class) {
@@ -257,6 +306,7 @@ class Sampler {
       }
     }
 
+    if (!request.noise_source) detail::refuse("Request", "noise_source must be callable", "none");
     if (request.count < 0) detail::refuse("Request", "count must not be negative", double(request.count));
     if (request.batch_size < 0)
       detail::refuse("Request", "batch_size must not be negative", double(request.batch_size));
@@ -343,12 +393,14 @@ class Sampler {
                           .x = request.initial_noise,
                           .seeds = request.seeds,
                           .labels = {},
-                          .guidance = request.guidance};
+                          .guidance = request.guidance,
+                          .noise_source = request.noise_source};
     if (trajectory.x.defined()) {
       trajectory.x = trajectory.x.to(device);
     } else {
-      trajectory.x = noise(request.seeds, NoiseAddress::initial(), {info.channels, info.height, info.width},
-                           at::TensorOptions().dtype(at::kFloat).device(device));
+      trajectory.x =
+          request.noise_source(request.seeds, NoiseAddress::initial(), {info.channels, info.height, info.width},
+                               at::TensorOptions().dtype(at::kFloat).device(device));
     }
     if (!request.labels.empty()) {
       std::vector<std::int64_t> labels = request.labels;

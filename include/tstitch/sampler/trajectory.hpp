@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "../model/denoiser.hpp"
+#include "noise.hpp"
 
 namespace tstitch {
 
@@ -32,14 +33,17 @@ struct Request {
   /// [n, C, H, W] to start from instead of noise by address; float32 or float64. Also states the shape for networks
   /// that do not. Undefined: drawn from the seeds.
   at::Tensor initial_noise = {};
+  /// Where noise comes from; noise by address unless stated. Another source is for reproducing the random numbers of
+  /// other programs.
+  NoiseSource noise_source = noise;
 };
 
 /// An earlier step, as multistep rules remember it.
 struct Past {
   Step step;
   std::size_t network;
-  at::Tensor x;    ///< before the step
-  at::Tensor x_0;  ///< what was predicted from it
+  at::Tensor x;    ///< before the step, or what the rule put in its place (StepOutput::x_from)
+  at::Tensor x_0;  ///< what was predicted in it first
 };
 
 /// A run in flight: a value. Copying it forks the run; tensors are never changed in place, so copies share them safely.
@@ -47,13 +51,14 @@ struct Past {
 struct Trajectory {
   int next = 0;                    ///< index of the step to come; also how many are done
   int count = 0;                   ///< steps of the whole run
-  NoiseLevel level;                ///< of x
+  NoiseLevel level;                ///< of x, as the step to come takes it
   at::Tensor x;                    ///< [n, C, H, W]
   at::Tensor x_0 = {};             ///< newest prediction; undefined before the first step
   std::vector<Past> history = {};  ///< oldest first, as many as the update rule wants
   std::vector<std::uint64_t> seeds;
   BatchLabels labels;
   Guidance guidance;
+  NoiseSource noise_source = noise;
 
   bool finished() const { return next == count; }
 };
