@@ -1,6 +1,6 @@
 #include <tstitch/model/denoiser.hpp>
-#include <tstitch/model/host_tensor.hpp>
 #include <tstitch/sampler/noise.hpp>
+#include <tstitch/model/host_tensor.hpp>
 
 #include "../catch.hpp"
 #include "../oracle.hpp"
@@ -95,4 +95,36 @@ TEST_CASE("timesteps come as the network asks for them") {
   CHECK(seen.eq(500.5).all().item<bool>());
   ask(TimestepType::float32, at::kDouble);
   CHECK(seen.scalar_type() == at::kDouble);
+}
+
+TEST_CASE("images at points of their own are predicted as they are alone") {
+  const NoiseSchedule schedule = NoiseSchedule::linear();
+  for (TimestepType type : {TimestepType::int64, TimestepType::float32}) {
+    for (PredictionType prediction : {PredictionType::epsilon, PredictionType::sample, PredictionType::v_prediction}) {
+      // The network reads its own row's t, and doubles it so that guidance has something to do.
+      const Network network(
+          [](at::Tensor const& x, at::Tensor const& t, Condition const& condition) {
+            return x.mul(t.to(x.scalar_type()).add(condition.labels.to(x.scalar_type())).view({-1, 1, 1, 1}));
+          },
+          {.prediction_type = prediction, .num_classes = 3, .null_class = 3, .timestep_type = type});
+      const at::Tensor x = noise({1, 2, 3}, NoiseAddress::initial(), {2, 4, 4}, at::kDouble);
+      const std::vector<Timestep> points{{900, schedule.at(900)}, {500.25, schedule.at(500.25)}, {3, schedule.at(3)}};
+      const auto labels = [](std::vector<std::int64_t> values) {
+        BatchLabels batch{detail::to_device(values, at::kCPU), {}};
+        values.resize(2 * values.size(), 3);
+        batch.guided = detail::to_device(values, at::kCPU);
+        return batch;
+      };
+      for (double scale : {1.0, 2.5}) {
+        const at::Tensor together =
+            denoise(network, x, points, labels({0, 1, 2}), scale, 0, Thresholding::clip(100)).x_0;
+        for (std::int64_t i = 0; i < 3; ++i) {
+          const at::Tensor alone = denoise(network, x.narrow(0, i, 1), points[std::size_t(i)], labels({i}), scale, 0,
+                                           Thresholding::clip(100))
+                                       .x_0;
+          CHECK(together.narrow(0, i, 1).sub(alone).abs().max().item<double>() < 1e-12);
+        }
+      }
+    }
+  }
 }

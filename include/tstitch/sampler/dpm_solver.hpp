@@ -6,7 +6,7 @@
 #include <array>
 #include <cmath>
 
-#include "sampler.hpp"
+#include "multistep.hpp"
 
 namespace tstitch {
 
@@ -65,19 +65,8 @@ struct DPMSolverUpdate {
     const double scale = plus_plus ? to.sigma / from.sigma : to.alpha / from.alpha;
     const std::array<double, 3> w = weights(used, plus_plus ? -h : h, plus_plus ? to.alpha : to.sigma, in, h);
 
-    const auto past = [&](int back) -> Past const& { return in.history[in.history.size() - std::size_t(back)]; };
-    if (plus_plus) {
-      at::Tensor x = linear_combination(scale, in.x, w[0], x_0);
-      for (int k = 1; k < used; ++k) x.add_(past(k).x_0, w[std::size_t(k)]);
-      return x;
-    }
-    // m = eps = (x - alpha x_0) / sigma, put in without being formed.
-    at::Tensor x = linear_combination(scale + w[0] / from.sigma, in.x, -w[0] * from.alpha / from.sigma, x_0);
-    for (int k = 1; k < used; ++k) {
-      const auto [alpha, sigma] = past(k).step.from;
-      x.add_(past(k).x, w[std::size_t(k)] / sigma).add_(past(k).x_0, -w[std::size_t(k)] * alpha / sigma);
-    }
-    return x;
+    const std::span<const double> weights_used(w.data(), std::size_t(used));
+    return plus_plus ? combine_x_0(in, x_0, scale, weights_used) : combine_epsilon(in, x_0, scale, weights_used);
   }
 
  private:
@@ -86,7 +75,7 @@ struct DPMSolverUpdate {
   std::array<double, 3> weights(int used, double z, double size, StepInput const& in, double h) const {
     const double phi_1 = std::expm1(z);
     if (used == 1) return {-size * phi_1, 0, 0};
-    const auto lambda = [&](int back) { return in.history[in.history.size() - std::size_t(back)].step.from.lambda(); };
+    const auto lambda = [&](std::size_t back) { return past(in, back).step.from.lambda(); };
     const double r0 = (in.step.from.lambda() - lambda(1)) / h;
     if (used == 2) {
       const double half = -size * phi_1 / 2 / r0;  // of D1 = (m0 - m1) / r0

@@ -48,6 +48,8 @@ struct StepInput {
   NoiseSchedule const& noise_schedule;
   /// Asks the step's network at any x and point of the trajectory; a network evaluation each time.
   std::function<Prediction(at::Tensor const& x, Timestep const& point)> denoise;
+  /// The same with each image at a point of its own; as many points as images.
+  std::function<Prediction(at::Tensor const& x, std::span<const Timestep> points)> denoise_each;
   /// Standard normal noise like x; another `draw` gives independent noise.
   std::function<at::Tensor(int draw)> noise;
 
@@ -177,9 +179,9 @@ class Sampler {
     const Thresholding thresholding = options_.thresholding.resolve(network.info());
 
     at::Tensor x_0;
-    const auto denoise_at = [&](at::Tensor const& x, Timestep const& point) {
+    const auto denoise_at = [&](at::Tensor const& x, auto const& where) {
       Prediction prediction =
-          denoise(network, x, point, trajectory.labels, guidance_scale, trajectory.guidance.channels, thresholding);
+          denoise(network, x, where, trajectory.labels, guidance_scale, trajectory.guidance.channels, thresholding);
       if (!x_0.defined()) x_0 = prediction.x_0;
       return prediction;
     };
@@ -199,8 +201,8 @@ class Sampler {
         }
       }
     }
-    StepOutput output =
-        rule_(StepInput{step, trajectory.x, history, noise_schedule_, std::cref(denoise_at), std::cref(draw_noise)});
+    StepOutput output = rule_(StepInput{step, trajectory.x, history, noise_schedule_, std::cref(denoise_at),
+                                        std::cref(denoise_at), std::cref(draw_noise)});
 
     if (const std::size_t wanted = this->history()) {
       if (history.size() == wanted) history.erase(history.begin());
