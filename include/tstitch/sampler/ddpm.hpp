@@ -3,6 +3,7 @@
 /// training timesteps as in Nichol and Dhariwal 2021, arXiv 2102.09672.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "sampler.hpp"
@@ -18,10 +19,12 @@ enum class Variance {
 };
 
 /// One ancestral step, Ho et al. 2020, Eq. 6 and 7. Between two timesteps of the plan their alpha_t is
-/// (from.alpha / to.alpha)^2, their beta_t one minus that, their alpha bar our alpha^2. No noise is added in a step
-/// that ends at x_0.
+/// (from.alpha / to.alpha)^2, their beta_t one minus that, their alpha bar our alpha^2.
 struct DDPMUpdate {
   Variance variance = Variance::automatic;
+  /// Whether a step that ends at x_0 adds noise too unless it begins at t = 0, as diffusers does. With the fixed large
+  /// variance and a spacing that does not visit t = 0 that is visible noise; with the others next to none.
+  bool noise_in_last_step = false;
 
   void validate(NetworkInfo const& info) const {
     if (variance == Variance::learned_range && !info.learned_variance) {
@@ -33,13 +36,13 @@ struct DDPMUpdate {
   at::Tensor operator()(StepInput const& in) const {
     const auto [from, to] = std::pair{in.step.from, in.step.to};
     const Prediction prediction = in.predict();
-    if (to == NoiseLevel::clean()) return prediction.x_0;
+    if (to == NoiseLevel::clean() && !(noise_in_last_step && in.step.t > 0)) return prediction.x_0;
     const double step_alpha = (from.alpha / to.alpha) * (from.alpha / to.alpha);
     const double beta = 1 - step_alpha;
     const double from_variance = from.sigma * from.sigma, to_variance = to.sigma * to.sigma;
     const at::Tensor mean = linear_combination(to_variance * std::sqrt(step_alpha) / from_variance, in.x,
                                                beta * to.alpha / from_variance, prediction.x_0);
-    const double posterior_variance = beta * to_variance / from_variance;
+    const double posterior_variance = std::max(beta * to_variance / from_variance, 1e-20);  // its log must be finite
     const bool learned = variance == Variance::learned_range ||
                          (variance == Variance::automatic && prediction.variance_fraction.defined());
     if (!learned) {
