@@ -141,6 +141,31 @@ class NoiseSchedule {
     return from_alphas_cumprod(std::move(values), name_ + " to zero SNR");
   }
 
+  /// The same schedule as programs have it that compute betas and alphas_cumprod in float32, as diffusers does: at t = 0
+  /// 1 - alphas_cumprod is off by up to 2e-4 of itself.
+  /// @throws std::invalid_argument for flow matching
+  NoiseSchedule in_float32() const {
+    if (is_flow()) detail::refuse("NoiseSchedule::in_float32", "needs a table", name_);
+    std::vector<double> values;
+    double product = 1, before = 1;
+    for (double value : alphas_cumprod_) {
+      const float beta = float(1 - value / before);
+      product *= double(1.0f - beta);  // torch.cumprod adds up in double and rounds each value
+      values.push_back(double(float(product)));
+      before = value;
+    }
+    return from_alphas_cumprod(std::move(values), name_ + " in float32");
+  }
+
+  /// The same schedule with alphas_cumprod rounded to float32, as programs have it that keep only the table so.
+  /// @throws std::invalid_argument for flow matching
+  NoiseSchedule rounded_to_float32() const {
+    if (is_flow()) detail::refuse("NoiseSchedule::rounded_to_float32", "needs a table", name_);
+    std::vector<double> values;
+    for (double value : alphas_cumprod_) values.push_back(double(float(value)));
+    return from_alphas_cumprod(std::move(values), name_ + " in float32");
+  }
+
   /// T, the number of timesteps that the network was trained with.
   int num_train_timesteps() const { return is_flow() ? flow_timesteps_ : int(alphas_cumprod_.size()); }
 

@@ -1,0 +1,87 @@
+/// @file
+/// The routing rules of the code that came with T-Stitch, for reproducing its runs. Host only; includes no torch.
+///
+/// Each decides in floating point what `Stitch` decides in whole steps, so that off the round ratios they give network
+/// 0 a step more or less, and under spacings that are not even in t something else altogether. New work wants `Stitch`.
+#pragma once
+
+#include <cstddef>
+#include <string>
+#include <vector>
+
+#include "model_schedule.hpp"
+
+namespace tstitch::routing {
+
+namespace detail {
+
+inline void require_ratio(char const* rule, double ratio) {
+  if (!(ratio >= 0 && ratio <= 1)) {
+    tstitch::detail::refuse(std::string("routing::") + rule, "ratio must be in [0, 1]", ratio);
+  }
+}
+
+}  // namespace detail
+
+/// DiT, two networks: network 0 where t / T >= 1 - ratio.
+struct DiT {
+  double ratio = 0.4;  ///< in [0, 1]
+  int num_train_timesteps = 1000;
+
+  std::size_t operator()(Step const& step) const {
+    detail::require_ratio("DiT", ratio);
+    return step.t / num_train_timesteps >= 1 - ratio ? 0 : 1;
+  }
+};
+
+/// DiT, any number of networks: the first k whose running sum of fractions, in float32, is at least 1 - t / T.
+struct DiTFractions {
+  std::vector<double> fractions;
+  int num_train_timesteps = 1000;
+
+  /// @throws std::invalid_argument where the fractions end before the trajectory does
+  std::size_t operator()(Step const& step) const {
+    const double done = 1 - step.t / num_train_timesteps;
+    float sum = 0;
+    for (std::size_t k = 0; k < fractions.size(); ++k) {
+      sum += float(fractions[k]);
+      if (!(done > double(sum))) return k;
+    }
+    tstitch::detail::refuse("routing::DiTFractions",
+                            "fractions must reach 1 - t / T at t = " + tstitch::detail::text(step.t), double(sum));
+  }
+};
+
+/// Latent diffusion: network 0 where t / T > 1 - ratio; a ratio of 1 is all of them.
+struct LatentDiffusion {
+  double ratio = 0.4;  ///< in [0, 1]
+  int num_train_timesteps = 1000;
+
+  std::size_t operator()(Step const& step) const {
+    detail::require_ratio("LatentDiffusion", ratio);
+    return ratio == 1 || step.t / num_train_timesteps > 1 - ratio ? 0 : 1;
+  }
+};
+
+/// Stable Diffusion, SDXL and ControlNet: network 0 where (index + 1) / steps <= ratio.
+struct StableDiffusion {
+  double ratio = 0.4;  ///< in [0, 1]
+
+  std::size_t operator()(Step const& step) const {
+    detail::require_ratio("StableDiffusion", ratio);
+    return double(step.index + 1) / step.count <= ratio ? 0 : 1;
+  }
+};
+
+/// Latent consistency models: network 0 where index / steps <= ratio, but never at ratio 0 and always at ratio 1.
+struct LatentConsistency {
+  double ratio = 0.4;  ///< in [0, 1]
+
+  std::size_t operator()(Step const& step) const {
+    detail::require_ratio("LatentConsistency", ratio);
+    if (ratio == 0) return 1;
+    return ratio == 1 || double(step.index) / step.count <= ratio ? 0 : 1;
+  }
+};
+
+}  // namespace tstitch::routing
