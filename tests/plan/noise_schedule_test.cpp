@@ -1,5 +1,7 @@
 #include <tstitch/plan/noise_schedule.hpp>
 
+#include <limits>
+
 #include "../catch.hpp"
 
 using namespace tstitch;
@@ -68,6 +70,46 @@ TEST_CASE("a level knows itself by its lambda") {
   CHECK(std::isinf(NoiseLevel::clean().lambda()));
 }
 
+TEST_CASE("flow matching is a straight line from picture to noise") {
+  const NoiseSchedule flow = NoiseSchedule::flow(1000);
+  CHECK(flow.noisiest() == 1000);
+  CHECK(flow.at(1000) == NoiseLevel{0, 1});
+  CHECK(flow.at(0) == NoiseLevel::clean());
+  CHECK(flow.at(250) == NoiseLevel{0.75, 0.25});
+  for (double t = 1; t < 1000; t += 7.3) {
+    REQUIRE(std::abs(flow.timestep(flow.lambda(t)) - t) < 1e-9);
+    const NoiseLevel level = flow.level(flow.lambda(t));
+    REQUIRE(std::abs(level.alpha - flow.alpha(t)) + std::abs(level.sigma - flow.sigma(t)) < 1e-14);
+  }
+  CHECK(flow.timestep(flow.lambda(1000)) == 1000);
+  CHECK(std::isinf(flow.distance(NoiseSchedule::linear())));
+}
+
+TEST_CASE("zero terminal SNR moves the last timestep to pure noise and keeps the first") {
+  const NoiseSchedule before = NoiseSchedule::scaled_linear(), after = before.with_zero_terminal_snr();
+  CHECK(after.at(999) == NoiseLevel{0, 1});
+  CHECK(after.alpha(0) == Approx(before.alpha(0)).epsilon(1e-15));
+  // Algorithm 1 of the paper, in the middle: (a - a_T) a_0 / (a_0 - a_T).
+  const double a = before.alpha(500), a_0 = before.alpha(0), a_T = before.alpha(999);
+  CHECK(after.alpha(500) == Approx((a - a_T) * a_0 / (a_0 - a_T)).epsilon(1e-14));
+  CHECK(after.lambda(999) == -std::numeric_limits<double>::infinity());
+  CHECK(after.timestep(after.lambda(999)) == 999);
+  for (double t = 0; t <= 998; t += 0.7) REQUIRE(std::abs(after.timestep(after.lambda(t)) - t) < 1e-7);
+}
+
+TEST_CASE("float32 tables are those of programs that compute in it") {
+  // torch 2.15: (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0) at 0, 500 and 999.
+  const std::vector<double> table = NoiseSchedule::linear().in_float32().alphas_cumprod();
+  CHECK(float(table[0]) == 0.999899983f);
+  CHECK(float(table[500]) == 0.0777966529f);
+  CHECK(float(table[999]) == 4.03583035e-05f);
+  for (double value : table) REQUIRE(double(float(value)) == value);
+  const NoiseSchedule rounded = NoiseSchedule::cosine().rounded_to_float32();
+  for (double value : rounded.alphas_cumprod()) {
+    REQUIRE(double(float(value)) == value);
+  }
+}
+
 TEST_CASE("noise schedules refuse what makes no sense, with place, rule and value") {
   const auto message = [](auto action) { return message_of<std::invalid_argument>(action); };
   CHECK(message([] { NoiseSchedule::linear(0); }) ==
@@ -81,8 +123,15 @@ TEST_CASE("noise schedules refuse what makes no sense, with place, rule and valu
   CHECK(message([] {
           NoiseSchedule::from_alphas_cumprod({0.5, 0.6});
         }) ==
-        "tstitch::NoiseSchedule::from_alphas_cumprod: values must be inside (0, 1) and strictly decreasing, got 0.6 "
-        "after 0.5");
+        "tstitch::NoiseSchedule::from_alphas_cumprod: values must be inside (0, 1) and strictly decreasing; only "
+        "the last may be 0, got 0.6 after 0.5");
+  CHECK_THAT(message([] { NoiseSchedule::from_alphas_cumprod({0.0}); }), ContainsSubstring("got 0 after 1"));
+  CHECK(message([] { (void)NoiseSchedule::flow().with_zero_terminal_snr(); }) ==
+        "tstitch::NoiseSchedule::with_zero_terminal_snr: needs a table of at least 2 timesteps, got flow(1000)");
+  CHECK(message([] { (void)NoiseSchedule::linear().with_zero_terminal_snr().at(998.5); }) ==
+        "tstitch::NoiseSchedule::at: with zero terminal SNR t must not be between the last two timesteps, got 998.5");
+  CHECK(message([] { (void)NoiseSchedule::flow().timestep(NAN); }) ==
+        "tstitch::NoiseSchedule::timestep: lambda must be a number, got nan");
   CHECK(message([] { NoiseSchedule::from_alphas_cumprod({}); }) ==
         "tstitch::NoiseSchedule::from_alphas_cumprod: at least one timestep is needed, got 0");
   CHECK(message([] { (void)NoiseSchedule::linear().at(1000); }) ==

@@ -1,14 +1,17 @@
 #include <tstitch/plan/timesteps.hpp>
 
-#include "../catch.hpp"
+#include <array>
+#include <fstream>
+
+#include "../golden.hpp"
 
 using namespace tstitch;
 
 namespace {
 
-const NoiseSchedule noise = NoiseSchedule::linear();
+const NoiseSchedule linear = NoiseSchedule::linear();
 
-std::vector<double> times(Spacing const& spacing, int steps, NoiseSchedule const& schedule = noise) {
+std::vector<double> times(Spacing const& spacing, int steps, NoiseSchedule const& schedule = linear) {
   std::vector<double> list;
   for (auto const& [t, level] : spacing(schedule, steps)) list.push_back(t);
   return list;
@@ -36,6 +39,108 @@ TEST_CASE("spacings give the peers' lists for N = 10") {
   CHECK(times(Spacing::ddim_stride(), 10) == List{900, 800, 700, 600, 500, 400, 300, 200, 100, 0});
   CHECK(rounded(times(Spacing::karras(), 10)) == List{999, 937, 864, 775, 663, 511, 301, 102, 18, 0});
   CHECK(rounded(times(Spacing::uniform_logsnr(), 10)) == List{999, 886, 757, 603, 410, 202, 73, 22, 5, 0});
+}
+
+TEST_CASE("sigma families hand the network the timesteps of diffusers") {
+  const SigmaGrid nearest{.time = TimeOfSigma::nearest}, truncated{.time = TimeOfSigma::truncated};
+  const NoiseSchedule float32 = linear.in_float32();
+  for (auto const& [name, spacing] :
+       {std::pair{"karras", Spacing::karras(7, nearest)}, std::pair{"lu", Spacing::uniform_logsnr(nearest)},
+        std::pair{"exponential", Spacing::uniform_logsnr(truncated)},
+        std::pair{"beta", Spacing::beta_on_sigma(0.6, 0.6, truncated)}}) {
+    for (golden::Run const& run : golden::read(std::string("diffusers_dpmpp_") + name).runs) {
+      INFO(name << ", " << run.steps << " steps");
+      CHECK(times(spacing, run.steps, float32) == run.timesteps);
+    }
+  }
+  for (golden::Run const& run : golden::read("dpm_solver_multistep2_quadratic").runs) {
+    const List list = times(Spacing::quadratic(), run.steps);
+    REQUIRE(list.size() == run.timesteps.size());
+    for (std::size_t i = 0; i < list.size(); ++i) CHECK(std::abs(list[i] - run.timesteps[i]) < 1e-9);
+  }
+}
+
+TEST_CASE("sections and ddim_stride are guided-diffusion's for every N") {
+  std::ifstream file(TSTITCH_GOLDEN "/guided_diffusion_spacing.json");
+  const auto json = nlohmann::json::parse(file);
+  for (auto const& [key, spacing] :
+       {std::pair{"uniform", Spacing::sections()}, std::pair{"ddim", Spacing::ddim_stride()}}) {
+    std::size_t checked = 0;
+    for (auto const& entry : json.at(key)) {
+      const int steps = entry[0];
+      if (steps == 1) continue;  // the peer selects t = 0 and then fails; ours starts from noise
+      const List list = times(spacing, steps);
+      // Sum of (i + 1) t over the ascending list: a digest that no two of these lists share.
+      double digest = 0;
+      for (std::size_t i = 0; i < list.size(); ++i) digest += double(i + 1) * list[list.size() - 1 - i];
+      INFO(key << ", " << steps << " steps");
+      CHECK(list.size() == entry[1].get<std::size_t>());
+      CHECK(digest == entry[2].get<double>());
+      ++checked;
+    }
+    CHECK(checked > 50);
+  }
+}
+
+TEST_CASE("the beta distribution's quantile is scipy's") {
+  // scipy.stats.beta.ppf(p, a, b)
+  for (auto const& [p, a, b, expected] :
+       {std::array{0.001, 0.6, 0.6, 1.855873851745199e-05}, std::array{0.001, 0.5, 2.0, 4.4444457613175582e-07},
+        std::array{0.001, 3.0, 1.5, 0.077810994189144472}, std::array{0.1, 0.6, 0.6, 0.039584405588780847},
+        std::array{0.1, 0.5, 2.0, 0.0044576818876213764}, std::array{0.1, 3.0, 1.5, 0.37816036438826151},
+        std::array{0.5, 0.6, 0.6, 0.50000000000000011}, std::array{0.5, 0.5, 2.0, 0.12061475842818319},
+        std::array{0.5, 3.0, 1.5, 0.69305274422879903}, std::array{0.9, 0.6, 0.6, 0.96041559441121915},
+        std::array{0.9, 0.5, 2.0, 0.53187743347358052}, std::array{0.9, 3.0, 1.5, 0.91356556569531855},
+        std::array{0.999, 0.6, 0.6, 0.99998144126148258}, std::array{0.999, 0.5, 2.0, 0.94880805528416867},
+        std::array{0.999, 3.0, 1.5, 0.99625039752072719}}) {
+    INFO("p " << p << ", a " << a << ", b " << b);
+    CHECK(std::abs(detail::beta_quantile(p, a, b) - expected) < 1e-13);
+  }
+  CHECK(detail::beta_quantile(0, 0.6, 0.6) < 1e-300);
+  CHECK(detail::beta_quantile(1, 0.6, 0.6) == 1);
+  const List both_ends = times(Spacing::beta(), 20);
+  CHECK(both_ends.front() == 999);
+  // More steps at both ends than in the middle.
+  CHECK(both_ends[0] - both_ends[1] < both_ends[9] - both_ends[10]);
+  CHECK(both_ends[18] - both_ends[19] < both_ends[9] - both_ends[10]);
+}
+
+TEST_CASE("shifted flow timesteps are those of diffusers' FlowMatchEuler without its last, which ends above 0") {
+  const NoiseSchedule flow = NoiseSchedule::flow();
+  CHECK(times(Spacing::shifted(), 4, flow) == List{1000, 750, 500, 250});
+  const List list = times(Spacing::shifted(3), 4, flow);
+  CHECK(list[0] == 1000);
+  CHECK(list[2] == Approx(750).epsilon(1e-15));  // 3 x 0.5 / (1 + 2 x 0.5)
+}
+
+TEST_CASE("a list of sigmas is taken as it is") {
+  const auto list = Spacing::sigmas({80, 10, 1, 0.1})(linear, 4);
+  CHECK(std::abs(list[1].level.sigma / list[1].level.alpha - 10) < 1e-13);
+  CHECK(std::abs(linear.at(list[1].t).sigma / linear.at(list[1].t).alpha - 10) < 1e-9);
+  CHECK(times(Spacing::sigmas({80, 10}, TimeOfSigma::nearest), 2)[1] == std::nearbyint(list[1].t));
+  CHECK(message_of<std::invalid_argument>([&] {
+          (void)Spacing::sigmas({80, 0})(linear, 2);
+        }) == "tstitch::Spacing::sigmas: each sigma must be above 0, got 0");
+}
+
+TEST_CASE("sigma families may begin and end where another list does") {
+  // Schedulers that apply Karras' rule to an already spaced list, leading here, begin at its first level.
+  const auto spaced = Spacing::leading()(linear, 10);
+  const auto list = Spacing::karras(7, {.begin = spaced.front().level, .end = spaced.back().level})(linear, 10);
+  CHECK(list.front().level == spaced.front().level);
+  CHECK(list.back().level == spaced.back().level);
+  CHECK(std::abs(list.front().level.sigma / list.front().level.alpha - 60.8) < 0.05);
+}
+
+TEST_CASE("spacings refuse what the schedule does not have") {
+  const auto message = [](auto action) { return message_of<std::invalid_argument>(action); };
+  CHECK(message([] { (void)Spacing::shifted(3)(linear, 4); }) ==
+        "tstitch::Spacing::shifted: is for flow matching, got linear(1000, 0.0001, 0.02)");
+  CHECK(message([] { (void)Spacing::shifted(0); }) == "tstitch::Spacing::shifted: shift must be above 0, got 0");
+  CHECK(message([] { (void)Spacing::beta(0, 1); }) == "tstitch::Spacing::beta: a and b must be above 0, got 0 and 1");
+  CHECK(message([] { (void)Spacing::karras()(NoiseSchedule::flow(), 4); }) ==
+        "tstitch::Spacing::karras: must begin and end where there is both picture and noise, got flow(1000); state "
+        "SigmaGrid::begin and end");
 }
 
 TEST_CASE("DiT's sections round running sums half to even") {
@@ -99,16 +204,16 @@ TEST_CASE("every spacing gives exactly N strictly decreasing timesteps or refuse
 }
 
 TEST_CASE("level spacings are what they say") {
-  const auto even = Spacing::uniform_logsnr()(noise, 20);
+  const auto even = Spacing::uniform_logsnr()(linear, 20);
   for (std::size_t i = 2; i < even.size(); ++i) {
     const double first = even[1].level.lambda() - even[0].level.lambda();
     REQUIRE(std::abs(even[i].level.lambda() - even[i - 1].level.lambda() - first) < 1e-10);
   }
   const List sigmas{157.407, 85.711, 44.048, 21.106, 9.2747, 3.6526, 1.2464, 0.3497, 0.0739, 0.0100};
-  const auto karras = Spacing::karras()(noise, 10);
+  const auto karras = Spacing::karras()(linear, 10);
   for (std::size_t i = 0; i < 10; ++i) {
     CHECK(std::abs(std::exp(-karras[i].level.lambda()) - sigmas[i]) < 6e-4 * std::max(1.0, sigmas[i] / 100));
-    CHECK(std::abs(noise.lambda(karras[i].t) - karras[i].level.lambda()) < 1e-9);
+    CHECK(std::abs(linear.lambda(karras[i].t) - karras[i].level.lambda()) < 1e-9);
   }
 }
 
@@ -117,12 +222,12 @@ TEST_CASE("lists may be fractional and a user's own rule is checked like ours") 
   const Spacing own("own", [](NoiseSchedule const& schedule, int) {
     return std::vector<Timestep>{{10, schedule.at(10)}, {20, schedule.at(20)}};
   });
-  CHECK_THROWS_AS(own(noise, 2), std::invalid_argument);
+  CHECK_THROWS_AS(own(linear, 2), std::invalid_argument);
 }
 
 TEST_CASE("spacings refuse with place, rule and value") {
   const auto message = [](Spacing const& spacing, int steps) {
-    return message_of<std::invalid_argument>([&] { (void)spacing(noise, steps); });
+    return message_of<std::invalid_argument>([&] { (void)spacing(linear, steps); });
   };
   CHECK(message(Spacing::linspace(), 0) == "tstitch::Spacing::linspace: steps must be at least 1, got 0");
   CHECK(message(Spacing::linspace(), 1001) == "tstitch::Spacing::linspace: steps must be in [1, 1000], got 1001");

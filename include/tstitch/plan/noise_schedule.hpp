@@ -54,7 +54,9 @@ class NoiseSchedule {
   /// beta rises linearly (Ho et al. 2020). The defaults are those of DDPM and DiT.
   static NoiseSchedule linear(int num_train_timesteps = 1000, double beta_start = 1e-4, double beta_end = 0.02) {
     auto betas = ramp("NoiseSchedule::linear", num_train_timesteps, beta_start, beta_end);
-    return from_betas(betas, label("linear", num_train_timesteps, beta_start, beta_end));
+    NoiseSchedule schedule = from_betas(betas, label("linear", num_train_timesteps, beta_start, beta_end));
+    schedule.ramp_ = {1, beta_start, beta_end};
+    return schedule;
   }
 
   /// sqrt(beta) rises linearly (Rombach et al. 2022). The defaults are those of Stable Diffusion.
@@ -66,7 +68,9 @@ class NoiseSchedule {
     }
     auto betas = ramp("NoiseSchedule::scaled_linear", num_train_timesteps, std::sqrt(beta_start), std::sqrt(beta_end));
     for (double& beta : betas) beta *= beta;
-    return from_betas(betas, label("scaled_linear", num_train_timesteps, beta_start, beta_end));
+    NoiseSchedule schedule = from_betas(betas, label("scaled_linear", num_train_timesteps, beta_start, beta_end));
+    schedule.ramp_ = {2, std::sqrt(beta_start), std::sqrt(beta_end)};
+    return schedule;
   }
 
   /// alphas_cumprod follows a squared cosine, beta at most 0.999 (Nichol and Dhariwal 2021, arXiv 2102.09672, Eq. 17).
@@ -141,18 +145,24 @@ class NoiseSchedule {
     return from_alphas_cumprod(std::move(values), name_ + " to zero SNR");
   }
 
-  /// The same schedule as programs have it that compute betas and alphas_cumprod in float32, as diffusers does: at t = 0
-  /// 1 - alphas_cumprod is off by up to 2e-4 of itself.
+  /// The same schedule as programs have it that compute betas and alphas_cumprod in float32, as diffusers does: at t =
+  /// 0 1 - alphas_cumprod is off by up to 2e-4 of itself.
   /// @throws std::invalid_argument for flow matching
   NoiseSchedule in_float32() const {
     if (is_flow()) detail::refuse("NoiseSchedule::in_float32", "needs a table", name_);
+    const int count = num_train_timesteps();
+    // torch.linspace counts from both ends, with fused multiply-adds.
+    const float start = float(ramp_.start), end = float(ramp_.end),
+                step = (end - start) / float(std::max(count - 1, 1));
     std::vector<double> values;
-    double product = 1, before = 1;
-    for (double value : alphas_cumprod_) {
-      const float beta = float(1 - value / before);
-      product *= double(1.0f - beta);  // torch.cumprod adds up in double and rounds each value
+    double product = 1;
+    for (int t = 0; t < count; ++t) {
+      const float even = t < count / 2 ? std::fma(step, float(t), start) : std::fma(-step, float(count - 1 - t), end);
+      const float beta = ramp_.power == 1   ? even
+                         : ramp_.power == 2 ? even * even
+                                            : float(1 - alphas_cumprod_[t] / (t ? alphas_cumprod_[t - 1] : 1.0));
+      product *= double(1.0f - beta);  // torch.cumprod multiplies in double and rounds each value
       values.push_back(double(float(product)));
-      before = value;
     }
     return from_alphas_cumprod(std::move(values), name_ + " in float32");
   }
@@ -210,24 +220,19 @@ class NoiseSchedule {
 
   /// The t at which `lambda(t)` is this; the inverse of lambda().
   double timestep(double lambda) const {
-    const int last = noisiest();
     if (is_flow()) {
       if (std::isnan(lambda)) detail::refuse("NoiseSchedule::timestep", "lambda must be a number", lambda);
-      return last / (1 + std::exp(lambda));
+      return noisiest() / (1 + std::exp(lambda));
     }
-    const int below = timestep_below(lambda);
-    if (below == last) return last;
     const double log_alpha = -0.5 * std::log1p(std::exp(-2 * lambda));
-    return below + fraction(log_alpha, log_alpha_at(below), log_alpha_at(below + 1));
+    return find(lambda, log_alpha, [this](int t) { return log_alpha_at(t); });
   }
 
   /// The same where the field's code has lambda, not log(alpha), linear between timesteps: k-diffusion and the sigma
   /// families of diffusers. Between two timesteps it differs a little from `timestep`.
   double timestep_linear_in_lambda(double lambda) const {
     if (is_flow()) return timestep(lambda);
-    const int below = timestep_below(lambda);
-    if (below == noisiest()) return below;
-    return below + fraction(lambda, this->lambda(below), this->lambda(below + 1));
+    return find(lambda, lambda, [this](int t) { return this->lambda(t); });
   }
 
   /// The place of this lambda.
@@ -251,16 +256,14 @@ class NoiseSchedule {
 
   double log_alpha_at(int t) const { return 0.5 * std::log(alphas_cumprod_[t]); }
 
-  static double fraction(double value, double left, double right) {
-    return std::clamp((value - left) / (right - left), 0.0, 1.0);
-  }
-
-  /// The timestep of the table whose lambda is this or the next above it; `noisiest()` for the lowest of all.
-  int timestep_below(double lambda) const {
+  /// The t of this lambda, where `value_at` is linear between timesteps and is `value` there.
+  template <class ValueAt>
+  double find(double lambda, double value, ValueAt value_at) const {
     const int last = noisiest();
-    if (alphas_cumprod_[last] == 0 && lambda == this->lambda(last)) return last;
-    const int noisiest = alphas_cumprod_[last] == 0 ? last - 1 : last;
-    const double lowest = this->lambda(noisiest), highest = this->lambda(0);
+    const bool pure_noise = alphas_cumprod_[last] == 0;
+    if (pure_noise && lambda == this->lambda(last)) return last;
+    int above = pure_noise ? last - 1 : last;
+    const double lowest = this->lambda(above), highest = this->lambda(0);
     // Spacings compute the ends themselves, so a few units in the last place must not be outside.
     const double slack = 1e-9 * (1 + std::abs(lambda));
     if (!(lambda >= lowest - slack && lambda <= highest + slack)) {
@@ -268,13 +271,13 @@ class NoiseSchedule {
                      "lambda must be in [" + detail::text(lowest) + ", " + detail::text(highest) + "]", lambda);
     }
     if (lambda >= highest) return 0;
-    if (lambda <= lowest) return noisiest;
+    if (lambda <= lowest) return above;
     int below = 0;
-    for (int above = noisiest; above - below > 1;) {
+    while (above - below > 1) {
       const int middle = (below + above) / 2;
-      (this->lambda(middle) >= lambda ? below : above) = middle;
+      (value_at(middle) >= value ? below : above) = middle;
     }
-    return below;
+    return below + std::clamp((value - value_at(below)) / (value_at(above) - value_at(below)), 0.0, 1.0);
   }
 
   static void require_timesteps(char const* place, int num_train_timesteps) {
@@ -299,6 +302,10 @@ class NoiseSchedule {
   std::vector<double> alphas_cumprod_;
   std::string name_;
   int flow_timesteps_ = 0;  // T of flow matching; 0 for a table
+  struct {
+    int power = 0;  // beta is an even ramp to this power; 0: it is not
+    double start = 0, end = 0;
+  } ramp_;
 };
 
 }  // namespace tstitch
