@@ -39,7 +39,11 @@ Array = np.ndarray
 
 PROFILE_STEPS = (7, 10, 13, 20, 25, 30, 50, 61, 100, 250, 999)
 VARIANT_STEPS = (7, 10, 25)
+FLOAT64_STEPS = (7, 25, 250, 999)
 START = np.array([1.0, -0.5, 0.8, -1.2, 0.4])
+# Two pictures of five pixels: levels of 256, both ends among them.
+PICTURES = np.array([[0, 255, 64, 190, 128], [77, 3, 252, 120, 255]]) / 127.5 - 1
+MIXED = "float32 tables, float64 states"
 
 # The commits that the folders must hold, known by the digest of the file that does the sampling.
 SOURCES = {
@@ -278,19 +282,22 @@ def differences(marks: list[int]) -> list[int]:
 # ------------------------------------------------------------------------------------------------ guided-diffusion
 
 
-def guided_run(sampler: str, variance: str, clip: bool, eta: float, steps: int) -> Run:
+def guided_diffusion(variance: str, steps: int) -> Any:
     gd = importlib.import_module("guided_diffusion.gaussian_diffusion")
     respace = importlib.import_module("guided_diffusion.respace")
-    schedule = Discrete(linear_betas())
-    diffusion = respace.SpacedDiffusion(
+    return respace.SpacedDiffusion(
         respace.space_timesteps(1000, [steps]),
         betas=gd.get_named_beta_schedule("linear", 1000),
         model_mean_type=gd.ModelMeanType.EPSILON,
         model_var_type=gd.ModelVarType[variance],
         loss_type=gd.LossType.MSE,
     )
-    network, noise = Network(schedule, learned=variance == "LEARNED_RANGE"), Noise()
-    x = start(torch.float32)
+
+
+def guided_run(sampler: str, variance: str, clip: bool, eta: float, dtype: torch.dtype, steps: int) -> Run:
+    diffusion = guided_diffusion(variance, steps)
+    network, noise = Network(Discrete(linear_betas()), learned=variance == "LEARNED_RANGE"), Noise()
+    x = start(dtype)
     loop = diffusion.p_sample_loop_progressive
     if sampler == "ddim":
         loop = partial(diffusion.ddim_sample_loop_progressive, eta=eta)
@@ -302,18 +309,39 @@ def guided_run(sampler: str, variance: str, clip: bool, eta: float, steps: int) 
     return Run(network.given, states, differences(marks))
 
 
+def guided_bound_run(variance: str, clip: bool, steps: int) -> Run:
+    network, noise = Network(Discrete(linear_betas()), learned=variance == "LEARNED_RANGE"), Noise()
+    pictures = torch.from_numpy(PICTURES).reshape(-1, 5, 1, 1)
+    with unittest.mock.patch.object(torch, "randn_like", noise.like):
+        bound = guided_diffusion(variance, steps).calc_bpd_loop(network, pictures, clip_denoised=clip)
+    extra = {"prior": bound["prior_bpd"].tolist(), "total": bound["total_bpd"].tolist()}
+    return Run(network.given, list(bound["vb"].T), [1] * steps, extra)
+
+
 def guided_cases() -> Iterator[Case]:
-    def case(name: str, sampler: str, variance: str, clip: bool, eta: float, steps: tuple[int, ...]) -> Case:
+    def case(
+        name: str,
+        sampler: str,
+        variance: str,
+        clip: bool,
+        eta: float,
+        steps: tuple[int, ...],
+        dtype: torch.dtype = torch.float32,
+    ) -> Case:
         loop = f"p_sample_loop_progressive(model, noise=x, clip_denoised={clip})"
         if sampler == "ddim":
             loop = f"ddim_sample_loop_progressive(model, noise=x, clip_denoised={clip}, eta={eta})"
+        run = partial(guided_run, sampler, variance, clip, eta, dtype)
+        if sampler == "bound":
+            loop = f"calc_bpd_loop(model, pictures, clip_denoised={clip})"
+            run = partial(guided_bound_run, variance, clip)
         call = (
             "SpacedDiffusion(space_timesteps(1000, [N]), betas=get_named_beta_schedule('linear', 1000), "
             f"model_mean_type=EPSILON, model_var_type={variance}, loss_type=MSE).{loop}"
         )
-        run = partial(guided_run, sampler, variance, clip, eta)
         network = "epsilon, variance" if variance == "LEARNED_RANGE" else "epsilon"
-        return Case(f"guided_diffusion_{name}", call, run, steps, network=network)
+        arithmetic = "float32" if dtype == torch.float32 else MIXED
+        return Case(f"guided_diffusion_{name}", call, run, steps, arithmetic, network=network)
 
     learned = "LEARNED_RANGE"
     yield case("ddpm", "ddpm", learned, False, 0.0, (*PROFILE_STEPS, 1))
@@ -324,6 +352,12 @@ def guided_cases() -> Iterator[Case]:
     yield case("ddpm_clip", "ddpm", learned, True, 0.0, VARIANT_STEPS)
     yield case("ddim_clip", "ddim", learned, True, 0.0, VARIANT_STEPS)
     yield case("ddim_clip_eta1", "ddim", learned, True, 1.0, VARIANT_STEPS)
+    # How much of a difference from the float32 runs is their states' and how much their tables'.
+    yield case("ddim_float64", "ddim", learned, False, 0.0, FLOAT64_STEPS, torch.float64)
+    yield case("bound", "bound", learned, False, 0.0, (*VARIANT_STEPS, 250, 1), torch.float64)
+    yield case("bound_clip", "bound", learned, True, 0.0, VARIANT_STEPS, torch.float64)
+    yield case("bound_fixed_small", "bound", "FIXED_SMALL", False, 0.0, VARIANT_STEPS, torch.float64)
+    yield case("bound_fixed_large", "bound", "FIXED_LARGE", False, 0.0, VARIANT_STEPS, torch.float64)
 
 
 def spacing_text() -> str:
@@ -365,7 +399,12 @@ def spacing_text() -> str:
 
 
 def diffusers_run(
-    scheduler_name: str, options: dict[str, Any], step: dict[str, Any], network: Callable[[], Network], steps: int
+    scheduler_name: str,
+    options: dict[str, Any],
+    step: dict[str, Any],
+    network: Callable[[], Network],
+    dtype: torch.dtype,
+    steps: int,
 ) -> Run:
     diffusers = importlib.import_module("diffusers")
     options = {key: value(steps) if callable(value) else value for key, value in options.items()}
@@ -373,7 +412,7 @@ def diffusers_run(
     scheduler.set_timesteps(steps)
     module = sys.modules[type(scheduler).__module__]
     model, noise = network(), Noise()
-    x = start(torch.float32, getattr(scheduler, "init_noise_sigma", 1.0))
+    x = start(dtype, getattr(scheduler, "init_noise_sigma", 1.0))
     states, marks = [], [0]
     patch = contextlib.nullcontext()
     if hasattr(module, "randn_tensor"):
@@ -399,6 +438,7 @@ def diffusers_cases() -> Iterator[Case]:
         step: dict[str, Any] | None = None,
         betas: dict[str, Any] = linear,
         spelled: dict[str, str] | None = None,
+        dtype: torch.dtype = torch.float32,
         **options: Any,
     ) -> Case:
         learned = options.get("variance_type") == "learned_range"
@@ -415,10 +455,11 @@ def diffusers_cases() -> Iterator[Case]:
             call = f"{call[:-1]}, {key}={value})"
         extra = "".join(f", {key}={value!r}" for key, value in (step or {}).items())
         call += f"; set_timesteps(N); x *= init_noise_sigma; step(model(scale_model_input(x, t), t), t, x{extra})"
-        run = partial(diffusers_run, f"{scheduler}Scheduler", options, step or {}, network)
+        run = partial(diffusers_run, f"{scheduler}Scheduler", options, step or {}, network, dtype)
         output = {"v_prediction": "v", "flow": "velocity", "sample": "x_0"}.get(prediction, prediction)
         output += ", variance" if learned else ""
-        return Case(f"diffusers_{name}", call, run, steps, "float32", scaling, output, noise_schedule)
+        arithmetic = "float32" if dtype == torch.float32 else MIXED
+        return Case(f"diffusers_{name}", call, run, steps, arithmetic, scaling, output, noise_schedule)
 
     yield case("ddpm", "DDPM", PROFILE_STEPS)
     yield case("ddpm_linspace", "DDPM", timestep_spacing="linspace")
@@ -438,6 +479,7 @@ def diffusers_cases() -> Iterator[Case]:
     yield case("ddim_v", "DDIM", prediction_type="v_prediction")
     yield case("ddim_sample", "DDIM", prediction_type="sample")
     yield case("ddim_thresholding", "DDIM", thresholding=True)
+    yield case("ddim_float64", "DDIM", FLOAT64_STEPS, dtype=torch.float64)
 
     multistep = partial(case, scheduler="DPMSolverMultistep")
     yield multistep("dpmpp", steps=PROFILE_STEPS)

@@ -27,7 +27,7 @@ Network learned() {
 
 /// Holds a profile, with `edit` made to it, to a case.
 template <class MakeProfile, class Edit>
-void check(std::string const& name, Network const& net, MakeProfile make_profile, Edit edit, double tolerance = 0) {
+void check(std::string const& name, Network const& net, MakeProfile make_profile, Edit edit, double at_999_steps = 0) {
   golden::check(
       name, net,
       [&](int steps) {
@@ -35,7 +35,7 @@ void check(std::string const& name, Network const& net, MakeProfile make_profile
         edit(profile);
         return make_sampler(profile, SingleNetwork{});
       },
-      tolerance);
+      0, at_999_steps);
 }
 
 template <class MakeProfile>
@@ -79,7 +79,8 @@ TEST_CASE("profiles visit the timesteps of their programs") {
 
 TEST_CASE("DiT: guided-diffusion's DDPM and DDIM") {
   check("guided_diffusion_ddpm", learned(), profile::dit);
-  check("guided_diffusion_ddim", learned(), eta_0_ddim);
+  // The peer takes square roots of float32 tables; over 999 steps that is worth 2e-5, also when its states are float64.
+  check("guided_diffusion_ddim", learned(), eta_0_ddim, 2.1e-5);
   check("guided_diffusion_ddim_eta1", learned(), eta_1_ddim);
   check("guided_diffusion_ddpm_fixed_small", network(), profile::dit);
   check("guided_diffusion_ddpm_fixed_large", network(), profile::dit,

@@ -33,6 +33,17 @@ enum class TimeOfSigma {
   truncated,     ///< that, cut off: diffusers' exponential and beta
 };
 
+/// The t of this lambda.
+inline double time_of(NoiseSchedule const& noise, double lambda, TimeOfSigma time) {
+  switch (time) {
+    case TimeOfSigma::exact: break;
+    case TimeOfSigma::interpolated: return noise.timestep_linear_in_lambda(lambda);
+    case TimeOfSigma::nearest: return std::nearbyint(noise.timestep_linear_in_lambda(lambda));
+    case TimeOfSigma::truncated: return std::trunc(noise.timestep_linear_in_lambda(lambda));
+  }
+  return noise.timestep(lambda);
+}
+
 /// Variations of the families that choose noise levels by sigma / alpha.
 struct SigmaGrid {
   bool include_last = true;  ///< see Grid::include_last
@@ -325,16 +336,6 @@ class Spacing {
       detail::refuse(std::string("Spacing::") + name, "a and b must be above 0",
                      detail::text(a) + " and " + detail::text(b));
     }
-  }
-
-  static double time_of(NoiseSchedule const& noise, double lambda, TimeOfSigma time) {
-    switch (time) {
-      case TimeOfSigma::exact: break;
-      case TimeOfSigma::interpolated: return noise.timestep_linear_in_lambda(lambda);
-      case TimeOfSigma::nearest: return std::nearbyint(noise.timestep_linear_in_lambda(lambda));
-      case TimeOfSigma::truncated: return std::trunc(noise.timestep_linear_in_lambda(lambda));
-    }
-    return noise.timestep(lambda);
   }
 
   /// N levels whose sigma / alpha is family(first, last, u), with u evenly spaced in [0, 1].

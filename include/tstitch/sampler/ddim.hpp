@@ -27,8 +27,9 @@ struct DDIMUpdate {
     const Prediction prediction = in.predict();
     const at::Tensor& x_0 = prediction.x_0;
     if (to == NoiseLevel::clean()) return x_0;
-    const double ratio = from.alpha / to.alpha;
-    const double sigma = eta > 0 ? eta * to.sigma / from.sigma * std::sqrt(1 - ratio * ratio) : 0;
+    // Eq. 16: 1 - alpha_bar(from) / alpha_bar(to) over 1 - alpha_bar(from), written so that it holds for flow matching.
+    const double ratio = from.alpha * to.sigma / (to.alpha * from.sigma);
+    const double sigma = eta > 0 ? eta * to.sigma * std::sqrt(1 - ratio * ratio) : 0;
     // eps = (x - from.alpha x_0) / from.sigma, put into Eq. 12.
     const double keep = std::sqrt(to.sigma * to.sigma - sigma * sigma) / from.sigma;
     const bool own_eps = !eps_of_thresholded && !x_0.is_same(prediction.unclipped_x_0);

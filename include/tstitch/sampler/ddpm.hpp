@@ -18,13 +18,56 @@ enum class Variance {
   learned_range,  ///< between the two as the network says, Nichol and Dhariwal 2021, Eq. 15
 };
 
-/// One ancestral step, Ho et al. 2020, Eq. 6 and 7. Between two timesteps of the plan their alpha_t is
-/// (from.alpha / to.alpha)^2, their beta_t one minus that, their alpha bar our alpha^2.
+namespace detail {
+
+/// What x at `from` and x_0 tell of x at `to`: q(x_to | x_from, x_0) is normal with mean of_x x_from + of_x_0 x_0.
+/// Ho et al. 2020, Eq. 6 and 7, where alpha_t is (from.alpha / to.alpha)^2, alpha bar is alpha^2 and beta_t is the
+/// variance of the noise that leads from `to` to `from`: 1 - alpha_t where alpha^2 + sigma^2 = 1. For any two levels,
+/// flow matching among them: Kingma et al. 2021, arXiv 2107.00630, appendix A.
+struct Posterior {
+  double beta;
+  double variance;  ///< 0 where `to` is the clean picture
+  double of_x;
+  double of_x_0;
+
+  /// @param float32_beta see DDPMUpdate::float32_beta
+  Posterior(NoiseLevel from, NoiseLevel to, bool float32_beta = false) {
+    double ratio = from.alpha / to.alpha;
+    const double from_variance = from.sigma * from.sigma, to_variance = to.sigma * to.sigma;
+    beta = from_variance - ratio * ratio * to_variance;
+    if (float32_beta) {
+      const float alpha_t = float(from.alpha * from.alpha) / float(to.alpha * to.alpha);
+      beta = double(1.0f - alpha_t);
+      ratio = std::sqrt(double(alpha_t));
+    }
+    variance = beta * to_variance / from_variance;
+    of_x = ratio * to_variance / from_variance;
+    of_x_0 = to.alpha * beta / from_variance;
+  }
+};
+
+/// Whether a step's variance is the network's own.
+inline bool is_learned(Variance variance, bool network_has) {
+  return variance == Variance::learned_range || (variance == Variance::automatic && network_has);
+}
+
+/// f high + (1 - f) low with f = (v + 1) / 2, Nichol and Dhariwal 2021, Eq. 15; low and high are logs of variances, or
+/// halves of them for deviations.
+inline at::Tensor in_learned_range(at::Tensor const& v, double low, double high) {
+  return v.mul((high - low) / 2).add_((high + low) / 2);
+}
+
+}  // namespace detail
+
+/// One ancestral step: x_to from its posterior, with the predicted x_0 for the true one.
 struct DDPMUpdate {
   Variance variance = Variance::automatic;
   /// Whether a step that ends at x_0 adds noise too unless it begins at t = 0, as diffusers does. With the fixed large
   /// variance and a spacing that does not visit t = 0 that is visible noise; with the others next to none.
   bool noise_in_last_step = false;
+  /// Whether beta_t is 1 - alpha_t in float32, as in diffusers, which leaves it three or four digits where steps are
+  /// short. For schedules with alpha^2 + sigma^2 = 1.
+  bool float32_beta = false;
 
   void validate(NetworkInfo const& info) const {
     if (variance == Variance::learned_range && !info.learned_variance) {
@@ -37,20 +80,14 @@ struct DDPMUpdate {
     const auto [from, to] = std::pair{in.step.from, in.step.to};
     const Prediction prediction = in.predict();
     if (to == NoiseLevel::clean() && !(noise_in_last_step && in.step.t > 0)) return prediction.x_0;
-    const double step_alpha = (from.alpha / to.alpha) * (from.alpha / to.alpha);
-    const double beta = 1 - step_alpha;
-    const double from_variance = from.sigma * from.sigma, to_variance = to.sigma * to.sigma;
-    const at::Tensor mean = linear_combination(to_variance * std::sqrt(step_alpha) / from_variance, in.x,
-                                               beta * to.alpha / from_variance, prediction.x_0);
-    const double posterior_variance = std::max(beta * to_variance / from_variance, 1e-20);  // its log must be finite
-    const bool learned = variance == Variance::learned_range ||
-                         (variance == Variance::automatic && prediction.variance_fraction.defined());
-    if (!learned) {
-      return mean.add_(in.noise(0), std::sqrt(variance == Variance::fixed_large ? beta : posterior_variance));
+    const detail::Posterior posterior(from, to, float32_beta);
+    const at::Tensor mean = linear_combination(posterior.of_x, in.x, posterior.of_x_0, prediction.x_0);
+    const double low = std::max(posterior.variance, 1e-20);  // its log must be finite
+    if (!detail::is_learned(variance, prediction.variance_fraction.defined())) {
+      return mean.add_(in.noise(0), std::sqrt(variance == Variance::fixed_large ? posterior.beta : low));
     }
-    // log variance = f log beta + (1 - f) log posterior_variance with f = (v + 1) / 2, halved for the deviation.
-    const double high = std::log(beta) / 2, low = std::log(posterior_variance) / 2;
-    const at::Tensor deviation = prediction.variance_fraction.mul((high - low) / 2).add_((high + low) / 2).exp_();
+    const at::Tensor deviation =
+        detail::in_learned_range(prediction.variance_fraction, std::log(low) / 2, std::log(posterior.beta) / 2).exp_();
     return mean.addcmul_(deviation, in.noise(0));
   }
 };

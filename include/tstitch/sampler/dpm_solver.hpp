@@ -79,7 +79,9 @@ struct DPMSolverUpdate {
 
     const double h = to.lambda() - from.lambda();
     // x' = scale x + w[0] m0 + w[1] m1 + w[2] m2; the noise form is the same with h -> -h and sigma <-> alpha.
-    const double scale = plus_plus ? to.sigma / from.sigma * std::exp(-eta * h) : to.alpha / from.alpha;
+    // From pure noise h is infinite.
+    const double decay = eta > 0 ? std::exp(-eta * h) : 1;
+    const double scale = plus_plus ? to.sigma / from.sigma * decay : to.alpha / from.alpha;
     const std::array<double, 3> w =
         weights(used, plus_plus ? -(1 + eta) * h : h, plus_plus ? to.alpha : to.sigma, in, h);
     const std::span<const double> weights_used(w.data(), std::size_t(used));

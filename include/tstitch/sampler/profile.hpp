@@ -76,7 +76,7 @@ inline Profile<DDIMUpdate> dit_ddim(NoiseSchedule const& trained, int steps, dou
 inline Profile<DDPMUpdate> diffusers_ddpm(NoiseSchedule const& trained, int steps) {
   return {.noise_schedule = trained.in_float32(),
           .options = {.steps = steps, .spacing = Spacing::leading(), .thresholding = Thresholding::clip()},
-          .rule = {.variance = Variance::fixed_small, .noise_in_last_step = true},
+          .rule = {.variance = Variance::fixed_small, .noise_in_last_step = true, .float32_beta = true},
           .routing = detail::route_stable_diffusion};
 }
 

@@ -1,0 +1,129 @@
+/// @file
+/// Euler's method on the probability-flow ODE, deterministic, churned and ancestral.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "ddim.hpp"
+
+namespace tstitch {
+
+/// The same input with another step and another x. Both must outlive it.
+inline StepInput with_step(StepInput const& in, Step const& step, at::Tensor const& x) {
+  return {step, x, in.history, in.noise_schedule, in.denoise, in.denoise_each, in.noise};
+}
+
+/// Raises the noise before a step is taken (Karras et al. 2022, arXiv 2206.00364, Algorithm 2): with s = sigma / alpha
+/// from s to (1 + gamma) s, gamma = min(s_churn / N, sqrt(2) - 1). A step whose raised level would be noisier than the
+/// noise schedule is left as it is, and so is one that begins at pure noise.
+struct Churn {
+  double s_churn = 0;  ///< at least 0, their S_churn: how much noise the whole run renews
+  double s_tmin = 0;   ///< only steps that begin with s in [s_tmin, s_tmax] are churned
+  double s_tmax = std::numeric_limits<double>::infinity();
+  double s_noise = 1;  ///< above 0: factor on the noise that is added
+
+  void validate() const {
+    if (!(s_churn >= 0 && std::isfinite(s_churn))) detail::refuse("Churn", "s_churn must be at least 0", s_churn);
+    if (!(s_tmin >= 0 && s_tmin <= s_tmax)) detail::refuse("Churn", "s_tmin must be in [0, s_tmax]", s_tmin);
+    if (!(s_noise > 0 && std::isfinite(s_noise))) detail::refuse("Churn", "s_noise must be above 0", s_noise);
+  }
+
+  /// The step from its raised level, and x there.
+  std::pair<Step, at::Tensor> operator()(StepInput const& in) const {
+    const auto [alpha, sigma] = in.step.from;
+    const double s = sigma / alpha;
+    const double gamma = s >= s_tmin && s <= s_tmax ? std::min(s_churn / in.step.count, std::sqrt(2.0) - 1) : 0;
+    const double raised = in.step.from.lambda() - std::log1p(gamma);
+    NoiseSchedule const& noise = in.noise_schedule;
+    // No t belongs to the levels between the last two timesteps of a table with zero terminal SNR.
+    const bool zero_snr = !noise.is_flow() && noise.alpha(noise.noisiest()) == 0;
+    if (gamma == 0 || alpha == 0 || raised < noise.lambda(noise.noisiest() - zero_snr)) return {in.step, in.x};
+    Step step = in.step;
+    step.t = noise.timestep(raised);
+    step.from = noise.level(raised);
+    const double added = s_noise * s * std::sqrt((2 + gamma) * gamma);  // the root of ((1 + gamma) s)^2 - s^2
+    return {step, linear_combination(step.from.alpha / alpha, in.x, step.from.alpha * added, in.noise(0))};
+  }
+};
+
+/// Euler's method, y + (s' - s) (y - x_0) / s with y = x / alpha and s = sigma / alpha. This is DDIM with eta = 0, term
+/// for term, and for flow matching it is x + (sigma' - sigma) velocity, so DDIM computes it. What it adds is churn.
+struct EulerUpdate {
+  Churn churn = {};
+
+  void validate() const { churn.validate(); }
+
+  at::Tensor operator()(StepInput const& in) const {
+    const auto [step, x] = churn(in);
+    return DDIMUpdate{}(with_step(in, step, x));
+  }
+};
+
+/// A step down to a lower level than step.to, and noise back up to it (k-diffusion's ancestral steps): with
+/// s = sigma / alpha, s_up = eta s' sqrt(1 - (s' / s)^2) and s_down^2 = s'^2 - s_up^2.
+struct Ancestral {
+  NoiseLevel down;
+  double up;  ///< alpha' s_up, how much noise x at step.to receives
+
+  /// @param eta in [0, 1]
+  Ancestral(NoiseSchedule const& noise_schedule, Step const& step, double eta)
+      : down(step.to), up(step.to.sigma * renewed(step, eta)) {
+    const double share = renewed(step, eta);
+    if (share > 0) down = noise_schedule.level(step.to.lambda() - 0.5 * std::log1p(-share * share));
+  }
+
+  /// s_up / s': 1 where the step goes down to x_0.
+  static double renewed(Step const& step, double eta) {
+    const double ratio = step.to.sigma / step.from.sigma * step.from.alpha / step.to.alpha;
+    return eta * std::sqrt(1 - ratio * ratio);
+  }
+
+  /// x at step.to.
+  /// @param x [n, C, H, W] at `down`
+  at::Tensor renew(StepInput const& in, at::Tensor const& x) const {
+    return up > 0 ? x.mul(in.step.to.alpha / down.alpha).add_(in.noise(0), up) : x;
+  }
+};
+
+/// Euler's method with ancestral steps. For diffusion this is DDIM of the same eta, and DDPM with the fixed small
+/// variance for eta = 1; for flow matching too eta = 1 draws from the posterior of a Gaussian forward process with
+/// these levels.
+struct EulerAncestralUpdate {
+  double eta = 1;  ///< in [0, 1]
+
+  void validate() const {
+    if (!(eta >= 0 && eta <= 1)) detail::refuse("EulerAncestral", "eta must be in [0, 1]", eta);
+  }
+
+  at::Tensor operator()(StepInput const& in) const {
+    const Ancestral ancestral(in.noise_schedule, in.step, eta);
+    Step step = in.step;
+    step.to = ancestral.down;
+    return ancestral.renew(in, DDIMUpdate{}(with_step(in, step, in.x)));
+  }
+};
+
+/// Euler's method under a model schedule. `Euler{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 30}}`
+template <class Schedule>
+class Euler : public Sampler<EulerUpdate, Schedule> {
+ public:
+  Euler(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, EulerUpdate rule = {})
+      : Sampler<EulerUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {
+  }
+};
+
+/// Euler's method with ancestral steps under a model schedule.
+/// `EulerAncestral{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 30}, {.eta = 1}}`
+template <class Schedule>
+class EulerAncestral : public Sampler<EulerAncestralUpdate, Schedule> {
+ public:
+  EulerAncestral(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {},
+                 EulerAncestralUpdate rule = {})
+      : Sampler<EulerAncestralUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule),
+                                                std::move(options), rule) {}
+};
+
+}  // namespace tstitch

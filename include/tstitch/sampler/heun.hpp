@@ -1,0 +1,84 @@
+/// @file
+/// Rules of order 2 that evaluate the network twice in a step: Heun's method and DPM-Solver-2.
+#pragma once
+
+#include <cmath>
+
+#include "euler.hpp"
+#include "probability_flow.hpp"
+
+namespace tstitch {
+
+/// Heun's method (Karras et al. 2022, arXiv 2206.00364, Algorithm 1, and with churn Algorithm 2): Euler to the end of
+/// the step, then again from its beginning with the mean of the slopes at both ends.
+///
+/// A step to x_0, and one from the pure noise of a diffusion schedule (zero terminal SNR), is Euler's.
+struct HeunUpdate {
+  Churn churn = {};
+
+  int evaluations(Step const& step) const { return single_evaluation(step) ? 1 : 2; }
+
+  void validate() const { churn.validate(); }
+
+  at::Tensor operator()(StepInput const& in) const {
+    const auto [step, x] = churn(in);
+    if (single_evaluation(step)) return DDIMUpdate{}(with_step(in, step, x));
+    const ProbabilityFlow ode{in.noise_schedule};
+    const at::Tensor slope = ode.slope(x, in.denoise(x, {step.t, step.from}).x_0, step.from);
+    const at::Tensor end = ode.follow(x, slope, step.from, step.to);
+    const at::Tensor slope_at_end = ode.slope(end, in.denoise(end, {step.t_to, step.to}).x_0, step.to);
+    return ode.follow(x, linear_combination(0.5, slope, 0.5, slope_at_end), step.from, step.to);
+  }
+};
+
+/// DPM-Solver-2 (Lu et al. 2022, arXiv 2206.00927, Algorithm 1 with r_1 = 1/2; k-diffusion's sample_dpm_2 and
+/// diffusers' KDPM2): Euler to the geometric mean of both ends' s, then again from the beginning of the step with the
+/// slope there. With eta above 0 the steps are ancestral.
+///
+/// A step that goes down to x_0, and one from the pure noise of a diffusion schedule (zero terminal SNR), is Euler's.
+struct DPM2Update {
+  double eta = 0;  ///< in [0, 1]
+  Churn churn = {};
+  TimeOfSigma time_of_middle = TimeOfSigma::exact;  ///< what the network is told there; diffusers: interpolated
+
+  int evaluations(Step const& step) const {
+    return single_evaluation(step) || Ancestral::renewed(step, eta) == 1 ? 1 : 2;
+  }
+
+  void validate() const {
+    if (!(eta >= 0 && eta <= 1)) detail::refuse("DPM2", "eta must be in [0, 1]", eta);
+    churn.validate();
+  }
+
+  at::Tensor operator()(StepInput const& in) const {
+    auto [step, x] = churn(in);
+    const Ancestral ancestral(in.noise_schedule, step, eta);
+    step.to = ancestral.down;
+    if (evaluations(in.step) == 1) return ancestral.renew(in, DDIMUpdate{}(with_step(in, step, x)));
+    const ProbabilityFlow ode{in.noise_schedule};
+    const at::Tensor slope = ode.slope(x, in.denoise(x, {step.t, step.from}).x_0, step.from);
+    const double lambda = ode.lambda(std::sqrt(ode.s(step.from) * ode.s(step.to)));
+    const Timestep middle{time_of(in.noise_schedule, lambda, time_of_middle), in.noise_schedule.level(lambda)};
+    const at::Tensor x_middle = ode.follow(x, slope, step.from, middle.level);
+    const at::Tensor slope_middle = ode.slope(x_middle, in.denoise(x_middle, middle).x_0, middle.level);
+    return ancestral.renew(in, ode.follow(x, slope_middle, step.from, step.to));
+  }
+};
+
+/// Heun's method under a model schedule. `Heun{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 20}}`
+template <class Schedule>
+class Heun : public Sampler<HeunUpdate, Schedule> {
+ public:
+  Heun(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, HeunUpdate rule = {})
+      : Sampler<HeunUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {}
+};
+
+/// DPM-Solver-2 under a model schedule. `DPM2{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 20}, {.eta = 1}}`
+template <class Schedule>
+class DPM2 : public Sampler<DPM2Update, Schedule> {
+ public:
+  DPM2(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, DPM2Update rule = {})
+      : Sampler<DPM2Update, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {}
+};
+
+}  // namespace tstitch

@@ -1,0 +1,64 @@
+/// @file
+/// The probability-flow ODE in the coordinates in which Euler, Heun, DPM-Solver-2, LMS and PNDM solve it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cmath>
+#include <span>
+
+#include "multistep.hpp"
+
+namespace tstitch {
+
+/// With y = x / scale and s = sigma / scale the ODE is dy/ds = (y - x_0) / s (Karras et al. 2022, arXiv 2206.00364,
+/// Algorithm 1, whose x is y and whose sigma is s); where the prediction does not change y follows a straight line.
+///
+/// Diffusion has scale = alpha, so that y = x_0 + s eps and the slope dy/ds is eps. Flow matching is drawn in x itself:
+/// scale = 1, s = sigma, and the slope is the velocity eps - x_0.
+struct ProbabilityFlow {
+  NoiseSchedule const& noise_schedule;
+
+  double scale(NoiseLevel level) const { return noise_schedule.is_flow() ? 1 : level.alpha; }
+
+  /// Infinite at the pure noise of a diffusion schedule (zero terminal SNR). Only DDIM's step can begin there.
+  double s(NoiseLevel level) const { return level.sigma / scale(level); }
+
+  /// The level of this s, strictly between pure noise and x_0.
+  double lambda(double s) const { return noise_schedule.is_flow() ? std::log((1 - s) / s) : -std::log(s); }
+
+  /// dy/ds at x.
+  /// @param x, x_0 [n, C, H, W] at `level`
+  at::Tensor slope(at::Tensor const& x, at::Tensor const& x_0, NoiseLevel level) const {
+    return linear_combination(1 / level.sigma, x, -scale(level) / level.sigma, x_0);
+  }
+
+  /// x at `to`: y + (s(to) - s(from)) slope.
+  /// @param x, slope [n, C, H, W] at `from`
+  at::Tensor follow(at::Tensor const& x, at::Tensor const& slope, NoiseLevel from, NoiseLevel to) const {
+    const double ratio = scale(to) / scale(from);
+    return linear_combination(ratio, x, to.sigma - ratio * from.sigma, slope);
+  }
+
+  /// x at step.to: y + weights[0] slope + weights[1] slope of one step ago + ...
+  /// @param slope [n, C, H, W], of this step
+  /// @param weights at least one; one more for each earlier step that counts
+  at::Tensor combine(StepInput const& in, at::Tensor const& slope, std::span<const double> weights) const {
+    const double scale_to = scale(in.step.to);
+    at::Tensor next = linear_combination(scale_to / scale(in.step.from), in.x, scale_to * weights[0], slope);
+    for (std::size_t k = 1; k < weights.size(); ++k) {
+      Past const& earlier = past(in, k);
+      next.add_(this->slope(earlier.x, earlier.x_0, earlier.step.from), scale_to * weights[k]);
+    }
+    return next;
+  }
+};
+
+/// Whether a step can be DDIM's only: to x_0, where there is no slope at the end, and from the pure noise of a
+/// diffusion schedule, where s is infinite.
+inline bool single_evaluation(Step const& step) {
+  // Flow matching, which may begin at pure noise, has alpha + sigma = 1 where diffusion has more.
+  return step.to.sigma == 0 || (step.from.alpha == 0 && step.to.alpha + step.to.sigma > 1 + 1e-9);
+}
+
+}  // namespace tstitch
