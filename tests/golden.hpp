@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "oracle.hpp"
 
 namespace golden {
 
@@ -68,16 +69,7 @@ inline void predict_epsilon(double const* x, NoiseLevel level, double* epsilon) 
   const auto [alpha, sigma] = level;
   const auto from_x_0 = [&](double value, double x_0) { return (value - alpha * x_0) / sigma; };
   epsilon[0] = from_x_0(x[0], (alpha * 0.25 * x[0] + sigma * sigma * 0.3) / (alpha * alpha * 0.25 + sigma * sigma));
-  const double weights[] = {0.3, 0.7}, means[] = {-0.9, 0.6}, deviations[] = {0.2, 0.3};
-  double log_density[2], x_0_of[2];
-  for (int k = 0; k < 2; ++k) {
-    const double spread = deviations[k] * deviations[k], variance = alpha * alpha * spread + sigma * sigma;
-    const double away = x[1] - alpha * means[k];
-    log_density[k] = std::log(weights[k]) - 0.5 * std::log(variance) - 0.5 * away * away / variance;
-    x_0_of[k] = (alpha * spread * x[1] + sigma * sigma * means[k]) / variance;
-  }
-  const double second = 1 / (1 + std::exp(log_density[0] - log_density[1]));
-  epsilon[1] = from_x_0(x[1], (1 - second) * x_0_of[0] + second * x_0_of[1]);
+  epsilon[1] = from_x_0(x[1], oracle::mixture_x_0(x[1], level));
   for (int i = 0; i < 3; ++i) {
     double sum = 0.1 * level.lambda();
     for (int j = 0; j < 3; ++j) sum += 0.7 * std::sin(1.0 + 3 * i + j) * x[2 + j];
