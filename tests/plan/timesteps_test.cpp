@@ -105,6 +105,27 @@ TEST_CASE("the beta distribution's quantile is scipy's") {
   CHECK(both_ends[18] - both_ends[19] < both_ends[9] - both_ends[10]);
 }
 
+TEST_CASE("rounded points are kept apart where a rule crowds them") {
+  for (bool include_last : {true, false}) {
+    const Grid grid{.include_last = include_last, .round = true};
+    for (Spacing const& spacing :
+         {Spacing::quadratic(grid), Spacing::beta(0.6, 0.6, grid), Spacing::beta(0.2, 3, grid)}) {
+      for (int steps : {1, 2, 7, 20, 50, 100, 400, 900, 999}) {
+        INFO(spacing.name() << ", " << steps << " steps, last " << include_last);
+        const List list = times(spacing, steps);
+        CHECK(list.front() == 999);
+        for (std::size_t i = 0; i < list.size(); ++i) {
+          REQUIRE(list[i] == std::nearbyint(list[i]));
+          if (i) REQUIRE(list[i] <= list[i - 1] - 1);
+        }
+      }
+    }
+  }
+  // Where they are not crowded they are only rounded.
+  const List even = times(Spacing::quadratic({.include_last = false, .round = true}), 10);
+  CHECK(even == rounded(times(Spacing::quadratic(), 10)));
+}
+
 TEST_CASE("shifted flow timesteps are those of diffusers' FlowMatchEuler without its last, which ends above 0") {
   const NoiseSchedule flow = NoiseSchedule::flow();
   CHECK(times(Spacing::shifted(), 4, flow) == List{1000, 750, 500, 250});

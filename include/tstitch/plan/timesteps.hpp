@@ -21,7 +21,8 @@ struct Grid {
   /// the final step leads when the run ends at FinalSigma::sigma_min; diffusers' multistep DPM-Solver and the authors'
   /// dpm_solver do this.
   bool include_last = true;
-  /// Whether t is rounded to integers, ties to even (leading and linspace).
+  /// Whether t is rounded to integers, ties to even. Where a rule's points are closer than that (quadratic and beta, at
+  /// their dense ends), they are moved apart, towards more noise.
   bool round = true;
 };
 
@@ -204,9 +205,9 @@ class Spacing {
               std::vector<double> list;
               for (int i = 0; i < steps; ++i) {
                 const double root = start + (end - start) * i / intervals;
-                const double t = i ? root * root - 1 : noise.noisiest();
-                list.push_back(grid.round ? std::nearbyint(t) : t);
+                list.push_back(i ? root * root - 1 : noise.noisiest());
               }
+              if (grid.round) round_apart(list);
               return at("quadratic", noise, list);
             }};
   }
@@ -253,9 +254,9 @@ class Spacing {
               const int intervals = grid.include_last ? std::max(steps - 1, 1) : steps;
               std::vector<double> list;
               for (int i = 0; i < steps; ++i) {
-                const double t = noise.noisiest() * detail::beta_quantile(1 - double(i) / intervals, a, b);
-                list.push_back(grid.round ? std::nearbyint(t) : t);
+                list.push_back(noise.noisiest() * detail::beta_quantile(1 - double(i) / intervals, a, b));
               }
+              if (grid.round) round_apart(list);
               return at("beta", noise, list);
             }};
   }
@@ -329,6 +330,15 @@ class Spacing {
       timesteps.push_back({t, noise.at(t)});
     }
     return timesteps;
+  }
+
+  /// Rounds a decreasing list to integers, each at least 1 above the next; the last stays.
+  static void round_apart(std::vector<double>& list) {
+    for (double& t : list) t = std::nearbyint(t);
+    // Dense at the noisy end (beta) they would leave the schedule upwards, so those are first moved down.
+    for (std::size_t i = 1; i < list.size(); ++i) list[i] = std::min(list[i], list[i - 1] - 1);
+    list.back() = std::max(list.back(), 0.0);
+    for (std::size_t i = list.size() - 1; i > 0; --i) list[i - 1] = std::max(list[i - 1], list[i] + 1);
   }
 
   static void require_beta(char const* name, double a, double b) {
