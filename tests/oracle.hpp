@@ -26,6 +26,7 @@ inline tstitch::Network gaussian(tstitch::NoiseSchedule const& noise, double mea
         const at::Tensor eps = x.sub(x_0, alpha).div(sigma);
         at::Tensor out = type == tstitch::PredictionType::sample         ? x_0
                          : type == tstitch::PredictionType::v_prediction ? eps.mul(alpha).sub(x_0, sigma)
+                         : type == tstitch::PredictionType::flow         ? eps.sub(x_0)
                                                                          : eps;
         if (!learned) return out;
         at::Tensor both = out.new_zeros({out.size(0), 2 * out.size(1), out.size(2), out.size(3)});
