@@ -44,6 +44,14 @@ struct Arguments {
   bool quiet = false;
 };
 
+/// Which samplers --order and --eta are for.
+inline bool has_order(std::string const& sampler) {
+  return sampler.rfind("dpm-solver", 0) == 0 || sampler == "unipc" || sampler == "deis" || sampler == "lms";
+}
+inline bool has_eta(std::string const& sampler) {
+  return sampler == "ddim" || sampler == "dpm-solver++";
+}
+
 /// Numbers between colons: "0:1:0.1" is {0, 1, 0.1}.
 /// @throws std::invalid_argument unless there are exactly `count`
 inline std::vector<double> colon_numbers(std::string const& option, std::string const& text, std::size_t count) {
@@ -89,6 +97,8 @@ inline tstitch::Spacing spacing_of(std::string const& name) {
   if (name == "ddim") return Spacing::ddim_stride();
   if (name == "logsnr") return Spacing::uniform_logsnr();
   if (name == "karras") return Spacing::karras();
+  if (name == "quadratic") return Spacing::quadratic({.include_last = false, .round = true});
+  if (name == "beta") return Spacing::beta(0.6, 0.8, {.include_last = false, .round = true});
   const bool sections = name.rfind("sections:", 0) == 0;
   std::vector<double> numbers;
   std::stringstream list(sections ? name.substr(9) : name);
@@ -99,9 +109,9 @@ inline tstitch::Spacing spacing_of(std::string const& name) {
     } catch (std::exception const&) {}
     if (used == 0 || used != part.size()) {
       throw std::invalid_argument(
-          "--spacing: must be leading, linspace, trailing, ddim, logsnr, karras, sections:N,N,... or a list of "
-          "timesteps, "
-          "got '" +
+          "--spacing: must be leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,... or "
+          "a "
+          "list of timesteps, got '" +
           name + "'");
     }
   }
@@ -145,12 +155,13 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
 
   group = "Sampling";
   shown("--sampler", arguments.sampler, "update rule")
-      ->check(CLI::IsMember({"ddpm", "ddim", "dpm-solver", "dpm-solver++"}));
-  const auto order = shown("--order", arguments.order, "order of dpm-solver: 1, 2 or 3");
-  shown("--steps", arguments.steps, "network evaluations for a picture");
+      ->check(CLI::IsMember({"ddpm", "ddim", "dpm-solver", "dpm-solver++", "unipc", "deis", "lms", "pndm", "heun"}));
+  const auto order =
+      shown("--order", arguments.order, "order of dpm-solver, dpm-solver++, unipc, deis (1 to 3) and lms");
+  shown("--steps", arguments.steps, "steps of a picture; heun evaluates a network twice in each");
   shown("--spacing", arguments.spacing,
-        "leading, linspace, trailing, ddim, logsnr, karras, sections:N,N,... or a list of timesteps");
-  const auto eta = shown("--eta", arguments.eta, "noise of ddim, 0 to 1");
+        "leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,... or a list of timesteps");
+  const auto eta = shown("--eta", arguments.eta, "noise of ddim, 0 to 1, and of dpm-solver++");
 
   group = "Pictures";
   option("--class", arguments.classes, "name or number; repeat for more [all classes]")
@@ -191,8 +202,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   };
   only(ratio, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));
   only(sweep, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));
-  only(order, arguments.sampler.rfind("dpm-solver", 0) == 0, "dpm-solver and dpm-solver++", arguments.sampler);
+  only(order, has_order(arguments.sampler), "dpm-solver, dpm-solver++, unipc, deis and lms", arguments.sampler);
   only(pad, arguments.sweep.empty(), "runs without --sweep", arguments.sweep);
-  only(eta, arguments.sampler == "ddim", "ddim", arguments.sampler);
+  only(eta, has_eta(arguments.sampler), "ddim and dpm-solver++", arguments.sampler);
   return std::nullopt;
 }

@@ -160,12 +160,22 @@ template <class Action>
 auto with_sampler(Job const& job, tstitch::AnyModelSchedule schedule, Action action) {
   auto const& noise = job.infos.back().noise_schedule.value();
   const std::string& name = job.arguments.sampler;
-  if (name == "ddpm") return action(tstitch::DDPM{noise, std::move(schedule), job.options});
-  if (name == "ddim") return action(tstitch::DDIM{noise, std::move(schedule), job.options, {.eta = job.arguments.eta}});
-  const auto type =
-      name == "dpm-solver" ? tstitch::AlgorithmType::dpmsolver : tstitch::AlgorithmType::dpmsolver_plus_plus;
-  return action(tstitch::DPMSolver{
-      noise, std::move(schedule), job.options, {.order = job.arguments.order, .algorithm_type = type}});
+  const auto with = [&](auto rule) {
+    return action(tstitch::Sampler{noise, std::move(schedule), job.options, std::move(rule)});
+  };
+  const int order = job.arguments.order;
+  const double eta = job.arguments.eta;
+  if (name == "ddpm") return with(tstitch::DDPMUpdate{});
+  if (name == "ddim") return with(tstitch::DDIMUpdate{.eta = eta});
+  if (name == "dpm-solver") {
+    return with(tstitch::DPMSolverUpdate{.order = order, .algorithm_type = tstitch::AlgorithmType::dpmsolver});
+  }
+  if (name == "dpm-solver++") return with(tstitch::DPMSolverUpdate{.order = order, .eta = eta});
+  if (name == "unipc") return with(tstitch::UniPCUpdate{.order = order});
+  if (name == "deis") return with(tstitch::DEISUpdate{.order = order});
+  if (name == "lms") return with(tstitch::LMSUpdate{.order = order});
+  if (name == "pndm") return with(tstitch::PNDMUpdate{});
+  return with(tstitch::HeunUpdate{});
 }
 
 tstitch::AnyModelSchedule routing(Job const& job) {
@@ -211,8 +221,8 @@ class NetworkClock {
 Json parameters(Job const& job) {
   Arguments const& a = job.arguments;
   Json json{{"networks", job.names}, {"sampler", a.sampler}};
-  if (a.sampler.rfind("dpm", 0) == 0) json["order"] = a.order;
-  if (a.sampler == "ddim") json["eta"] = a.eta;
+  if (has_order(a.sampler)) json["order"] = a.order;
+  if (has_eta(a.sampler)) json["eta"] = a.eta;
   if (!a.fractions.empty())
     json["fractions"] = a.fractions;
   else if (!a.sweep.empty())

@@ -6,12 +6,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <optional>
 #include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "../plan/plan.hpp"
+#include "guidance.hpp"
 #include "host_tensor.hpp"
 #include "network.hpp"
 #include "thresholding.hpp"
@@ -24,6 +27,20 @@ struct Prediction {
   at::Tensor x_0;                ///< [n, C, H, W], thresholded
   at::Tensor unclipped_x_0;      ///< [n, C, H, W], what thresholding made x_0 from; x_0 itself where there is none
   at::Tensor variance_fraction;  ///< [n, C, H, W], v of the learned range; undefined if the network has none
+  /// [n, k, H, W], the guidance update with what it received of earlier ones; undefined without
+  /// ProjectedGuidance::momentum.
+  at::Tensor momentum = {};
+};
+
+/// How one evaluation is guided: what Guidance comes to in a step.
+struct EvaluationGuidance {
+  double scale = 1;           ///< 1 evaluates n rows; anything else 2n, the conditional half first, or the guide too
+  std::int64_t channels = 0;  ///< how many of the first channels are guided, 0 for all
+  double rescale = 0;         ///< see Guidance::rescale
+  std::optional<ProjectedGuidance> projected = {};
+  at::Tensor momentum = {};        ///< Prediction::momentum of an earlier step
+  Network const* guide = nullptr;  ///< see Guidance::guide_network
+  GradientGuidance const* gradient = nullptr;
 };
 
 /// The labels of a batch on the networks' device.
@@ -38,12 +55,6 @@ inline at::Tensor linear_combination(double a, at::Tensor const& x, double b, at
 }
 
 namespace detail {
-
-inline std::string shape_text(at::IntArrayRef sizes) {
-  std::string text = "[";
-  for (std::size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return text + "]";
-}
 
 /// What a network takes as t for `rows` rows of x that are all at one timestep.
 inline at::Tensor timestep_rows(Network const& network, at::Tensor const& x, double t, std::int64_t rows) {
@@ -71,34 +82,47 @@ inline at::Tensor evaluate(Network const& network, at::Tensor const& x, at::Tens
   return output.scalar_type() == x.scalar_type() ? output : output.to(x.scalar_type());
 }
 
-/// The network's output under guidance, and its v if it has learned the variance.
+/// What a network answers, taken apart.
 struct RawOutput {
   at::Tensor output;             ///< [n, C, H, W]
   at::Tensor variance_fraction;  ///< [n, C, H, W] or undefined
 };
 
-/// @param timesteps rows -> what the network takes as t for so many rows
-template <class Timesteps>
-RawOutput guided_output(Network const& network, at::Tensor const& x, Timesteps timesteps, BatchLabels const& labels,
-                        double guidance_scale, std::int64_t guided_channels) {
+inline RawOutput split(Network const& network, at::Tensor const& all, std::int64_t channels) {
+  if (!network.info().learned_variance) return {all, {}};
+  return {all.narrow(1, 0, channels), all.narrow(1, channels, channels)};
+}
+
+/// With the labels and without them, in one evaluation of 2n rows.
+template <class Points>
+std::pair<RawOutput, RawOutput> with_and_without(Network const& network, at::Tensor const& x, Points const& points,
+                                                 BatchLabels const& labels) {
+  const std::int64_t n = x.size(0);
+  const at::Tensor all = evaluate(network, x.repeat({2, 1, 1, 1}), points.timesteps(network, x, 2 * n), labels.guided);
+  return {split(network, all.narrow(0, 0, n), x.size(1)), split(network, all.narrow(0, n, n), x.size(1))};
+}
+
+/// The network's output under classifier-free guidance.
+/// @returns output and the conditional v
+template <class Points>
+RawOutput guided_output(Network const& network, at::Tensor const& x, Points const& points, BatchLabels const& labels,
+                        EvaluationGuidance const& guidance) {
   const std::int64_t n = x.size(0), channels = x.size(1);
-  RawOutput raw;
-  if (guidance_scale == 1) {
-    const at::Tensor all = evaluate(network, x, timesteps(n), labels.conditional);
-    raw.output = network.info().learned_variance ? all.narrow(1, 0, channels) : all;
-    if (network.info().learned_variance) raw.variance_fraction = all.narrow(1, channels, channels);
-    return raw;
+  if (guidance.scale == 1) {
+    return split(network, evaluate(network, x, points.timesteps(network, x, n), labels.conditional), channels);
   }
-  const at::Tensor all = evaluate(network, x.repeat({2, 1, 1, 1}), timesteps(2 * n), labels.guided);
-  const at::Tensor conditional = all.narrow(0, 0, n), unconditional = all.narrow(0, n, n);
-  const std::int64_t guided = guided_channels ? guided_channels : channels;
+  const auto [with, without] = with_and_without(network, x, points, labels);
+  const std::int64_t guided = guidance.channels ? guidance.channels : channels;
   // Never in place: the tensor may be one that the network keeps.
-  raw.output = guided == channels ? conditional.narrow(1, 0, channels).mul(guidance_scale)
-                                  : conditional.narrow(1, 0, channels).clone();
-  if (guided != channels) raw.output.narrow(1, 0, guided).mul_(guidance_scale);
-  raw.output.narrow(1, 0, guided).add_(unconditional.narrow(1, 0, guided), 1 - guidance_scale);
-  if (network.info().learned_variance) raw.variance_fraction = conditional.narrow(1, channels, channels);
-  return raw;
+  at::Tensor output = guided == channels ? with.output.mul(guidance.scale) : with.output.clone();
+  if (guided != channels) output.narrow(1, 0, guided).mul_(guidance.scale);
+  output.narrow(1, 0, guided).add_(without.output.narrow(1, 0, guided), 1 - guidance.scale);
+  if (guidance.rescale > 0) {
+    const at::Tensor part = output.narrow(1, 0, guided);
+    const at::Tensor factor = rescale_factor(part, with.output.narrow(1, 0, guided), guidance.rescale);
+    output = with_first_channels(output, part.mul(factor));
+  }
+  return {output, with.variance_fraction};
 }
 
 /// x_0 = of_x x + of_output output.
@@ -118,9 +142,123 @@ inline ToX0 to_x_0(PredictionType type, NoiseLevel level) {
   return {0, 1};
 }
 
-inline Prediction thresholded(at::Tensor x_0, at::Tensor variance_fraction, Thresholding const& thresholding) {
-  Prediction prediction{x_0, x_0, std::move(variance_fraction)};
-  if (thresholding != Thresholding::none()) prediction.x_0 = thresholding(x_0);
+/// All images at one point.
+struct SharedPoint {
+  Timestep const& point;
+
+  at::Tensor timesteps(Network const& network, at::Tensor const& x, std::int64_t rows) const {
+    return timestep_rows(network, x, point.t, rows);
+  }
+
+  at::Tensor x_0(Network const& network, at::Tensor const& x, at::Tensor const& output) const {
+    const ToX0 to = to_x_0(network.info().prediction_type, point.level);
+    return to.of_x == 0 ? output.clone() : linear_combination(to.of_x, x, to.of_output, output);
+  }
+
+  /// x_0 where the score is larger by this.
+  at::Tensor moved(at::Tensor const& x_0, at::Tensor const& score, double scale) const {
+    return x_0.add(score, scale * point.level.sigma * point.level.sigma / point.level.alpha);
+  }
+};
+
+/// Each image at a point of its own.
+struct PointEach {
+  std::span<const Timestep> points;
+
+  at::Tensor timesteps(Network const& network, at::Tensor const& x, std::int64_t rows) const {
+    const bool integer = network.info().timestep_type == TimestepType::int64;
+    std::vector<double> times;
+    for (Timestep const& point : points) times.push_back(integer ? std::nearbyint(point.t) : point.t);
+    const at::Tensor each = one_each(times, x.device(), integer ? at::kLong : x.scalar_type());
+    return rows == x.size(0) ? each : each.repeat({2});
+  }
+
+  at::Tensor x_0(Network const& network, at::Tensor const& x, at::Tensor const& output) const {
+    std::vector<double> of_x, of_output;
+    for (Timestep const& point : points) {
+      const ToX0 to = to_x_0(network.info().prediction_type, point.level);
+      of_x.push_back(to.of_x);
+      of_output.push_back(to.of_output);
+    }
+    return x.mul(column(of_x, x)).addcmul_(output, column(of_output, x));
+  }
+
+  at::Tensor moved(at::Tensor const& x_0, at::Tensor const& score, double scale) const {
+    std::vector<double> factors;
+    for (Timestep const& point : points) {
+      factors.push_back(scale * point.level.sigma * point.level.sigma / point.level.alpha);
+    }
+    return x_0.addcmul(score, column(factors, x_0));
+  }
+
+ private:
+  static at::Tensor column(std::vector<double> const& values, at::Tensor const& like) {
+    return one_each(values, like.device(), like.scalar_type()).view({-1, 1, 1, 1});
+  }
+};
+
+/// x_0 before thresholding, guided but for gradients.
+template <class Points>
+Prediction guided_x_0(Network const& network, at::Tensor const& x, Points const& points, BatchLabels const& labels,
+                      EvaluationGuidance const& guidance) {
+  if (guidance.scale == 1 || (!guidance.guide && !guidance.projected)) {
+    auto [output, variance_fraction] = guided_output(network, x, points, labels, guidance);
+    return {points.x_0(network, x, output), {}, std::move(variance_fraction)};
+  }
+  RawOutput with;
+  at::Tensor worse;  // than x_0, which moves away from it
+  if (guidance.guide) {
+    const EvaluationGuidance plain;
+    with = guided_output(network, x, points, labels, plain);
+    worse = points.x_0(*guidance.guide, x, guided_output(*guidance.guide, x, points, labels, plain).output);
+  } else {
+    RawOutput without;
+    std::tie(with, without) = with_and_without(network, x, points, labels);
+    worse = points.x_0(network, x, without.output);
+  }
+  Prediction prediction{points.x_0(network, x, with.output), {}, with.variance_fraction};
+  const std::int64_t guided = guidance.channels ? guidance.channels : x.size(1);
+  const at::Tensor first = prediction.x_0.narrow(1, 0, guided);
+  at::Tensor update = first.sub(worse.narrow(1, 0, guided));
+  if (!guidance.projected) {
+    prediction.x_0 = with_first_channels(prediction.x_0, first.add(update, guidance.scale - 1));
+    return prediction;
+  }
+  if (guidance.projected->momentum != 0) {
+    if (guidance.momentum.defined()) update = update.add(guidance.momentum, guidance.projected->momentum);
+    prediction.momentum = update;
+  }
+  prediction.x_0 = with_first_channels(prediction.x_0, project(first, update, guidance.scale, *guidance.projected));
+  return prediction;
+}
+
+/// The same, moved by the gradient of a log density.
+template <class Points>
+Prediction gradient_x_0(Network const& network, at::Tensor const& x, Points const& points, BatchLabels const& labels,
+                        EvaluationGuidance const& guidance) {
+  GradientGuidance const& by = *guidance.gradient;
+  const at::Tensor t = points.timesteps(network, x, x.size(0));
+  Prediction prediction;
+  if (by.of == DensityOf::x) prediction = guided_x_0(network, x, points, labels, guidance);
+  const at::Tensor score = gradient(x, [&](at::Tensor const& leaf) {
+    if (by.of == DensityOf::x) return by.log_density(leaf, t, Condition{labels.conditional});
+    prediction = guided_x_0(network, leaf, points, labels, guidance);
+    return by.log_density(prediction.x_0, t, Condition{labels.conditional});
+  });
+  prediction.x_0 = points.moved(prediction.x_0.detach(), score, by.scale);
+  for (at::Tensor* kept : {&prediction.variance_fraction, &prediction.momentum}) {
+    if (kept->defined()) *kept = kept->detach();
+  }
+  return prediction;
+}
+
+template <class Points>
+Prediction denoise(Network const& network, at::Tensor const& x, Points const& points, BatchLabels const& labels,
+                   EvaluationGuidance const& guidance, Thresholding const& thresholding) {
+  Prediction prediction = guidance.gradient ? gradient_x_0(network, x, points, labels, guidance)
+                                            : guided_x_0(network, x, points, labels, guidance);
+  prediction.unclipped_x_0 = prediction.x_0;
+  if (thresholding != Thresholding::none()) prediction.x_0 = thresholding(prediction.x_0);
   return prediction;
 }
 
@@ -129,40 +267,31 @@ inline Prediction thresholded(at::Tensor x_0, at::Tensor variance_fraction, Thre
 /// Evaluates a network at a point of the trajectory.
 ///
 /// @param x [n, C, H, W] at noise level `point.level`
-/// @param guidance_scale 1 evaluates n rows; anything else evaluates 2n, the conditional half first
-/// @param guided_channels how many of the first channels are guided, 0 for all (see Guidance::channels)
 inline Prediction denoise(Network const& network, at::Tensor const& x, Timestep const& point, BatchLabels const& labels,
-                          double guidance_scale, std::int64_t guided_channels, Thresholding const& thresholding) {
-  auto [output, variance_fraction] = detail::guided_output(
-      network, x, [&](std::int64_t rows) { return detail::timestep_rows(network, x, point.t, rows); }, labels,
-      guidance_scale, guided_channels);
-  const detail::ToX0 to = detail::to_x_0(network.info().prediction_type, point.level);
-  const at::Tensor x_0 = to.of_x == 0 ? output.clone() : linear_combination(to.of_x, x, to.of_output, output);
-  return detail::thresholded(x_0, std::move(variance_fraction), thresholding);
+                          EvaluationGuidance const& guidance, Thresholding const& thresholding) {
+  return detail::denoise(network, x, detail::SharedPoint{point}, labels, guidance, thresholding);
 }
 
 /// The same with each image at a point of its own.
 /// @param points one an image
 inline Prediction denoise(Network const& network, at::Tensor const& x, std::span<const Timestep> points,
+                          BatchLabels const& labels, EvaluationGuidance const& guidance,
+                          Thresholding const& thresholding) {
+  return detail::denoise(network, x, detail::PointEach{points}, labels, guidance, thresholding);
+}
+
+/// With classifier-free guidance or none.
+/// @param guidance_scale, guided_channels see EvaluationGuidance
+inline Prediction denoise(Network const& network, at::Tensor const& x, Timestep const& point, BatchLabels const& labels,
+                          double guidance_scale, std::int64_t guided_channels, Thresholding const& thresholding) {
+  return denoise(network, x, point, labels, {.scale = guidance_scale, .channels = guided_channels}, thresholding);
+}
+
+/// The same with each image at a point of its own.
+inline Prediction denoise(Network const& network, at::Tensor const& x, std::span<const Timestep> points,
                           BatchLabels const& labels, double guidance_scale, std::int64_t guided_channels,
                           Thresholding const& thresholding) {
-  const bool integer = network.info().timestep_type == TimestepType::int64;
-  std::vector<double> times, of_x, of_output;
-  for (Timestep const& point : points) {
-    const detail::ToX0 to = detail::to_x_0(network.info().prediction_type, point.level);
-    times.push_back(integer ? std::nearbyint(point.t) : point.t);
-    of_x.push_back(to.of_x);
-    of_output.push_back(to.of_output);
-  }
-  const at::Tensor each = detail::one_each(times, x.device(), integer ? at::kLong : x.scalar_type());
-  auto [output, variance_fraction] = detail::guided_output(
-      network, x, [&](std::int64_t rows) { return rows == x.size(0) ? each : each.repeat({2}); }, labels,
-      guidance_scale, guided_channels);
-  const auto column = [&](std::vector<double> const& values) {
-    return detail::one_each(values, x.device(), x.scalar_type()).view({-1, 1, 1, 1});
-  };
-  const at::Tensor x_0 = x.mul(column(of_x)).addcmul_(output, column(of_output));
-  return detail::thresholded(x_0, std::move(variance_fraction), thresholding);
+  return denoise(network, x, points, labels, {.scale = guidance_scale, .channels = guided_channels}, thresholding);
 }
 
 }  // namespace tstitch

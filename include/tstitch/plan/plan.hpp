@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdio>
 #include <initializer_list>
+#include <limits>
+#include <optional>
 #include <ostream>
 #include <string>
 #include <utility>
@@ -45,6 +47,31 @@ class GuidanceScale {
   std::vector<double> each_;
 };
 
+/// Adaptive projected guidance (Sadat et al. 2024, arXiv 2410.02416, Algorithm 1), which keeps high scales from
+/// oversaturating: with c and u the two predictions of x_0, x_0 = c + (scale - 1) update, and the update is made of
+/// c - u in three steps, for each image. With eta 1 and no threshold or momentum this is guidance as it was.
+struct ProjectedGuidance {
+  /// In [0, 1]: how much is left of the part of the update that is parallel to c.
+  double eta = 0;
+  /// Above 0, r there: the largest norm of an update before it is projected; longer ones are shortened to it.
+  double norm_threshold = std::numeric_limits<double>::infinity();
+  /// Inside (-1, 1), beta there: what c - u receives of the sum of earlier ones, before all else; below 0 in the paper.
+  /// All evaluations of a step see the sum as it was before the step, and the first one's is remembered; a step that is
+  /// not guided leaves it as it is.
+  double momentum = 0;
+
+  /// @throws std::invalid_argument
+  void validate() const {
+    if (!(eta >= 0 && eta <= 1)) detail::refuse("ProjectedGuidance", "eta must be in [0, 1]", eta);
+    if (!(norm_threshold > 0)) {
+      detail::refuse("ProjectedGuidance", "norm_threshold must be above 0", norm_threshold);
+    }
+    if (!(momentum > -1 && momentum < 1)) {
+      detail::refuse("ProjectedGuidance", "momentum must be inside (-1, 1)", momentum);
+    }
+  }
+};
+
 /// Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): u + scale (c - u), with c and u the conditional
 /// and the unconditional output. 1 means no guidance: then the unconditional half is not computed.
 ///
@@ -57,12 +84,26 @@ struct Guidance {
   /// Only the first so many channels are guided, the others keep the conditional output; 0 means all. The pictures of
   /// the official DiT code were made with 3 of 4.
   int channels = 0;
+  /// In [0, 1], phi of Lin et al. 2024 (arXiv 2305.08891, Eq. 14 to 16): the guided output is brought this much of the
+  /// way to the standard deviation of the conditional one, for each image over its guided channels. They use 0.7.
+  double rescale = 0;
+  std::optional<ProjectedGuidance> projected = {};
+  /// Autoguidance (Karras et al. 2024, arXiv 2406.02507): u is the conditional prediction of this network, a worse one
+  /// of the run, in place of the unconditional one; guided in x_0. Needs no null class, and costs an evaluation of the
+  /// guide with each of the network. In steps that are the guide's own, guidance is classifier-free; the scales {1, 2}
+  /// leave it out there where the guide is network 0.
+  std::optional<std::size_t> guide_network = {};
 
   /// The scale at a step: 1 outside of the interval.
   double at(Step const& step, std::size_t network) const {
     const bool inside = step.index >= share_of_steps("Guidance", "begin", begin, step.count) &&
                         step.index < share_of_steps("Guidance", "end", end, step.count);
     return inside ? scale.of(network) : 1.0;
+  }
+
+  /// Whether the guide network is asked too when this network takes this step.
+  bool uses_guide(Step const& step, std::size_t network) const {
+    return guide_network && *guide_network != network && at(step, network) != 1;
   }
 
   /// @throws std::invalid_argument
@@ -75,6 +116,12 @@ struct Guidance {
     share_of_steps("Guidance", "end", end, 1);
     if (begin > end) detail::refuse("Guidance", "begin must not be above end (" + detail::text(end) + ")", begin);
     if (channels < 0) detail::refuse("Guidance", "channels must not be negative", channels);
+    if (!(rescale >= 0 && rescale <= 1)) detail::refuse("Guidance", "rescale must be in [0, 1]", rescale);
+    if (rescale > 0 && (projected || guide_network)) {
+      detail::refuse("Guidance", "rescale, for outputs, must be 0 with projected or guide_network, which guide x_0",
+                     rescale);
+    }
+    if (projected) projected->validate();
   }
 };
 
@@ -82,7 +129,9 @@ struct PlannedStep {
   Step step;
   std::size_t network;
   double guidance_scale;
-  int evaluations = 1;  ///< network evaluations that the update rule makes
+  int evaluations = 1;            ///< network evaluations that the update rule makes
+  std::size_t guide_network = 0;  ///< see Guidance::guide_network
+  int guide_evaluations = 0;      ///< of the guide, beside them
 };
 
 struct Plan {
@@ -93,9 +142,13 @@ struct Plan {
   /// Evaluations of each network, indexed by network.
   std::vector<int> calls() const {
     std::vector<int> calls;
+    const auto add = [&](std::size_t network, int evaluations) {
+      if (network >= calls.size()) calls.resize(network + 1);
+      calls[network] += evaluations;
+    };
     for (PlannedStep const& planned : steps) {
-      if (planned.network >= calls.size()) calls.resize(planned.network + 1);
-      calls[planned.network] += planned.evaluations;
+      add(planned.network, planned.evaluations);
+      if (planned.guide_evaluations > 0) add(planned.guide_network, planned.guide_evaluations);
     }
     return calls;
   }
@@ -113,6 +166,11 @@ Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& sp
   // An index this large is a negative number that a user's schedule returned, not a network.
   constexpr std::size_t most_networks = 1u << 16;
   guidance.validate();
+  const std::size_t guide = guidance.guide_network.value_or(0);
+  if (guide >= most_networks) {
+    detail::refuse("Guidance", "guide_network must be the index of a network",
+                   std::to_string(static_cast<std::ptrdiff_t>(guide)));
+  }
   const std::vector<Timestep> timesteps = spacing(noise_schedule, steps);
   Plan plan{noise_schedule.name(), spacing.name(), {}};
   for (int i = 0; i < steps; ++i) {
@@ -142,7 +200,11 @@ Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& sp
                          std::to_string(network) + ")",
                      std::to_string(scales) + " values");
     }
-    plan.steps.push_back({step, network, guidance.at(step, network)});
+    plan.steps.push_back({.step = step,
+                          .network = network,
+                          .guidance_scale = guidance.at(step, network),
+                          .guide_network = guide,
+                          .guide_evaluations = guidance.uses_guide(step, network) ? 1 : 0});
   }
   return plan;
 }
@@ -152,15 +214,19 @@ inline std::string to_string(Plan const& plan) {
   std::string table = "noise schedule " + plan.noise_schedule + ", spacing " + plan.spacing + ", " +
                       std::to_string(plan.steps.size()) + " steps\n";
   table += " step         t     alpha     sigma    lambda  network  guidance\n";
-  for (auto const& [step, network, guidance_scale, evaluations] : plan.steps) {
+  for (PlannedStep const& planned : plan.steps) {
+    Step const& step = planned.step;
     char line[128];
-    std::snprintf(line, sizeof line, "%5d  %8.3f  %8.6f  %8.6f  %8.4f  %7zu  %8.4g\n", step.index, step.t,
-                  step.from.alpha, step.from.sigma, step.from.lambda(), network, guidance_scale);
+    std::snprintf(line, sizeof line, "%5d  %8.3f  %8.6f  %8.6f  %8.4f  %7zu  %8.4g", step.index, step.t,
+                  step.from.alpha, step.from.sigma, step.from.lambda(), planned.network, planned.guidance_scale);
     table += line;
+    if (planned.guide_evaluations > 0) table += " by network " + std::to_string(planned.guide_network);
+    table += '\n';
   }
   const std::vector<int> calls = plan.calls();
-  const bool one_each = std::all_of(plan.steps.begin(), plan.steps.end(),
-                                    [](PlannedStep const& planned) { return planned.evaluations == 1; });
+  const bool one_each = std::all_of(plan.steps.begin(), plan.steps.end(), [](PlannedStep const& planned) {
+    return planned.evaluations == 1 && planned.guide_evaluations == 0;
+  });
   table += one_each ? "steps: " : "evaluations: ";
   for (std::size_t k = 0; k < calls.size(); ++k) {
     table += (k ? ", network " : "network ") + std::to_string(k) + " takes " + std::to_string(calls[k]);

@@ -78,7 +78,7 @@ struct Ancestral {
   /// s_up / s': 1 where the step goes down to x_0.
   static double renewed(Step const& step, double eta) {
     const double ratio = step.to.sigma / step.from.sigma * step.from.alpha / step.to.alpha;
-    return eta * std::sqrt(1 - ratio * ratio);
+    return eta > 0 ? eta * std::sqrt(1 - ratio * ratio) : 0;
   }
 
   /// x at step.to.

@@ -40,6 +40,12 @@ struct SamplingOptions {
   SwitchPolicy at_switch = SwitchPolicy::keep;
 };
 
+/// Which way an update rule goes through the steps.
+enum class Direction {
+  to_picture,  ///< from step.from to step.to, noisiest step first
+  to_noise,    ///< from step.to to step.from, noisiest step last: inversion
+};
+
 /// All that an update rule gets. Everything is a value or a callable, so that a rule can be tried without a sampler.
 struct StepInput {
   Step const& step;
@@ -73,8 +79,25 @@ struct StepOutput {
 ///   int evaluations(Step const&) const       network evaluations that it makes in a step, for the plan; 1 if absent
 ///   void validate() const                    throws std::invalid_argument for options that make no sense
 ///   void validate(NetworkInfo const&) const  throws std::invalid_argument for networks that it cannot use
+///   static constexpr Direction direction     to_picture if absent; to_noise takes x from step.to to step.from
 template <class Rule>
 concept UpdateRule = std::is_invocable_r_v<StepOutput, Rule const&, StepInput const&>;
+
+namespace detail {
+
+template <class Rule>
+constexpr bool goes_to_noise() {
+  if constexpr (requires { Rule::direction; }) return Rule::direction == Direction::to_noise;
+  return false;
+}
+
+template <class Rule>
+int evaluations_of(Rule const& rule, Step const& step) {
+  if constexpr (requires { rule.evaluations(step); }) return rule.evaluations(step);
+  return 1;
+}
+
+}  // namespace detail
 
 /// Sees each step; made from any callable on a StepReport that returns nothing, or a Control to cancel the run.
 class Observer {
@@ -136,17 +159,23 @@ class Sampler {
   /// The whole run before it happens.
   Plan const& plan() const { return plan_; }
 
-  /// The plan with the guidance of a request.
-  Plan plan(Guidance const& guidance) const {
+  /// The plan with the guidance of a request, in the order of the steps.
+  /// @param strength of the request: below 1 the plan holds the steps that are left, as they are in the whole plan
+  Plan plan(Guidance const& guidance, double strength = 1) const {
     Plan plan = make_plan(noise_schedule_, options_.steps, options_.spacing, options_.final_sigma, model_schedule_,
                           guidance, options_.previous_timestep);
+    plan.steps.erase(plan.steps.begin(), plan.steps.begin() + first_step(strength));
+    if constexpr (inverts) std::reverse(plan.steps.begin(), plan.steps.end());
     for (std::size_t i = 0; i < plan.steps.size(); ++i) {
       PlannedStep& planned = plan.steps[i];
-      if constexpr (requires { rule_.evaluations(planned.step); })
-        planned.evaluations = rule_.evaluations(planned.step);
+      planned.evaluations = detail::evaluations_of(rule_, planned.step);
+      planned.guide_evaluations *= planned.evaluations;
       const bool switches = i > 0 && planned.network != plan.steps[i - 1].network;
-      if (switches && options_.at_switch == SwitchPolicy::re_evaluate)
-        planned.evaluations += int(std::min(i, history()));
+      if (!switches || options_.at_switch != SwitchPolicy::re_evaluate) continue;
+      for (std::size_t back = 1; back <= std::min(i, history()); ++back) {
+        ++planned.evaluations;
+        planned.guide_evaluations += guidance.uses_guide(plan.steps[i - back].step, planned.network);
+      }
     }
     return plan;
   }
@@ -167,7 +196,8 @@ class Sampler {
   void advance(std::vector<Network> const& networks, Trajectory& trajectory) const {
     const c10::AutoGradMode no_gradients(false);
     if (trajectory.finished()) detail::refuse("Sampler::advance", "the trajectory must have steps left", 0);
-    if (trajectory.count != int(plan_.steps.size()) || trajectory.level != plan_.steps[trajectory.next].step.from) {
+    if (trajectory.count != int(plan_.steps.size()) ||
+        trajectory.level != begin_of(plan_.steps[trajectory.next].step)) {
       detail::refuse("Sampler::advance", "the trajectory must have been begun with the same timesteps",
                      "step " + std::to_string(trajectory.next) + " of " + std::to_string(trajectory.count));
     }
@@ -175,14 +205,16 @@ class Sampler {
     const std::size_t index = plan_.steps[trajectory.next].network;
     require_network(networks, step.index, index);
     const Network& network = networks[index];
-    const double guidance_scale = trajectory.guidance.at(step, index);
+    const EvaluationGuidance guidance = evaluation_guidance(networks, trajectory, step, index);
     const Thresholding thresholding = options_.thresholding.resolve(network.info());
 
-    at::Tensor x_0;
+    at::Tensor x_0, momentum;
     const auto denoise_at = [&](at::Tensor const& x, auto const& where) {
-      Prediction prediction =
-          denoise(network, x, where, trajectory.labels, guidance_scale, trajectory.guidance.channels, thresholding);
-      if (!x_0.defined()) x_0 = prediction.x_0;
+      Prediction prediction = denoise(network, x, where, trajectory.labels, guidance, thresholding);
+      if (!x_0.defined()) {
+        x_0 = prediction.x_0;
+        momentum = prediction.momentum;
+      }
       return prediction;
     };
     const auto draw_noise = [&](int draw) {
@@ -195,9 +227,9 @@ class Sampler {
       if (options_.at_switch == SwitchPolicy::re_evaluate) {
         for (Past& past : history) {
           past.network = index;
-          past.x_0 = denoise(network, past.x, {past.step.t, past.step.from}, trajectory.labels,
-                             trajectory.guidance.at(past.step, index), trajectory.guidance.channels, thresholding)
-                         .x_0;
+          EvaluationGuidance then = evaluation_guidance(networks, trajectory, past.step, index);
+          then.momentum.reset();
+          past.x_0 = denoise(network, past.x, {past.step.t, past.step.from}, trajectory.labels, then, thresholding).x_0;
         }
       }
     }
@@ -210,8 +242,13 @@ class Sampler {
     }
     trajectory.x = std::move(output.x);
     trajectory.x_0 = std::move(x_0);
+    if (momentum.defined()) trajectory.momentum = std::move(momentum);
     ++trajectory.next;
-    trajectory.level = trajectory.finished() ? step.to : plan_.steps[trajectory.next].step.from;
+    const bool finished = trajectory.finished();
+    trajectory.level = !finished ? begin_of(plan_.steps[trajectory.next].step) : inverts ? step.from : step.to;
+    if (trajectory.inpainting.mask.defined()) {
+      trajectory.x = trajectory.inpainting(trajectory.x, finished ? NoiseLevel::clean() : trajectory.level);
+    }
   }
 
   /// Draws the whole request, batch after batch. When a batch fails, those before it are gone with the exception; a
@@ -260,6 +297,44 @@ class Sampler {
   }
 
  private:
+  static constexpr bool inverts = detail::goes_to_noise<Rule>();
+
+  /// The level of x before a step.
+  static NoiseLevel begin_of(Step const& step) { return inverts ? step.to : step.from; }
+
+  /// How many steps of the plan a request skips.
+  int first_step(double strength) const {
+    if (!(strength > 0 && strength <= 1)) detail::refuse("Request", "strength must be in (0, 1]", strength);
+    if (inverts && strength != 1) detail::refuse("Request", "strength must be 1 for inversion", strength);
+    const int left = share_of_steps("Request", "strength", strength, options_.steps);
+    if (left == 0) {
+      detail::refuse("Request", "strength must leave at least 1 of " + std::to_string(options_.steps) + " steps",
+                     strength);
+    }
+    return options_.steps - left;
+  }
+
+  /// How this network is guided in a step of the run.
+  static EvaluationGuidance evaluation_guidance(std::vector<Network> const& networks, Trajectory const& trajectory,
+                                                Step const& step, std::size_t index) {
+    Guidance const& all = trajectory.guidance;
+    EvaluationGuidance here{all.at(step, index), all.channels, all.rescale, all.projected, trajectory.momentum};
+    if (all.uses_guide(step, index)) {
+      require_guide(networks, all);
+      here.guide = &networks[*all.guide_network];
+    }
+    if (trajectory.gradient) here.gradient = &trajectory.gradient;
+    return here;
+  }
+
+  static void require_guide(std::vector<Network> const& networks, Guidance const& guidance) {
+    if (guidance.guide_network.value_or(0) >= networks.size()) {
+      detail::refuse("Guidance",
+                     "guide_network must be the index of one of the " + std::to_string(networks.size()) + " networks",
+                     std::to_string(*guidance.guide_network));
+    }
+  }
+
   std::size_t history() const {
     if constexpr (requires { rule_.history(); }) return std::size_t(rule_.history());
     return 0;
@@ -277,23 +352,31 @@ class Sampler {
   /// The request with every default filled in: one label and one seed an image, a batch size, a count.
   Request checked(std::vector<Network> const& networks, Request request) const {
     if (networks.empty()) detail::refuse("Sampler", "at least one network is needed", 0);
-    const Plan plan = this->plan(request.guidance);
+    const Plan plan = this->plan(request.guidance, request.strength);
     require_compatible(networks);
+    require_guide(networks, request.guidance);
+    request.gradient.validate();
     bool guided = false;
     for (PlannedStep const& planned : plan.steps) {
       require_network(networks, planned.step.index, planned.network);
       NetworkInfo const& info = networks[planned.network].info();
       if constexpr (requires { rule_.validate(info); }) rule_.validate(info);
-      if (planned.step.from.alpha == 0 && info.prediction_type == PredictionType::epsilon) {
+      for (const std::size_t k :
+           {planned.network, planned.guide_evaluations ? planned.guide_network : planned.network}) {
+        if (planned.step.from.alpha > 0 || networks[k].info().prediction_type != PredictionType::epsilon) continue;
         detail::refuse("Sampler",
                        "a step that begins at pure noise (alpha = 0) needs a network that predicts x_0 or a velocity, "
                        "because there the noise says nothing of x_0",
-                       "step " + std::to_string(planned.step.index) + " to " +
-                           detail::name_of(networks[planned.network], planned.network) + ", which predicts epsilon");
+                       "step " + std::to_string(planned.step.index) + " to " + detail::name_of(networks[k], k) +
+                           ", which predicts epsilon");
+      }
+      if (request.gradient && planned.step.from.alpha == 0) {
+        detail::refuse("GradientGuidance", "no step may begin at pure noise (alpha = 0), where x says nothing of x_0",
+                       "step " + std::to_string(planned.step.index));
       }
       if (planned.guidance_scale == 1) continue;
       guided = true;
-      if (!info.null_class) {
+      if (!info.null_class && planned.guide_evaluations == 0) {
         detail::refuse("Guidance", "needs networks that were trained with a null class",
                        detail::name_of(networks[planned.network], planned.network));
       }
@@ -315,7 +398,8 @@ class Sampler {
     if (request.count == 0) {
       request.count =
           std::max<std::int64_t>({1, std::int64_t(request.seeds.size()), std::int64_t(request.labels.size()),
-                                  request.initial_noise.defined() ? request.initial_noise.size(0) : 0});
+                                  request.initial_noise.defined() ? request.initial_noise.size(0) : 0,
+                                  request.initial_image.defined() ? request.initial_image.size(0) : 0});
     }
     const std::size_t count = std::size_t(request.count);
     const std::string one_each = "one for each of the " + std::to_string(count) + " images is needed";
@@ -342,29 +426,61 @@ class Sampler {
       }
     }
 
-    const at::Tensor& x = request.initial_noise;
-    if (x.defined()) {
+    const at::Tensor &noise = request.initial_noise, &image = request.initial_image;
+    const auto require_images = [&](std::string const& name, at::Tensor const& x) {
       const auto fits = [](std::int64_t stated, std::int64_t size) { return stated == 0 || stated == size; };
       if (x.dim() != 4 || x.size(0) != request.count || !fits(info.channels, x.size(1)) ||
           !fits(info.height, x.size(2)) || !fits(info.width, x.size(3))) {
-        detail::refuse("Request",
-                       "initial_noise must be [n, C, H, W] with the shape of the networks and one row an image",
+        detail::refuse("Request", name + " must be [n, C, H, W] with the shape of the networks and one row an image",
                        detail::shape_text(x.sizes()));
       }
       if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble) {
-        detail::refuse("Request", "initial_noise must be float32 or float64", at::toString(x.scalar_type()));
+        detail::refuse("Request", name + " must be float32 or float64", at::toString(x.scalar_type()));
       }
-    } else if (!info.channels || !info.height || !info.width) {
+    };
+    if (noise.defined()) require_images("initial_noise", noise);
+    if (image.defined()) require_images("initial_image", image);
+    require_editing(request);
+    if (!noise.defined() && !image.defined() && (!info.channels || !info.height || !info.width)) {
       detail::refuse("Request",
                      "initial_noise is needed where the networks do not state their channels, height and width",
                      "none");
     }
-    const std::int64_t channels = x.defined() ? x.size(1) : info.channels;
+    const std::int64_t channels = noise.defined() ? noise.size(1) : image.defined() ? image.size(1) : info.channels;
     if (guided && request.guidance.channels > channels) {
       detail::refuse("Guidance", "channels must be at most " + std::to_string(channels),
                      double(request.guidance.channels));
     }
     return request;
+  }
+
+  /// Checks what belongs to an initial image; that and the noise have their shapes.
+  static void require_editing(Request const& request) {
+    const at::Tensor &noise = request.initial_noise, &image = request.initial_image, &mask = request.mask;
+    if (!image.defined()) {
+      if (inverts) detail::refuse("Request", "initial_image is needed for inversion", "none");
+      if (request.strength != 1) detail::refuse("Request", "strength needs an initial_image", request.strength);
+      if (mask.defined()) detail::refuse("Request", "mask needs an initial_image", "none");
+      return;
+    }
+    if (inverts && noise.defined()) {
+      detail::refuse("Request", "initial_noise is what inversion finds, and must not be given",
+                     detail::shape_text(noise.sizes()));
+    }
+    if (noise.defined() && noise.sizes() != image.sizes()) {
+      detail::refuse("Request", "initial_noise must have the shape of initial_image",
+                     detail::shape_text(noise.sizes()));
+    }
+    if (!mask.defined()) return;
+    if (inverts) detail::refuse("Request", "mask is not for inversion", detail::shape_text(mask.sizes()));
+    const auto one_or = [&](std::int64_t d) { return mask.size(d) == 1 || mask.size(d) == image.size(d); };
+    if (mask.dim() != 4 || !one_or(0) || !one_or(1) || mask.size(2) != image.size(2) || mask.size(3) != image.size(3)) {
+      detail::refuse("Request", "mask must be [1 or n, 1 or C, H, W] with the size of initial_image",
+                     detail::shape_text(mask.sizes()));
+    }
+    if (!mask.ge(0).logical_and(mask.le(1)).all().template item<bool>()) {
+      detail::refuse("Request", "mask must be in [0, 1]", "values outside");
+    }
   }
 
   /// Images [first, first + images) of a checked request, filled up to the batch size if that is asked for.
@@ -378,31 +494,51 @@ class Sampler {
     cut(part.labels);
     cut(part.seeds);
     part.count = std::int64_t(part.seeds.size());
-    if (whole.initial_noise.defined()) {
-      const at::Tensor rows = whole.initial_noise.narrow(0, first, images);
-      part.initial_noise = rows.new_empty({part.count, rows.size(1), rows.size(2), rows.size(3)});
-      part.initial_noise.copy_(rows.narrow(0, images - 1, 1).expand_as(part.initial_noise));
-      part.initial_noise.narrow(0, 0, images).copy_(rows);
-    }
+    const auto cut_rows = [&](at::Tensor& tensor) {
+      if (!tensor.defined()) return;
+      const at::Tensor rows = tensor.narrow(0, first, images);
+      tensor = rows.new_empty({part.count, rows.size(1), rows.size(2), rows.size(3)});
+      tensor.copy_(rows.narrow(0, images - 1, 1).expand_as(tensor));
+      tensor.narrow(0, 0, images).copy_(rows);
+    };
+    cut_rows(part.initial_noise);
+    cut_rows(part.initial_image);
+    if (whole.mask.defined() && whole.mask.size(0) > 1) cut_rows(part.mask);
     return part;
   }
 
   Trajectory begin_batch(std::vector<Network> const& networks, Request const& request) const {
     const at::Device device = networks[0].device();
     NetworkInfo const& info = networks[0].info();
-    Trajectory trajectory{.count = int(plan_.steps.size()),
-                          .level = plan_.steps[0].step.from,
+    const int first = first_step(request.strength);
+    Trajectory trajectory{.next = first,
+                          .count = int(plan_.steps.size()),
+                          .level = begin_of(plan_.steps[first].step),
                           .x = request.initial_noise,
                           .seeds = request.seeds,
                           .labels = {},
                           .guidance = request.guidance,
-                          .noise_source = request.noise_source};
-    if (trajectory.x.defined()) {
-      trajectory.x = trajectory.x.to(device);
+                          .noise_source = request.noise_source,
+                          .gradient = request.gradient};
+    at::Tensor& x = trajectory.x;
+    at::Tensor image = request.initial_image;
+    if (inverts) {
+      x = image.to(device);
     } else {
-      trajectory.x =
-          request.noise_source(request.seeds, NoiseAddress::initial(), {info.channels, info.height, info.width},
-                               at::TensorOptions().dtype(at::kFloat).device(device));
+      if (x.defined()) {
+        x = x.to(device);
+      } else if (image.defined()) {
+        x = request.noise_source(request.seeds, NoiseAddress::initial(), image.sizes().slice(1),
+                                 image.options().device(device));
+      } else {
+        x = request.noise_source(request.seeds, NoiseAddress::initial(), {info.channels, info.height, info.width},
+                                 at::TensorOptions().dtype(at::kFloat).device(device));
+      }
+      if (image.defined()) {
+        image = image.to(x.options());
+        if (request.mask.defined()) trajectory.inpainting = {request.mask.to(x.options()), image, x};
+        x = linear_combination(trajectory.level.alpha, image, trajectory.level.sigma, x);
+      }
     }
     if (!request.labels.empty()) {
       std::vector<std::int64_t> labels = request.labels;

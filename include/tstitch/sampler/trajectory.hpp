@@ -23,6 +23,7 @@ struct Request {
   std::uint64_t seed = 0;
   std::vector<std::uint64_t> seeds = {};
   Guidance guidance = {};
+  GradientGuidance gradient = {};
   /// Images a network sees at once (twice as many rows where guidance is on); 0 means all. For `sample`; `begin` takes
   /// the request as one batch.
   std::int64_t batch_size = 0;
@@ -33,6 +34,17 @@ struct Request {
   /// [n, C, H, W] to start from instead of noise by address; float32 or float64. Also states the shape for networks
   /// that do not. Undefined: drawn from the seeds.
   at::Tensor initial_noise = {};
+  /// [n, C, H, W] to begin from, in the networks' space, float32 or float64: x is alpha initial_image + sigma noise at
+  /// the level where the run begins (SDEdit, Meng et al. 2022, arXiv 2108.01073). For inversion it is x itself.
+  at::Tensor initial_image = {};
+  /// In (0, 1], with an initial_image: how much of the run is left. Of N steps the last round(strength N) are taken.
+  /// They go to the networks that they have in the plan of all N steps; to give the first network a share r of those
+  /// that are left, use Stitch{1 - strength (1 - r)}. ByTimestep and ByLogSnr know no difference.
+  double strength = 1;
+  /// [1 or n, 1 or C, H, W] with an initial_image, bool or in [0, 1]: 1 where the picture is to be drawn, 0 where
+  /// initial_image is kept. The kept part is at every step initial_image with the image's initial noise at that step's
+  /// level, and in the end initial_image itself.
+  at::Tensor mask = {};
   /// Where noise comes from; noise by address unless stated. Another source is for reproducing the random numbers of
   /// other programs.
   NoiseSource noise_source = noise;
@@ -44,6 +56,19 @@ struct Past {
   std::size_t network;
   at::Tensor x;    ///< before the step, or what the rule put in its place (StepOutput::x_from)
   at::Tensor x_0;  ///< what was predicted in it first
+};
+
+/// What a run with a mask keeps.
+struct Inpainting {
+  at::Tensor mask;   ///< [1 or n, 1 or C, H, W], 1 where the picture is drawn; undefined: nothing is kept
+  at::Tensor image;  ///< [n, C, H, W]
+  at::Tensor noise;  ///< [n, C, H, W]
+
+  /// x with the kept part in its place.
+  /// @param x [n, C, H, W] at `level`
+  at::Tensor operator()(at::Tensor const& x, NoiseLevel level) const {
+    return linear_combination(level.alpha, image, level.sigma, noise).lerp(x, mask);
+  }
 };
 
 /// A run in flight: a value. Copying it forks the run; tensors are never changed in place, so copies share them safely.
@@ -59,6 +84,9 @@ struct Trajectory {
   BatchLabels labels;
   Guidance guidance;
   NoiseSource noise_source = noise;
+  GradientGuidance gradient = {};
+  at::Tensor momentum = {};  ///< newest Prediction::momentum of a step's first evaluation
+  Inpainting inpainting = {};
 
   bool finished() const { return next == count; }
 };

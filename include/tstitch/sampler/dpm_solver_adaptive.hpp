@@ -1,0 +1,308 @@
+/// @file
+/// DPM-Solver-12 and DPM-Solver-23, the adaptive DPM-Solver: Lu et al. 2022, arXiv 2206.00927, Appendix C.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <functional>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "dpm_solver.hpp"
+
+namespace tstitch {
+
+/// Whose error decides on a step.
+enum class ErrorNorm {
+  per_image,  ///< each image's own: each has its own steps, and ends the same whichever images are beside it
+  batch,      ///< the largest of the batch: all take the steps of the hardest. The authors' dpm_solver.
+};
+
+/// What follows from the error of a trial.
+struct StepControl {
+  double factor;  ///< of the step size to try next to the one that was tried
+  bool accepted;
+};
+
+/// k-diffusion's step size control. With e = 1 / (error + 1e-8) of this trial and e1, e2 of the last two accepted ones
+/// the factor is 1 + atan(e^a e1^b e2^c - 1), a = (p + i + d) / order, b = -(p + 2 d) / order, c = d / order.
+struct PIDController {
+  double p = 0;  ///< proportional, integral and derivative gain
+  double i = 1;
+  double d = 0;
+  double accept_from = 0.81;  ///< in (0, 1]: a trial is accepted if its factor is at least this
+
+  /// e1 and e2 of one image; 0 before the first trial.
+  using Memory = std::array<double, 2>;
+
+  void validate() const {
+    if (!std::isfinite(p + i + d)) detail::refuse("PIDController", "p, i and d must be finite numbers", p + i + d);
+    if (!(accept_from > 0 && accept_from <= 1)) {
+      detail::refuse("PIDController", "accept_from must be in (0, 1]", accept_from);
+    }
+  }
+
+  StepControl operator()(double error, int order, Memory& memory) const {
+    const double e = 1 / (error + 1e-8);
+    auto& [e1, e2] = memory;
+    if (e1 == 0) e1 = e2 = e;
+    const double product =
+        std::pow(e, (p + i + d) / order) * std::pow(e1, -(p + 2 * d) / order) * std::pow(e2, d / order);
+    const double factor = 1 + std::atan(product - 1);
+    const bool accepted = factor >= accept_from;
+    if (accepted) e2 = std::exchange(e1, e);
+    return {factor, accepted};
+  }
+};
+
+/// What one planned step took.
+struct AdaptiveReport {
+  Step const& step;
+  int evaluations;            ///< network evaluations, of the whole batch each
+  std::vector<int> trials;    ///< one an image: inner steps that it tried
+  std::vector<int> accepted;  ///< one an image: inner steps that it took
+};
+
+/// Takes one planned step in as many inner steps as the tolerances ask for. A run of one network needs one planned
+/// step, a run of two needs two.
+///
+/// An inner step in lambda is tried with two orders that share their evaluations: 1 and 2 (DPM-Solver-12, r_1 = 1/2),
+/// or 2 and 3 (DPM-Solver-23, r_1 = 1/3, r_2 = 2/3); for x_0 with the forms of arXiv 2211.01095. The error E is what
+/// they differ by, in units of max(atol, rtol |x|), root mean square over an image; |x| is the larger of the lower
+/// order's x and the same of the last accepted trial. Where E is at most 1 the higher order is kept. The next trial is
+/// theta E^(-1/order) times as long.
+///
+/// Lambda is infinite at pure noise and at x_0. A step from pure noise first goes to the next timestep, and one to x_0
+/// goes to t = 0 (flow matching, where that is x_0: t = 1) and then to x_0. These two are of order 1 with one
+/// evaluation each, without control.
+///
+/// The host must know E to go on: it waits for the device once a trial. Images that have arrived stay as they are but
+/// are evaluated on with the others. Inner points lie between timesteps; a network with integer timesteps is told the
+/// nearest.
+///
+/// Throws std::runtime_error where E is not a finite number or `max_trials` is not enough.
+struct AdaptiveDPMSolverUpdate {
+  int order = 3;  ///< 2 or 3, of the solution that is kept
+  AlgorithmType algorithm_type = AlgorithmType::dpmsolver_plus_plus;
+  double atol = 0.0078;   ///< above 0: the error that is tolerated in any value; this is 1 of 256 levels of a picture
+  double rtol = 0.05;     ///< at least 0: and in proportion to it
+  double theta = 0.9;     ///< in (0, 1]: how much of the step size that would just do
+  double h_init = 0.05;   ///< above 0: the first trial of each planned step, in lambda
+  int max_trials = 1000;  ///< in a planned step
+  ErrorNorm error_norm = ErrorNorm::per_image;
+  std::optional<PIDController> pid = {};  ///< takes the place of theta and of E at most 1
+  bool error_of_ratio = false;            ///< measures the error of x / alpha, as k-diffusion does
+  /// Sees each planned step when it is done. The plan counts the fewest evaluations, one trial; this is what it took.
+  std::function<void(AdaptiveReport const&)> observer = {};
+
+  void validate() const {
+    constexpr auto place = "AdaptiveDPMSolver";
+    if (order != 2 && order != 3) detail::refuse(place, "order must be 2 or 3", order);
+    if (!(atol > 0 && std::isfinite(atol))) detail::refuse(place, "atol must be above 0", atol);
+    if (!(rtol >= 0 && std::isfinite(rtol))) detail::refuse(place, "rtol must be at least 0", rtol);
+    if (!(theta > 0 && theta <= 1)) detail::refuse(place, "theta must be in (0, 1]", theta);
+    if (!(h_init > 0 && std::isfinite(h_init))) detail::refuse(place, "h_init must be above 0", h_init);
+    if (max_trials < 1) detail::refuse(place, "max_trials must be at least 1", max_trials);
+    if (pid) pid->validate();
+  }
+
+  int evaluations(Step const& step) const {
+    if (step.t == 0 && step.to.sigma == 0) return 1;
+    return order + (step.from.alpha == 0 ? 1 : 0) + (step.to.sigma == 0 ? 1 : 0);
+  }
+
+  at::Tensor operator()(StepInput const& in) const {
+    NoiseSchedule const& noise = in.noise_schedule;
+    const NoiseLevel to = in.step.to;
+    const std::size_t n = std::size_t(in.x.size(0));
+    AdaptiveReport report{in.step, 0, std::vector<int>(n), std::vector<int>(n)};
+    at::Tensor x = in.x;
+    NoiseLevel from = in.step.from;
+    if (from.alpha == 0) {
+      NoiseLevel next = noise.at(noise.noisiest() - 1);
+      if (to.lambda() < next.lambda()) next = to;
+      x = linear_combination(next.sigma / from.sigma, x, next.alpha, in.predict().x_0);
+      ++report.evaluations;
+      from = next;
+    }
+    const double begin = from.lambda();
+    const double end = to.sigma > 0 ? to.lambda() : std::max(begin, noise.lambda(noise.is_flow() ? 1 : 0));
+    x = integrate(in, x, begin, end, report);
+    if (to.sigma == 0) {
+      x = in.denoise(x, noise.point(end)).x_0;
+      ++report.evaluations;
+    }
+    if (observer) observer(report);
+    return x;
+  }
+
+ private:
+  /// x at lambda `end`.
+  /// @param x at lambda `begin`
+  at::Tensor integrate(StepInput const& in, at::Tensor x, double begin, double end, AdaptiveReport& report) const {
+    const std::size_t n = std::size_t(x.size(0));
+    // One an image: where it is, where the trial leads, the step size that is to be tried.
+    std::vector<double> here(n, begin), there(n), h(n, h_init);
+    std::vector<PIDController::Memory> memory(n);
+
+    const auto column = [&](std::vector<double> const& values) {
+      return detail::one_each(values, x.device(), x.scalar_type()).view({-1, 1, 1, 1});
+    };
+    const auto lambda = [&](std::size_t i, double share) { return here[i] + share * (there[i] - here[i]); };
+
+    // What is integrated, x_0 or eps, at a share of the way; y is x there.
+    const auto predict = [&](at::Tensor const& y, double share) {
+      std::vector<Timestep> points;
+      std::vector<double> of_y, of_x_0;
+      for (std::size_t i = 0; i < n; ++i) {
+        points.push_back(in.noise_schedule.point(lambda(i, share)));
+        const auto [alpha, sigma] = points.back().level;
+        of_y.push_back(1 / sigma);
+        of_x_0.push_back(-alpha / sigma);
+      }
+      ++report.evaluations;
+      const at::Tensor x_0 = in.denoise_each(y, points).x_0;
+      if (algorithm_type == AlgorithmType::dpmsolver_plus_plus) return x_0;
+      return y.mul(column(of_y)).addcmul_(x_0, column(of_x_0));
+    };
+
+    at::Tensor m_0;
+    // x at a share of the way, of order 1; or of order 2 with m, the prediction at share `node` of *this* way.
+    const auto move = [&](double share, at::Tensor const& m = {}, double node = 1,
+                          SolverType solver_type = SolverType::midpoint) {
+      std::vector<double> of_x, of_m_0, of_m;
+      for (std::size_t i = 0; i < n; ++i) {
+        const Stage stage(algorithm_type, in.noise_schedule, here[i], lambda(i, share));
+        const double slope = m.defined() ? stage.slope(solver_type) / node : 0;
+        of_x.push_back(stage.scale);
+        of_m_0.push_back(stage.constant() - slope);
+        of_m.push_back(slope);
+      }
+      at::Tensor y = x.mul(column(of_x)).addcmul_(m_0, column(of_m_0));
+      return m.defined() ? y.addcmul_(m, column(of_m)) : y;
+    };
+
+    // In the units in which the error is measured.
+    const auto measured = [&](at::Tensor const& y, std::vector<double> const& lambdas) {
+      if (!error_of_ratio) return y;
+      std::vector<double> of_y;
+      for (const double l : lambdas) of_y.push_back(1 / in.noise_schedule.level(l).alpha);
+      return y.mul(column(of_y));
+    };
+
+    at::Tensor previous = measured(x, here);  // the lower order's x of the last accepted trial
+    for (int trial = 0;; ++trial) {
+      std::size_t hindmost = 0;
+      for (std::size_t i = 0; i < n; ++i) {
+        // A remainder that is rounding is no step.
+        there[i] = here[i] + h[i] < end - 1e-9 ? here[i] + h[i] : end;
+        if (here[i] < here[hindmost]) hindmost = i;
+      }
+      if (!(here[hindmost] < end)) return x;
+      if (trial == max_trials) {
+        fail(in.step, hindmost,
+             "max_trials = " + std::to_string(max_trials) + " must be enough to reach lambda = " + detail::text(end),
+             here[hindmost]);
+      }
+
+      if (!m_0.defined()) m_0 = predict(x, 0);
+      at::Tensor low, high;
+      if (order == 2) {
+        low = move(1);
+        high = move(1, predict(move(1. / 2), 1. / 2), 1. / 2);
+      } else {
+        const at::Tensor m_1 = predict(move(1. / 3), 1. / 3);
+        low = move(1, m_1, 1. / 3);
+        const at::Tensor m_2 = predict(move(2. / 3, m_1, 1. / 2, SolverType::heun), 2. / 3);
+        high = move(1, m_2, 2. / 3, SolverType::heun);
+      }
+
+      const at::Tensor measured_low = measured(low, there);
+      std::vector<double> errors = this->errors(measured_low, measured(high, there), previous);
+      for (std::size_t i = 0; i < n; ++i) {
+        if (here[i] < end && !std::isfinite(errors[i])) {
+          fail(in.step, i, "the error at lambda = " + detail::text(here[i]) + " must be a finite number", errors[i]);
+        }
+      }
+      if (error_norm == ErrorNorm::batch) errors.assign(n, *std::max_element(errors.begin(), errors.end()));
+
+      std::vector<double> accepted(n);
+      for (std::size_t i = 0; i < n; ++i) {
+        if (!(here[i] < end)) continue;
+        const StepControl control = pid ? (*pid)(errors[i], order, memory[i])
+                                        : StepControl{theta * std::pow(errors[i], -1.0 / order), errors[i] <= 1};
+        h[i] = control.factor * (there[i] - here[i]);
+        if (control.accepted) here[i] = there[i];
+        accepted[i] = control.accepted;
+        ++report.trials[i];
+        report.accepted[i] += control.accepted;
+      }
+      if (std::find(accepted.begin(), accepted.end(), 1) == accepted.end()) continue;  // m_0 still holds
+      const at::Tensor mask = detail::one_each(accepted, x.device(), at::kBool).view({-1, 1, 1, 1});
+      x = high.where(mask, x);
+      previous = measured_low.where(mask, previous);
+      m_0.reset();
+    }
+  }
+
+  /// E of each image, on the host.
+  std::vector<double> errors(at::Tensor const& low, at::Tensor const& high, at::Tensor const& previous) const {
+    const at::Tensor tolerated = low.abs().maximum(previous.abs()).mul_(rtol).clamp_min_(atol);
+    const at::Tensor squares = high.sub(low).div_(tolerated).square_();
+    // Image by image: the order in which a sum is taken must not depend on how many there are.
+    const at::Tensor means = squares.new_empty({squares.size(0)});
+    for (std::int64_t i = 0; i < squares.size(0); ++i) means.select(0, i).copy_(squares.select(0, i).mean());
+    const at::Tensor host = means.to(at::kCPU, at::kDouble).sqrt_();
+    double const* const values = host.const_data_ptr<double>();
+    return {values, values + host.numel()};
+  }
+
+  /// The coefficients of one image from lambda a to lambda b, as in DPMSolverUpdate: z = -h for x_0, h for eps.
+  struct Stage {
+    double scale, size, z;
+
+    Stage(AlgorithmType type, NoiseSchedule const& noise, double a, double b) {
+      const NoiseLevel from = noise.level(a), to = noise.level(b);
+      const bool plus_plus = type == AlgorithmType::dpmsolver_plus_plus;
+      scale = plus_plus ? to.sigma / from.sigma : to.alpha / from.alpha;
+      size = plus_plus ? to.alpha : to.sigma;
+      z = plus_plus ? a - b : b - a;
+    }
+
+    /// Of the prediction, where it holds all along.
+    double constant() const { return -size * std::expm1(z); }
+
+    /// Of what the prediction changes by from beginning to end.
+    double slope(SolverType type) const {
+      if (type == SolverType::midpoint) return constant() / 2;
+      // exp(z) - 1 - z over z, which cancels for small z
+      const double phi_2 =
+          std::abs(z) < 1e-2 ? z / 2 * (1 + z / 3 * (1 + z / 4 * (1 + z / 5 * (1 + z / 6)))) : std::expm1(z) / z - 1;
+      return -size * phi_2;
+    }
+  };
+
+  [[noreturn]] static void fail(Step const& step, std::size_t image, std::string const& rule, double value) {
+    throw std::runtime_error("tstitch::AdaptiveDPMSolver: " + rule + " (step " + std::to_string(step.index) +
+                             ", image " + std::to_string(image) + " of the batch), got " + detail::text(value));
+  }
+};
+
+/// The adaptive DPM-Solver under a model schedule.
+/// `AdaptiveDPMSolver{noise_schedule, Stitch{.ratio = 0.5}, {.steps = 2}, {.order = 2}}`
+template <class Schedule>
+class AdaptiveDPMSolver : public Sampler<AdaptiveDPMSolverUpdate, Schedule> {
+ public:
+  AdaptiveDPMSolver(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {.steps = 1},
+                    AdaptiveDPMSolverUpdate rule = {})
+      : Sampler<AdaptiveDPMSolverUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule),
+                                                   std::move(options), std::move(rule)) {}
+};
+
+}  // namespace tstitch
