@@ -10,6 +10,7 @@
 #include "sampler/deis.hpp"
 #include "sampler/dpm_solver.hpp"
 #include "sampler/dpm_solver_adaptive.hpp"
+#include "sampler/dpm_solver_singlestep.hpp"
 #include "sampler/euler.hpp"
 #include "sampler/heun.hpp"
 #include "sampler/inversion.hpp"

@@ -8,8 +8,8 @@
 #include <cmath>
 #include <cstdint>
 #include <functional>
+#include <stdexcept>
 #include <string>
-#include <utility>
 
 #include "../plan/plan.hpp"
 #include "network.hpp"

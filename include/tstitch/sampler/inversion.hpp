@@ -83,7 +83,7 @@ struct InversionUpdate {
     const auto no_noise = [](int draw) -> at::Tensor {
       detail::refuse("Inversion", "needs a rule without noise", "draw " + std::to_string(draw));
     };
-    return StepOutput(rule(StepInput{step, x, in.history, in.noise_schedule, in.denoise, in.denoise_each, no_noise})).x;
+    return rule(StepInput{step, x, in.history, in.noise_schedule, in.denoise, in.denoise_each, no_noise});
   }
 };
 

@@ -25,7 +25,7 @@ namespace tstitch {
 
 /// What becomes of a multistep rule's history when another network takes over.
 enum class SwitchPolicy {
-  keep,         ///< the new network goes on with the predictions of the old one
+  keep,         ///< the new network goes on with the predictions of the old one; the README has what each costs
   reset,        ///< it begins without history, and so with a lower order
   re_evaluate,  ///< it predicts again at the points of the history: as many evaluations more, once a switch
 };
@@ -63,15 +63,6 @@ struct StepInput {
   Prediction predict() const { return denoise(x, {step.t, step.from}); }
 };
 
-/// What an update rule returns: x at step.to. A tensor converts to it.
-struct StepOutput {
-  StepOutput(at::Tensor at_to, at::Tensor at_from = {})  // NOLINT: conversion is the purpose
-      : x(std::move(at_to)), x_from(std::move(at_from)) {}
-
-  at::Tensor x;       ///< [n, C, H, W] at step.to
-  at::Tensor x_from;  ///< what the history is to remember as x at step.from; undefined: x as it was
-};
-
 /// An update rule is any callable `at::Tensor (StepInput const&) const` that takes x from step.from to step.to.
 ///
 /// Besides it may have:
@@ -81,7 +72,7 @@ struct StepOutput {
 ///   void validate(NetworkInfo const&) const  throws std::invalid_argument for networks that it cannot use
 ///   static constexpr Direction direction     to_picture if absent; to_noise takes x from step.to to step.from
 template <class Rule>
-concept UpdateRule = std::is_invocable_r_v<StepOutput, Rule const&, StepInput const&>;
+concept UpdateRule = std::is_invocable_r_v<at::Tensor, Rule const&, StepInput const&>;
 
 namespace detail {
 
@@ -185,13 +176,14 @@ class Sampler {
   Rule const& rule() const { return rule_; }
 
   /// Checks everything that can be checked and draws the initial noise. The whole request is one batch.
+  /// Waits for the device of a mask, if there is one, to see its values.
   /// @throws std::invalid_argument for a request that does not suit the networks
   /// @throws std::runtime_error for networks that do not fit together
   Trajectory begin(std::vector<Network> const& networks, Request const& request) const {
     return begin_batch(networks, checked(networks, request));
   }
 
-  /// Takes one step. Never waits for a GPU.
+  /// Takes one step. Never waits for a GPU, unless the rule must (AdaptiveDPMSolver).
   /// @throws std::invalid_argument when the trajectory is finished or was begun with other timesteps
   void advance(std::vector<Network> const& networks, Trajectory& trajectory) const {
     const c10::AutoGradMode no_gradients(false);
@@ -233,14 +225,14 @@ class Sampler {
         }
       }
     }
-    StepOutput output = rule_(StepInput{step, trajectory.x, history, noise_schedule_, std::cref(denoise_at),
+    at::Tensor output = rule_(StepInput{step, trajectory.x, history, noise_schedule_, std::cref(denoise_at),
                                         std::cref(denoise_at), std::cref(draw_noise)});
 
     if (const std::size_t wanted = this->history()) {
       if (history.size() == wanted) history.erase(history.begin());
-      history.push_back({step, index, output.x_from.defined() ? output.x_from : trajectory.x, x_0});
+      history.push_back({step, index, trajectory.x, x_0});
     }
-    trajectory.x = std::move(output.x);
+    trajectory.x = std::move(output);
     trajectory.x_0 = std::move(x_0);
     if (momentum.defined()) trajectory.momentum = std::move(momentum);
     ++trajectory.next;

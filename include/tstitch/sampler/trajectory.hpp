@@ -54,7 +54,7 @@ struct Request {
 struct Past {
   Step step;
   std::size_t network;
-  at::Tensor x;    ///< before the step, or what the rule put in its place (StepOutput::x_from)
+  at::Tensor x;    ///< before the step
   at::Tensor x_0;  ///< what was predicted in it first
 };
 
