@@ -89,10 +89,10 @@ TEST_CASE("ByTimestep compares integers, so that its steps do not move with bina
 
 TEST_CASE("ByLogSnr routes by 2 lambda") {
   const Plan plan = make_plan(noise, 40, Spacing::karras(), FinalSigma::zero, ByLogSnr{{-4, 2}});
-  for (auto const& [step, network, scale, evaluations] : plan.steps) {
-    const double log_snr = 2 * step.from.lambda();
-    CHECK(evaluations == 1);
-    CHECK(network == (log_snr < -4 ? 0u : log_snr < 2 ? 1u : 2u));
+  for (PlannedStep const& planned : plan.steps) {
+    const double log_snr = 2 * planned.step.from.lambda();
+    CHECK(planned.evaluations == 1);
+    CHECK(planned.network == (log_snr < -4 ? 0u : log_snr < 2 ? 1u : 2u));
   }
 }
 
