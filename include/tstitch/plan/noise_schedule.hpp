@@ -109,9 +109,7 @@ class NoiseSchedule {
     return flow;
   }
 
-  /// @param alphas_cumprod one a training timestep, inside (0, 1), strictly decreasing; the last may be 0, which is
-  /// zero
-  ///        terminal SNR.
+  /// @param alphas_cumprod one a training timestep, inside (0, 1), strictly decreasing; the last may be 0
   static NoiseSchedule from_alphas_cumprod(std::vector<double> alphas_cumprod,
                                            std::string name = "from_alphas_cumprod") {
     constexpr auto place = "NoiseSchedule::from_alphas_cumprod";

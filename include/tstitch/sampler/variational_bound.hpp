@@ -30,11 +30,9 @@ enum class Decoder {
   /// Pictures of 256 levels in [-1, 1]: the probability of the interval around the level, the outer two unbounded
   /// (Ho et al. 2020, Eq. 13).
   pixels,
-  /// The same through tanh, which guided-diffusion, improved-diffusion and DiT take for the normal distribution, and
-  /// with
-  /// no probability below 1e-12. Only for comparing numbers with theirs: an outlier counts 40 bits at most, so that it
-  /// is
-  /// no bound.
+  /// The same through tanh, which guided-diffusion, improved-diffusion and DiT take for the normal distribution,
+  /// with no probability below 1e-12. Only for comparing numbers with theirs: an outlier counts 40 bits at most, so
+  /// that it is no bound.
   pixels_tanh,
   /// Latents and other continuous data: the density at x_0. The bound is then on the density's negative logarithm and
   /// may be negative.
