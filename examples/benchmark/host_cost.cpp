@@ -1,8 +1,8 @@
 /// @file
 /// What the samplers themselves cost: microseconds a step around networks that cost nothing, on one thread.
 ///
-/// Prints "name value" lines for host_cost.py, which runs diffusers' scheduler of the same name beside each. Their loops
-/// do the same: [4, 3, 32, 32] float32, 50 steps, everything that a run needs, from the timesteps to the last x.
+/// Prints "name value" lines for host_cost.py, which runs diffusers' scheduler of the same name beside each. Their
+/// loops do the same: [4, 3, 32, 32] float32, 50 steps, everything that a run needs, from the timesteps to the last x.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/arange.h>

@@ -1,6 +1,6 @@
 #include <tstitch/model/denoiser.hpp>
-#include <tstitch/sampler/noise.hpp>
 #include <tstitch/model/host_tensor.hpp>
+#include <tstitch/sampler/noise.hpp>
 
 #include "../catch.hpp"
 #include "../oracle.hpp"

@@ -16,7 +16,8 @@ namespace tstitch {
 /// slope, x is. Then y + alpha(from) / alpha(to) (x - rule(y)) is repeated, the fixed-point iteration of exact
 /// inversion (Pan et al. 2023, arXiv 2309.04907; Hong et al. 2024, arXiv 2311.18387) for any rule: for DDIM it is y =
 /// alpha(from) / alpha(to) (x - sigma(to) eps(y)) + sigma(from) eps(y). Anderson's acceleration of depth 1, for each
-/// image, makes it converge several times faster. Steps from pure noise have sigma(from) / sigma(to) instead.
+/// image, speeds it up. Steps from pure noise have sigma(from) / sigma(to) instead. How much comes back depends
+/// on how smooth the networks are: where it is too little, take more iterations or more steps.
 ///
 /// Rules that draw noise are refused when they do. Thresholding loses what it cuts off.
 template <class Rule>
