@@ -1,69 +1,132 @@
 /// @file
-/// DPM-Solver (Lu et al. 2022, arXiv 2206.00927) and DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), singlestep.
+/// DPM-Solver (Lu et al. 2022, arXiv 2206.00927) and DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095), singlestep, and
+/// k-diffusion's two stochastic forms of order 2.
 #pragma once
 
+#include <ATen/core/Tensor.h>
+
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <numeric>
+#include <string>
 #include <utility>
 #include <vector>
 
 #include "dpm_solver.hpp"
+#include "euler.hpp"
+#include "unipc.hpp"
 
 namespace tstitch {
 
-/// Which evaluations form a group when their number is not a multiple of the order.
+/// How the evaluations of a run form groups. As many as fit have the full order, and one the rest; the patterns differ
+/// at the end.
 enum class SinglestepPattern {
-  dpm_solver,  ///< the authors': ends of 2, 1 or 1 or 2 for order 3, of 1 for odd numbers and order 2
-  diffusers,   ///< the same for order 3; for order 2 even numbers end with 1, 1 too
+  dpm_solver,       ///< of order 3, with no rest, 2, 1 instead of 3: the authors' DPM-Solver-fast, and k-diffusion's
+  denoise_to_zero,  ///< that, and one evaluation more, from t = 0 to x_0: the authors' denoise_to_zero
+  diffusers,        ///< with no rest, 2, 1 instead of 3 and 1, 1 instead of 2
+  keeps_order,      ///< of order 3 with a rest of 1, 2, 2 instead of 3, 1; with no rest the authors' singlestep_fixed
 };
 
-/// The sizes of the groups, which are their orders, in the order of the run; they add up to `evaluations`.
-/// @param evaluations at least 1
-/// @param order 1, 2 or 3
-/// @throws std::invalid_argument
+/// The sizes of a run's groups, which are their orders; they add up to `evaluations`.
+///
+/// Order 3 that ends with a group of 1 comes to sigma_min with order 2 in all, so dpm_solver and diffusers reach order
+/// 3 there only where N mod 3 is 2, and keeps_order always does. In a run to x_0 the last evaluation is of order 1
+/// anyway.
+/// @throws std::invalid_argument unless evaluations is at least 1 and order is 1, 2 or 3
 inline std::vector<int> singlestep_orders(int evaluations, int order,
                                           SinglestepPattern pattern = SinglestepPattern::dpm_solver) {
   if (evaluations < 1) detail::refuse("singlestep_orders", "evaluations must be at least 1", evaluations);
   if (order < 1 || order > 3) detail::refuse("singlestep_orders", "order must be 1, 2 or 3", order);
-  // A last group of the full order is avoided where the end is x_0, or by the authors' order 3.
-  int left = evaluations % order;
-  int full = evaluations / order;
-  std::vector<int> ends;
-  if (left == 0 && order == 3) {
-    --full;
-    ends = {2, 1};
-  } else if (left == 0 && order == 2 && pattern == SinglestepPattern::diffusers) {
-    --full;
-    ends = {1, 1};
-  } else if (left > 0) {
-    ends = {left};
+  const int lone = pattern == SinglestepPattern::denoise_to_zero ? 1 : 0;
+  const int rest = (evaluations - lone) % order;
+  std::vector<int> orders(std::size_t((evaluations - lone) / order), order);
+  if (rest > 0) orders.push_back(rest);
+  const bool keeps_order = pattern == SinglestepPattern::keeps_order;
+  const int split_from = pattern == SinglestepPattern::diffusers ? 2 : 3;
+  if (keeps_order && order == 3 && rest == 1 && orders.size() > 1) {
+    orders[orders.size() - 2] = orders.back() = 2;
+  } else if (!keeps_order && rest == 0 && order >= split_from && !orders.empty()) {
+    --orders.back();
+    orders.push_back(1);
   }
-  std::vector<int> orders(std::size_t(full), order);
-  orders.insert(orders.end(), ends.begin(), ends.end());
+  if (lone) orders.push_back(1);
   return orders;
 }
 
-/// Singlestep DPM-Solver of order 1, 2 or 3.
+/// Groups between the points of `outer`, with the evaluations of each group even in lambda: r_1 = 1/2, or r_1 = 1/3 and
+/// r_2 = 2/3. `outer` gives where the groups begin, and for FinalSigma::sigma_min where the last one ends; so it is one
+/// that includes its last point. With Spacing::uniform_logsnr() these are the points of dpm_solver's skip_type "logSNR"
+/// and of k-diffusion's dpm_fast. The points of its other skip types, inner ones too, are plain grids:
+/// Spacing::linspace({.include_last = false, .round = false}) and Spacing::quadratic().
+/// @param order, pattern those of the rule
+/// @throws std::invalid_argument when called, if a group of more than one begins at pure noise
+inline Spacing singlestep_spacing(Spacing outer, int order, SinglestepPattern pattern = SinglestepPattern::dpm_solver) {
+  std::string name = "singlestep " + outer.name();
+  return {std::move(name), [outer, order, pattern](NoiseSchedule const& noise, int steps) {
+            const std::vector<int> orders = singlestep_orders(steps, order, pattern);
+            // With denoise_to_zero the last point is where a group begins, not only where one ends.
+            const int beginnings = int(orders.size());
+            const std::vector<Timestep> ends =
+                outer(noise, pattern == SinglestepPattern::denoise_to_zero ? beginnings : beginnings + 1);
+            std::vector<Timestep> list;
+            for (std::size_t group = 0; group < orders.size(); ++group) {
+              list.push_back(ends[group]);
+              if (orders[group] == 1) continue;
+              const double begin = ends[group].level.lambda(), end = ends[group + 1].level.lambda();
+              if (!std::isfinite(begin)) {
+                detail::refuse("singlestep_spacing", "no group of several evaluations may begin at pure noise", begin);
+              }
+              for (int i = 1; i < orders[group]; ++i) {
+                list.push_back(noise.point(begin + (end - begin) * i / orders[group]));
+              }
+            }
+            return list;
+          }};
+}
+
+/// Routes groups as wholes: each goes where `plan` has its first evaluation.
 ///
-/// The plan holds every network evaluation as a step. Steps form groups as `singlestep_orders` says; each step of a
-/// group goes from where the group began, with all that was predicted in it so far: to the points between first with
-/// order 1, then 2, and the last step of a group with the group's order (arXiv 2206.00927, Algorithms 1 and 2 and
-/// appendix D; arXiv 2211.01095, Algorithm 1). r_1 and r_2 are what the timesteps make them.
+/// A plan routes evaluation by evaluation: the small network has its r N exactly, but a change of network may fall
+/// inside a group, whose slopes are then between two networks. This is what to use, since it keeps the promised cost
+/// and the one mixed group does no harm that shows. With whole groups, as programs have it that route outer steps, the
+/// small network has up to two evaluations more, and SwitchPolicy makes no difference.
+/// `per_group(make_plan(noise_schedule, 20, spacing, FinalSigma::zero, Stitch{0.4}), singlestep_orders(20, 3))`
+/// @throws std::invalid_argument unless orders add up to the steps of the plan
+inline Table per_group(Plan const& plan, std::vector<int> const& orders) {
+  const int count = std::accumulate(orders.begin(), orders.end(), 0);
+  if (count != int(plan.steps.size())) {
+    detail::refuse("per_group", "orders must add up to the " + std::to_string(plan.steps.size()) + " steps of the plan",
+                   count);
+  }
+  Table table;
+  for (const int size : orders) {
+    table.networks.insert(table.networks.end(), std::size_t(size), plan.steps[table.networks.size()].network);
+  }
+  return table;
+}
+
+/// Singlestep DPM-Solver of order 1, 2 or 3, one network evaluation a planned step.
 ///
-/// A model schedule is asked for each evaluation, so that a change of network may fall inside a group, whose last step
-/// then mixes two networks; `PerGroup` keeps groups whole. A group that has lost its beginning (SwitchPolicy::reset),
-/// or begins at pure noise, is taken in steps of order 1, and so is a step that ends at x_0.
+/// `singlestep_orders` says which steps form a group. Each step goes from x at the *beginning* of its group to step.to,
+/// with all predictions of the group so far: to the paper's s_1 with order 1, to s_2 with order 2, and in the group's
+/// last step with the group's order. arXiv 2206.00927, Algorithms 1 and 2, has eps, arXiv 2211.01095, Algorithm 1, has
+/// x_0. r_1 and r_2, how far along in lambda s_1 and s_2 are, follow from the timesteps.
+///
+/// All formulas but the midpoint of order 2 integrate the polynomial in lambda through predictions exactly. In order 3
+/// that is the line through the first and the last one, as in Algorithm 2, or the parabola through all three. Either is
+/// of order 3 where r_2 is 2/3, or near it as on any smooth grid.
+///
+/// A step to x_0 is of order 1. A group that begins at pure noise, where lambda is infinite, or whose beginning is gone
+/// (SwitchPolicy::reset, Request::strength) begins at its next evaluation instead and is of a lower order.
 struct DPMSolverSinglestepUpdate {
   int order = 2;  ///< 1, 2 or 3
   AlgorithmType algorithm_type = AlgorithmType::dpmsolver_plus_plus;
-  /// How the slopes are used; see SolverType. In order 3 `midpoint` uses the newest slope alone, which is of order 3
-  /// only for r_2 = 2/3, and `heun` the parabola (dpm_solver's "taylor").
+  /// Of the last step of a group. In order 3 midpoint is the line above, heun the parabola; dpm_solver calls them
+  /// "dpmsolver" and "taylor".
   SolverType solver_type = SolverType::midpoint;
+  /// Of the step to s_2: heun in the paper and in dpm_solver, whatever solver_type is; diffusers has solver_type here.
+  SolverType solver_type_inside = SolverType::heun;
   SinglestepPattern pattern = SinglestepPattern::dpm_solver;
-  /// Whether the second step of a group of three integrates its slope exactly whatever solver_type is, as the paper and
-  /// the authors' code do; diffusers goes by solver_type.
-  bool exact_inside = true;
 
   int history() const { return order - 1; }
 
@@ -75,114 +138,124 @@ struct DPMSolverSinglestepUpdate {
     const at::Tensor x_0 = in.predict().x_0;
     const NoiseLevel to = in.step.to;
     if (to == NoiseLevel::clean()) return x_0;
-    const auto [phase, size] = place(in.step);
-    // Predictions of the group, its first at 0, and x where it began.
-    std::size_t done = std::size_t(phase);
-    if (done > in.history.size() || (done > 0 && past(in, done).step.from.alpha == 0)) done = 0;
-    const NoiseLevel from = done ? past(in, done).step.from : in.step.from;
-    const bool plus_plus = done == 0 || algorithm_type == AlgorithmType::dpmsolver_plus_plus;
-    const double scale = plus_plus ? to.sigma / from.sigma : to.alpha / from.alpha;
-    const std::array<double, 3> w = weights(in, done, size, plus_plus);
+    int phase = in.step.index;  // which step of its group this is, from 0
+    const std::vector<int> orders = singlestep_orders(in.step.count, order, pattern);
+    auto group = orders.begin();
+    for (; phase >= *group; ++group) phase -= *group;
 
-    at::Tensor next = (done ? past(in, done).x : in.x).mul(scale);
-    for (std::size_t k = 0; k <= done; ++k) {
-      const bool newest = k == done;
-      const at::Tensor& predicted = newest ? x_0 : past(in, done - k).x_0;
-      if (plus_plus) {
-        next.add_(predicted, w[k]);
-        continue;
-      }
-      // eps = (x - alpha x_0) / sigma, put in without being formed.
-      const auto [alpha, sigma] = newest ? in.step.from : past(in, done - k).step.from;
-      next.add_(newest ? in.x : past(in, done - k).x, w[k] / sigma).add_(predicted, -w[k] * alpha / sigma);
-    }
-    return next;
+    std::size_t earlier = std::min(std::size_t(phase), in.history.size());  // predictions of the group
+    while (earlier > 0 && past(in, earlier).step.from.alpha == 0) --earlier;
+    const NoiseLevel from = earlier ? past(in, earlier).step.from : in.step.from;
+    at::Tensor const& x = earlier ? past(in, earlier).x : in.x;
+    const std::vector<double> w = weights(in, earlier, phase + 1 == *group);
+    if (plus_plus(earlier)) return combine_x_0(with_step(in, in.step, x), x_0, to.sigma / from.sigma, w);
+    return combine_epsilon(in, x_0, 0, w).add_(x, to.alpha / from.alpha);
   }
 
  private:
-  /// Which step of its group a step is, from 0, and the size of the group.
-  std::pair<int, int> place(Step const& step) const {
-    int first = 0;
-    for (const int size : singlestep_orders(step.count, order, pattern)) {
-      if (step.index < first + size) return {step.index - first, size};
-      first += size;
-    }
-    return {0, 1};  // not reached: the sizes add up to the count
+  /// In order 1 both forms are one, and this one can begin at pure noise.
+  bool plus_plus(std::size_t earlier) const {
+    return earlier == 0 || algorithm_type == AlgorithmType::dpmsolver_plus_plus;
   }
 
-  /// Of the group's predictions, the first of them at 0.
-  std::array<double, 3> weights(StepInput const& in, std::size_t done, int size, bool plus_plus) const {
-    const NoiseLevel to = in.step.to;
-    const double first = done ? past(in, done).step.from.lambda() : in.step.from.lambda();
-    const double h = to.lambda() - first;
-    // As in DPMSolverUpdate: the noise form is the other with h -> -h and sigma <-> alpha.
-    const double z = plus_plus ? -h : h, magnitude = plus_plus ? to.alpha : to.sigma;
-    const double phi_1 = std::expm1(z);
-    if (done == 0) return {-magnitude * phi_1, 0, 0};
-    const double phi_3 =
-        std::abs(z) < 1e-2 ? z / 6 * (1 + z / 4 * (1 + z / 5 * (1 + z / 6 * (1 + z / 7)))) : (phi_1 / z - 1) / z - 0.5;
-    const double phi_2 = z * (phi_3 + 0.5);
-    const double newest = (in.step.from.lambda() - first) / h;  // r_1, or r_2 in the last of three steps
-    if (done == 1) {
-      const bool exact = solver_type == SolverType::heun || (exact_inside && size == 3);
-      const double slope = (exact ? -magnitude * phi_2 : -magnitude * phi_1 / 2) / newest;
-      return {-magnitude * phi_1 - slope, slope, 0};
+  /// Of the predictions of the group, x_0 or eps, the newest first.
+  std::vector<double> weights(StepInput const& in, std::size_t earlier, bool last) const {
+    const auto lambda = [&](std::size_t back) { return (back ? past(in, back).step : in.step).from.lambda(); };
+    const double h = in.step.to.lambda() - lambda(earlier), z = plus_plus(earlier) ? -h : h;
+    const double size = plus_plus(earlier) ? in.step.to.alpha : in.step.to.sigma;
+    const bool midpoint = (last ? solver_type : solver_type_inside) == SolverType::midpoint;
+    std::vector<double> w;
+    if (earlier == 0) {
+      w = {std::expm1(z)};
+    } else if (earlier == 1 && midpoint) {
+      const double slope = std::expm1(z) / (2 * (lambda(0) - lambda(1)) / h);
+      w = {slope, std::expm1(z) - slope};
+    } else {
+      std::vector<double> nodes{(lambda(0) - lambda(earlier)) / h, 0};
+      if (earlier == 2 && !midpoint) nodes.insert(nodes.begin() + 1, (lambda(1) - lambda(2)) / h);
+      w = detail::quadrature_weights(nodes, detail::exponential_moments(z, nodes.size()));
+      if (earlier == 2 && midpoint) w.insert(w.begin() + 1, 0);
     }
-    if (solver_type == SolverType::midpoint) {
-      const double slope = -magnitude * phi_2 / newest;
-      return {-magnitude * phi_1 - slope, 0, slope};
-    }
-    // D1 = h m' and D2 = h^2 m'' of the parabola through the three, with slopes D10 = (m1 - m0) / r_1 and
-    // D11 = (m2 - m0) / r_2: D1 = (r_2 D10 - r_1 D11) / (r_2 - r_1), D2 = 2 (D11 - D10) / (r_2 - r_1).
-    const double r_1 = (past(in, 1).step.from.lambda() - first) / h, r_2 = newest;
-    const double of_d1 = -magnitude * phi_2 / (r_2 - r_1), of_d2 = -2 * magnitude * phi_3 / (r_2 - r_1);
-    const double d10 = (of_d1 * r_2 - of_d2) / r_1, d11 = (of_d2 - of_d1 * r_1) / r_2;
-    return {-magnitude * phi_1 - d10 - d11, d10, d11};
+    for (double& weight : w) weight *= -size;
+    return w;
   }
 };
 
-/// dpm_solver's grid for singlestep with skip_type "logSNR": the groups are even in lambda, and so are the points in
-/// each. (For the other skip types it is the plain grid of N + 1 points.) Ends where FinalSigma::sigma_min leads.
-/// @param order, pattern those of the rule
-inline Spacing singlestep_logsnr(int order, SinglestepPattern pattern = SinglestepPattern::dpm_solver) {
-  return {"singlestep_logsnr", [order, pattern](NoiseSchedule const& noise, int steps) {
-            const std::vector<int> orders = singlestep_orders(steps, order, pattern);
-            const double start = noise.lambda(noise.noisiest()), end = noise.lambda(0);
-            std::vector<Timestep> list;
-            for (std::size_t group = 0; group < orders.size(); ++group) {
-              for (int i = 0; i < orders[group]; ++i) {
-                const double u = (double(group) + double(i) / orders[group]) / double(orders.size());
-                list.push_back(u == 0 ? Timestep{double(noise.noisiest()), noise.at(noise.noisiest())}
-                                      : noise.point(start + (end - start) * u));
-              }
-            }
-            return list;
-          }};
+namespace detail {
+
+/// DPM-Solver++ of order 1: x at `to`, if x_0 holds all along.
+inline at::Tensor first_order(at::Tensor const& x, at::Tensor const& x_0, NoiseLevel from, NoiseLevel to) {
+  const double ratio = to.sigma / from.sigma;
+  return linear_combination(ratio, x, to.alpha - ratio * from.alpha, x_0);
 }
 
-/// Routes the groups of a singlestep rule as wholes: asks `schedule` with the index of the group's first step. For
-/// schedules that go by index, such as Stitch, Fractions and Table.
-template <class Schedule>
-struct PerGroup {
-  Schedule schedule;
-  int order = 2;
-  SinglestepPattern pattern = SinglestepPattern::dpm_solver;
+inline Timestep middle_of(NoiseSchedule const& noise, NoiseLevel a, NoiseLevel b) {
+  return noise.point((a.lambda() + b.lambda()) / 2);
+}
 
-  std::size_t operator()(Step step) const {
-    int first = 0;
-    for (const int size : singlestep_orders(step.count, order, pattern)) {
-      if (step.index < first + size) break;
-      first += size;
+}  // namespace detail
+
+/// DPM-Solver++(2S) with ancestral steps (k-diffusion's sample_dpmpp_2s_ancestral): arXiv 2211.01095, Algorithm 1 with
+/// r = 1/2 down to Ancestral::down, two evaluations, and noise back up. With eta 0 this is singlestep DPM-Solver++ of
+/// order 2 in half as many planned steps.
+///
+/// A step that goes down to x_0, and one that begins at pure noise, is of order 1 with one evaluation.
+struct DPMSolver2SAncestralUpdate {
+  double eta = 1;  ///< in [0, 1]
+
+  int evaluations(Step const& step) const {
+    return step.from.alpha == 0 || step.to.sigma == 0 || Ancestral::renewed(step, eta) == 1 ? 1 : 2;
+  }
+
+  void validate() const {
+    if (!(eta >= 0 && eta <= 1)) detail::refuse("DPMSolver2SAncestral", "eta must be in [0, 1]", eta);
+  }
+
+  at::Tensor operator()(StepInput const& in) const {
+    const NoiseLevel from = in.step.from;
+    const Ancestral ancestral(in.noise_schedule, in.step, eta);
+    at::Tensor x_0 = in.predict().x_0;
+    if (evaluations(in.step) == 2) {
+      const Timestep middle = detail::middle_of(in.noise_schedule, from, ancestral.down);
+      x_0 = in.denoise(detail::first_order(in.x, x_0, from, middle.level), middle).x_0;
     }
-    step.index = first;
-    return schedule(step);
+    if (in.step.to == NoiseLevel::clean()) return x_0;
+    return ancestral.renew(in, detail::first_order(in.x, x_0, from, ancestral.down));
   }
 };
-template <class Schedule, class... Options>
-PerGroup(Schedule, Options...) -> PerGroup<Schedule>;
+
+/// Stochastic DPM-Solver++ (k-diffusion's sample_dpmpp_sde with r = 1/2): an ancestral step to the middle in lambda,
+/// and then one over the whole step with what is predicted there. Its two draws of noise are independent.
+///
+/// A step to x_0, and one that begins at pure noise, is of order 1 with one evaluation.
+struct DPMSolverSDEUpdate {
+  double eta = 1;  ///< in [0, 1]
+
+  int evaluations(Step const& step) const { return step.from.alpha == 0 || step.to.sigma == 0 ? 1 : 2; }
+
+  void validate() const {
+    if (!(eta >= 0 && eta <= 1)) detail::refuse("DPMSolverSDE", "eta must be in [0, 1]", eta);
+  }
+
+  at::Tensor operator()(StepInput const& in) const {
+    at::Tensor x_0 = in.predict().x_0;
+    if (in.step.to == NoiseLevel::clean()) return x_0;
+    const auto ancestral_step = [&](NoiseLevel to, int draw) {
+      const NoiseLevel from = in.step.from;
+      const Ancestral ancestral(in.noise_schedule, {.index = 0, .count = 0, .t = 0, .from = from, .to = to}, eta);
+      at::Tensor x = detail::first_order(in.x, x_0, from, ancestral.down);
+      return ancestral.up > 0 ? x.mul_(to.alpha / ancestral.down.alpha).add_(in.noise(draw), ancestral.up) : x;
+    };
+    if (evaluations(in.step) == 2) {
+      const Timestep middle = detail::middle_of(in.noise_schedule, in.step.from, in.step.to);
+      x_0 = in.denoise(ancestral_step(middle.level, 0), middle).x_0;
+    }
+    return ancestral_step(in.step.to, 1);
+  }
+};
 
 /// The singlestep DPM-Solver under a model schedule.
-/// `DPMSolverSinglestep{noise_schedule, PerGroup{Stitch{.ratio = 0.4}, 3}, {.steps = 20}, {.order = 3}}`
+/// `DPMSolverSinglestep{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 20}, {.order = 3}}`
 template <class Schedule>
 class DPMSolverSinglestep : public Sampler<DPMSolverSinglestepUpdate, Schedule> {
  public:
@@ -190,6 +263,28 @@ class DPMSolverSinglestep : public Sampler<DPMSolverSinglestepUpdate, Schedule> 
                       DPMSolverSinglestepUpdate rule = {})
       : Sampler<DPMSolverSinglestepUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule),
                                                      std::move(options), rule) {}
+};
+
+/// DPM-Solver++(2S) with ancestral steps under a model schedule.
+/// `DPMSolver2SAncestral{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 20, .spacing = Spacing::karras()}}`
+template <class Schedule>
+class DPMSolver2SAncestral : public Sampler<DPMSolver2SAncestralUpdate, Schedule> {
+ public:
+  DPMSolver2SAncestral(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {},
+                       DPMSolver2SAncestralUpdate rule = {})
+      : Sampler<DPMSolver2SAncestralUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule),
+                                                      std::move(options), rule) {}
+};
+
+/// The stochastic DPM-Solver++ under a model schedule.
+/// `DPMSolverSDE{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 20, .spacing = Spacing::karras()}}`
+template <class Schedule>
+class DPMSolverSDE : public Sampler<DPMSolverSDEUpdate, Schedule> {
+ public:
+  DPMSolverSDE(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {},
+               DPMSolverSDEUpdate rule = {})
+      : Sampler<DPMSolverSDEUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options),
+                                              rule) {}
 };
 
 }  // namespace tstitch

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "../plan/error.hpp"
 #include "noise.hpp"
 
 namespace tstitch {
