@@ -203,7 +203,8 @@ TEST_CASE("metadata that makes no sense is refused with key, rule and value") {
   CHECK(message("input_width", "0") ==
         "tstitch::read_network_info: the stream: tstitch/input_width must be in [1, 65536], got 0");
   CHECK(message("prediction", "eps") ==
-        "tstitch::read_network_info: the stream: tstitch/prediction must be one of epsilon, sample, v_prediction, got "
+        "tstitch::read_network_info: the stream: tstitch/prediction must be one of epsilon, sample, v_prediction, "
+        "flow, got "
         "'eps'");
   CHECK(message("num_train_timesteps", "99999999") ==
         "tstitch::read_network_info: the stream: tstitch/num_train_timesteps must be in [1, 1000000], got 99999999");
@@ -302,4 +303,13 @@ TEST_CASE("a shape is warmed up once, and again after a failure") {
   CHECK(runs == 2);
   warm_up.before({4, 3}, run);
   CHECK(runs == 4);
+}
+
+TEST_CASE("files of flow-matching networks say so") {
+  Metadata metadata = with("prediction", "flow");
+  metadata["noise_schedule"] = "flow";
+  const Network network = from_memory(saved(tiny(), metadata));
+  CHECK(network.info().prediction_type == PredictionType::flow);
+  CHECK(network.noise_schedule().is_flow());
+  CHECK(network.noise_schedule().num_train_timesteps() == 1000);
 }
