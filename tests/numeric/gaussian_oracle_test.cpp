@@ -9,20 +9,6 @@ using namespace tstitch;
 
 namespace {
 
-/// diffusers keeps alphas_cumprod in float32: beta in float32, the product in double, rounded at every timestep.
-NoiseSchedule float32_linear() {
-  std::vector<double> alphas_cumprod;
-  const float step = (0.02f - 1e-4f) / 999;
-  double product = 1;
-  for (int i = 0; i < 1000; ++i) {
-    // torch.linspace counts from both ends.
-    const float beta = i < 500 ? 1e-4f + step * float(i) : 0.02f - step * float(999 - i);
-    product *= double(1.0f - beta);
-    alphas_cumprod.push_back(double(float(product)));
-  }
-  return NoiseSchedule::from_alphas_cumprod(alphas_cumprod);
-}
-
 Request one_pixel() {
   return {.initial_noise = detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(1.0)};
 }
@@ -39,7 +25,7 @@ const Grid continuous{.include_last = false, .round = false};
 TEST_CASE("samplers give the values of the peers on the closed-form oracle") {
   // A row: the values that the peer's own code printed, to their last digit.
   const bool float32_peer = GENERATE(false, true);
-  const NoiseSchedule noise = float32_peer ? float32_linear() : NoiseSchedule::linear();
+  const NoiseSchedule noise = float32_peer ? NoiseSchedule::linear().in_float32() : NoiseSchedule::linear();
   const Network network = oracle::gaussian(noise, 0, 0.5, {.timestep_type = TimestepType::float32});
   const auto agrees = [&](auto const& sampler, double expected) {
     CHECK(std::abs(end_of(sampler, network) - expected) < 0.5e-6);
