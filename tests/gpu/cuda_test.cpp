@@ -35,20 +35,14 @@ struct NoWaiting {
 
 }  // namespace
 
-TEST_CASE("noise is the CPU's to the last bits of log and cos") {
+TEST_CASE("noise is the CPU's") {
   std::vector<std::uint64_t> seeds;
   for (std::uint64_t i = 0; i < 64; ++i) seeds.push_back(i * 0x9E3779B97F4A7C15);
   for (NoiseAddress address : {NoiseAddress::initial(), NoiseAddress::of_step(17)}) {
     const at::Tensor host = noise(seeds, address, {3, 32, 32}, at::kFloat);
-    const at::Tensor device =
-        noise(seeds, address, {3, 32, 32}, at::TensorOptions().dtype(at::kFloat).device(cuda)).cpu();
-    CHECK(host.sub(device).abs().max().item<double>() < 1e-6);
-    std::printf("noise: %lld of %lld values differ in their last bits\n",
-                (long long)host.ne(device).sum().item<std::int64_t>(), (long long)host.numel());
-    // And the same bits in any batch.
-    CHECK(noise({seeds[5]}, address, {3, 32, 32}, at::TensorOptions().dtype(at::kFloat).device(cuda))
-              .cpu()
-              .equal(device.narrow(0, 5, 1)));
+    const at::TensorOptions on_gpu = at::TensorOptions().dtype(at::kFloat).device(cuda);
+    CHECK(noise(seeds, address, {3, 32, 32}, on_gpu).cpu().equal(host));
+    CHECK(noise({seeds[5]}, address, {3, 32, 32}, on_gpu).cpu().equal(host.narrow(0, 5, 1)));
   }
 }
 
