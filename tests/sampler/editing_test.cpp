@@ -53,7 +53,7 @@ TEST_CASE("a run may begin from a picture, at the noise that the strength leaves
     const auto [alpha, sigma] = sampler.plan().steps[std::size_t(first)].step.from;
     CHECK(begun.next == first);
     CHECK(begun.count == sampler.options().steps);
-    CHECK(begun.x.equal(image.mul(alpha).add(drawn, sigma)));
+    CHECK(begun.x.equal(weighted_sum(alpha, image, sigma, drawn)));
     Request given = request;
     given.initial_noise = drawn;
     CHECK(sampler.begin(networks, given).x.equal(begun.x));
@@ -112,7 +112,7 @@ TEST_CASE("what a mask keeps is the picture at every step's noise, and in the en
     Trajectory run = sampler.begin(networks, request), whole = sampler.begin(networks, open);
     const at::Tensor kept = mask.eq(0).expand_as(image);
     while (!run.finished()) {
-      const at::Tensor level = image.mul(run.level.alpha).add(drawn, run.level.sigma);
+      const at::Tensor level = weighted_sum(run.level.alpha, image, run.level.sigma, drawn);
       CHECK(run.x.masked_select(kept).equal(level.masked_select(kept)));
       sampler.advance(networks, run);
       sampler.advance(networks, whole);
@@ -136,7 +136,7 @@ TEST_CASE("what a mask keeps is the picture at every step's noise, and in the en
   Trajectory open = sampler.begin(networks, {.seed = 5, .initial_image = image});
   sampler.advance(networks, soft);
   sampler.advance(networks, open);
-  const at::Tensor level = image.mul(soft.level.alpha).add(drawn, soft.level.sigma);
+  const at::Tensor level = weighted_sum(soft.level.alpha, image, soft.level.sigma, drawn);
   CHECK(largest(soft.x.sub(level.mul(0.75).add(open.x, 0.25))) < 1e-15);
 }
 

@@ -18,6 +18,7 @@
 #include "host_tensor.hpp"
 #include "network.hpp"
 #include "thresholding.hpp"
+#include "weighted_sum.hpp"
 
 namespace tstitch {
 
@@ -49,17 +50,23 @@ struct BatchLabels {
   at::Tensor guided;       ///< [2n] int64, the labels and then the null class; undefined if guidance is never on
 };
 
-/// a x + b y, in two passes. Tensor methods only: operators would cost every user a second of compile time.
-inline at::Tensor linear_combination(double a, at::Tensor const& x, double b, at::Tensor const& y) {
-  return x.mul(a).add_(y, b);
-}
-
 namespace detail {
 
 /// What a network takes as t for `rows` rows of x that are all at one timestep.
 inline at::Tensor timestep_rows(Network const& network, at::Tensor const& x, double t, std::int64_t rows) {
   const bool integer = network.info().timestep_type == TimestepType::int64;
-  return x.new_full({rows}, integer ? std::nearbyint(t) : t, integer ? x.options().dtype(at::kLong) : x.options());
+  const at::ScalarType type = integer ? at::kLong : x.scalar_type();
+  if (integer) t = std::nearbyint(t);
+  if (x.is_cpu() && (integer || type == at::kFloat)) {  // an operation costs more than the numbers
+    const at::Tensor host = host_tensor({rows}, type);
+    if (integer) {
+      std::fill_n(host.mutable_data_ptr<std::int64_t>(), rows, std::int64_t(t));
+    } else {
+      std::fill_n(host.mutable_data_ptr<float>(), rows, float(t));
+    }
+    return host;
+  }
+  return x.new_full({rows}, t, x.options().dtype(type));
 }
 
 /// Numbers, one for each image, to a tensor [n] of this type on this device, without waiting for it.
@@ -152,7 +159,7 @@ struct SharedPoint {
 
   at::Tensor x_0(Network const& network, at::Tensor const& x, at::Tensor const& output) const {
     const ToX0 to = to_x_0(network.info().prediction_type, point.level);
-    return to.of_x == 0 ? output.clone() : linear_combination(to.of_x, x, to.of_output, output);
+    return to.of_x == 0 ? output.clone() : weighted_sum(to.of_x, x, to.of_output, output);
   }
 
   /// x_0 where the score is larger by this.

@@ -32,11 +32,11 @@ struct DDIMUpdate {
     const double sigma = eta > 0 ? eta * to.sigma * std::sqrt(1 - ratio * ratio) : 0;
     // eps = (x - from.alpha x_0) / from.sigma, put into Eq. 12.
     const double keep = std::sqrt(to.sigma * to.sigma - sigma * sigma) / from.sigma;
-    const bool own_eps = !eps_of_thresholded && !x_0.is_same(prediction.unclipped_x_0);
-    const at::Tensor x =
-        own_eps ? linear_combination(keep, in.x, to.alpha, x_0).add_(prediction.unclipped_x_0, -keep * from.alpha)
-                : linear_combination(keep, in.x, to.alpha - keep * from.alpha, x_0);
-    return sigma > 0 ? x.add_(in.noise(0), sigma) : x;
+    WeightedSum x;
+    x.add(keep, in.x).add(to.alpha, x_0);
+    x.add(-keep * from.alpha, eps_of_thresholded ? x_0 : prediction.unclipped_x_0);
+    if (sigma > 0) x.add(sigma, in.noise(0));
+    return x.value();
   }
 };
 

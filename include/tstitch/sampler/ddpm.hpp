@@ -81,14 +81,15 @@ struct DDPMUpdate {
     const Prediction prediction = in.predict();
     if (to == NoiseLevel::clean() && !(noise_in_last_step && in.step.t > 0)) return prediction.x_0;
     const detail::Posterior posterior(from, to, float32_beta);
-    const at::Tensor mean = linear_combination(posterior.of_x, in.x, posterior.of_x_0, prediction.x_0);
+    WeightedSum x;
+    x.add(posterior.of_x, in.x).add(posterior.of_x_0, prediction.x_0);
     const double low = std::max(posterior.variance, 1e-20);  // its log must be finite
     if (!detail::is_learned(variance, prediction.variance_fraction.defined())) {
-      return mean.add_(in.noise(0), std::sqrt(variance == Variance::fixed_large ? posterior.beta : low));
+      return x.add(std::sqrt(variance == Variance::fixed_large ? posterior.beta : low), in.noise(0)).value();
     }
     const at::Tensor deviation =
         detail::in_learned_range(prediction.variance_fraction, std::log(low) / 2, std::log(posterior.beta) / 2).exp_();
-    return mean.addcmul_(deviation, in.noise(0));
+    return x.value().addcmul_(deviation, in.noise(0));
   }
 };
 

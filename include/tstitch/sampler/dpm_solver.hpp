@@ -3,9 +3,11 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
+#include <utility>
+#include <vector>
 
+#include "exponential_integrator.hpp"
 #include "multistep.hpp"
 
 namespace tstitch {
@@ -78,41 +80,37 @@ struct DPMSolverUpdate {
     const bool plus_plus = used == 1 || algorithm_type == AlgorithmType::dpmsolver_plus_plus;
 
     const double h = to.lambda() - from.lambda();
-    // x' = scale x + w[0] m0 + w[1] m1 + w[2] m2; the noise form is the same with h -> -h and sigma <-> alpha.
     // From pure noise h is infinite.
     const double decay = eta > 0 ? std::exp(-eta * h) : 1;
     const double scale = plus_plus ? to.sigma / from.sigma * decay : to.alpha / from.alpha;
-    const std::array<double, 3> w =
-        weights(used, plus_plus ? -(1 + eta) * h : h, plus_plus ? to.alpha : to.sigma, in, h);
-    const std::span<const double> weights_used(w.data(), std::size_t(used));
-    at::Tensor x =
-        plus_plus ? combine_x_0(in, x_0, scale, weights_used) : combine_epsilon(in, x_0, scale, weights_used);
-    return eta > 0 ? x.add_(in.noise(0), to.sigma * std::sqrt(-std::expm1(-2 * eta * h))) : x;
+    const std::vector<double> w = weights(in, used, h, plus_plus ? -(1 + eta) * h : h, plus_plus ? to.alpha : to.sigma);
+    WeightedSum x = plus_plus ? combine_x_0(in, x_0, scale, w) : combine_epsilon(in, x_0, scale, w);
+    if (eta > 0) x.add(to.sigma * std::sqrt(-std::expm1(-2 * eta * h)), in.noise(0));
+    return x.value();
   }
 
  private:
-  /// @param z -(1 + eta) h for DPM-Solver++, h for DPM-Solver
-  /// @param size alpha(to) for DPM-Solver++, sigma(to) for DPM-Solver
-  std::array<double, 3> weights(int used, double z, double size, StepInput const& in, double h) const {
-    const double phi_1 = std::expm1(z);
-    if (used == 1) return {-size * phi_1, 0, 0};
-    // phi_2 = phi_1 / z - 1 and phi_3 = phi_2 / z - 1/2, which cancel for small z.
-    const double phi_3 =
-        std::abs(z) < 1e-2 ? z / 6 * (1 + z / 4 * (1 + z / 5 * (1 + z / 6 * (1 + z / 7)))) : (phi_1 / z - 1) / z - 0.5;
-    const double phi_2 = z * (phi_3 + 0.5);
-    const auto lambda = [&](std::size_t back) { return past(in, back).step.from.lambda(); };
-    const double r0 = (in.step.from.lambda() - lambda(1)) / h;
-    if (used == 2) {
-      const double slope = (solver_type == SolverType::midpoint ? -size * phi_1 / 2 : -size * phi_2) / r0;
-      return {-size * phi_1 + slope, -slope, 0};  // slope (m0 - m1) is the coefficient of D1 times D1
+  /// Of the predictions of this step and the ones before it.
+  /// @param z, size see exponential_integrator.hpp; with eta z is (1 + eta) times as long
+  std::vector<double> weights(StepInput const& in, int used, double h, double z, double size) const {
+    std::vector<double> nodes{0};
+    for (int back = 1; back < used; ++back) {
+      const double node = (past(in, std::size_t(back)).step.from.lambda() - in.step.from.lambda()) / h;
+      if (std::isinf(node)) break;  // it was predicted at pure noise
+      nodes.push_back(node);
     }
-    const double r1 = (lambda(1) - lambda(2)) / h;
-    // D1 = h m' and D2 = h^2 m'' of the parabola through m0, m1, m2:
-    // D1 = D10 + r0 / (r0 + r1) (D10 - D11), D2 = 2 (D10 - D11) / (r0 + r1), D10 = (m0 - m1) / r0, D11 = (m1 - m2) / r1
-    const double first = -size * phi_2, second = -size * phi_3 * (published_third_order ? 1 : 2);
-    const double d10 = first * (1 + r0 / (r0 + r1)) + second / (r0 + r1);
-    const double d11 = -first * r0 / (r0 + r1) - second / (r0 + r1);
-    return {-size * phi_1 + d10 / r0, -d10 / r0 + d11 / r1, -d11 / r1};
+    std::vector<double> w;
+    if (nodes.size() == 1) {
+      w = {std::expm1(z)};
+    } else if (nodes.size() == 2 && solver_type == SolverType::midpoint) {
+      w = detail::exponential_weights_of_two(z, nodes[1], std::expm1(z));
+    } else {
+      std::vector<double> moments = detail::exponential_moments(z, nodes.size());
+      if (nodes.size() == 3 && published_third_order) moments[2] /= 2;  // what their D2 comes to
+      w = detail::quadrature_weights(nodes, std::move(moments));
+    }
+    for (double& weight : w) weight *= -size;
+    return w;
   }
 };
 

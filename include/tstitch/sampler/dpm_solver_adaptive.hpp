@@ -127,7 +127,7 @@ struct AdaptiveDPMSolverUpdate {
     if (from.alpha == 0) {
       NoiseLevel next = noise.at(noise.noisiest() - 1);
       if (to.lambda() < next.lambda()) next = to;
-      x = linear_combination(next.sigma / from.sigma, x, next.alpha, in.predict().x_0);
+      x = weighted_sum(next.sigma / from.sigma, x, next.alpha, in.predict().x_0);
       ++report.evaluations;
       from = next;
     }
@@ -281,10 +281,7 @@ struct AdaptiveDPMSolverUpdate {
     /// Of what the prediction changes by from beginning to end.
     double slope(SolverType type) const {
       if (type == SolverType::midpoint) return constant() / 2;
-      // exp(z) - 1 - z over z, which cancels for small z
-      const double phi_2 =
-          std::abs(z) < 1e-2 ? z / 2 * (1 + z / 3 * (1 + z / 4 * (1 + z / 5 * (1 + z / 6)))) : std::expm1(z) / z - 1;
-      return -size * phi_2;
+      return -size * detail::exponential_moments(z, 2)[1];
     }
   };
 

@@ -14,7 +14,7 @@
 
 #include "dpm_solver.hpp"
 #include "euler.hpp"
-#include "unipc.hpp"
+#include "exponential_integrator.hpp"
 
 namespace tstitch {
 
@@ -148,8 +148,8 @@ struct DPMSolverSinglestepUpdate {
     const NoiseLevel from = earlier ? past(in, earlier).step.from : in.step.from;
     at::Tensor const& x = earlier ? past(in, earlier).x : in.x;
     const std::vector<double> w = weights(in, earlier, phase + 1 == *group);
-    if (plus_plus(earlier)) return combine_x_0(with_step(in, in.step, x), x_0, to.sigma / from.sigma, w);
-    return combine_epsilon(in, x_0, 0, w).add_(x, to.alpha / from.alpha);
+    if (plus_plus(earlier)) return combine_x_0(with_step(in, in.step, x), x_0, to.sigma / from.sigma, w).value();
+    return combine_epsilon(in, x_0, 0, w).add(to.alpha / from.alpha, x).value();
   }
 
  private:
@@ -168,12 +168,12 @@ struct DPMSolverSinglestepUpdate {
     if (earlier == 0) {
       w = {std::expm1(z)};
     } else if (earlier == 1 && midpoint) {
-      const double slope = std::expm1(z) / (2 * (lambda(0) - lambda(1)) / h);
-      w = {slope, std::expm1(z) - slope};
+      w = detail::exponential_weights_of_two(z, (lambda(0) - lambda(1)) / h, std::expm1(z));
+      std::swap(w[0], w[1]);
     } else {
       std::vector<double> nodes{(lambda(0) - lambda(earlier)) / h, 0};
       if (earlier == 2 && !midpoint) nodes.insert(nodes.begin() + 1, (lambda(1) - lambda(2)) / h);
-      w = detail::quadrature_weights(nodes, detail::exponential_moments(z, nodes.size()));
+      w = detail::exponential_weights(z, nodes);
       if (earlier == 2 && midpoint) w.insert(w.begin() + 1, 0);
     }
     for (double& weight : w) weight *= -size;
@@ -186,7 +186,7 @@ namespace detail {
 /// DPM-Solver++ of order 1: x at `to`, if x_0 holds all along.
 inline at::Tensor first_order(at::Tensor const& x, at::Tensor const& x_0, NoiseLevel from, NoiseLevel to) {
   const double ratio = to.sigma / from.sigma;
-  return linear_combination(ratio, x, to.alpha - ratio * from.alpha, x_0);
+  return weighted_sum(ratio, x, to.alpha - ratio * from.alpha, x_0);
 }
 
 inline Timestep middle_of(NoiseSchedule const& noise, NoiseLevel a, NoiseLevel b) {
@@ -204,7 +204,7 @@ struct DPMSolver2SAncestralUpdate {
   double eta = 1;  ///< in [0, 1]
 
   int evaluations(Step const& step) const {
-    return step.from.alpha == 0 || step.to.sigma == 0 || Ancestral::renewed(step, eta) == 1 ? 1 : 2;
+    return step.from.alpha == 0 || step.to.sigma == 0 || Ancestral::renewed(step.from, step.to, eta) == 1 ? 1 : 2;
   }
 
   void validate() const {
@@ -212,15 +212,15 @@ struct DPMSolver2SAncestralUpdate {
   }
 
   at::Tensor operator()(StepInput const& in) const {
-    const NoiseLevel from = in.step.from;
-    const Ancestral ancestral(in.noise_schedule, in.step, eta);
+    const auto [from, to] = std::pair{in.step.from, in.step.to};
+    const Ancestral ancestral(in.noise_schedule, from, to, eta);
     at::Tensor x_0 = in.predict().x_0;
     if (evaluations(in.step) == 2) {
       const Timestep middle = detail::middle_of(in.noise_schedule, from, ancestral.down);
       x_0 = in.denoise(detail::first_order(in.x, x_0, from, middle.level), middle).x_0;
     }
-    if (in.step.to == NoiseLevel::clean()) return x_0;
-    return ancestral.renew(in, detail::first_order(in.x, x_0, from, ancestral.down));
+    if (to == NoiseLevel::clean()) return x_0;
+    return ancestral(in, in.x, x_0, from, to);
   }
 };
 
@@ -242,9 +242,7 @@ struct DPMSolverSDEUpdate {
     if (in.step.to == NoiseLevel::clean()) return x_0;
     const auto ancestral_step = [&](NoiseLevel to, int draw) {
       const NoiseLevel from = in.step.from;
-      const Ancestral ancestral(in.noise_schedule, {.index = 0, .count = 0, .t = 0, .from = from, .to = to}, eta);
-      at::Tensor x = detail::first_order(in.x, x_0, from, ancestral.down);
-      return ancestral.up > 0 ? x.mul_(to.alpha / ancestral.down.alpha).add_(in.noise(draw), ancestral.up) : x;
+      return Ancestral(in.noise_schedule, from, to, eta)(in, in.x, x_0, from, to, draw);
     };
     if (evaluations(in.step) == 2) {
       const Timestep middle = detail::middle_of(in.noise_schedule, in.step.from, in.step.to);

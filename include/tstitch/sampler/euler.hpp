@@ -45,7 +45,7 @@ struct Churn {
     step.t = noise.timestep(raised);
     step.from = noise.level(raised);
     const double added = s_noise * s * std::sqrt((2 + gamma) * gamma);  // the root of ((1 + gamma) s)^2 - s^2
-    return {step, linear_combination(step.from.alpha / alpha, in.x, step.from.alpha * added, in.noise(0))};
+    return {step, weighted_sum(step.from.alpha / alpha, in.x, step.from.alpha * added, in.noise(0))};
   }
 };
 
@@ -69,22 +69,33 @@ struct Ancestral {
   double up;  ///< alpha' s_up, how much noise x at step.to receives
 
   /// @param eta in [0, 1]
-  Ancestral(NoiseSchedule const& noise_schedule, Step const& step, double eta)
-      : down(step.to), up(step.to.sigma * renewed(step, eta)) {
-    const double share = renewed(step, eta);
-    if (share > 0) down = noise_schedule.level(step.to.lambda() - 0.5 * std::log1p(-share * share));
+  Ancestral(NoiseSchedule const& noise_schedule, NoiseLevel from, NoiseLevel to, double eta)
+      : down(to), up(to.sigma * renewed(from, to, eta)) {
+    const double share = renewed(from, to, eta);
+    if (share > 0) down = noise_schedule.level(to.lambda() - 0.5 * std::log1p(-share * share));
   }
 
   /// s_up / s': 1 where the step goes down to x_0.
-  static double renewed(Step const& step, double eta) {
-    const double ratio = step.to.sigma / step.from.sigma * step.from.alpha / step.to.alpha;
+  static double renewed(NoiseLevel from, NoiseLevel to, double eta) {
+    const double ratio = to.sigma / from.sigma * from.alpha / to.alpha;
     return eta > 0 ? eta * std::sqrt(1 - ratio * ratio) : 0;
+  }
+
+  /// x at `to`, from x at `from` in a straight line down, as if x_0 held all along, and noise back up.
+  /// @param x, x_0 [n, C, H, W]
+  at::Tensor operator()(StepInput const& in, at::Tensor const& x, at::Tensor const& x_0, NoiseLevel from, NoiseLevel to,
+                        int draw = 0) const {
+    const double ratio = down.sigma / from.sigma, rescale = to.alpha / down.alpha;
+    WeightedSum sum;
+    sum.add(rescale * ratio, x).add(rescale * (down.alpha - ratio * from.alpha), x_0);
+    if (up > 0) sum.add(up, in.noise(draw));
+    return sum.value();
   }
 
   /// x at step.to.
   /// @param x [n, C, H, W] at `down`
   at::Tensor renew(StepInput const& in, at::Tensor const& x) const {
-    return up > 0 ? x.mul(in.step.to.alpha / down.alpha).add_(in.noise(0), up) : x;
+    return up > 0 ? weighted_sum(in.step.to.alpha / down.alpha, x, up, in.noise(0)) : x;
   }
 };
 
@@ -99,10 +110,10 @@ struct EulerAncestralUpdate {
   }
 
   at::Tensor operator()(StepInput const& in) const {
-    const Ancestral ancestral(in.noise_schedule, in.step, eta);
-    Step step = in.step;
-    step.to = ancestral.down;
-    return ancestral.renew(in, DDIMUpdate{}(with_step(in, step, in.x)));
+    const auto [from, to] = std::pair{in.step.from, in.step.to};
+    const at::Tensor x_0 = in.predict().x_0;
+    if (to == NoiseLevel::clean()) return x_0;
+    return Ancestral(in.noise_schedule, from, to, eta)(in, in.x, x_0, from, to);
   }
 };
 

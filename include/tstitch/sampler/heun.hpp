@@ -24,10 +24,10 @@ struct HeunUpdate {
     const auto [step, x] = churn(in);
     if (single_evaluation(step)) return DDIMUpdate{}(with_step(in, step, x));
     const ProbabilityFlow ode{in.noise_schedule};
-    const at::Tensor slope = ode.slope(x, in.denoise(x, {step.t, step.from}).x_0, step.from);
-    const at::Tensor end = ode.follow(x, slope, step.from, step.to);
-    const at::Tensor slope_at_end = ode.slope(end, in.denoise(end, {step.t_to, step.to}).x_0, step.to);
-    return ode.follow(x, linear_combination(0.5, slope, 0.5, slope_at_end), step.from, step.to);
+    const Slope slope{x, in.denoise(x, {step.t, step.from}).x_0, step.from};
+    const at::Tensor end = ode.follow(x, step.from, step.to, {{1, slope}});
+    const Slope slope_at_end{end, in.denoise(end, {step.t_to, step.to}).x_0, step.to};
+    return ode.follow(x, step.from, step.to, {{0.5, slope}, {0.5, slope_at_end}});
   }
 };
 
@@ -42,7 +42,7 @@ struct DPM2Update {
   TimeOfSigma time_of_middle = TimeOfSigma::exact;  ///< what the network is told there; diffusers: interpolated
 
   int evaluations(Step const& step) const {
-    return single_evaluation(step) || Ancestral::renewed(step, eta) == 1 ? 1 : 2;
+    return single_evaluation(step) || Ancestral::renewed(step.from, step.to, eta) == 1 ? 1 : 2;
   }
 
   void validate() const {
@@ -52,16 +52,16 @@ struct DPM2Update {
 
   at::Tensor operator()(StepInput const& in) const {
     auto [step, x] = churn(in);
-    const Ancestral ancestral(in.noise_schedule, step, eta);
+    const Ancestral ancestral(in.noise_schedule, step.from, step.to, eta);
     step.to = ancestral.down;
     if (evaluations(in.step) == 1) return ancestral.renew(in, DDIMUpdate{}(with_step(in, step, x)));
     const ProbabilityFlow ode{in.noise_schedule};
-    const at::Tensor slope = ode.slope(x, in.denoise(x, {step.t, step.from}).x_0, step.from);
+    const Slope slope{x, in.denoise(x, {step.t, step.from}).x_0, step.from};
     const double lambda = ode.lambda(std::sqrt(ode.s(step.from) * ode.s(step.to)));
     const Timestep middle{time_of(in.noise_schedule, lambda, time_of_middle), in.noise_schedule.level(lambda)};
-    const at::Tensor x_middle = ode.follow(x, slope, step.from, middle.level);
-    const at::Tensor slope_middle = ode.slope(x_middle, in.denoise(x_middle, middle).x_0, middle.level);
-    return ancestral.renew(in, ode.follow(x, slope_middle, step.from, step.to));
+    const at::Tensor x_middle = ode.follow(x, step.from, middle.level, {{1, slope}});
+    const Slope slope_middle{x_middle, in.denoise(x_middle, middle).x_0, middle.level};
+    return ancestral.renew(in, ode.follow(x, step.from, step.to, {{1, slope_middle}}));
   }
 };
 

@@ -32,8 +32,10 @@ struct LCMUpdate {
     const double u = timestep_scaling * in.step.t, square = u * u + sigma_data * sigma_data;
     const double c_skip = sigma_data * sigma_data / square, c_out = u / std::sqrt(square);
     const at::Tensor x_0 = in.predict().x_0;
-    const at::Tensor x = linear_combination(to.alpha * c_skip, in.x, to.alpha * c_out, x_0);
-    return to.sigma > 0 ? x.add(in.noise(0), to.sigma) : x;
+    WeightedSum x;
+    x.add(to.alpha * c_skip, in.x).add(to.alpha * c_out, x_0);
+    if (to.sigma > 0) x.add(to.sigma, in.noise(0));
+    return x.value();
   }
 };
 

@@ -5,6 +5,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
 #include <span>
 
 #include "sampler.hpp"
@@ -16,33 +17,34 @@ inline Past const& past(StepInput const& in, std::size_t back) {
   return in.history[in.history.size() - back];
 }
 
-/// scale x + weights[0] x_0 + weights[1] x_0 of one step ago + ...
+/// scale x + weights[0] x_0 + weights[1] x_0 of one step ago + ..., to which more may be added
 /// @param x_0 [n, C, H, W], predicted in this step
 /// @param weights at least one; one more for each earlier step that counts
-inline at::Tensor combine_x_0(StepInput const& in, at::Tensor const& x_0, double scale,
-                              std::span<const double> weights) {
-  at::Tensor next = linear_combination(scale, in.x, weights[0], x_0);
-  for (std::size_t k = 1; k < weights.size(); ++k) {
-    if (weights[k] != 0) next.add_(past(in, k).x_0, weights[k]);
-  }
-  return next;
+inline WeightedSum combine_x_0(StepInput const& in, at::Tensor const& x_0, double scale,
+                               std::span<const double> weights) {
+  WeightedSum sum;
+  sum.add(scale, in.x).add(weights[0], x_0);
+  for (std::size_t k = 1; k < weights.size(); ++k) sum.add(weights[k], past(in, k).x_0);
+  return sum;
 }
 
-/// scale x + weights[0] eps + weights[1] eps of one step ago + ..., with eps = (x - alpha x_0) / sigma of each step,
-/// put in without being formed.
+/// scale x + weights[0] eps + weights[1] eps of one step ago + ..., to which more may be added, with
+/// eps = (x - alpha x_0) / sigma of each step, put in without being formed.
 /// @param x_0 [n, C, H, W], predicted in this step
 /// @param weights at least one; one more for each earlier step that counts
-inline at::Tensor combine_epsilon(StepInput const& in, at::Tensor const& x_0, double scale,
-                                  std::span<const double> weights) {
-  const auto [alpha, sigma] = in.step.from;
-  at::Tensor next = linear_combination(scale + weights[0] / sigma, in.x, -weights[0] * alpha / sigma, x_0);
+inline WeightedSum combine_epsilon(StepInput const& in, at::Tensor const& x_0, double scale,
+                                   std::span<const double> weights) {
+  WeightedSum sum;
+  sum.add(scale, in.x);
+  const auto add_epsilon = [&](double weight, at::Tensor const& x, at::Tensor const& predicted, NoiseLevel level) {
+    if (weight != 0) sum.add(weight / level.sigma, x).add(-weight * level.alpha / level.sigma, predicted);
+  };
+  add_epsilon(weights[0], in.x, x_0, in.step.from);
   for (std::size_t k = 1; k < weights.size(); ++k) {
-    if (weights[k] == 0) continue;
     Past const& earlier = past(in, k);
-    const auto [past_alpha, past_sigma] = earlier.step.from;
-    next.add_(earlier.x, weights[k] / past_sigma).add_(earlier.x_0, -weights[k] * past_alpha / past_sigma);
+    add_epsilon(weights[k], earlier.x, earlier.x_0, earlier.step.from);
   }
-  return next;
+  return sum;
 }
 
 }  // namespace tstitch

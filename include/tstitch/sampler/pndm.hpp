@@ -41,7 +41,7 @@ struct PNDMUpdate {
     const auto [from, to] = std::pair{in.step.from, in.step.to};
     const bool starting = in.step.index < start_steps();
     if (single_evaluation(in.step) && (starting || to.sigma > 0)) return DDIMUpdate{}(in);
-    const at::Tensor slope = ode.slope(in.x, in.predict().x_0, from);
+    const at::Tensor x_0 = in.predict().x_0;
     const double h = ode.s(to) - ode.s(from);
     if (!starting) {
       // Fewer after a history that was dropped at a switch of networks.
@@ -53,24 +53,23 @@ struct PNDMUpdate {
       }};
       std::array<double, 4> weights = adams_bashforth[in.history.size()];
       for (double& weight : weights) weight *= h;
-      return ode.combine(in, slope, std::span(weights).first(in.history.size() + 1));
+      return ode.combine(in, x_0, std::span(weights).first(in.history.size() + 1));
     }
-    const auto slope_along = [&](at::Tensor const& direction, Timestep const& point) {
-      const at::Tensor x = ode.follow(in.x, direction, from, point.level);
-      return ode.slope(x, in.denoise(x, point).x_0, point.level);
+    const auto slope_along = [&](Slope const& direction, Timestep const& point) {
+      const at::Tensor x = ode.follow(in.x, from, point.level, {{1, direction}});
+      return Slope{x, in.denoise(x, point).x_0, point.level};
     };
+    const Slope first{in.x, x_0, from};
     const Timestep end{in.step.t_to, to};
     if (start == PNDMStart::improved_euler) {
-      return ode.follow(in.x, linear_combination(0.5, slope, 0.5, slope_along(slope, end)), from, to);
+      return ode.follow(in.x, from, to, {{0.5, first}, {0.5, slope_along(first, end)}});
     }
     // The pseudo Runge-Kutta method of section 3.3; their phi is `follow`.
     const double t = middle(in.step.t, in.step.t_to);
     const Timestep halfway{t, in.noise_schedule.at(t)};
-    const at::Tensor second = slope_along(slope, halfway);
-    const at::Tensor third = slope_along(second, halfway);
-    const at::Tensor fourth = slope_along(third, end);
-    const at::Tensor mean = slope.add(second, 2).add_(third, 2).add_(fourth).div_(6);
-    return ode.follow(in.x, mean, from, to);
+    const Slope second = slope_along(first, halfway), third = slope_along(second, halfway);
+    const Slope fourth = slope_along(third, end);
+    return ode.follow(in.x, from, to, {{1. / 6, first}, {1. / 3, second}, {1. / 3, third}, {1. / 6, fourth}});
   }
 
  private:

@@ -5,11 +5,22 @@
 #include <ATen/core/Tensor.h>
 
 #include <cmath>
+#include <cstddef>
+#include <initializer_list>
 #include <span>
+#include <utility>
 
 #include "multistep.hpp"
 
 namespace tstitch {
+
+/// dy/ds of ProbabilityFlow at x, (x - scale x_0) / sigma: kept as what it is made of, because sums of slopes are sums
+/// of these.
+struct Slope {
+  at::Tensor x;    ///< [n, C, H, W]
+  at::Tensor x_0;  ///< [n, C, H, W], predicted there
+  NoiseLevel level;
+};
 
 /// With y = x / scale and s = sigma / scale the ODE is dy/ds = (y - x_0) / s (Karras et al. 2022, arXiv 2206.00364,
 /// Algorithm 1, whose x is y and whose sigma is s); where the prediction does not change y follows a straight line.
@@ -27,30 +38,35 @@ struct ProbabilityFlow {
   /// The level of this s, strictly between pure noise and x_0.
   double lambda(double s) const { return noise_schedule.is_flow() ? std::log((1 - s) / s) : -std::log(s); }
 
-  /// dy/ds at x.
-  /// @param x, x_0 [n, C, H, W] at `level`
-  at::Tensor slope(at::Tensor const& x, at::Tensor const& x_0, NoiseLevel level) const {
-    return linear_combination(1 / level.sigma, x, -scale(level) / level.sigma, x_0);
-  }
-
-  /// x at `to`: y + (s(to) - s(from)) slope.
-  /// @param x, slope [n, C, H, W] at `from`
-  at::Tensor follow(at::Tensor const& x, at::Tensor const& slope, NoiseLevel from, NoiseLevel to) const {
+  /// x at `to`: y + (s(to) - s(from)) times the sum of the slopes by their shares.
+  /// @param x [n, C, H, W] at `from`
+  at::Tensor follow(at::Tensor const& x, NoiseLevel from, NoiseLevel to,
+                    std::initializer_list<std::pair<double, Slope>> slopes) const {
     const double ratio = scale(to) / scale(from);
-    return linear_combination(ratio, x, to.sigma - ratio * from.sigma, slope);
+    WeightedSum sum;
+    sum.add(ratio, x);
+    for (auto const& [share, slope] : slopes) add(sum, share * (to.sigma - ratio * from.sigma), slope);
+    return sum.value();
   }
 
   /// x at step.to: y + weights[0] slope + weights[1] slope of one step ago + ...
-  /// @param slope [n, C, H, W], of this step
+  /// @param x_0 [n, C, H, W], predicted in this step
   /// @param weights at least one; one more for each earlier step that counts
-  at::Tensor combine(StepInput const& in, at::Tensor const& slope, std::span<const double> weights) const {
+  at::Tensor combine(StepInput const& in, at::Tensor const& x_0, std::span<const double> weights) const {
     const double scale_to = scale(in.step.to);
-    at::Tensor next = linear_combination(scale_to / scale(in.step.from), in.x, scale_to * weights[0], slope);
+    WeightedSum sum;
+    sum.add(scale_to / scale(in.step.from), in.x);
+    add(sum, scale_to * weights[0], {in.x, x_0, in.step.from});
     for (std::size_t k = 1; k < weights.size(); ++k) {
       Past const& earlier = past(in, k);
-      next.add_(this->slope(earlier.x, earlier.x_0, earlier.step.from), scale_to * weights[k]);
+      add(sum, scale_to * weights[k], {earlier.x, earlier.x_0, earlier.step.from});
     }
-    return next;
+    return sum.value();
+  }
+
+ private:
+  void add(WeightedSum& sum, double weight, Slope const& slope) const {
+    sum.add(weight / slope.level.sigma, slope.x).add(-weight * scale(slope.level) / slope.level.sigma, slope.x_0);
   }
 };
 

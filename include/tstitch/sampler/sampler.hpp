@@ -529,7 +529,7 @@ class Sampler {
       if (image.defined()) {
         image = image.to(x.options());
         if (request.mask.defined()) trajectory.inpainting = {request.mask.to(x.options()), image, x};
-        x = linear_combination(trajectory.level.alpha, image, trajectory.level.sigma, x);
+        x = weighted_sum(trajectory.level.alpha, image, trajectory.level.sigma, x);
       }
     }
     if (!request.labels.empty()) {

@@ -67,7 +67,7 @@ struct Inpainting {
   /// x with the kept part in its place.
   /// @param x [n, C, H, W] at `level`
   at::Tensor operator()(at::Tensor const& x, NoiseLevel level) const {
-    return linear_combination(level.alpha, image, level.sigma, noise).lerp(x, mask);
+    return weighted_sum(level.alpha, image, level.sigma, noise).lerp(x, mask);
   }
 };
 

@@ -8,6 +8,7 @@
 #include <span>
 #include <vector>
 
+#include "exponential_integrator.hpp"
 #include "multistep.hpp"
 
 namespace tstitch {
@@ -18,44 +19,6 @@ enum class UniPCVariant {
   bh1,  ///< B(h) = h
   bh2,  ///< B(h) = exp(h) - 1
 };
-
-namespace detail {
-
-/// z times the integral of exp((1 - u) z) u^k over u in [0, 1], for k = 0 to count - 1: the paper's h k! phi_(k+1)(h).
-inline std::vector<double> exponential_moments(double z, std::size_t count) {
-  std::vector<double> moments(count);
-  // M_k = k / z M_(k-1) - 1 cancels for small z. There it runs backwards, from the series of the last one.
-  if (std::abs(z) >= 1) {
-    moments[0] = std::expm1(z);
-    for (std::size_t k = 1; k < count; ++k) moments[k] = double(k) / z * moments[k - 1] - 1;
-    return moments;
-  }
-  double term = z / double(count), sum = 0;  // z k! z^j / (k + 1 + j)! for k = count - 1
-  for (std::size_t j = 1; j <= 18; ++j) {
-    sum += term;
-    term *= z / double(count + j);
-  }
-  moments.back() = sum;
-  for (std::size_t k = count - 1; k > 0; --k) moments[k - 1] = z / double(k) * (1 + moments[k]);
-  return moments;
-}
-
-/// The weights c with c[0] u[0]^k + c[1] u[1]^k + ... = moments[k] for each k: the quadrature that is exact for
-/// polynomials. Golub and Van Loan, Matrix Computations, Algorithm 4.6.2.
-/// @param nodes u, all different; as many as moments
-inline std::vector<double> quadrature_weights(std::span<const double> nodes, std::vector<double> moments) {
-  const std::size_t n = nodes.size();
-  for (std::size_t k = 0; k + 1 < n; ++k) {
-    for (std::size_t i = n - 1; i > k; --i) moments[i] -= nodes[k] * moments[i - 1];
-  }
-  for (std::size_t k = n - 1; k-- > 0;) {
-    for (std::size_t i = k + 1; i < n; ++i) moments[i] /= nodes[i] - nodes[i - k - 1];
-    for (std::size_t i = k; i + 1 < n; ++i) moments[i] -= moments[i + 1];
-  }
-  return moments;
-}
-
-}  // namespace detail
 
 /// The predictor UniP (section 3.2) takes the step from the predictions of this and of earlier steps; when the next
 /// step has asked the network where that led, the corrector UniC (section 3.1) puts this newest prediction to use and
@@ -121,7 +84,7 @@ struct UniPCUpdate {
       for (std::size_t k = 0; k < predicted.size(); ++k) w[k + 1] += scale * (corrected[k] - predicted[k]);
     }
     const at::Tensor x_0 = in.predict().x_0;
-    return predict_x_0 ? combine_x_0(in, x_0, scale, w) : combine_epsilon(in, x_0, scale, w);
+    return (predict_x_0 ? combine_x_0(in, x_0, scale, w) : combine_epsilon(in, x_0, scale, w)).value();
   }
 
  private:
@@ -141,10 +104,9 @@ struct UniPCUpdate {
     for (const double lambda : lambdas) nodes.push_back((lambda - lambdas[0]) / h);
     std::vector<double> w;
     if (lambdas.size() == 2) {
-      const double slope = (variant == UniPCVariant::bh1 ? z : std::expm1(z)) / (2 * nodes[1]);
-      w = {std::expm1(z) - slope, slope};
+      w = detail::exponential_weights_of_two(z, nodes[1], variant == UniPCVariant::bh1 ? z : std::expm1(z));
     } else {
-      w = detail::quadrature_weights(nodes, detail::exponential_moments(z, nodes.size()));
+      w = detail::exponential_weights(z, nodes);
     }
     for (double& weight : w) weight *= -size;
     return w;

@@ -247,7 +247,7 @@ inline VariationalBound variational_bound(Plan const& plan, std::vector<Network>
       const double log_posterior = std::log(detail::Posterior(with_variance.from, with_variance.to).variance);
       const at::Tensor noise =
           options.noise_source(seeds, NoiseAddress::of_step(step.index), x_0.sizes().slice(1), x_0.options());
-      const at::Tensor x = linear_combination(step.from.alpha, x_0, step.from.sigma, noise);
+      const at::Tensor x = weighted_sum(step.from.alpha, x_0, step.from.sigma, noise);
       for (std::size_t k = 0; k < networks.size(); ++k) {
         const Prediction prediction = denoise(networks[k], x, Timestep{step.t, step.from}, labels, 1, 0,
                                               options.thresholding.resolve(networks[k].info()));
