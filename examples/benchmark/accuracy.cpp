@@ -1,10 +1,11 @@
 /// @file
 /// How far from the exact end of the trajectory each profile stops after few steps, as a table.
 ///
-///     accuracy                        a Gaussian mixture, whose network has a closed form; exact by very many steps
-///     accuracy SMALL.pt LARGE.pt [N]  a stitched pair too (N pictures, 8 unless given), against its own 1000 steps;
-///     the
-///                                     small network takes t >= 600 under every profile. Takes minutes on a CPU.
+///     accuracy                                 a Gaussian mixture, whose network has a closed form; exact by very many
+///                                              steps
+///     accuracy SMALL.pt LARGE.pt [N [DEVICE]]  a stitched pair too (N pictures, 8 unless given; cpu or cuda), against
+///                                              its own 1000 steps; the small network takes t >= 600 under every
+///                                              profile. Takes minutes on a CPU.
 
 #include <tstitch/model/torchscript.hpp>
 #include <tstitch/sampler/profile.hpp>
@@ -85,8 +86,8 @@ void table(std::vector<Network> const& networks, AnyModelSchedule const& schedul
 int main(int argc, char** argv) try {
   std::int64_t pictures = 8;
   const bool number = argc < 4 || std::from_chars(argv[3], argv[3] + std::strlen(argv[3]), pictures).ec == std::errc{};
-  if (argc == 2 || argc > 4 || !number || pictures < 1) {
-    std::cerr << "usage: accuracy [SMALL.pt LARGE.pt [PICTURES]]\n";
+  if (argc == 2 || argc > 5 || !number || pictures < 1) {
+    std::cerr << "usage: accuracy [SMALL.pt LARGE.pt [PICTURES [DEVICE]]]\n";
     return 2;
   }
   {
@@ -98,7 +99,8 @@ int main(int argc, char** argv) try {
     table(networks, SingleNetwork{}, request, solver.sample(networks, request).images);
   }
   if (argc > 2) {
-    const auto networks = load_torchscript_networks({argv[1], argv[2]});
+    const auto networks = load_torchscript_networks(
+        {argv[1], argv[2]}, {.device = at::Device(argc > 4 ? argv[4] : "cpu"), .dtype = at::kFloat});
     NetworkInfo const& info = networks[1].info();
     Request request{.count = pictures, .seed = 11, .guidance = {.scale = info.guidance_scale}};
     for (std::int64_t i = 0; i < pictures && info.num_classes; ++i) request.labels.push_back(i % info.num_classes);
