@@ -5,6 +5,7 @@
 #include <tstitch/sampler/ddim.hpp>
 #include <tstitch/sampler/ddpm.hpp>
 #include <tstitch/sampler/dpm_solver.hpp>
+#include <tstitch/sampler/dpm_solver_singlestep.hpp>
 #include <tstitch/sampler/euler.hpp>
 #include <tstitch/sampler/heun.hpp>
 
@@ -81,6 +82,13 @@ TEST_CASE("a million samples have the mean and the variance of the closed form")
   check("DDIM, eta 1", [&](int n) { return DDIM{linear, one, options(n), {.eta = 1}}; });
   check("Euler ancestral", [&](int n) { return EulerAncestral{linear, one, options(n)}; });
   check("DPM-Solver-2 ancestral", [&](int n) { return DPM2{linear, one, options(n, shifted), {.eta = 0.5}}; });
+  check("DPM-Solver++(2S) ancestral", [&](int n) { return DPMSolver2SAncestral{linear, one, options(n, shifted)}; });
+  check(
+      "stochastic DPM-Solver++",
+      [&](int n) {
+        return DPMSolverSDE{linear, one, options(n, shifted)};
+      },
+      2);
   for (int order : {1, 2, 3}) {
     for (SolverType type : {SolverType::midpoint, SolverType::heun}) {
       if (order != 2 && type == SolverType::heun) continue;

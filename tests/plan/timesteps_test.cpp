@@ -264,3 +264,18 @@ TEST_CASE("spacings refuse with place, rule and value") {
   CHECK(message_of<std::invalid_argument>([] { Spacing::karras(0); }) ==
         "tstitch::Spacing::karras: rho must be above 0, got 0");
 }
+
+TEST_CASE("clipped leaves out the timesteps next to pure noise") {
+  const NoiseSchedule cosine = NoiseSchedule::cosine();
+  const Spacing spacing = Spacing::clipped(Spacing::linspace({.include_last = false}), -5.1);
+  const std::vector<Timestep> list = spacing(cosine, 10);
+  CHECK(list.front().t == 995);  // four are beyond
+  CHECK(list.front().level == cosine.at(995));
+  CHECK(cosine.lambda(996) < -5.1);
+  CHECK(list.size() == 10);
+  CHECK(spacing.name() == "clipped linspace");
+  // Linear schedules do not come so near.
+  CHECK(spacing(NoiseSchedule::linear(), 10).front().t == 999);
+  CHECK(message_of<std::invalid_argument>([&] { spacing(NoiseSchedule::flow(), 10); }) ==
+        "tstitch::Spacing::clipped: needs a table, got flow(1000)");
+}

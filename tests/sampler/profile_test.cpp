@@ -82,6 +82,9 @@ TEST_CASE("DiT: guided-diffusion's DDPM and DDIM") {
   // The peer takes square roots in float32 with a library that rounds a third of them one unit off, the same way
   // wherever sigma is near 1. Over 999 steps that is worth 2e-5, also when its states are float64.
   check("guided_diffusion_ddim", learned(), eta_0_ddim, 2.1e-5);
+  golden::check(
+      "guided_diffusion_ddim_float64", learned(),
+      [](int steps) { return make_sampler(profile::dit_ddim(linear, steps), SingleNetwork{}); }, 1e-5, 2.1e-5);
   check("guided_diffusion_ddim_eta1", learned(), eta_1_ddim);
   check("guided_diffusion_ddpm_fixed_small", network(), profile::dit);
   check("guided_diffusion_ddpm_fixed_large", network(), profile::dit,
@@ -129,6 +132,9 @@ TEST_CASE("diffusers' DDIM") {
   });
   check("diffusers_ddim_v", network({.prediction_type = PredictionType::v_prediction}), profile::diffusers_ddim);
   check("diffusers_ddim_sample", network({.prediction_type = PredictionType::sample}), profile::diffusers_ddim);
+  golden::check(  // it takes square roots of its float32 table in float32
+      "diffusers_ddim_float64", network(),
+      [](int steps) { return make_sampler(profile::diffusers_ddim(linear, steps), SingleNetwork{}); }, 1e-5);
   check("diffusers_ddim_thresholding", network(), profile::diffusers_ddim,
         [](auto& profile) { profile.options.thresholding = Thresholding::dynamic(0.995, 1, 1); });
 }
@@ -168,6 +174,17 @@ TEST_CASE("diffusers' multistep DPM-Solver") {
   });
   edited("dpmpp_thresholding",
          [](auto& profile) { profile.options.thresholding = Thresholding::dynamic(0.995, 1, 1); });
+  const auto on_cosine = [](auto edit) {
+    return [edit](NoiseSchedule const&, int steps) {
+      auto profile = profile::diffusers_dpmpp(cosine, steps);
+      edit(profile);
+      return profile;
+    };
+  };
+  const Network cosine_network = golden::network(cosine);
+  check("diffusers_dpmpp_cosine", cosine_network, on_cosine([](auto&) {}));
+  check("diffusers_dpmpp_cosine_clipped", cosine_network,
+        on_cosine([](auto& profile) { profile.options.spacing = Spacing::clipped(profile.options.spacing, -5.1); }));
   edited("dpmpp_v", [](auto&) {}, {.prediction_type = PredictionType::v_prediction});
   edited("dpmpp_sample", [](auto&) {}, {.prediction_type = PredictionType::sample});
   const auto noise_form = [&](int order, SolverType type) {
@@ -210,6 +227,8 @@ TEST_CASE("the authors' multistep DPM-Solver") {
   edited("multistep2_quadratic", [](auto& profile) { profile.options.spacing = Spacing::quadratic(); });
   edited("multistep2_logsnr",
          [](auto& profile) { profile.options.spacing = Spacing::uniform_logsnr({.include_last = false}); });
+  edited("multistep2_thresholding",
+         [](auto& profile) { profile.options.thresholding = Thresholding::dynamic(0.995, 1); });
   const auto noise_form = [](int order, SolverType type) {
     return [=](auto& profile) {
       profile.rule.algorithm_type = AlgorithmType::dpmsolver;
@@ -221,6 +240,18 @@ TEST_CASE("the authors' multistep DPM-Solver") {
   edited("noise_multistep2", noise_form(2, SolverType::midpoint));
   edited("noise_multistep2_taylor", noise_form(2, SolverType::heun));
   edited("noise_multistep3", noise_form(3, SolverType::midpoint));
+}
+
+TEST_CASE("the authors' denoise_to_zero is one evaluation more, from t = 0 to x_0") {
+  const golden::Case golden = golden::read("dpm_solver_multistep2_denoise_to_zero");
+  for (golden::Run const& run : golden.runs) {
+    if (run.steps < 10) continue;  // it lowers the order once more before that evaluation
+    auto profile = profile::dpm_solver(linear, run.steps + 1);
+    profile.options.spacing = Spacing::linspace({.round = false});
+    profile.options.final_sigma = FinalSigma::zero;
+    INFO(run.steps << " steps");
+    CHECK(golden::difference(golden, run, make_sampler(profile, SingleNetwork{}), any_time()) <= 1e-12);
+  }
 }
 
 TEST_CASE("k-diffusion's DPM-Solver++") {
@@ -249,6 +280,18 @@ TEST_CASE("k-diffusion's DPM-Solver++") {
 TEST_CASE("latent-diffusion's DDIM") {
   check("latent_diffusion_ddim", network(), latent);
   check("latent_diffusion_ddim_eta1", network(), latent_1);
+  // Its "quad": squares of even numbers up to the root of 0.8 T, cut off, plus 1.
+  check("latent_diffusion_ddim_quad", network(), [](NoiseSchedule const& trained, int steps) {
+    auto profile = profile::latent_diffusion(trained, steps);
+    std::vector<double> timesteps;
+    for (int i = steps - 1; i >= 0; --i) {
+      const double root = std::sqrt(0.8 * 1000) * i / (steps - 1);
+      timesteps.push_back(std::trunc(root * root) + 1);
+    }
+    profile.options.steps = steps;
+    profile.options.spacing = Spacing::list(std::move(timesteps));
+    return profile;
+  });
   CHECK(profile::latent_diffusion(linear, 30).options.steps == 31);  // the program runs so many when asked for 30
   CHECK(message_of<std::invalid_argument>([] { profile::latent_diffusion(linear, 1001); }) ==
         "tstitch::profile::latent_diffusion: steps must be in [1, 1000], got 1001");

@@ -355,7 +355,12 @@ TEST_CASE("what has no bound is refused") {
   CHECK(refused(plan_of(5, Stitch{.ratio = 0.5}), {network}, images) ==
         "tstitch::variational_bound: step 2 goes to network 1, so at least 2 networks are needed, got 1");
   CHECK(refused(plan_of(5), {network}, images, {.variance = Variance::learned_range}).starts_with("tstitch::DDPM: "));
-  CHECK(refused(plan_of(5, SingleNetwork{}, NoiseSchedule::flow()), {oracle::gaussian(noise_schedule, 0, 1)}, images) ==
+  CHECK(refused(plan_of(5, SingleNetwork{}, NoiseSchedule::scaled_linear()), {oracle::gaussian(noise_schedule, 0, 1)},
+                images) ==
+        "tstitch::variational_bound: the plan must be of the noise schedule that the networks were trained with "
+        "(linear(1000, 0.0001, 0.02) for network 0 ('gaussian')), got alpha = 0.06826491422 at t = 999");
+  const NoiseSchedule flow = NoiseSchedule::flow();
+  CHECK(refused(plan_of(5, SingleNetwork{}, flow), {oracle::gaussian(flow, 0, 1)}, images) ==
         "tstitch::variational_bound: a plan that begins at pure noise (alpha = 0) needs networks that predict x_0 or a "
         "velocity, got network 0 ('gaussian'), which predicts epsilon");
   CHECK(refused(plan_of(5), {network}, images.view({2, 16})) ==

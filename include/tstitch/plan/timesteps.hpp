@@ -212,6 +212,20 @@ class Spacing {
             }};
   }
 
+  /// The same spacing of the training schedule without the timesteps whose lambda is below `lambda_min`. For cosine
+  /// schedules, whose noisiest timesteps are next to pure noise, the authors' dpm_solver (clipped_lambda) and diffusers
+  /// (lambda_min_clipped) have -5.1. For tables.
+  static Spacing clipped(Spacing spacing, double lambda_min) {
+    std::string name = "clipped " + spacing.name();
+    return {std::move(name), [spacing = std::move(spacing), lambda_min](NoiseSchedule const& noise, int steps) {
+              if (noise.is_flow()) detail::refuse("Spacing::clipped", "needs a table", noise.name());
+              int last = noise.noisiest();
+              while (last > 0 && !(noise.lambda(last) >= lambda_min)) --last;
+              auto const& table = noise.alphas_cumprod();
+              return spacing(NoiseSchedule::from_alphas_cumprod({table.begin(), table.begin() + last + 1}), steps);
+            }};
+  }
+
   /// Evenly spaced in lambda (Lu et al. 2022, arXiv 2206.00927, section 3.3); the field also calls these sigmas
   /// exponential, and with TimeOfSigma::nearest lu_lambdas.
   static Spacing uniform_logsnr(SigmaGrid grid = {}) {
