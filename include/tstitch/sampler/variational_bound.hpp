@@ -173,6 +173,18 @@ inline void check_bound(Plan const& plan, std::vector<Network> const& networks, 
   for (std::size_t k = 0; k < networks.size(); ++k) {
     NetworkInfo const& info = networks[k].info();
     DDPMUpdate{.variance = options.variance}.validate(info);
+    for (PlannedStep const& planned : plan.steps) {
+      // A table or a t that was rounded is no other schedule.
+      Step const& step = planned.step;
+      if (!info.noise_schedule || (step.t >= 0 && step.t <= info.noise_schedule->noisiest() &&
+                                   std::abs(info.noise_schedule->alpha(step.t) - step.from.alpha) < 0.01)) {
+        continue;
+      }
+      detail::refuse(place,
+                     "the plan must be of the noise schedule that the networks were trained with (" +
+                         info.noise_schedule->name() + " for " + detail::name_of(networks[k], k) + ")",
+                     "alpha = " + detail::text(step.from.alpha) + " at t = " + detail::text(step.t));
+    }
     if (plan.steps[0].step.from.alpha == 0 && info.prediction_type == PredictionType::epsilon) {
       detail::refuse(place,
                      "a plan that begins at pure noise (alpha = 0) needs networks that predict x_0 or a velocity",
