@@ -19,6 +19,7 @@ struct Arguments {
   std::vector<double> fractions;
   std::string sweep;
 
+  std::string profile;  ///< takes the place of sampler, order, spacing and eta
   std::string sampler = "ddim";
   int order = 2;
   int steps = 50;
@@ -109,9 +110,8 @@ inline tstitch::Spacing spacing_of(std::string const& name) {
     } catch (std::exception const&) {}
     if (used == 0 || used != part.size()) {
       throw std::invalid_argument(
-          "--spacing: must be leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,... or "
-          "a "
-          "list of timesteps, got '" +
+          "--spacing: must be leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,... "
+          "or a list of timesteps, got '" +
           name + "'");
     }
   }
@@ -124,8 +124,7 @@ inline tstitch::Spacing spacing_of(std::string const& name) {
 inline std::optional<int> parse(int count, char** values, Arguments& arguments) {
   CLI::App app{
       "Samples class-conditional pictures with several diffusion transformers in turn: the first, noisy steps go to "
-      "the "
-      "first network, the later ones to the next (T-Stitch, arXiv 2402.14167).\n"
+      "the first network, the later ones to the next (T-Stitch, arXiv 2402.14167).\n"
       "Without arguments: one picture of each class from the bundled pair, into samples.png.",
       "tstitch_sample"};
   app.get_formatter()->column_width(36);
@@ -154,14 +153,21 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   flag("--plan", arguments.plan, "print what each step would do, and stop");
 
   group = "Sampling";
-  shown("--sampler", arguments.sampler, "update rule")
-      ->check(CLI::IsMember({"ddpm", "ddim", "dpm-solver", "dpm-solver++", "unipc", "deis", "lms", "pndm", "heun"}));
+  const auto profile = option("--profile", arguments.profile,
+                              "instead of sampler, order, spacing and eta: recommended, or what another program does")
+                           ->type_name("NAME")
+                           ->check(CLI::IsMember({"recommended", "dit", "dit-ddim", "diffusers-ddpm", "diffusers-ddim",
+                                                  "diffusers-dpmpp", "dpm-solver", "k-diffusion", "latent-diffusion"}));
+  const auto sampler = shown("--sampler", arguments.sampler, "update rule");
+  sampler->check(CLI::IsMember({"ddpm", "ddim", "dpm-solver", "dpm-solver++", "unipc", "deis", "lms", "pndm", "heun"}));
   const auto order =
       shown("--order", arguments.order, "order of dpm-solver, dpm-solver++, unipc, deis (1 to 3) and lms");
   shown("--steps", arguments.steps, "steps of a picture; heun evaluates a network twice in each");
-  shown("--spacing", arguments.spacing,
-        "leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,... or a list of timesteps");
+  const auto spacing = shown(
+      "--spacing", arguments.spacing,
+      "leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,... or a list of timesteps");
   const auto eta = shown("--eta", arguments.eta, "noise of ddim, 0 to 1, and of dpm-solver++");
+  profile->excludes(sampler)->excludes(order)->excludes(spacing)->excludes(eta);
 
   group = "Pictures";
   option("--class", arguments.classes, "name or number; repeat for more [all classes]")

@@ -149,6 +149,9 @@ Job prepare(Arguments arguments) {
                                                       : tstitch::GuidanceScale(arguments.guidance),
                   .begin = interval[0],
                   .end = interval[1]};
+  if (arguments.profile.rfind("dit", 0) == 0) {
+    job.guidance.channels = tstitch::profile::dit(info.noise_schedule.value(), 1).guidance_channels;
+  }
   job.options = {.steps = arguments.steps, .spacing = spacing_of(arguments.spacing)};
   if (arguments.output.empty() && arguments.grid.empty()) arguments.grid = "samples.png";
   job.arguments = std::move(arguments);
@@ -159,6 +162,21 @@ Job prepare(Arguments arguments) {
 template <class Action>
 auto with_sampler(Job const& job, tstitch::AnyModelSchedule schedule, Action action) {
   auto const& noise = job.infos.back().noise_schedule.value();
+  if (!job.arguments.profile.empty()) {
+    namespace profile = tstitch::profile;
+    const std::string& name = job.arguments.profile;
+    const int steps = job.arguments.steps;
+    const auto with = [&](auto const& made) { return action(tstitch::make_sampler(made, std::move(schedule))); };
+    if (name == "dit") return with(profile::dit(noise, steps));
+    if (name == "dit-ddim") return with(profile::dit_ddim(noise, steps));
+    if (name == "diffusers-ddpm") return with(profile::diffusers_ddpm(noise, steps));
+    if (name == "diffusers-ddim") return with(profile::diffusers_ddim(noise, steps));
+    if (name == "diffusers-dpmpp") return with(profile::diffusers_dpmpp(noise, steps));
+    if (name == "dpm-solver") return with(profile::dpm_solver(noise, steps));
+    if (name == "k-diffusion") return with(profile::k_diffusion(noise, steps));
+    if (name == "latent-diffusion") return with(profile::latent_diffusion(noise, steps));
+    return with(profile::recommended(noise, steps));
+  }
   const std::string& name = job.arguments.sampler;
   const auto with = [&](auto rule) {
     return action(tstitch::Sampler{noise, std::move(schedule), job.options, std::move(rule)});
@@ -220,9 +238,15 @@ class NetworkClock {
 
 Json parameters(Job const& job) {
   Arguments const& a = job.arguments;
-  Json json{{"networks", job.names}, {"sampler", a.sampler}};
-  if (has_order(a.sampler)) json["order"] = a.order;
-  if (has_eta(a.sampler)) json["eta"] = a.eta;
+  Json json{{"networks", job.names}};
+  if (a.profile.empty()) {
+    json["sampler"] = a.sampler;
+    if (has_order(a.sampler)) json["order"] = a.order;
+    if (has_eta(a.sampler)) json["eta"] = a.eta;
+    json["spacing"] = a.spacing;
+  } else {
+    json["profile"] = a.profile;
+  }
   if (!a.fractions.empty())
     json["fractions"] = a.fractions;
   else if (!a.sweep.empty())
@@ -230,7 +254,6 @@ Json parameters(Job const& job) {
   else if (job.infos.size() == 2)
     json["ratio"] = a.ratio;
   json["steps"] = a.steps;
-  json["spacing"] = a.spacing;
   json["guidance"] = job.guidance.scale.values();
   json["guidance_interval"] = a.guidance_interval;
   json["seed"] = a.seed;
@@ -394,7 +417,8 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
         double shared_seconds = 0;
         for (std::size_t r = 0; r < ratios.size() && !interrupted; ++r) {
           with_sampler(job, tstitch::Stitch{ratios[r]}, [&](auto const& stitched) {
-            const int small_steps = tstitch::share_of_steps("Stitch", "ratio", ratios[r], job.arguments.steps);
+            const int steps = stitched.options().steps;
+            const int small_steps = tstitch::share_of_steps("Stitch", "ratio", ratios[r], steps);
             Clock::time_point start = Clock::now();
             while (shared.next < small_steps && !interrupted) small_only.advance(networks, shared);
             wait();
@@ -418,9 +442,8 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
             if (!job.arguments.grid.empty()) rows[r].insert(rows[r].end(), pictures.begin(), pictures.end());
             char line[160];
             std::snprintf(line, sizeof line, "ratio %-5.4g  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s",
-                          ratios[r], job.names[0].c_str(), small_steps, job.names[1].c_str(),
-                          job.arguments.steps - small_steps, shared_seconds + fork_seconds,
-                          double(count) / (shared_seconds + fork_seconds));
+                          ratios[r], job.names[0].c_str(), small_steps, job.names[1].c_str(), steps - small_steps,
+                          shared_seconds + fork_seconds, double(count) / (shared_seconds + fork_seconds));
             say(job, line);
           });
         }

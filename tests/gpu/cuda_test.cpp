@@ -49,25 +49,66 @@ TEST_CASE("noise is the CPU's") {
 TEST_CASE("the loop never waits for the GPU") {
   const std::vector<Network> networks = pair(at::kHalf);
   const NoiseSchedule& schedule = networks[0].noise_schedule();
-  const auto check = [&](char const* name, auto const& sampler) {
-    const Request request{.labels = {0, 1, 2, 3}, .seed = 3, .guidance = {.scale = 1.5, .begin = 0.1, .end = 0.8}};
+  const Request plain{.labels = {0, 1, 2, 3}, .seed = 3, .guidance = {.scale = 1.5, .begin = 0.1, .end = 0.8}};
+  const auto check = [&](char const* name, auto const& sampler, Request const& request) {
     sampler.sample(networks, request);  // TorchScript compiles, and waits, in its first runs of a shape
     sampler.sample(networks, request);
     Trajectory trajectory = sampler.begin(networks, request);
     {
       const NoWaiting no_waiting;
-      trajectory = sampler.begin(networks, request);
+      if (!request.mask.defined()) trajectory = sampler.begin(networks, request);  // a mask's values are looked at
       while (!trajectory.finished()) sampler.advance(networks, trajectory);
     }
-    CHECK(trajectory.x.isfinite().all().item<bool>());
+    CHECK(trajectory.x.isfinite().all().template item<bool>());
     std::printf("%s: no waits in %d steps\n", name, trajectory.count);
   };
-  const SamplingOptions options{.steps = 20};
-  check("DDIM", DDIM{schedule, Stitch{}, options});
-  check("DDIM with noise", DDIM{schedule, Stitch{}, options, {.eta = 1}});
-  check("DDPM", DDPM{schedule, Stitch{}, options});
-  check("DPM-Solver++", DPMSolver{schedule, Stitch{}, options, {.order = 3}});
-  check("dynamic thresholding", DDIM{schedule, Stitch{}, {.steps = 20, .thresholding = Thresholding::dynamic()}});
+  const SamplingOptions options{.steps = 10};
+  const Stitch half{.ratio = 0.5};
+  check("DDIM", DDIM{schedule, half, options}, plain);
+  check("DDIM with noise", DDIM{schedule, half, options, {.eta = 1}}, plain);
+  check("DDPM", DDPM{schedule, half, options}, plain);
+  check("DPM-Solver++", DPMSolver{schedule, half, options, {.order = 3}}, plain);
+  check("SDE-DPM-Solver++", DPMSolver{schedule, half, options, {.eta = 1}}, plain);
+  check("singlestep", DPMSolverSinglestep{schedule, half, options, {.order = 3}}, plain);
+  check("2S ancestral", DPMSolver2SAncestral{schedule, half, options}, plain);
+  check("stochastic DPM-Solver++", DPMSolverSDE{schedule, half, options}, plain);
+  check("UniPC", UniPC{schedule, half, options, {.order = 3}}, plain);
+  check("DEIS", DEIS{schedule, half, options}, plain);
+  check("LMS", LMS{schedule, half, options}, plain);
+  check("PNDM", PNDM{schedule, half, options, {PNDMStart::runge_kutta}}, plain);
+  check("Euler, churned", Euler{schedule, half, options, {.churn = {.s_churn = 4}}}, plain);
+  check("Euler ancestral", EulerAncestral{schedule, half, options}, plain);
+  check("Heun", Heun{schedule, half, options}, plain);
+  check("DPM-Solver-2", DPM2{schedule, half, options, {.eta = 0.5}}, plain);
+  check("LCM", LCM{schedule, half, options}, plain);
+  SamplingOptions again = options;
+  again.at_switch = SwitchPolicy::re_evaluate;
+  check("evaluating again at the switch", DPMSolver{schedule, half, again}, plain);
+  SamplingOptions dynamic = options;
+  dynamic.thresholding = Thresholding::dynamic();
+  check("dynamic thresholding", DDIM{schedule, half, dynamic}, plain);
+
+  const DDIM sampler{schedule, half, options};
+  const auto guided = [&](char const* name, Guidance const& guidance) {
+    Request request = plain;
+    request.guidance = guidance;
+    check(name, sampler, request);
+  };
+  guided("rescaled guidance", {.scale = 2, .rescale = 0.7});
+  guided("projected guidance", {.scale = 2, .projected = ProjectedGuidance{.momentum = -0.5}});
+  guided("autoguidance", {.scale = 2, .guide_network = 0});
+  Request edited = plain;
+  edited.initial_image =
+      noise({1, 2, 3, 4}, NoiseAddress::of_step(5), {3, 32, 32}, at::TensorOptions().dtype(at::kFloat).device(cuda));
+  check("inversion", Inversion{schedule, half, options, DDIMUpdate{}}, edited);
+  edited.strength = 0.6;
+  edited.mask = edited.initial_image.gt(0);
+  check("a mask", sampler, edited);
+  Request pushed = plain;
+  pushed.gradient = {.log_density = [](at::Tensor const& x, auto const&...) { return x.square().flatten(1).sum(1); },
+                     .scale = 0.1};
+  check("gradient guidance", sampler, pushed);
+
   // The debug mode itself works: a read of a value is refused under it.
   const at::Tensor value = detail::to_device({1}, cuda);
   const NoWaiting no_waiting;
