@@ -1,8 +1,10 @@
 /// @file
-/// The whole library but for its opt-in parts: model/torchscript.hpp and output/.
+/// The whole library but for its opt-in parts: what reads files (model/torchscript.hpp, model/condition_file.hpp), and output/.
 #pragma once
 
+#include "model/autoencoder.hpp"
 #include "model/guidance.hpp"
+#include "plan/baseline_schedules.hpp"
 #include "plan/plan.hpp"
 #include "plan/reference_routing.hpp"
 #include "sampler/ddim.hpp"

@@ -43,8 +43,8 @@ const at::Tensor conditional = tensor({2, 2, 2, 1}, [](double i) { return std::s
 const at::Tensor unconditional = tensor({2, 2, 2, 1}, [](double i) { return std::cos(2 * i); });
 const Timestep point{500, schedule.at(500)};
 
-BatchLabels labels() {
-  return {detail::to_device({0, 1}, at::kCPU), detail::to_device({0, 1, 2, 2}, at::kCPU)};
+BatchCondition labels() {
+  return {{detail::to_device({0, 1}, at::kCPU)}, {detail::to_device({0, 1, 2, 2}, at::kCPU)}};
 }
 
 Prediction guided(EvaluationGuidance const& guidance, at::Tensor const& with = conditional,
@@ -161,7 +161,7 @@ TEST_CASE("the first evaluation of a step is what momentum remembers") {
 
 TEST_CASE("autoguidance moves away from a worse network, whatever both predict") {
   const at::Tensor x = normal({1, 2});
-  const BatchLabels both{detail::to_device({0, 1}, at::kCPU), {}};
+  const BatchCondition both{{detail::to_device({0, 1}, at::kCPU)}, {}};
   const Network good = labelled(0.1), bad = labelled(0.4, {}, PredictionType::v_prediction);
   const auto x_0 = [&](Network const& network, EvaluationGuidance const& guidance) {
     return denoise(network, x, point, both, guidance, Thresholding::none()).x_0;
@@ -287,12 +287,12 @@ TEST_CASE("a classifier of noisy pictures moves x_0 by scale sigma^2 / alpha of 
                                     return picture.sin().flatten(1).sum(1).mul(condition.labels.to(at::kDouble));
                                   },
                                   1.5, DensityOf::x};
-  const BatchLabels two{detail::to_device({1, 3}, at::kCPU), detail::to_device({1, 3, 4, 4}, at::kCPU)};
+  const BatchCondition two{{detail::to_device({1, 3}, at::kCPU)}, {detail::to_device({1, 3, 4, 4}, at::kCPU)}};
   const auto rows = std::make_shared<std::vector<std::int64_t>>();
   const Network network = labelled(0.1, rows);
   for (double scale : {1.0, 2.0}) {
     const at::Tensor before = denoise(network, x, point, two, {.scale = scale}, Thresholding::none()).x_0;
-    const at::Tensor weight = two.conditional.to(at::kDouble).view({-1, 1, 1, 1});
+    const at::Tensor weight = two.conditional.labels.to(at::kDouble).view({-1, 1, 1, 1});
     const at::Tensor expected = before.add(x.cos().mul(weight), 1.5 * sigma * sigma / alpha);
     const Prediction found =
         denoise(network, x, point, two, {.scale = scale, .gradient = &gradient}, Thresholding::clip(0.5));
@@ -305,7 +305,7 @@ TEST_CASE("a classifier of noisy pictures moves x_0 by scale sigma^2 / alpha of 
 TEST_CASE("gradients go through everything that guides a prediction") {
   const at::Tensor x = normal({1, 2});
   const Network good = labelled(0.1), bad = labelled(0.4, {}, PredictionType::v_prediction);
-  const BatchLabels two{detail::to_device({1, 3}, at::kCPU), detail::to_device({1, 3, 4, 4}, at::kCPU)};
+  const BatchCondition two{{detail::to_device({1, 3}, at::kCPU)}, {detail::to_device({1, 3, 4, 4}, at::kCPU)}};
   const GradientGuidance gradient{
       [](at::Tensor const& x_0, at::Tensor const&, Condition const&) { return x_0.sin().flatten(1).sum(1); }};
   const auto check = [&](EvaluationGuidance guidance) {

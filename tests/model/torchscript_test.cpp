@@ -153,6 +153,50 @@ TEST_CASE("schedules of every kind come back from files") {
   CHECK(schedule(table).distance(NoiseSchedule::from_alphas_cumprod({0.9, 0.72, 0.504})) == 0);
 }
 
+TEST_CASE("a file says which conditions its network takes, and gets them in that order and in its type") {
+  Metadata metadata = with("conditions", "text_embedding float 2 3\nsize_ids int64 1\nmask float * *");
+  metadata["latent_scale"] = "0.18215";
+  const std::string file = saved(
+      tiny("def forward(self, x, t, text, sizes, mask):\n"
+           "  return x * self.scale + text.sum().to(x.dtype) + sizes.sum().to(x.dtype) * 10 + mask.sum() * 100\n"),
+      metadata);
+  const Network network = from_memory(file, {.dtype = at::kHalf});
+  CHECK(network.info().latent_scale == 0.18215);
+  REQUIRE(network.info().conditions.size() == 3);
+  CHECK(network.info().conditions[0].shape == std::vector<std::int64_t>{2, 3});
+  CHECK_FALSE(network.info().conditions[1].floating);
+  CHECK(network.info().conditions[2].shape == std::vector<std::int64_t>{0, 0});
+  const auto ones = [](std::vector<std::int64_t> const& shape, at::ScalarType type) {
+    return detail::host_tensor(shape, type).fill_(1);
+  };
+  const at::Tensor x = ones({1, 3, 8, 8}, at::kFloat).zero_();
+  const Condition condition{.tensors = {{"mask", ones({1, 1, 2}, at::kFloat)},
+                                        {"size_ids", ones({1, 1}, at::kLong)},
+                                        {"text_embedding", ones({1, 2, 3}, at::kFloat)},
+                                        {"of another network", ones({1}, at::kFloat)}}};
+  const at::Tensor y = network(x, ones({1}, at::kLong), condition);
+  CHECK(y.scalar_type() == at::kHalf);
+  CHECK(y.eq(6 + 10 + 200).all().item<bool>());
+  CHECK(message_of<std::invalid_argument>([&] { network(x, ones({1}, at::kLong), Condition{}); }) ==
+        "tstitch::Condition: must have 'text_embedding', got none of this name");
+  CHECK(from_memory(saved(tiny("def forward(self, x, t, text):\n  return x + text.sum()\n"),
+                          with("conditions", "text float 2")),
+                    {.warm_up_rows = {2}})
+            .info()
+            .conditions[0]
+            .name == "text");
+
+  const auto message = [](std::string const& lines) { return refusal(saved(tiny(), with("conditions", lines))); };
+  const std::string key = "tstitch::read_network_info: the stream: tstitch/conditions ";
+  CHECK(message("text") == key + "must be lines of a name, float or int64, and sizes, got 'text'");
+  CHECK(message("text half 3") == key + "must be one of float, int64, got 'half'");
+  CHECK(message("text float 0") == key + "must be lines of a name, float or int64, and sizes, got 'text float 0'");
+  CHECK(message("text float x") == key + "must be a number, got 'x'");
+  CHECK(message("text float 1\ntext float 2") == key + "must have different names, got 'text' twice");
+  CHECK(message("text float 1") ==
+        "tstitch::load_torchscript: the stream: forward must take (x, t, text), got 2 arguments");
+}
+
 TEST_CASE("files that are not TorchScript are refused in one line") {
   const auto message = [](std::string const& path) {
     return message_of<std::runtime_error>([&] { load_torchscript(path); });

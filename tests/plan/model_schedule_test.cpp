@@ -1,3 +1,4 @@
+#include <tstitch/plan/baseline_schedules.hpp>
 #include <tstitch/plan/plan.hpp>
 
 #include "../catch.hpp"
@@ -126,4 +127,49 @@ TEST_CASE("model schedules refuse with place, rule and value") {
         "tstitch::ByLogSnr: boundaries must be strictly increasing numbers, got nan at position 0");
   CHECK(message([](Step const&) { return -1; }) ==
         "tstitch::Plan: the model schedule must return the index of a network at step 0, got -1");
+}
+
+TEST_CASE("the baselines give the small network its share, elsewhere") {
+  const auto route = [](AnyModelSchedule const& schedule, int steps) {
+    std::string route;
+    for (PlannedStep const& planned :
+         make_plan(NoiseSchedule::linear(), steps, Spacing::linspace(), FinalSigma::zero, schedule).steps) {
+      route += char('0' + planned.network);
+    }
+    return route;
+  };
+  CHECK(route(LargeFirst{0.3}, 10) == "1111111000");
+  CHECK(route(Interleaved{0.5}, 10) == "0101010101");
+  CHECK(route(Interleaved{0.2}, 10) == "0111101111");
+  CHECK(route(Interleaved{0.6}, 5) == "01010");
+  for (int steps : {1, 7, 50, 100}) {
+    for (int tenth = 0; tenth <= 10; ++tenth) {
+      const double ratio = tenth / 10.0;
+      const std::string stitch = route(Stitch{ratio}, steps);
+      const auto small_steps = std::count(stitch.begin(), stitch.end(), '0');
+      for (std::string const& other : {route(LargeFirst{ratio}, steps), route(Interleaved{ratio}, steps)}) {
+        CHECK(std::count(other.begin(), other.end(), '0') == small_steps);
+      }
+    }
+  }
+  // By chance: the share on average, and more of it early.
+  CHECK(route(FallingProbability{0, 3}, 20) == std::string(20, '1'));
+  CHECK(route(FallingProbability{1, 3}, 20) == std::string(20, '0'));
+  CHECK(route(FallingProbability{0.5, 3}, 50) == route(FallingProbability{0.5, 3}, 50));
+  CHECK(route(FallingProbability{0.5, 3}, 50) != route(FallingProbability{0.5, 4}, 50));
+  for (const double ratio : {0.3, 0.5, 0.8}) {
+    double early = 0, late = 0;
+    for (std::uint32_t seed = 0; seed < 200; ++seed) {
+      const std::string by_chance = route(FallingProbability{ratio, seed}, 100);
+      early += double(std::count(by_chance.begin(), by_chance.begin() + 50, '0')) / 200 / 50;
+      late += double(std::count(by_chance.begin() + 50, by_chance.end(), '0')) / 200 / 50;
+    }
+    const double quarter = ratio < 0.5 ? 2 * ratio / 4 : 2 * (1 - ratio) / 4;  // how far the halves are from the mean
+    CHECK(std::abs(early - (ratio + quarter)) < 0.02);
+    CHECK(std::abs(late - (ratio - quarter)) < 0.02);
+  }
+  CHECK(message_of<std::invalid_argument>([&] { route(Interleaved{1.5}, 10); }) ==
+        "tstitch::Interleaved: ratio must be in [0, 1], got 1.5");
+  CHECK(message_of<std::invalid_argument>([&] { route(FallingProbability{-1}, 10); }) ==
+        "tstitch::FallingProbability: ratio must be in [0, 1], got -1");
 }

@@ -77,7 +77,7 @@ TEST_CASE("the bound is guided-diffusion's, term by term") {
       const Plan plan = make_plan(noise_schedule, run.steps, Spacing::sections(), FinalSigma::zero, SingleNetwork{});
       const VariationalBound bound = variational_bound(plan, {network}, images,
                                                        {.variance = variance,
-                                                        .decoder = Decoder::pixels_tanh,
+                                                        .decoder = BoundDecoder::pixels_tanh,
                                                         .thresholding = thresholding,
                                                         .noise_source = golden::noise_of(run)});
       for (int image = 0; image < 2; ++image) {
@@ -162,7 +162,7 @@ TEST_CASE("every term of the Gaussian oracle is its expected value") {
   for (NoiseSchedule const& noise : {noise_schedule, NoiseSchedule::cosine(), NoiseSchedule::flow()}) {
     const Network network = oracle::gaussian(noise, mean, deviation, {.prediction_type = PredictionType::sample});
     const Plan plan = plan_of(10, SingleNetwork{}, noise);
-    const VariationalBound bound = variational_bound(plan, {network}, images, {.decoder = Decoder::density});
+    const VariationalBound bound = variational_bound(plan, {network}, images, {.decoder = BoundDecoder::density});
     CHECK(std::abs(bound.prior.item<double>() - prior_bits(plan.steps[0].step.from)) < 1e-6);
     for (int i = 0; i < 10; ++i) {
       const auto [from, to] = std::pair{plan.steps[i].step.from, plan.steps[i].step.to};
@@ -206,7 +206,7 @@ TEST_CASE("with the exact variance the bound is the entropy of the data, however
           {.prediction_type = PredictionType::sample,
            .learned_variance = true,
            .timestep_type = TimestepType::float32});
-      const VariationalBound bound = variational_bound(plan, {exact}, images, {.decoder = Decoder::density});
+      const VariationalBound bound = variational_bound(plan, {exact}, images, {.decoder = BoundDecoder::density});
       const double total = bound.of_plan().item<double>();
       INFO(noise.name() << ", " << steps << " steps: " << total << " bits, entropy " << entropy);
       CHECK(std::abs(total - entropy) < 0.03);
@@ -223,10 +223,10 @@ TEST_CASE("the decoder gives each level its probability, in the far tails too") 
   Step const& before = plan.steps[48].step;
   const double deviation_0 = std::sqrt(detail::Posterior(before.from, before.to).variance);
   for (double x_0 : {-1.2, -1.0, 0.1, 0.999}) {
-    const auto last = [&](Decoder decoder) {
+    const auto last = [&](BoundDecoder decoder) {
       return variational_bound(plan, {constant(x_0)}, images, {.decoder = decoder}).terms.select(0, 0).select(0, 49);
     };
-    const at::Tensor exact = last(Decoder::pixels), tanh = last(Decoder::pixels_tanh);
+    const at::Tensor exact = last(BoundDecoder::pixels), tanh = last(BoundDecoder::pixels_tanh);
     double sum = 0;
     for (int k = 0; k < 256; ++k) {
       const double above = (levels[k] - x_0 + 1.0 / 255) / deviation_0,
@@ -368,7 +368,8 @@ TEST_CASE("what has no bound is refused") {
   CHECK(refused(plan_of(5), {network}, images.to(at::kHalf)) ==
         "tstitch::variational_bound: images must be float32 or float64, got Half");
   const std::string levels =
-      "tstitch::variational_bound: images must hold the 256 levels k / 127.5 - 1; other data needs Decoder::density, "
+      "tstitch::variational_bound: images must hold the 256 levels k / 127.5 - 1; other data needs "
+      "BoundDecoder::density, "
       "got ";
   CHECK(refused(plan_of(5), {network}, images.add(0.5 / 127.5)).starts_with(levels));
   CHECK(refused(plan_of(5), {network}, images.add(1).mul(127.5)).starts_with(levels));

@@ -44,12 +44,6 @@ struct EvaluationGuidance {
   GradientGuidance const* gradient = nullptr;
 };
 
-/// The labels of a batch on the networks' device.
-struct BatchLabels {
-  at::Tensor conditional;  ///< [n] int64; undefined without classes
-  at::Tensor guided;       ///< [2n] int64, the labels and then the null class; undefined if guidance is never on
-};
-
 namespace detail {
 
 /// What a network takes as t for `rows` rows of x that are all at one timestep.
@@ -77,8 +71,9 @@ inline at::Tensor one_each(std::vector<double> const& values, at::Device device,
 }
 
 /// One network evaluation; the output checked for its shape and brought to the type of x.
-inline at::Tensor evaluate(Network const& network, at::Tensor const& x, at::Tensor const& t, at::Tensor const& labels) {
-  at::Tensor output = network(x, t, Condition{labels});
+inline at::Tensor evaluate(Network const& network, at::Tensor const& x, at::Tensor const& t,
+                           Condition const& condition) {
+  at::Tensor output = network(x, t, condition);
   const std::int64_t channels = x.size(1) * (network.info().learned_variance ? 2 : 1);
   if (!output.defined() || output.dim() != 4 || output.size(0) != x.size(0) || output.size(1) != channels ||
       output.size(2) != x.size(2) || output.size(3) != x.size(3)) {
@@ -100,25 +95,26 @@ inline RawOutput split(Network const& network, at::Tensor const& all, std::int64
   return {all.narrow(1, 0, channels), all.narrow(1, channels, channels)};
 }
 
-/// With the labels and without them, in one evaluation of 2n rows.
+/// With the condition and without it, in one evaluation of 2n rows.
 template <class Points>
 std::pair<RawOutput, RawOutput> with_and_without(Network const& network, at::Tensor const& x, Points const& points,
-                                                 BatchLabels const& labels) {
+                                                 BatchCondition const& condition) {
   const std::int64_t n = x.size(0);
-  const at::Tensor all = evaluate(network, x.repeat({2, 1, 1, 1}), points.timesteps(network, x, 2 * n), labels.guided);
+  const at::Tensor all =
+      evaluate(network, x.repeat({2, 1, 1, 1}), points.timesteps(network, x, 2 * n), condition.guided);
   return {split(network, all.narrow(0, 0, n), x.size(1)), split(network, all.narrow(0, n, n), x.size(1))};
 }
 
 /// The network's output under classifier-free guidance.
 /// @returns output and the conditional v
 template <class Points>
-RawOutput guided_output(Network const& network, at::Tensor const& x, Points const& points, BatchLabels const& labels,
-                        EvaluationGuidance const& guidance) {
+RawOutput guided_output(Network const& network, at::Tensor const& x, Points const& points,
+                        BatchCondition const& condition, EvaluationGuidance const& guidance) {
   const std::int64_t n = x.size(0), channels = x.size(1);
   if (guidance.scale == 1) {
-    return split(network, evaluate(network, x, points.timesteps(network, x, n), labels.conditional), channels);
+    return split(network, evaluate(network, x, points.timesteps(network, x, n), condition.conditional), channels);
   }
-  const auto [with, without] = with_and_without(network, x, points, labels);
+  const auto [with, without] = with_and_without(network, x, points, condition);
   const std::int64_t guided = guidance.channels ? guidance.channels : channels;
   // Never in place: the tensor may be one that the network keeps.
   at::Tensor output = guided == channels ? with.output.mul(guidance.scale) : with.output.clone();
@@ -206,21 +202,21 @@ struct PointEach {
 
 /// x_0 before thresholding, guided but for gradients.
 template <class Points>
-Prediction guided_x_0(Network const& network, at::Tensor const& x, Points const& points, BatchLabels const& labels,
-                      EvaluationGuidance const& guidance) {
+Prediction guided_x_0(Network const& network, at::Tensor const& x, Points const& points,
+                      BatchCondition const& condition, EvaluationGuidance const& guidance) {
   if (guidance.scale == 1 || (!guidance.guide && !guidance.projected)) {
-    auto [output, variance_fraction] = guided_output(network, x, points, labels, guidance);
+    auto [output, variance_fraction] = guided_output(network, x, points, condition, guidance);
     return {points.x_0(network, x, output), {}, std::move(variance_fraction)};
   }
   RawOutput with;
   at::Tensor worse;  // than x_0, which moves away from it
   if (guidance.guide) {
     const EvaluationGuidance plain;
-    with = guided_output(network, x, points, labels, plain);
-    worse = points.x_0(*guidance.guide, x, guided_output(*guidance.guide, x, points, labels, plain).output);
+    with = guided_output(network, x, points, condition, plain);
+    worse = points.x_0(*guidance.guide, x, guided_output(*guidance.guide, x, points, condition, plain).output);
   } else {
     RawOutput without;
-    std::tie(with, without) = with_and_without(network, x, points, labels);
+    std::tie(with, without) = with_and_without(network, x, points, condition);
     worse = points.x_0(network, x, without.output);
   }
   Prediction prediction{points.x_0(network, x, with.output), {}, with.variance_fraction};
@@ -241,16 +237,16 @@ Prediction guided_x_0(Network const& network, at::Tensor const& x, Points const&
 
 /// The same, moved by the gradient of a log density.
 template <class Points>
-Prediction gradient_x_0(Network const& network, at::Tensor const& x, Points const& points, BatchLabels const& labels,
-                        EvaluationGuidance const& guidance) {
+Prediction gradient_x_0(Network const& network, at::Tensor const& x, Points const& points,
+                        BatchCondition const& condition, EvaluationGuidance const& guidance) {
   GradientGuidance const& by = *guidance.gradient;
   const at::Tensor t = points.timesteps(network, x, x.size(0));
   Prediction prediction;
-  if (by.of == DensityOf::x) prediction = guided_x_0(network, x, points, labels, guidance);
+  if (by.of == DensityOf::x) prediction = guided_x_0(network, x, points, condition, guidance);
   const at::Tensor score = gradient(x, [&](at::Tensor const& leaf) {
-    if (by.of == DensityOf::x) return by.log_density(leaf, t, Condition{labels.conditional});
-    prediction = guided_x_0(network, leaf, points, labels, guidance);
-    return by.log_density(prediction.x_0, t, Condition{labels.conditional});
+    if (by.of == DensityOf::x) return by.log_density(leaf, t, condition.conditional);
+    prediction = guided_x_0(network, leaf, points, condition, guidance);
+    return by.log_density(prediction.x_0, t, condition.conditional);
   });
   prediction.x_0 = points.moved(prediction.x_0.detach(), score, by.scale);
   for (at::Tensor* kept : {&prediction.variance_fraction, &prediction.momentum}) {
@@ -260,10 +256,10 @@ Prediction gradient_x_0(Network const& network, at::Tensor const& x, Points cons
 }
 
 template <class Points>
-Prediction denoise(Network const& network, at::Tensor const& x, Points const& points, BatchLabels const& labels,
+Prediction denoise(Network const& network, at::Tensor const& x, Points const& points, BatchCondition const& condition,
                    EvaluationGuidance const& guidance, Thresholding const& thresholding) {
-  Prediction prediction = guidance.gradient ? gradient_x_0(network, x, points, labels, guidance)
-                                            : guided_x_0(network, x, points, labels, guidance);
+  Prediction prediction = guidance.gradient ? gradient_x_0(network, x, points, condition, guidance)
+                                            : guided_x_0(network, x, points, condition, guidance);
   prediction.unclipped_x_0 = prediction.x_0;
   if (thresholding != Thresholding::none()) prediction.x_0 = thresholding(prediction.x_0);
   return prediction;
@@ -274,31 +270,33 @@ Prediction denoise(Network const& network, at::Tensor const& x, Points const& po
 /// Evaluates a network at a point of the trajectory.
 ///
 /// @param x [n, C, H, W] at noise level `point.level`
-inline Prediction denoise(Network const& network, at::Tensor const& x, Timestep const& point, BatchLabels const& labels,
-                          EvaluationGuidance const& guidance, Thresholding const& thresholding) {
-  return detail::denoise(network, x, detail::SharedPoint{point}, labels, guidance, thresholding);
+inline Prediction denoise(Network const& network, at::Tensor const& x, Timestep const& point,
+                          BatchCondition const& condition, EvaluationGuidance const& guidance,
+                          Thresholding const& thresholding) {
+  return detail::denoise(network, x, detail::SharedPoint{point}, condition, guidance, thresholding);
 }
 
 /// The same with each image at a point of its own.
 /// @param points one an image
 inline Prediction denoise(Network const& network, at::Tensor const& x, std::span<const Timestep> points,
-                          BatchLabels const& labels, EvaluationGuidance const& guidance,
+                          BatchCondition const& condition, EvaluationGuidance const& guidance,
                           Thresholding const& thresholding) {
-  return detail::denoise(network, x, detail::PointEach{points}, labels, guidance, thresholding);
+  return detail::denoise(network, x, detail::PointEach{points}, condition, guidance, thresholding);
 }
 
 /// With classifier-free guidance or none.
 /// @param guidance_scale, guided_channels see EvaluationGuidance
-inline Prediction denoise(Network const& network, at::Tensor const& x, Timestep const& point, BatchLabels const& labels,
-                          double guidance_scale, std::int64_t guided_channels, Thresholding const& thresholding) {
-  return denoise(network, x, point, labels, {.scale = guidance_scale, .channels = guided_channels}, thresholding);
+inline Prediction denoise(Network const& network, at::Tensor const& x, Timestep const& point,
+                          BatchCondition const& condition, double guidance_scale, std::int64_t guided_channels,
+                          Thresholding const& thresholding) {
+  return denoise(network, x, point, condition, {.scale = guidance_scale, .channels = guided_channels}, thresholding);
 }
 
 /// The same with each image at a point of its own.
 inline Prediction denoise(Network const& network, at::Tensor const& x, std::span<const Timestep> points,
-                          BatchLabels const& labels, double guidance_scale, std::int64_t guided_channels,
+                          BatchCondition const& condition, double guidance_scale, std::int64_t guided_channels,
                           Thresholding const& thresholding) {
-  return denoise(network, x, points, labels, {.scale = guidance_scale, .channels = guided_channels}, thresholding);
+  return denoise(network, x, points, condition, {.scale = guidance_scale, .channels = guided_channels}, thresholding);
 }
 
 }  // namespace tstitch

@@ -12,6 +12,7 @@
 #include <string>
 
 #include "../plan/plan.hpp"
+#include "host_tensor.hpp"
 #include "network.hpp"
 
 namespace tstitch {
@@ -48,12 +49,6 @@ struct GradientGuidance {
 };
 
 namespace detail {
-
-inline std::string shape_text(at::IntArrayRef sizes) {
-  std::string text = "[";
-  for (std::size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
-  return text + "]";
-}
 
 /// The factor [n, 1, 1, 1] that brings a guided output phi of the way to the deviation of the conditional one (Lin et
 /// al. 2024, arXiv 2305.08891, Eq. 15 and 16). An output that is the same everywhere stays as it is.

@@ -1,12 +1,14 @@
 /// @file
-/// Tensors from host numbers.
+/// Tensors from host numbers, and their shapes as text.
 #pragma once
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 namespace tstitch::detail {
@@ -22,6 +24,13 @@ inline at::Tensor to_device(std::vector<std::int64_t> const& values, at::Device 
   const at::Tensor host = host_tensor({std::int64_t(values.size())}, at::kLong, device.is_cuda());
   std::copy(values.begin(), values.end(), host.mutable_data_ptr<std::int64_t>());
   return device.is_cpu() ? host : host.to(device, at::kLong, /*non_blocking=*/true);
+}
+
+/// "[2, 3]"
+inline std::string shape_text(at::IntArrayRef sizes) {
+  std::string text = "[";
+  for (std::size_t i = 0; i < sizes.size(); ++i) text += (i ? ", " : "") + std::to_string(sizes[i]);
+  return text + "]";
 }
 
 }  // namespace tstitch::detail

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../plan/noise_schedule.hpp"
+#include "condition.hpp"
 
 namespace tstitch {
 
@@ -52,10 +53,15 @@ struct NetworkInfo {
   std::int64_t num_classes = 0;                 ///< 0: the network takes no class label
   std::optional<std::int64_t> null_class = {};  ///< the label that means "no class"; guidance needs it
   std::vector<std::string> class_names = {};    ///< empty, or one a class
+  std::vector<ConditionInfo> conditions =
+      {};  ///< the other tensors that it asks for, in the order in which it takes them
 
   TimestepType timestep_type = TimestepType::int64;
   std::optional<NoiseSchedule> noise_schedule = {};
   Decoding decoding = Decoding::none;
+  /// x is latent_scale (latent - latent_shift), where `latent` is what the autoencoder knows; 0: not stated.
+  double latent_scale = 0;
+  double latent_shift = 0;
   double guidance_scale = 1.0;  ///< the scale that its makers recommend
 
   std::string training_data = {};
@@ -72,11 +78,6 @@ struct NetworkInfo {
     double mlp_ratio = 0;
   };
   Architecture architecture = {};
-};
-
-/// What a network is conditioned on.
-struct Condition {
-  at::Tensor labels;  ///< [n] int64, or undefined where there are no classes
 };
 
 /// A trained network: (x, t, condition) -> raw output. A cheap-to-copy value; calls cost a network evaluation, so the
@@ -158,8 +159,8 @@ inline std::string name_of(Network const& network, std::size_t index) {
 }  // namespace detail
 
 /// Everything in which networks of one run disagree although they must not, one sentence each; empty if they fit
-/// together. What a network does not state is not compared. Prediction type, learned variance, timestep type and number
-/// format may differ.
+/// together. What a network does not state is not compared. Prediction type, learned variance, timestep type, number
+/// format and the set of conditions may differ.
 inline std::vector<std::string> mismatches(std::vector<Network> const& networks) {
   std::vector<std::string> found;
   for (std::size_t k = 1; k < networks.size(); ++k) {
@@ -175,9 +176,7 @@ inline std::vector<std::string> mismatches(std::vector<Network> const& networks)
     compare("input channels", a.channels, b.channels);
     compare("input height", a.height, b.height);
     compare("input width", a.width, b.width);
-    if (a.num_classes != b.num_classes) {
-      differ("number of classes", std::to_string(a.num_classes), std::to_string(b.num_classes));
-    }
+    compare("number of classes", a.num_classes, b.num_classes);
     if (a.null_class && b.null_class) compare("null class", *a.null_class + 1, *b.null_class + 1);
     if (!a.class_names.empty() && !b.class_names.empty() && a.class_names != b.class_names) {
       std::size_t i = 0;
@@ -191,6 +190,19 @@ inline std::vector<std::string> mismatches(std::vector<Network> const& networks)
     if (a.decoding != b.decoding) {
       const auto text = [](Decoding d) { return std::string(d == Decoding::pixels ? "pixels" : "no decoding"); };
       differ("decoding", text(a.decoding), text(b.decoding));
+    }
+    if (a.latent_scale != 0 && b.latent_scale != 0 &&
+        (a.latent_scale != b.latent_scale || a.latent_shift != b.latent_shift)) {
+      const auto text = [](NetworkInfo const& info) {
+        return detail::text(info.latent_scale) + " and " + detail::text(info.latent_shift);
+      };
+      differ("latent scale and shift", text(a), text(b));
+    }
+    for (ConditionInfo const& left : a.conditions) {
+      for (ConditionInfo const& right : b.conditions) {
+        if (left.name != right.name || detail::can_be_one(left, right)) continue;
+        differ("condition '" + left.name + "'", detail::text_of(left), detail::text_of(right));
+      }
     }
     if (networks[0].device() != networks[k].device()) {
       differ("device", networks[0].device().str(), networks[k].device().str());

@@ -5,6 +5,7 @@
 /// line of UTF-8 text; required keys are marked *:
 ///
 ///     tstitch/format *                  1
+///     tstitch/kind                      network (default), or what autoencoder.hpp describes: decoder or encoder
 ///     tstitch/name *                    shown in messages and plans
 ///     tstitch/input_channels *, input_height *, input_width *
 ///     tstitch/prediction *              epsilon | sample | v_prediction | flow
@@ -12,14 +13,21 @@
 ///     tstitch/num_classes               0 (default): the network takes (x, t); else (x, t, labels)
 ///     tstitch/null_class                the label of "no class", or none (default)
 ///     tstitch/class_names               one a line
+///     tstitch/conditions                the tensors that forward takes after those, one a line: name, type (float, the
+///                                       network's own, or int64) and the sizes for one image, * for any:
+///                                       "text_embedding float 77 768"
 ///     tstitch/timestep_type *           int64 | float32
 ///     tstitch/noise_schedule *          linear | scaled_linear | cosine | flow | alphas_cumprod
 ///     tstitch/num_train_timesteps *     but for the last; and beta_start *, beta_end * for the first two,
 ///     tstitch/alphas_cumprod *          one number a line, for the last
 ///     tstitch/decoding                  pixels | none (default)
+///     tstitch/latent_scale, latent_shift  where x is not a picture: scale (latent - shift)
 ///     tstitch/guidance_scale            recommended by its makers
 ///     tstitch/training_data, license, images_seen
 ///     tstitch/architecture, width, depth, heads, patch_size, mlp_ratio
+///
+/// and for the two halves of an autoencoder, whose forward takes and gives one tensor: format *, kind *, name *,
+/// latent_channels *, picture_channels (3), upsampling *, latent_scale *, latent_shift (0), license.
 ///
 /// Files are not frozen, and parameters keep their names, so that other engines can take the weights from the same
 /// file; freezing happens here.
@@ -31,6 +39,7 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
 
+#include <algorithm>
 #include <charconv>
 #include <fstream>
 #include <istream>
@@ -44,6 +53,8 @@
 #include <utility>
 #include <vector>
 
+#include "autoencoder.hpp"
+#include "file.hpp"
 #include "host_tensor.hpp"
 #include "network.hpp"
 
@@ -61,6 +72,8 @@ struct TorchScriptOptions {
 };
 
 namespace detail {
+
+inline constexpr FileKind torchscript_file{"load_torchscript", "a TorchScript file"};
 
 /// Reads the metadata of one file; every failure names the file, the key and the value.
 class MetadataReader {
@@ -156,10 +169,44 @@ inline NoiseSchedule read_noise_schedule(MetadataReader const& file) {
                               : NoiseSchedule::scaled_linear(count, start, end);
 }
 
+inline std::vector<ConditionInfo> read_conditions(MetadataReader const& file) {
+  constexpr auto key = "conditions", rule = "must be lines of a name, float or int64, and sizes";
+  std::vector<ConditionInfo> conditions;
+  for (std::string const& line : file.lines(key)) {
+    std::vector<std::string> words;
+    for (std::size_t begin = 0; begin <= line.size();) {
+      const std::size_t end = std::min(line.find(' ', begin), line.size());
+      words.push_back(line.substr(begin, end - begin));
+      begin = end + 1;
+    }
+    if (words.size() < 2 || words[0].empty()) file.fail(key, rule, "'" + line + "'");
+    ConditionInfo condition{.name = words[0]};
+    condition.floating = file.choice<bool>(key, words[1], {{"float", true}, {"int64", false}});
+    for (std::size_t i = 2; i < words.size(); ++i) {
+      const std::int64_t size = words[i] == "*" ? 0 : file.parse<std::int64_t>(key, words[i]);
+      if (size < 0 || (size == 0 && words[i] != "*")) file.fail(key, rule, "'" + line + "'");
+      condition.shape.push_back(size);
+    }
+    for (ConditionInfo const& other : conditions) {
+      if (other.name == condition.name) file.fail(key, "must have different names", "'" + other.name + "' twice");
+    }
+    conditions.push_back(std::move(condition));
+  }
+  return conditions;
+}
+
+/// @param kind network, decoder or encoder
+inline void require_kind(MetadataReader const& file, std::string const& kind) {
+  if (const std::string got = file.text("kind", "network"); got != kind) {
+    file.fail("kind", "must be " + kind, "'" + got + "'");
+  }
+}
+
 inline NetworkInfo read_network_info(MetadataReader const& file) {
   if (const std::string format = file.text("format"); format != "1") {
     file.fail("format", "must be 1, the format that this version reads", "'" + format + "'");
   }
+  require_kind(file, "network");
   NetworkInfo info;
   info.name = file.text("name");
   info.prediction_type = file.choice<PredictionType>("prediction", file.text("prediction"),
@@ -191,6 +238,7 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
     file.fail("class_names", "must have one line for each of the " + std::to_string(info.num_classes) + " classes",
               std::to_string(info.class_names.size()) + " lines");
   }
+  info.conditions = read_conditions(file);
   info.timestep_type = file.choice<TimestepType>("timestep_type", file.text("timestep_type"),
                                                  {{"int64", TimestepType::int64}, {"float32", TimestepType::float32}});
   try {
@@ -200,6 +248,8 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
   }
   info.decoding = file.choice<Decoding>("decoding", file.text("decoding", "none"),
                                         {{"pixels", Decoding::pixels}, {"none", Decoding::none}});
+  info.latent_scale = file.number<double>("latent_scale", 0.0);
+  info.latent_shift = file.number<double>("latent_shift", 0.0);
   info.guidance_scale = file.number<double>("guidance_scale", 1.0);
   info.training_data = file.text("training_data", "");
   info.license = file.text("license", "");
@@ -213,6 +263,28 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
   return info;
 }
 
+/// @param kind decoder or encoder
+inline AutoencoderInfo read_autoencoder_info(MetadataReader const& file, std::string const& kind) {
+  if (const std::string format = file.text("format"); format != "1") {
+    file.fail("format", "must be 1, the format that this version reads", "'" + format + "'");
+  }
+  require_kind(file, kind);
+  AutoencoderInfo info;
+  info.name = file.text("name");
+  for (auto [key, value] :
+       {std::pair{"latent_channels", &info.latent_channels}, std::pair{"picture_channels", &info.picture_channels},
+        std::pair{"upsampling", &info.upsampling}}) {
+    *value =
+        std::string(key) == "picture_channels" ? file.number<std::int64_t>(key, 3) : file.number<std::int64_t>(key);
+    if (*value < 1 || *value > 4096) file.fail(key, "must be in [1, 4096]", std::to_string(*value));
+  }
+  info.latent_scale = file.number<double>("latent_scale");
+  if (!(info.latent_scale > 0)) file.fail("latent_scale", "must be above 0", text(info.latent_scale));
+  info.latent_shift = file.number<double>("latent_shift", 0.0);
+  info.license = file.text("license", "");
+  return info;
+}
+
 /// @param source how messages call the file
 inline NetworkInfo read_network_info(caffe2::serialize::PyTorchStreamReader& archive, std::string const& source,
                                      std::optional<NetworkInfo> const& otherwise = {}) {
@@ -223,34 +295,6 @@ inline NetworkInfo read_network_info(caffe2::serialize::PyTorchStreamReader& arc
                              ": must carry tstitch metadata (see torchscript.hpp), got a TorchScript file without any");
   }
   return read_network_info(file);
-}
-
-/// Runs `action`, turning what torch throws at a bad file into one line.
-template <class Action>
-auto reading(std::string const& source, Action action) {
-  try {
-    return action();
-  } catch (c10::Error const& error) {
-    // The first line of many.
-    const std::string_view text = error.what_without_backtrace();
-    throw std::runtime_error("tstitch::load_torchscript: " + source + ": must be a TorchScript file, got '" +
-                             std::string(text.substr(0, text.find('\n'))) + "'");
-  }
-}
-
-inline std::string quoted(std::string const& path) {
-  return "'" + path + "'";
-}
-
-/// @throws std::runtime_error
-inline void require_readable(std::string const& path) {
-  std::ifstream file(path, std::ios::binary);
-  char byte;
-  if (!file)
-    throw std::runtime_error("tstitch::load_torchscript: '" + path + "': must be a file that can be read, got none");
-  if (!file.get(byte))
-    throw std::runtime_error("tstitch::load_torchscript: '" + path +
-                             "': must be a TorchScript file, got an empty file or a folder");
 }
 
 inline void require_device(at::Device device) {
@@ -282,48 +326,70 @@ class WarmUp {
   std::set<std::vector<std::int64_t>> shapes_;
 };
 
-inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchScriptOptions const& options,
-                            std::string const& source) {
-  const c10::AutoGradMode no_gradients(false);
-  at::ScalarType type = options.dtype.value_or(at::kFloat);
+inline at::ScalarType type_of(torch::jit::Module const& module, TorchScriptOptions const& options) {
+  const at::ScalarType type = options.dtype.value_or(at::kFloat);
   if (type != at::kFloat && type != at::kHalf && type != at::kBFloat16) {
     refuse("load_torchscript", "dtype must be float32, float16 or bfloat16", at::toString(type));
   }
-  if (!options.dtype && !options.device.is_cpu()) {
-    for (at::Tensor const& parameter : module.parameters()) {
-      if (parameter.is_floating_point()) {
-        type = parameter.scalar_type();
-        break;
-      }
-    }
+  if (options.dtype || options.device.is_cpu()) return type;
+  for (at::Tensor const& parameter : module.parameters()) {
+    if (parameter.is_floating_point()) return parameter.scalar_type();
   }
-  const std::size_t inputs = info.num_classes ? 3 : 2;
+  return type;
+}
+
+inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchScriptOptions const& options,
+                            std::string const& source) {
+  const c10::AutoGradMode no_gradients(false);
+  const at::ScalarType type = type_of(module, options);
+  std::string inputs = info.num_classes ? "(x, t, labels" : "(x, t";
+  for (ConditionInfo const& condition : info.conditions) inputs += ", " + condition.name;
   const auto forward = module.find_method("forward");
-  if (!forward || forward->num_inputs() != inputs + 1) {  // one more for the module itself
-    throw std::runtime_error("tstitch::load_torchscript: " + source + ": forward must take (x, t" +
-                             (inputs == 3 ? ", labels)" : ")") + ", got " +
+  const std::size_t count = 2 + (info.num_classes ? 1 : 0) + info.conditions.size();
+  if (!forward || forward->num_inputs() != count + 1) {  // one more for the module itself
+    throw std::runtime_error("tstitch::load_torchscript: " + source + ": forward must take " + inputs + "), got " +
                              (forward ? std::to_string(forward->num_inputs() - 1) + " arguments" : "no forward"));
   }
   module.eval();
   module.to(options.device, type);
   const auto frozen = std::make_shared<torch::jit::Module>(torch::jit::freeze(module));
   const auto warm_up = options.device.is_cpu() ? nullptr : std::make_shared<WarmUp>();
+  // The arguments of the constructor may be evaluated in any order, and one of them takes `info` away.
+  const bool labelled = info.num_classes > 0;
+  std::vector<ConditionInfo> conditions = info.conditions;
   const Network network(
-      [frozen, type, warm_up](at::Tensor const& x, at::Tensor const& t, Condition const& condition) {
+      [frozen, type, warm_up, labelled, conditions = std::move(conditions)](at::Tensor const& x, at::Tensor const& t,
+                                                                            Condition const& condition) {
         std::vector<c10::IValue> arguments{x.to(type), t};
-        if (condition.labels.defined()) arguments.emplace_back(condition.labels);
+        if (labelled) arguments.emplace_back(condition.labels);
+        for (ConditionInfo const& wanted : conditions) {
+          at::Tensor const& tensor = condition.at(wanted.name);
+          arguments.emplace_back(wanted.floating ? tensor.to(type) : tensor);
+        }
         if (warm_up) warm_up->before(x.sizes(), [&] { frozen->forward(arguments); });
         return frozen->forward(std::move(arguments)).toTensor();
       },
       std::move(info), options.device);
+  NetworkInfo const& stated = network.info();
+  // Sizes that may be anything are known when the network is asked; it warms up then.
+  const auto any_size = [](ConditionInfo const& wanted) {
+    return std::find(wanted.shape.begin(), wanted.shape.end(), 0) != wanted.shape.end();
+  };
+  if (std::any_of(stated.conditions.begin(), stated.conditions.end(), any_size)) return network;
   for (const std::int64_t rows : options.warm_up_rows) {
-    NetworkInfo const& stated = network.info();
     const at::Tensor x =
         host_tensor({rows, stated.channels, stated.height, stated.width}, at::kFloat).zero_().to(options.device);
     const at::Tensor integers = to_device(std::vector<std::int64_t>(std::size_t(rows), 0), options.device);
     const at::Tensor t = stated.timestep_type == TimestepType::int64 ? integers : integers.to(at::kFloat);
     const int runs = warm_up ? 1 : 3;  // TorchScript has settled after three, two of which WarmUp makes
-    for (int run = 0; run < runs; ++run) network(x, t, Condition{stated.num_classes ? integers : at::Tensor()});
+    Condition condition{.labels = stated.num_classes ? integers : at::Tensor()};
+    for (ConditionInfo const& wanted : stated.conditions) {
+      std::vector<std::int64_t> sizes{rows};
+      for (const std::int64_t size : wanted.shape) sizes.push_back(size);
+      const at::ScalarType kind = wanted.floating ? at::kFloat : at::kLong;
+      condition.tensors.emplace_back(wanted.name, host_tensor(sizes, kind).zero_().to(options.device));
+    }
+    for (int run = 0; run < runs; ++run) network(x, t, condition);
   }
   return network;
 }
@@ -333,8 +399,8 @@ inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchSc
 /// Reads what a network is without loading its weights.
 /// @throws std::runtime_error for files that cannot be read or say nothing
 inline NetworkInfo read_network_info(std::string const& path) {
-  detail::require_readable(path);
-  return detail::reading(detail::quoted(path), [&] {
+  detail::require_readable(detail::torchscript_file, path);
+  return detail::reading(detail::torchscript_file, detail::quoted(path), [&] {
     caffe2::serialize::PyTorchStreamReader archive(path);
     return detail::read_network_info(archive, detail::quoted(path));
   });
@@ -343,9 +409,9 @@ inline NetworkInfo read_network_info(std::string const& path) {
 /// Loads a network, freezes it, and warms it up.
 /// @throws std::runtime_error naming the file and what is wrong with it
 inline Network load_torchscript(std::string const& path, TorchScriptOptions const& options = {}) {
-  detail::require_readable(path);
+  detail::require_readable(detail::torchscript_file, path);
   detail::require_device(options.device);
-  return detail::reading(detail::quoted(path), [&] {
+  return detail::reading(detail::torchscript_file, detail::quoted(path), [&] {
     caffe2::serialize::PyTorchStreamReader archive(path);
     NetworkInfo info = detail::read_network_info(archive, detail::quoted(path), options.info);
     return detail::make_network(torch::jit::load(path), std::move(info), options, detail::quoted(path));
@@ -355,7 +421,7 @@ inline Network load_torchscript(std::string const& path, TorchScriptOptions cons
 /// The same from a seekable stream that holds nothing but the file.
 inline Network load_torchscript(std::istream& stream, TorchScriptOptions const& options = {}) {
   detail::require_device(options.device);
-  return detail::reading("the stream", [&] {
+  return detail::reading(detail::torchscript_file, "the stream", [&] {
     caffe2::serialize::PyTorchStreamReader archive(&stream);
     NetworkInfo info = detail::read_network_info(archive, "the stream", options.info);
     stream.clear();
@@ -380,6 +446,46 @@ inline std::vector<Network> load_torchscript_networks(std::vector<std::string> c
   for (std::string const& path : paths) networks.push_back(load_torchscript(path, options));
   require_compatible(networks);
   return networks;
+}
+
+namespace detail {
+
+/// One half of an autoencoder, ready to run.
+inline Autoencoder load_autoencoder(std::string const& path, std::string const& kind,
+                                    TorchScriptOptions const& options) {
+  require_readable(torchscript_file, path);
+  require_device(options.device);
+  return reading(torchscript_file, quoted(path), [&] {
+    caffe2::serialize::PyTorchStreamReader archive(path);
+    AutoencoderInfo info = read_autoencoder_info(MetadataReader(archive, quoted(path)), kind);
+    torch::jit::Module module = torch::jit::load(path);
+    const c10::AutoGradMode no_gradients(false);
+    const at::ScalarType type = type_of(module, options);
+    const auto forward = module.find_method("forward");
+    if (!forward || forward->num_inputs() != 2) {
+      throw std::runtime_error("tstitch::load_torchscript: " + quoted(path) + ": forward must take one tensor, got " +
+                               (forward ? std::to_string(forward->num_inputs() - 1) + " arguments" : "no forward"));
+    }
+    module.eval();
+    module.to(options.device, type);
+    const auto frozen = std::make_shared<torch::jit::Module>(torch::jit::freeze(module));
+    return Autoencoder{[frozen, type](at::Tensor const& x) { return frozen->forward({x.to(type)}).toTensor(); },
+                       std::move(info), options.device};
+  });
+}
+
+}  // namespace detail
+
+/// Loads the decoder of an autoencoder: latents to pictures.
+/// @throws std::runtime_error naming the file and what is wrong with it
+inline Decoder load_decoder(std::string const& path, TorchScriptOptions const& options = {}) {
+  return Decoder(detail::load_autoencoder(path, "decoder", options));
+}
+
+/// Loads the encoder of an autoencoder: pictures to latents.
+/// @throws std::runtime_error naming the file and what is wrong with it
+inline Encoder load_encoder(std::string const& path, TorchScriptOptions const& options = {}) {
+  return Encoder(detail::load_autoencoder(path, "encoder", options));
 }
 
 }  // namespace tstitch

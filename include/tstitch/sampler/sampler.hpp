@@ -176,7 +176,7 @@ class Sampler {
   Rule const& rule() const { return rule_; }
 
   /// Checks everything that can be checked and draws the initial noise. The whole request is one batch.
-  /// Waits for the device of a mask, if there is one, to see its values.
+  /// Waits for the device where tensors of the request are to be sent there, and to see the values of a mask.
   /// @throws std::invalid_argument for a request that does not suit the networks
   /// @throws std::runtime_error for networks that do not fit together
   Trajectory begin(std::vector<Network> const& networks, Request const& request) const {
@@ -202,7 +202,7 @@ class Sampler {
 
     at::Tensor x_0, momentum;
     const auto denoise_at = [&](at::Tensor const& x, auto const& where) {
-      Prediction prediction = denoise(network, x, where, trajectory.labels, guidance, thresholding);
+      Prediction prediction = denoise(network, x, where, trajectory.condition, guidance, thresholding);
       if (!x_0.defined()) {
         x_0 = prediction.x_0;
         momentum = prediction.momentum;
@@ -221,7 +221,8 @@ class Sampler {
           past.network = index;
           EvaluationGuidance then = evaluation_guidance(networks, trajectory, past.step, index);
           then.momentum.reset();
-          past.x_0 = denoise(network, past.x, {past.step.t, past.step.from}, trajectory.labels, then, thresholding).x_0;
+          past.x_0 =
+              denoise(network, past.x, {past.step.t, past.step.from}, trajectory.condition, then, thresholding).x_0;
         }
       }
     }
@@ -368,10 +369,7 @@ class Sampler {
       }
       if (planned.guidance_scale == 1) continue;
       guided = true;
-      if (!info.null_class && planned.guide_evaluations == 0) {
-        detail::refuse("Guidance", "needs networks that were trained with a null class",
-                       detail::name_of(networks[planned.network], planned.network));
-      }
+      if (planned.guide_evaluations == 0) require_null(networks[planned.network], planned.network, request);
     }
     for (std::size_t k = 0; k < networks.size(); ++k) {
       const auto& stated = networks[k].info().noise_schedule;
@@ -388,10 +386,15 @@ class Sampler {
     if (request.batch_size < 0)
       detail::refuse("Request", "batch_size must not be negative", double(request.batch_size));
     if (request.count == 0) {
-      request.count =
-          std::max<std::int64_t>({1, std::int64_t(request.seeds.size()), std::int64_t(request.labels.size()),
-                                  request.initial_noise.defined() ? request.initial_noise.size(0) : 0,
-                                  request.initial_image.defined() ? request.initial_image.size(0) : 0});
+      for (NamedCondition const& each : request.conditions) {
+        for (at::Tensor const* tensor : {&each.value, &each.null}) {
+          if (tensor->defined() && tensor->dim() > 0) request.count = std::max(request.count, tensor->size(0));
+        }
+      }
+      request.count = std::max<std::int64_t>({1, request.count, std::int64_t(request.seeds.size()),
+                                              std::int64_t(request.labels.size()),
+                                              request.initial_noise.defined() ? request.initial_noise.size(0) : 0,
+                                              request.initial_image.defined() ? request.initial_image.size(0) : 0});
     }
     const std::size_t count = std::size_t(request.count);
     const std::string one_each = "one for each of the " + std::to_string(count) + " images is needed";
@@ -401,7 +404,11 @@ class Sampler {
     if (request.seeds.size() != count) detail::refuse("Request", "seeds: " + one_each, double(request.seeds.size()));
     if (request.batch_size == 0) request.batch_size = request.count;
 
-    NetworkInfo const& info = networks[0].info();
+    check_conditions(networks, plan, request);
+    // Networks that know classes know the same.
+    const auto knows_classes = [](Network const& network) { return network.info().num_classes > 0; };
+    const auto with_classes = std::find_if(networks.begin(), networks.end(), knows_classes);
+    NetworkInfo const& info = (with_classes == networks.end() ? networks.front() : *with_classes).info();
     if (request.labels.size() == 1) request.labels.assign(count, request.labels[0]);
     if (request.labels.empty() && info.num_classes > 0) {
       detail::refuse("Request", "labels: these networks need them, " + one_each, 0);
@@ -444,6 +451,73 @@ class Sampler {
                      double(request.guidance.channels));
     }
     return request;
+  }
+
+  /// Classifier-free guidance needs a half without the condition.
+  static void require_null(Network const& network, std::size_t index, Request const& request) {
+    if (network.info().null_class) return;
+    for (ConditionInfo const& wanted : network.info().conditions) {
+      for (NamedCondition const& given : request.conditions) {
+        if (given.name == wanted.name && given.null.defined()) return;
+      }
+    }
+    detail::refuse("Guidance",
+                   network.info().conditions.empty()
+                       ? "needs networks that were trained with a null class"
+                       : "needs a null class or the null counterpart of a condition that the network takes",
+                   detail::name_of(network, index));
+  }
+
+  /// Every network that is asked gets what it needs, and nothing is given in vain.
+  static void check_conditions(std::vector<Network> const& networks, Plan const& plan, Request const& request) {
+    std::vector<bool> wanted(request.conditions.size());
+    const auto check = [&](std::size_t k) {
+      for (ConditionInfo const& asked : networks[k].info().conditions) {
+        const auto is_it = [&](NamedCondition const& each) { return each.name == asked.name; };
+        const auto given = std::find_if(request.conditions.begin(), request.conditions.end(), is_it);
+        const std::string place = "conditions: '" + asked.name + "'";
+        if (given == request.conditions.end()) {
+          detail::refuse("Request", place + " is needed by " + detail::name_of(networks[k], k), "none");
+        }
+        wanted[std::size_t(given - request.conditions.begin())] = true;
+        for (at::Tensor const* tensor : {&given->value, &given->null}) {
+          if (tensor == &given->null && !tensor->defined()) continue;
+          const std::string part = place + (tensor == &given->null ? ".null" : "");
+          if (!tensor->defined() || !detail::fits(asked, tensor->sizes())) {
+            detail::refuse("Request",
+                           part + " must be [n or 1, ...] of " + detail::text_of(asked) + " for " +
+                               detail::name_of(networks[k], k),
+                           tensor->defined() ? detail::shape_text(tensor->sizes()) : "an undefined tensor");
+          }
+          if (tensor->size(0) != 1 && tensor->size(0) != request.count) {
+            detail::refuse("Request",
+                           part + " must have 1 row or one for each of " + std::to_string(request.count) + " images",
+                           double(tensor->size(0)));
+          }
+          if (asked.floating != tensor->is_floating_point()) {
+            detail::refuse("Request", part + " must be " + (asked.floating ? "of a floating type" : "int64"),
+                           at::toString(tensor->scalar_type()));
+          }
+        }
+      }
+    };
+    for (PlannedStep const& planned : plan.steps) {
+      check(planned.network);
+      if (planned.guide_evaluations) check(planned.guide_network);
+    }
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
+      if (wanted[i]) continue;
+      // A network of the run may be one that the plan does not ask.
+      for (Network const& network : networks) {
+        for (ConditionInfo const& asked : network.info().conditions) {
+          wanted[i] = wanted[i] || asked.name == request.conditions[i].name;
+        }
+      }
+      if (!wanted[i]) {
+        detail::refuse("Request", "conditions: each must be one that a network asks for",
+                       "'" + request.conditions[i].name + "'");
+      }
+    }
   }
 
   /// Checks what belongs to an initial image; that and the noise have their shapes.
@@ -489,13 +563,19 @@ class Sampler {
     const auto cut_rows = [&](at::Tensor& tensor) {
       if (!tensor.defined()) return;
       const at::Tensor rows = tensor.narrow(0, first, images);
-      tensor = rows.new_empty({part.count, rows.size(1), rows.size(2), rows.size(3)});
+      std::vector<std::int64_t> sizes = rows.sizes().vec();
+      sizes[0] = part.count;
+      tensor = rows.new_empty(sizes);
       tensor.copy_(rows.narrow(0, images - 1, 1).expand_as(tensor));
       tensor.narrow(0, 0, images).copy_(rows);
     };
     cut_rows(part.initial_noise);
     cut_rows(part.initial_image);
     if (whole.mask.defined() && whole.mask.size(0) > 1) cut_rows(part.mask);
+    for (NamedCondition& each : part.conditions) {
+      if (each.value.size(0) > 1) cut_rows(each.value);
+      if (each.null.defined() && each.null.size(0) > 1) cut_rows(each.null);
+    }
     return part;
   }
 
@@ -508,7 +588,7 @@ class Sampler {
                           .level = begin_of(plan_.steps[first].step),
                           .x = request.initial_noise,
                           .seeds = request.seeds,
-                          .labels = {},
+                          .condition = {},
                           .guidance = request.guidance,
                           .noise_source = request.noise_source,
                           .gradient = request.gradient};
@@ -532,18 +612,50 @@ class Sampler {
         x = weighted_sum(trajectory.level.alpha, image, trajectory.level.sigma, x);
       }
     }
-    if (!request.labels.empty()) {
-      std::vector<std::int64_t> labels = request.labels;
-      trajectory.labels.conditional = detail::to_device(labels, device);
+    trajectory.condition = condition_of(networks, request, x.options());
+    return trajectory;
+  }
+
+  /// The condition of a checked batch on the networks' device.
+  static BatchCondition condition_of(std::vector<Network> const& networks, Request const& request,
+                                     at::TensorOptions const& options) {
+    const at::Device device = options.device();
+    BatchCondition batch;
+    bool has_null = false;
+    std::vector<std::int64_t> labels = request.labels;
+    if (!labels.empty()) {
+      batch.conditional.labels = detail::to_device(labels, device);
       // Any network that states a null class states the same.
       for (Network const& network : networks) {
-        if (!network.info().null_class) continue;
+        if (!network.info().null_class || has_null) continue;
         labels.resize(2 * request.labels.size(), *network.info().null_class);
-        trajectory.labels.guided = detail::to_device(labels, device);
-        break;
+        has_null = true;
       }
     }
-    return trajectory;
+    for (NamedCondition const& each : request.conditions) has_null = has_null || each.null.defined();
+    const auto rows_of = [&](at::Tensor const& tensor) {
+      std::vector<std::int64_t> sizes = tensor.sizes().vec();
+      sizes[0] = request.count;
+      const at::ScalarType type = tensor.is_floating_point() ? at::typeMetaToScalarType(options.dtype()) : at::kLong;
+      return tensor.to(device, type).expand(sizes);
+    };
+    for (NamedCondition const& each : request.conditions) {
+      const at::Tensor value = rows_of(each.value);
+      batch.conditional.tensors.emplace_back(each.name, value.contiguous());
+      if (!has_null) continue;
+      std::vector<std::int64_t> sizes = value.sizes().vec();
+      sizes[0] *= 2;
+      const at::Tensor both = value.new_empty(sizes);
+      both.narrow(0, 0, request.count).copy_(value);
+      both.narrow(0, request.count, request.count).copy_(each.null.defined() ? rows_of(each.null) : value);
+      batch.guided.tensors.emplace_back(each.name, both);
+    }
+    if (has_null && !labels.empty()) {
+      if (labels.size() == request.labels.size())
+        labels.insert(labels.end(), request.labels.begin(), request.labels.end());
+      batch.guided.labels = detail::to_device(labels, device);
+    }
+    return batch;
   }
 
   /// Runs the batch again to say which step broke it; the noise is addressed, so it breaks there again.

@@ -17,6 +17,8 @@ namespace tstitch {
 struct Request {
   /// One an image, or one for all `count` of them; empty for networks without classes.
   std::vector<std::int64_t> labels = {};
+  /// What else the networks are conditioned on, by name; all that any of them asks for. What none asks for is refused.
+  std::vector<NamedCondition> conditions = {};
   /// How many images; 0 means as many as there are seeds or labels, and at least 1.
   std::int64_t count = 0;
   /// Image i has noise seed `seed + i`, unless `seeds` lists one for each.
@@ -81,7 +83,7 @@ struct Trajectory {
   at::Tensor x_0 = {};             ///< newest prediction; undefined before the first step
   std::vector<Past> history = {};  ///< oldest first, as many as the update rule wants
   std::vector<std::uint64_t> seeds;
-  BatchLabels labels;
+  BatchCondition condition;
   Guidance guidance;
   NoiseSource noise_source = noise;
   GradientGuidance gradient = {};

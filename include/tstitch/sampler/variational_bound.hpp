@@ -26,7 +26,7 @@
 namespace tstitch {
 
 /// How the last step, which ends at x_0 itself, is counted.
-enum class Decoder {
+enum class BoundDecoder {
   /// Pictures of 256 levels in [-1, 1]: the probability of the interval around the level, the outer two unbounded
   /// (Ho et al. 2020, Eq. 13).
   pixels,
@@ -41,7 +41,7 @@ enum class Decoder {
 
 struct VariationalBoundOptions {
   Variance variance = Variance::automatic;
-  Decoder decoder = Decoder::pixels;
+  BoundDecoder decoder = BoundDecoder::pixels;
   Thresholding thresholding = Thresholding::automatic();
   std::vector<std::int64_t> labels = {};  ///< one an image; empty for networks without classes
   std::uint64_t seed = 0;                 ///< image i is made noisy with seed `seed + i`
@@ -96,19 +96,19 @@ struct VariationalBound {
 namespace detail {
 
 /// Phi(x) of the standard normal distribution, to full relative precision below 0 too.
-inline at::Tensor normal_cdf(at::Tensor const& x, Decoder decoder) {
-  if (decoder == Decoder::pixels) return x.mul(-1 / std::numbers::sqrt2).erfc_().mul_(0.5);
+inline at::Tensor normal_cdf(at::Tensor const& x, BoundDecoder decoder) {
+  if (decoder == BoundDecoder::pixels) return x.mul(-1 / std::numbers::sqrt2).erfc_().mul_(0.5);
   const double root = std::sqrt(2 / std::numbers::pi);
   return x.mul(x).mul_(root * 0.044715).add_(root).mul_(x).tanh_().add_(1).mul_(0.5);
 }
 
 /// -log p(x_0) under a normal distribution with mean x_0 - error.
 inline at::Tensor decoder_nats(at::Tensor const& x_0, at::Tensor const& error, at::Tensor const& log_variance,
-                               Decoder decoder) {
+                               BoundDecoder decoder) {
   // In float64 for the tails, whatever the type of the images is: it is one step.
   const at::Tensor away = error.to(at::kDouble), log_deviation = log_variance.to(at::kDouble).mul_(0.5);
   const at::Tensor precision = log_deviation.neg().exp_();
-  if (decoder == Decoder::density) {
+  if (decoder == BoundDecoder::density) {
     return away.mul(precision).square_().mul_(0.5).add_(log_deviation).add_(std::log(2 * std::numbers::pi) / 2);
   }
   // Phi(upper) - Phi(lower), mirrored where the interval is above the mean, so that both are small in both tails.
@@ -117,7 +117,7 @@ inline at::Tensor decoder_nats(at::Tensor const& x_0, at::Tensor const& error, a
   const at::Tensor to_inner_end = away.neg().where(darkest, away.where(brightest, distance)).neg_().add_(half);
   const at::Tensor beyond =
       normal_cdf(distance.add(half).neg_().mul_(precision), decoder).masked_fill_(darkest.logical_or(brightest), 0);
-  const double least = decoder == Decoder::pixels ? std::numeric_limits<double>::min() : 1e-12;
+  const double least = decoder == BoundDecoder::pixels ? std::numeric_limits<double>::min() : 1e-12;
   return normal_cdf(to_inner_end.mul_(precision), decoder).sub_(beyond).clamp_min_(least).log_().neg_();
 }
 
@@ -185,6 +185,10 @@ inline void check_bound(Plan const& plan, std::vector<Network> const& networks, 
                          info.noise_schedule->name() + " for " + detail::name_of(networks[k], k) + ")",
                      "alpha = " + detail::text(step.from.alpha) + " at t = " + detail::text(step.t));
     }
+    if (!info.conditions.empty()) {
+      detail::refuse(place, "networks must be conditioned on class labels alone",
+                     "'" + info.conditions[0].name + "' for " + detail::name_of(networks[k], k));
+    }
     if (plan.steps[0].step.from.alpha == 0 && info.prediction_type == PredictionType::epsilon) {
       detail::refuse(place,
                      "a plan that begins at pure noise (alpha = 0) needs networks that predict x_0 or a velocity",
@@ -197,11 +201,11 @@ inline void check_bound(Plan const& plan, std::vector<Network> const& networks, 
   if (images.scalar_type() != at::kFloat && images.scalar_type() != at::kDouble) {
     detail::refuse(place, "images must be float32 or float64", at::toString(images.scalar_type()));
   }
-  if (options.decoder != Decoder::density) {
+  if (options.decoder != BoundDecoder::density) {
     const at::Tensor levels = images.add(1).mul_(127.5);
     const double outside = levels.sub(levels.round().clamp_(0, 255)).abs_().max().item<double>();
     if (!(outside < 0.01)) {
-      detail::refuse(place, "images must hold the 256 levels k / 127.5 - 1; other data needs Decoder::density",
+      detail::refuse(place, "images must hold the 256 levels k / 127.5 - 1; other data needs BoundDecoder::density",
                      detail::text(outside) + " levels beside them");
     }
   }
@@ -248,10 +252,10 @@ inline VariationalBound variational_bound(Plan const& plan, std::vector<Network>
     const at::Tensor x_0 = all.narrow(0, first, rows);
     std::vector<std::uint64_t> seeds;
     for (std::int64_t i = first; i < first + rows; ++i) seeds.push_back(options.seed + std::uint64_t(i));
-    BatchLabels labels;
+    BatchCondition condition;
     if (!options.labels.empty()) {
       const auto begin = options.labels.begin() + first;
-      labels.conditional = detail::to_device({begin, begin + rows}, device);
+      condition.conditional.labels = detail::to_device({begin, begin + rows}, device);
     }
     for (std::int64_t i = 0; i < steps; ++i) {
       Step const& step = plan.steps[i].step;
@@ -261,7 +265,7 @@ inline VariationalBound variational_bound(Plan const& plan, std::vector<Network>
           options.noise_source(seeds, NoiseAddress::of_step(step.index), x_0.sizes().slice(1), x_0.options());
       const at::Tensor x = weighted_sum(step.from.alpha, x_0, step.from.sigma, noise);
       for (std::size_t k = 0; k < networks.size(); ++k) {
-        const Prediction prediction = denoise(networks[k], x, Timestep{step.t, step.from}, labels, 1, 0,
+        const Prediction prediction = denoise(networks[k], x, Timestep{step.t, step.from}, condition, 1, 0,
                                               options.thresholding.resolve(networks[k].info()));
         const at::Tensor nats = detail::bound_nats(step, log_posterior, x_0, prediction, options);
         terms.select(0, std::int64_t(k)).select(0, i).narrow(0, first, rows).copy_(detail::bits_per_dimension(nats));

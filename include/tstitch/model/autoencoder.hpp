@@ -1,0 +1,195 @@
+/// @file
+/// Latents to pictures and back: the two halves of an autoencoder, in slices and tiles that bound memory.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../plan/error.hpp"
+#include "host_tensor.hpp"
+
+namespace tstitch {
+
+/// What an autoencoder is. Networks know latent_scale (latent - latent_shift) of a latent.
+struct AutoencoderInfo {
+  std::string name = {};
+  std::int64_t latent_channels = 4;
+  std::int64_t picture_channels = 3;
+  std::int64_t upsampling = 8;  ///< pixels of a picture for one of a latent, each way
+  double latent_scale = 1;
+  double latent_shift = 0;
+  std::string license = {};
+};
+
+/// One half of an autoencoder before slices and tiles: a callable and what it is.
+struct Autoencoder {
+  /// [n, C, h, w] in float32 to [n, C', h', w'] in any floating type.
+  std::function<at::Tensor(at::Tensor const&)> function;
+  AutoencoderInfo info = {};
+  at::Device device = at::kCPU;
+};
+
+/// How much is decoded or encoded at once.
+struct Tiling {
+  std::int64_t rows = 0;  ///< pictures at once, 0 for all
+  /// Height and width of a tile, in pixels of the latent; 0 for whole pictures. Tiles are all of this size, so that an
+  /// engine sees one shape; smaller pictures are one tile.
+  std::int64_t tile = 0;
+  /// By how much neighbouring tiles overlap at least, in pixels of the latent: there they go over into each other
+  /// linearly. Half a receptive field hides a seam; 16 does for the usual autoencoders.
+  std::int64_t overlap = 16;
+};
+
+namespace detail {
+
+/// Where tiles begin along one side; the last is moved back to end with the side.
+inline std::vector<std::int64_t> tile_starts(std::int64_t size, std::int64_t tile, std::int64_t overlap) {
+  std::vector<std::int64_t> starts{0};
+  while (starts.back() + tile < size) starts.push_back(std::min(starts.back() + tile - overlap, size - tile));
+  return starts;
+}
+
+/// [tile], how much a tile counts along one side: 1, falling linearly over `overlap` towards a neighbour.
+inline at::Tensor tile_weights(std::int64_t tile, std::int64_t overlap, bool before, bool after) {
+  const at::Tensor weights = host_tensor({tile}, at::kFloat);
+  float* const values = weights.mutable_data_ptr<float>();
+  for (std::int64_t i = 0; i < tile; ++i) {
+    const auto ramp = [&](std::int64_t from_edge) {
+      return std::min(1.0, (double(from_edge) + 0.5) / double(overlap));
+    };
+    values[i] = float((before ? ramp(i) : 1) * (after ? ramp(tile - 1 - i) : 1));
+  }
+  return weights;
+}
+
+/// Runs a half over rows and tiles.
+/// @param x [n, C, h, w]
+/// @param channels_out, up what comes out for x: [n, channels_out, up h, up w] where up is above 0, else divided by -up
+inline at::Tensor run_tiled(Autoencoder const& half, at::Tensor const& x, Tiling const& tiling,
+                            std::int64_t channels_out, std::int64_t unit_in, std::int64_t unit_out) {
+  const std::int64_t n = x.size(0), height = x.size(2) / unit_in, width = x.size(3) / unit_in;
+  const at::Tensor out = x.new_empty({n, channels_out, height * unit_out, width * unit_out});
+  const auto run = [&](at::Tensor const& part) {
+    const at::Tensor result = half.function(part.contiguous());
+    const std::int64_t h = part.size(2) / unit_in * unit_out, w = part.size(3) / unit_in * unit_out;
+    if (!result.defined() || result.sizes() != at::IntArrayRef({part.size(0), channels_out, h, w})) {
+      throw std::runtime_error("tstitch::Autoencoder '" + half.info.name + "': the output must be " +
+                               shape_text({part.size(0), channels_out, h, w}) + ", got " +
+                               (result.defined() ? shape_text(result.sizes()) : "an undefined tensor"));
+    }
+    return result.to(x.scalar_type());
+  };
+  const std::int64_t rows = tiling.rows ? tiling.rows : n;
+  const std::int64_t tile_h = tiling.tile ? std::min(tiling.tile, height) : height;
+  const std::int64_t tile_w = tiling.tile ? std::min(tiling.tile, width) : width;
+  const std::int64_t overlap_h = std::min(tiling.overlap, tile_h - 1), overlap_w = std::min(tiling.overlap, tile_w - 1);
+  for (std::int64_t first = 0; first < n; first += rows) {
+    const std::int64_t count = std::min(rows, n - first);
+    const at::Tensor slice = x.narrow(0, first, count), to = out.narrow(0, first, count);
+    if (tile_h == height && tile_w == width) {
+      to.copy_(run(slice));
+      continue;
+    }
+    to.zero_();
+    const at::Tensor total = to.new_zeros({height * unit_out, width * unit_out});
+    const std::vector<std::int64_t> tops = tile_starts(height, tile_h, overlap_h),
+                                    lefts = tile_starts(width, tile_w, overlap_w);
+    for (const std::int64_t top : tops) {
+      const at::Tensor down = tile_weights(tile_h * unit_out, std::max<std::int64_t>(overlap_h, 1) * unit_out, top > 0,
+                                           top + tile_h < height);
+      for (const std::int64_t left : lefts) {
+        const at::Tensor along = tile_weights(tile_w * unit_out, std::max<std::int64_t>(overlap_w, 1) * unit_out,
+                                              left > 0, left + tile_w < width);
+        const at::Tensor weights =
+            down.view({-1, 1}).mul(along).to(x.device(), x.scalar_type(), /*non_blocking=*/false);
+        const auto place = [&](at::Tensor const& of) {
+          return of.narrow(of.dim() - 2, top * unit_out, tile_h * unit_out)
+              .narrow(of.dim() - 1, left * unit_out, tile_w * unit_out);
+        };
+        const at::Tensor part =
+            slice.narrow(2, top * unit_in, tile_h * unit_in).narrow(3, left * unit_in, tile_w * unit_in);
+        place(to).addcmul_(run(part), weights);
+        place(total).add_(weights);
+      }
+    }
+    to.div_(total);
+  }
+  return out;
+}
+
+inline void check_tiling(char const* place, at::Tensor const& x, Tiling const& tiling, std::int64_t channels) {
+  if (!x.defined() || x.dim() != 4 || x.size(1) != channels || x.numel() == 0) {
+    refuse(place, "x must be [n, " + std::to_string(channels) + ", h, w]",
+           x.defined() ? shape_text(x.sizes()) : "an undefined tensor");
+  }
+  if (!x.is_floating_point()) refuse(place, "x must be of a floating type", at::toString(x.scalar_type()));
+  if (tiling.rows < 0) refuse(place, "rows must not be negative", double(tiling.rows));
+  if (tiling.tile < 0) refuse(place, "tile must not be negative", double(tiling.tile));
+  if (tiling.overlap < 0 || (tiling.tile > 0 && tiling.overlap >= tiling.tile)) {
+    refuse(place, "overlap must be in [0, tile)", double(tiling.overlap));
+  }
+}
+
+}  // namespace detail
+
+/// Latents to pictures.
+class Decoder {
+ public:
+  explicit Decoder(Autoencoder half) : half_(std::move(half)) {}
+
+  /// @param latents [n, latent_channels, h, w] as networks know them, on the decoder's device
+  /// @returns [n, picture_channels, upsampling h, upsampling w] in [-1, 1], a little beyond at times; the type of
+  ///          latents
+  /// @throws std::invalid_argument for latents or tiles that make no sense
+  /// @throws std::runtime_error when the decoder returns another shape
+  at::Tensor operator()(at::Tensor const& latents, Tiling const& tiling = {}) const {
+    const c10::AutoGradMode no_gradients(false);
+    detail::check_tiling("Decoder", latents, tiling, info().latent_channels);
+    const at::Tensor z = latents.mul(1 / info().latent_scale).add_(info().latent_shift);
+    return detail::run_tiled(half_, z, tiling, info().picture_channels, 1, info().upsampling);
+  }
+
+  AutoencoderInfo const& info() const { return half_.info; }
+  at::Device device() const { return half_.device; }
+
+ private:
+  Autoencoder half_;
+};
+
+/// Pictures to latents: the mean of the distribution that the encoder predicts, as networks know it.
+class Encoder {
+ public:
+  explicit Encoder(Autoencoder half) : half_(std::move(half)) {}
+
+  /// @param pictures [n, picture_channels, H, W] in [-1, 1], on the encoder's device; H and W multiples of upsampling
+  /// @returns [n, latent_channels, H / upsampling, W / upsampling], the type of pictures
+  /// @throws std::invalid_argument for pictures or tiles that make no sense
+  /// @throws std::runtime_error when the encoder returns another shape
+  at::Tensor operator()(at::Tensor const& pictures, Tiling const& tiling = {}) const {
+    const c10::AutoGradMode no_gradients(false);
+    detail::check_tiling("Encoder", pictures, tiling, info().picture_channels);
+    if (pictures.size(2) % info().upsampling || pictures.size(3) % info().upsampling) {
+      detail::refuse("Encoder", "height and width must be multiples of " + std::to_string(info().upsampling),
+                     detail::shape_text(pictures.sizes()));
+    }
+    const at::Tensor latents = detail::run_tiled(half_, pictures, tiling, info().latent_channels, info().upsampling, 1);
+    return latents.sub_(info().latent_shift).mul_(info().latent_scale);
+  }
+
+  AutoencoderInfo const& info() const { return half_.info; }
+  at::Device device() const { return half_.device; }
+
+ private:
+  Autoencoder half_;
+};
+
+}  // namespace tstitch

@@ -1,0 +1,52 @@
+/// @file
+/// What readers of files share.
+#pragma once
+
+#include <c10/util/Exception.h>
+
+#include <fstream>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+namespace tstitch::detail {
+
+inline std::string quoted(std::string const& path) {
+  return "'" + path + "'";
+}
+
+/// Which function reads what, for messages.
+struct FileKind {
+  char const* place;  ///< "load_torchscript"
+  char const* what;   ///< "a TorchScript file"
+};
+
+[[noreturn]] inline void refuse_file(FileKind kind, std::string const& source, std::string const& got) {
+  throw std::runtime_error("tstitch::" + std::string(kind.place) + ": " + source + ": must be " + kind.what + ", got " +
+                           got);
+}
+
+/// @throws std::runtime_error
+inline void require_readable(FileKind kind, std::string const& path) {
+  std::ifstream file(path, std::ios::binary);
+  char byte;
+  if (!file) {
+    throw std::runtime_error("tstitch::" + std::string(kind.place) + ": '" + path +
+                             "': must be a file that can be read, got none");
+  }
+  if (!file.get(byte)) refuse_file(kind, quoted(path), "an empty file or a folder");
+}
+
+/// Runs `action`, turning what torch throws at a bad file into one line.
+template <class Action>
+auto reading(FileKind kind, std::string const& source, Action action) {
+  try {
+    return action();
+  } catch (c10::Error const& error) {
+    // The first line of many.
+    const std::string_view text = error.what_without_backtrace();
+    refuse_file(kind, source, "'" + std::string(text.substr(0, text.find('\n'))) + "'");
+  }
+}
+
+}  // namespace tstitch::detail

@@ -1,0 +1,192 @@
+#include <tstitch/model/condition_file.hpp>
+#include <tstitch/model/torchscript.hpp>
+
+#include <filesystem>
+#include <map>
+
+#include "../catch.hpp"
+
+using namespace tstitch;
+
+namespace {
+
+/// [n, C, h, w], smooth and different everywhere.
+at::Tensor pattern(std::vector<std::int64_t> const& shape) {
+  const at::Tensor x = detail::host_tensor(shape, at::kFloat);
+  for (std::int64_t i = 0; i < x.numel(); ++i) x.mutable_data_ptr<float>()[i] = float(std::sin(0.37 * double(i)));
+  return x;
+}
+
+/// Every pixel of the latent becomes 2 x 2 of the picture; 3 of 4 channels are shown.
+at::Tensor doubled(at::Tensor const& z) {
+  return z.narrow(1, 0, 3).repeat_interleave(2, 2).repeat_interleave(2, 3);
+}
+
+/// The mean over 5 x 5 pixels of the latent, zeros around it; then doubled.
+at::Tensor blurred(at::Tensor const& z) {
+  const at::Tensor padded = z.new_zeros({z.size(0), z.size(1), z.size(2) + 4, z.size(3) + 4});
+  padded.narrow(2, 2, z.size(2)).narrow(3, 2, z.size(3)).copy_(z);
+  at::Tensor sum = z.new_zeros(z.sizes());
+  for (std::int64_t y = 0; y < 5; ++y) {
+    for (std::int64_t x = 0; x < 5; ++x) sum.add_(padded.narrow(2, y, z.size(2)).narrow(3, x, z.size(3)), 1.0 / 25);
+  }
+  return doubled(sum);
+}
+
+const AutoencoderInfo info{.name = "test", .upsampling = 2, .latent_scale = 0.5, .latent_shift = 0.25};
+
+double largest(at::Tensor const& difference) {
+  return difference.abs().max().item<double>();
+}
+
+std::string file_of(torch::jit::Module const& module, std::map<std::string, std::string> const& metadata,
+                    std::string const& name) {
+  torch::jit::ExtraFilesMap files;
+  for (auto const& [key, value] : metadata) files["tstitch/" + key] = value;
+  std::filesystem::create_directories(TSTITCH_TEST_DATA);
+  module.save(TSTITCH_TEST_DATA "/" + name, files);
+  return TSTITCH_TEST_DATA "/" + name;
+}
+
+std::map<std::string, std::string> decoder_metadata() {
+  return {{"format", "1"},          {"kind", "decoder"}, {"name", "tiny-vae"},
+          {"latent_channels", "4"}, {"upsampling", "1"}, {"latent_scale", "0.5"}};
+}
+
+}  // namespace
+
+TEST_CASE("latents are scaled and shifted back before they are decoded, and pictures the other way") {
+  const Decoder decoder({doubled, info});
+  const at::Tensor latents = pattern({2, 4, 3, 5});
+  CHECK(largest(decoder(latents).sub(doubled(latents.div(0.5).add(0.25)))) < 1e-6);
+  const Encoder encoder({[](at::Tensor const& x) {
+                           const at::Tensor z = x.slice(2, 0, x.size(2), 2).slice(3, 0, x.size(3), 2);
+                           return at::Tensor(z.new_zeros({z.size(0), 4, z.size(2), z.size(3)})).add_(z.narrow(1, 0, 1));
+                         },
+                         info});
+  const at::Tensor back = encoder(decoder(latents));
+  CHECK(back.sizes() == latents.sizes());
+  CHECK(largest(back.select(1, 0).sub(latents.select(1, 0))) < 1e-6);
+}
+
+TEST_CASE("slices change nothing") {
+  std::vector<std::int64_t> seen;
+  const Decoder decoder({[&](at::Tensor const& z) {
+                           seen.push_back(z.size(0));
+                           return doubled(z);
+                         },
+                         info});
+  const at::Tensor latents = pattern({5, 4, 3, 5});
+  CHECK(decoder(latents, {.rows = 2}).equal(decoder(latents)));
+  CHECK(seen == std::vector<std::int64_t>{2, 2, 1, 5});
+}
+
+TEST_CASE("tiles cover every size, and all are of one") {
+  for (std::int64_t height : {4, 7, 8, 9, 20, 31}) {
+    for (std::int64_t overlap : {0, 1, 3, 7}) {
+      const Decoder decoder({[&](at::Tensor const& z) {
+                               CHECK(z.size(2) == std::min<std::int64_t>(8, height));
+                               CHECK(z.size(3) == 8);
+                               return doubled(z);
+                             },
+                             info});
+      const at::Tensor latents = pattern({1, 4, height, 19});
+      const at::Tensor whole = doubled(latents.div(0.5).add(0.25));
+      CHECK(largest(decoder(latents, {.tile = 8, .overlap = overlap}).sub(whole)) < 2e-6);
+    }
+  }
+}
+
+TEST_CASE("a decoder that looks around leaves no seam") {
+  const Decoder decoder({blurred, info});
+  const at::Tensor latents = pattern({1, 4, 40, 40});
+  const at::Tensor whole = decoder(latents), tiled = decoder(latents, {.tile = 16, .overlap = 6});
+  // A tile sees zeros beyond its edge, in its last two rows; there it counts a quarter or less.
+  CHECK(largest(tiled.sub(whole)) < 0.25 * largest(whole));
+  // Without overlap that is a seam: a step between tiles that the whole picture has not got.
+  const auto step = [&](at::Tensor const& picture) {
+    const at::Tensor off = picture.sub(whole);
+    return largest(off.narrow(3, 1, off.size(3) - 1).sub(off.narrow(3, 0, off.size(3) - 1)));
+  };
+  const double seam = step(decoder(latents, {.tile = 16, .overlap = 0}));
+  CHECK(step(tiled) < 0.35 * seam);
+  CHECK(step(decoder(latents, {.tile = 24, .overlap = 16})) < 0.12 * seam);
+}
+
+TEST_CASE("what cannot be decoded is refused") {
+  const Decoder decoder({doubled, info});
+  const auto refused = [&](at::Tensor const& latents, Tiling const& tiling = {}) {
+    return message_of<std::invalid_argument>([&] { decoder(latents, tiling); });
+  };
+  CHECK(refused(pattern({1, 3, 2, 2})) == "tstitch::Decoder: x must be [n, 4, h, w], got [1, 3, 2, 2]");
+  CHECK(refused(at::Tensor()) == "tstitch::Decoder: x must be [n, 4, h, w], got an undefined tensor");
+  CHECK(refused(pattern({1, 4, 2, 2}).to(at::kLong)) == "tstitch::Decoder: x must be of a floating type, got Long");
+  CHECK(refused(pattern({1, 4, 2, 2}), {.tile = 8, .overlap = 8}) ==
+        "tstitch::Decoder: overlap must be in [0, tile), got 8");
+  CHECK(refused(pattern({1, 4, 2, 2}), {.rows = -1}) == "tstitch::Decoder: rows must not be negative, got -1");
+  const Encoder encoder({doubled, info});
+  CHECK(message_of<std::invalid_argument>([&] {
+          encoder(pattern({1, 3, 3, 4}));
+        }) == "tstitch::Encoder: height and width must be multiples of 2, got [1, 3, 3, 4]");
+  CHECK(message_of<std::runtime_error>([&] {
+          encoder(pattern({1, 3, 4, 4}));
+        }) == "tstitch::Autoencoder 'test': the output must be [1, 4, 2, 2], got [1, 3, 8, 8]");
+}
+
+TEST_CASE("decoders come from files, which are no networks") {
+  torch::jit::Module module("decoder");
+  module.register_parameter("scale", detail::host_tensor({1}, at::kFloat).fill_(2), false);
+  module.define("def forward(self, z):\n  return z[:, :3] * self.scale\n");
+  const std::string path = file_of(module, decoder_metadata(), "decoder.pt");
+  const Decoder decoder = load_decoder(path);
+  CHECK(decoder.info().name == "tiny-vae");
+  CHECK(decoder.info().picture_channels == 3);
+  const at::Tensor latents = pattern({1, 4, 2, 2});
+  CHECK(decoder(latents).equal(latents.narrow(1, 0, 3).mul(2).mul(2)));
+
+  const auto message = [](auto action) { return message_of<std::runtime_error>(action); };
+  CHECK_THAT(message([&] { load_encoder(path); }), ContainsSubstring("tstitch/kind must be encoder, got 'decoder'"));
+  CHECK_THAT(message([&] { load_torchscript(path); }),
+             ContainsSubstring("tstitch/kind must be network, got 'decoder'"));
+  CHECK_THAT(message([] { load_decoder(TSTITCH_MODELS "/cifar10_dit_small.pt"); }),
+             ContainsSubstring("tstitch/kind must be decoder, got 'network'"));
+  CHECK_THAT(message([] { load_decoder("/nowhere.pt"); }),
+             ContainsSubstring("must be a file that can be read, got none"));
+  auto metadata = decoder_metadata();
+  metadata["latent_scale"] = "0";
+  CHECK_THAT(message([&] { load_decoder(file_of(module, metadata, "bad.pt")); }),
+             ContainsSubstring("tstitch/latent_scale must be above 0, got 0"));
+}
+
+TEST_CASE("conditions come from files of torch.save, with their null counterparts") {
+  const auto file = [](c10::IValue const& value, std::string const& name) {
+    std::filesystem::create_directories(TSTITCH_TEST_DATA);
+    const std::vector<char> bytes = torch::jit::pickle_save(value);
+    std::ofstream(TSTITCH_TEST_DATA "/" + name, std::ios::binary).write(bytes.data(), std::streamsize(bytes.size()));
+    return TSTITCH_TEST_DATA "/" + name;
+  };
+  c10::Dict<std::string, at::Tensor> tensors;
+  tensors.insert("text_embedding", pattern({2, 3, 4}));
+  tensors.insert("text_embedding.null", pattern({1, 3, 4}));
+  tensors.insert("size_ids", pattern({1, 6}));
+  const auto conditions = load_conditions(file(tensors, "prompt.pt"));
+  REQUIRE(conditions.size() == 2);
+  CHECK(conditions[0].name == "text_embedding");
+  CHECK(conditions[0].value.equal(pattern({2, 3, 4})));
+  CHECK(conditions[0].null.equal(pattern({1, 3, 4})));
+  CHECK(conditions[1].name == "size_ids");
+  CHECK_FALSE(conditions[1].null.defined());
+
+  const auto message = [](std::string const& path) {
+    return message_of<std::runtime_error>([&] { load_conditions(path); });
+  };
+  const std::string rule = "': must be a file of torch.save with a dict of tensors, got ";
+  CHECK_THAT(message("/nowhere"), ContainsSubstring("must be a file that can be read, got none"));
+  CHECK_THAT(message(file(pattern({2}), "tensor.pt")), ContainsSubstring("tensor.pt" + rule + "Tensor"));
+  c10::Dict<std::string, at::Tensor> lone;
+  lone.insert("text_embedding.null", pattern({1, 3, 4}));
+  CHECK_THAT(message(file(lone, "lone.pt")),
+             ContainsSubstring(rule + "'text_embedding.null' without 'text_embedding'"));
+  std::ofstream(TSTITCH_TEST_DATA "/text.pt") << "this is a text";
+  CHECK_THAT(message(TSTITCH_TEST_DATA "/text.pt"), ContainsSubstring("text.pt" + rule));
+}
