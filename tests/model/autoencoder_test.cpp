@@ -1,5 +1,6 @@
 #include <tstitch/model/condition_file.hpp>
 #include <tstitch/model/torchscript.hpp>
+#include <tstitch/output/decode_queue.hpp>
 
 #include <filesystem>
 #include <map>
@@ -189,4 +190,21 @@ TEST_CASE("conditions come from files of torch.save, with their null counterpart
              ContainsSubstring(rule + "'text_embedding.null' without 'text_embedding'"));
   std::ofstream(TSTITCH_TEST_DATA "/text.pt") << "this is a text";
   CHECK_THAT(message(TSTITCH_TEST_DATA "/text.pt"), ContainsSubstring("text.pt" + rule));
+}
+
+TEST_CASE("the queue gives batches in order, as pictures") {
+  DecodeQueue queue(Decoder({doubled, info}), {.rows = 1});
+  const at::Tensor first = pattern({2, 4, 3, 5}), second = first.mul(0.5);
+  queue.push(first);
+  queue.push(second);
+  CHECK(queue.size() == 2);
+  const Decoder decoder({doubled, info});
+  for (at::Tensor const& latents : {first, second}) {
+    const std::vector<Picture> pictures = queue.pop(), expected = to_pictures(decoder(latents));
+    REQUIRE(pictures.size() == 2);
+    CHECK(pictures[1].width == 10);
+    CHECK(pictures[1].height == 6);
+    CHECK(pictures[1].pixels == expected[1].pixels);
+  }
+  CHECK(queue.size() == 0);
 }

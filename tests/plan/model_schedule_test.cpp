@@ -131,12 +131,12 @@ TEST_CASE("model schedules refuse with place, rule and value") {
 
 TEST_CASE("the baselines give the small network its share, elsewhere") {
   const auto route = [](AnyModelSchedule const& schedule, int steps) {
-    std::string route;
+    std::string taken;
     for (PlannedStep const& planned :
          make_plan(NoiseSchedule::linear(), steps, Spacing::linspace(), FinalSigma::zero, schedule).steps) {
-      route += char('0' + planned.network);
+      taken += char('0' + planned.network);
     }
-    return route;
+    return taken;
   };
   CHECK(route(LargeFirst{0.3}, 10) == "1111111000");
   CHECK(route(Interleaved{0.5}, 10) == "0101010101");

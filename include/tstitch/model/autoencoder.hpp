@@ -58,22 +58,32 @@ inline std::vector<std::int64_t> tile_starts(std::int64_t size, std::int64_t til
   return starts;
 }
 
-/// [tile], how much a tile counts along one side: 1, falling linearly over `overlap` towards a neighbour.
-inline at::Tensor tile_weights(std::int64_t tile, std::int64_t overlap, bool before, bool after) {
-  const at::Tensor weights = host_tensor({tile}, at::kFloat);
-  float* const values = weights.mutable_data_ptr<float>();
-  for (std::int64_t i = 0; i < tile; ++i) {
-    const auto ramp = [&](std::int64_t from_edge) {
-      return std::min(1.0, (double(from_edge) + 0.5) / double(overlap));
-    };
-    values[i] = float((before ? ramp(i) : 1) * (after ? ramp(tile - 1 - i) : 1));
+/// How much pixel i of `size` of a tile counts along one side: 1, falling linearly over `overlap` towards a neighbour.
+inline double tile_weight(std::int64_t i, std::int64_t size, std::int64_t overlap, bool before, bool after) {
+  const auto ramp = [&](std::int64_t from_edge) { return std::min(1.0, (double(from_edge) + 0.5) / double(overlap)); };
+  return (before ? ramp(i) : 1) * (after ? ramp(size - 1 - i) : 1);
+}
+
+/// One side of a tile: where it is among the pixels that come out.
+struct TileSide {
+  std::int64_t begin, size, overlap, whole;
+
+  double weight(std::int64_t i) const { return tile_weight(i, size, overlap, begin > 0, begin + size < whole); }
+};
+
+/// [down.size, along.size], how much each pixel of a tile counts; on this device without a wait.
+inline at::Tensor tile_weights(TileSide const& down, TileSide const& along, at::Tensor const& like) {
+  const at::Tensor weights = host_tensor({down.size, along.size}, at::kFloat, like.is_cuda());
+  float* value = weights.mutable_data_ptr<float>();
+  for (std::int64_t y = 0; y < down.size; ++y) {
+    for (std::int64_t x = 0; x < along.size; ++x) *value++ = float(down.weight(y) * along.weight(x));
   }
-  return weights;
+  return weights.to(like.device(), like.scalar_type(), /*non_blocking=*/like.is_cuda());
 }
 
 /// Runs a half over rows and tiles.
-/// @param x [n, C, h, w]
-/// @param channels_out, up what comes out for x: [n, channels_out, up h, up w] where up is above 0, else divided by -up
+/// @param x [n, C, h unit_in, w unit_in]
+/// @returns [n, channels_out, h unit_out, w unit_out]
 inline at::Tensor run_tiled(Autoencoder const& half, at::Tensor const& x, Tiling const& tiling,
                             std::int64_t channels_out, std::int64_t unit_in, std::int64_t unit_out) {
   const std::int64_t n = x.size(0), height = x.size(2) / unit_in, width = x.size(3) / unit_in;
@@ -104,17 +114,15 @@ inline at::Tensor run_tiled(Autoencoder const& half, at::Tensor const& x, Tiling
     const std::vector<std::int64_t> tops = tile_starts(height, tile_h, overlap_h),
                                     lefts = tile_starts(width, tile_w, overlap_w);
     for (const std::int64_t top : tops) {
-      const at::Tensor down = tile_weights(tile_h * unit_out, std::max<std::int64_t>(overlap_h, 1) * unit_out, top > 0,
-                                           top + tile_h < height);
+      const TileSide down{top * unit_out, tile_h * unit_out, std::max<std::int64_t>(overlap_h, 1) * unit_out,
+                          height * unit_out};
       for (const std::int64_t left : lefts) {
-        const at::Tensor along = tile_weights(tile_w * unit_out, std::max<std::int64_t>(overlap_w, 1) * unit_out,
-                                              left > 0, left + tile_w < width);
-        const at::Tensor weights =
-            down.view({-1, 1}).mul(along).to(x.device(), x.scalar_type(), /*non_blocking=*/false);
+        const TileSide along{left * unit_out, tile_w * unit_out, std::max<std::int64_t>(overlap_w, 1) * unit_out,
+                             width * unit_out};
         const auto place = [&](at::Tensor const& of) {
-          return of.narrow(of.dim() - 2, top * unit_out, tile_h * unit_out)
-              .narrow(of.dim() - 1, left * unit_out, tile_w * unit_out);
+          return of.narrow(of.dim() - 2, down.begin, down.size).narrow(of.dim() - 1, along.begin, along.size);
         };
+        const at::Tensor weights = tile_weights(down, along, to);
         const at::Tensor part =
             slice.narrow(2, top * unit_in, tile_h * unit_in).narrow(3, left * unit_in, tile_w * unit_in);
         place(to).addcmul_(run(part), weights);

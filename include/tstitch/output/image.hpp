@@ -27,6 +27,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../model/host_tensor.hpp"
 #include "../plan/error.hpp"
 
 // stb_image_write in a namespace of ours and with internal linkage, so that it can stand in any number of translation
@@ -76,22 +77,26 @@ struct Picture {
 /// What a PNG says about itself: keyword (1 to 79 ASCII characters) and UTF-8 text.
 using PngText = std::vector<std::pair<std::string, std::string>>;
 
-/// @param images [n, C, H, W] in [-1, 1], C = 1 or 3, on any device; values outside are clipped
-/// @returns n pictures; a value v becomes round(127.5 (v + 1)), ties up
+/// Levels of 256, on the device of the images.
+/// @param images [n, C, H, W] in [-1, 1], C = 1 or 3; values outside are clipped
+/// @returns [n, H, W, C] uint8; a value v becomes round(127.5 (v + 1)), ties up
+/// @throws std::invalid_argument for other shapes
+inline at::Tensor to_bytes(at::Tensor const& images) {
+  if (images.dim() != 4 || (images.size(1) != 1 && images.size(1) != 3)) {
+    detail::refuse("to_pictures", "images must be [n, 1 or 3, H, W]", detail::shape_text(images.sizes()));
+  }
+  return images.to(at::kFloat).mul(127.5).add_(128).clamp_(0, 255).to(at::kByte).permute({0, 2, 3, 1}).contiguous();
+}
+
+/// @param images [n, C, H, W] in [-1, 1] on any device, see to_bytes; or what that gives, [n, H, W, C] uint8
 /// @throws std::invalid_argument for other shapes
 inline std::vector<Picture> to_pictures(at::Tensor const& images) {
-  if (images.dim() != 4 || (images.size(1) != 1 && images.size(1) != 3)) {
-    std::string shape;
-    for (const std::int64_t size : images.sizes()) shape += (shape.empty() ? "[" : ", ") + std::to_string(size);
-    detail::refuse("to_pictures", "images must be [n, 1 or 3, H, W]", shape + "]");
-  }
-  const at::Tensor bytes =
-      images.to(at::kFloat).mul(127.5).add_(128).clamp_(0, 255).to(at::kByte).permute({0, 2, 3, 1}).contiguous().cpu();
+  const at::Tensor bytes = (images.scalar_type() == at::kByte ? images : to_bytes(images)).cpu();
   std::vector<Picture> pictures;
   const std::int64_t size = bytes.size(0) ? bytes.numel() / bytes.size(0) : 0;
   for (std::int64_t i = 0; i < bytes.size(0); ++i) {
     const std::uint8_t* const begin = bytes.const_data_ptr<std::uint8_t>() + i * size;
-    pictures.push_back({int(images.size(3)), int(images.size(2)), int(images.size(1)), {begin, begin + size}});
+    pictures.push_back({int(bytes.size(2)), int(bytes.size(1)), int(bytes.size(3)), {begin, begin + size}});
   }
   return pictures;
 }

@@ -1,0 +1,72 @@
+/// @file
+/// Decodes finished latents behind the sampling of the next batch.
+#pragma once
+
+#include <c10/core/Event.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <cstddef>
+#include <deque>
+#include <optional>
+#include <utility>
+#include <vector>
+
+#include "../model/autoencoder.hpp"
+#include "image.hpp"
+
+namespace tstitch {
+
+/// On a GPU batches are decoded on a stream of their own and sent to the host, while the stream that samples goes on;
+/// on a CPU they are decoded at once. For one thread.
+class DecodeQueue {
+ public:
+  explicit DecodeQueue(Decoder decoder, Tiling tiling = {}) : decoder_(std::move(decoder)), tiling_(tiling) {}
+
+  /// Begins to decode, without a wait.
+  /// @param latents [n, C, h, w], as the sampler made them; not to be changed in place afterwards
+  /// @throws as the decoder does
+  void push(at::Tensor const& latents) {
+    if (!latents.is_cuda()) {
+      batches_.push_back({to_bytes(decoder_(latents, tiling_)), {}});
+      return;
+    }
+    const c10::impl::VirtualGuardImpl device(latents.device().type());
+    if (!stream_) stream_ = device.getStreamFromGlobalPool(latents.device());
+    c10::Event sampled(latents.device().type());
+    sampled.record(device.getStream(latents.device()));
+    sampled.block(*stream_);
+    latents.record_stream(*stream_);  // its memory is not used again before the decoder is done
+    const c10::StreamGuard guard(*stream_);
+    const at::Tensor bytes = to_bytes(decoder_(latents, tiling_));
+    const at::Tensor host = detail::host_tensor(bytes.sizes(), at::kByte, /*pinned=*/true);
+    host.copy_(bytes, /*non_blocking=*/true);
+    c10::Event done(latents.device().type());
+    done.record(*stream_);
+    batches_.push_back({host, std::move(done)});
+  }
+
+  /// How many batches were pushed and not popped.
+  std::size_t size() const { return batches_.size(); }
+
+  /// The pictures of the oldest batch; waits for them. There must be one.
+  std::vector<Picture> pop() {
+    const Batch batch = std::move(batches_.front());
+    batches_.pop_front();
+    if (batch.done) batch.done->synchronize();
+    return to_pictures(batch.bytes);
+  }
+
+ private:
+  struct Batch {
+    at::Tensor bytes;                ///< [n, H, W, C] uint8 on the host
+    std::optional<c10::Event> done;  ///< when they are there; none: now
+  };
+
+  Decoder decoder_;
+  Tiling tiling_;
+  std::optional<c10::Stream> stream_;
+  std::deque<Batch> batches_;
+};
+
+}  // namespace tstitch

@@ -1,0 +1,279 @@
+"""Exported autoencoders compute what diffusers computes: autoencoder_test.py EXPORT_FOLDER SCRATCH_FOLDER
+
+Builds small random autoencoders with diffusers, saves, exports and loads them, and compares both halves.
+"""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+try:
+    import diffusers
+    import safetensors.torch
+    import torch
+except ImportError as error:
+    print(f"skipped: {error}")
+    sys.exit(77)
+
+export, scratch = Path(sys.argv[1]), Path(sys.argv[2])
+sys.path.insert(0, str(export))
+import export_autoencoder  # noqa: E402
+
+shutil.rmtree(scratch, ignore_errors=True)
+scratch.mkdir(parents=True)
+torch.manual_seed(0)
+torch.set_grad_enabled(False)
+
+
+def run(*arguments: object) -> str:
+    """Exports in this process; an empty string, or the line with which it ended."""
+    sys.argv = ["export_autoencoder.py", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            export_autoencoder.main()
+    except SystemExit as stop:
+        return str(stop.code)
+    return ""
+
+
+def must_refuse(*arguments: object, words: tuple[str, ...]) -> None:
+    output = scratch / "refused.pt"
+    message = run(*arguments, output)
+    assert message and all(word in message for word in words), f"{words} must be in {message!r}"
+    assert "\n" not in message, message
+    left = [path.name for path in scratch.iterdir() if path.name.startswith("refused")]
+    assert not left, f"a refused export must write nothing, got {left}"
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """Norms begin as 1 and 0, which would hide a mix-up of names."""
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+def metadata(path: Path, *keys: str) -> dict[str, str]:
+    files = {f"tstitch/{key}": "" for key in keys}
+    torch.jit.load(path, _extra_files=files)
+    return {key.removeprefix("tstitch/"): v.decode() if isinstance(v, bytes) else v for key, v in files.items()}
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    assert got.shape == expected.shape, (got.shape, expected.shape)
+    return ((got.float() - expected).abs().max() / expected.square().mean().sqrt()).item()
+
+
+def compare(model: torch.nn.Module, folder: Path, factor: int) -> None:
+    """Both halves, float32 and float16, several batches and picture sizes."""
+    channels = model.config.latent_channels
+    for part in ("decoder", "encoder"):
+        for dtype, most in (("float32", 1e-5), ("float16", 2e-2)):
+            path = scratch / f"{folder.name}_{part}_{dtype}.pt"
+            message = run(folder, path, "--part", part, "--dtype", dtype, "--name", "tiny", "--license", "MIT")
+            assert not message, message
+            loaded = torch.jit.load(path).eval()
+            assert all(p.dtype == getattr(torch, dtype) for p in loaded.parameters())
+            for rows, height, width in ((1, 4, 4), (3, 4, 4), (2, 6, 5)):
+                if part == "decoder":
+                    x = torch.randn(rows, channels, height, width)
+                    expected = model.decode(x).sample
+                else:
+                    x = torch.rand(rows, 3, factor * height, factor * width) * 2 - 1
+                    encoded = model.encode(x)
+                    expected = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+                difference = relative(loaded(x.to(getattr(torch, dtype))), expected)
+                assert difference <= most, f"{path}: {difference}"
+        got = metadata(
+            path, "format", "kind", "name", "latent_channels", "picture_channels", "upsampling", "latent_scale",
+            "latent_shift", "license",
+        )  # fmt: skip
+        expected_values = {
+            "format": "1",
+            "kind": part,
+            "name": "tiny",
+            "latent_channels": repr(channels),
+            "picture_channels": "3",
+            "upsampling": repr(factor),
+            "latent_scale": repr(float(model.config.scaling_factor)),
+            "latent_shift": repr(float(model.config.shift_factor or 0)),
+            "license": "MIT",
+        }
+        assert got == expected_values, got
+
+
+# ---------------------------------------------------------------------------------------- what diffusers computes
+
+tiny_kl = {
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "block_out_channels": [8, 16],
+    "norm_num_groups": 4,
+}
+variants = {
+    "sd1": {"layers_per_block": 2},
+    "sdxl": {"scaling_factor": 0.13025},
+    "sd3": {
+        "latent_channels": 16,
+        "scaling_factor": 1.5305,
+        "shift_factor": 0.0609,
+        "use_quant_conv": False,
+        "use_post_quant_conv": False,
+    },
+    "one_conv": {"use_quant_conv": False, "mid_block_add_attention": False},
+    "levels": {
+        "block_out_channels": [8, 8, 16, 16],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+    },
+}
+for name, options in variants.items():
+    model = shaken(diffusers.AutoencoderKL(**(tiny_kl | options)))
+    model.save_pretrained(scratch / name)
+    compare(model, scratch / name, 2 ** (len(model.config.block_out_channels) - 1))
+
+taesd = {
+    "encoder_block_out_channels": [8, 8, 8],
+    "decoder_block_out_channels": [8, 8, 8],
+    "num_encoder_blocks": [1, 2, 1],
+    "num_decoder_blocks": [2, 1, 1],
+}
+for name, options in {"taesd": {}, "taef1": {"latent_channels": 16, "act_fn": "silu", "shift_factor": 0.1}}.items():
+    model = shaken(diffusers.AutoencoderTiny(**(taesd | options)))
+    model.save_pretrained(scratch / name)
+    compare(model, scratch / name, 4)
+
+# ---------------------------------------------------------------------------------------- where weights come from
+
+# A pipeline's folder, shards, the older format, a file of one's own, and a run without diffusers give the same bytes.
+sd1, plain = scratch / "sd1", scratch / "sd1_decoder_float32.pt"
+model = diffusers.AutoencoderKL.from_pretrained(sd1)
+model.save_pretrained(scratch / "pipeline/vae", max_shard_size="20KB")
+assert len(list((scratch / "pipeline/vae").glob("*.safetensors"))) > 1
+model.save_pretrained(scratch / "older", safe_serialization=False)
+weights = model.state_dict()
+# Checkpoints of 2022 and 2023 name attention differently.
+words = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+old = {}
+for key, value in weights.items():
+    for today, before in words.items():
+        key = key.replace(f"attentions.0.{today}.", f"attentions.0.{before}.")
+    old[key] = value
+assert set(old) != set(weights)
+(scratch / "old_names").mkdir()
+shutil.copy(sd1 / "config.json", scratch / "old_names")
+torch.save(old, scratch / "old_names/diffusion_pytorch_model.bin")
+torch.save(weights, scratch / "mine.pt")
+again = scratch / "again.pt"
+for arguments in (
+    [sd1],
+    [scratch / "pipeline"],
+    [scratch / "pipeline/vae"],
+    [scratch / "older"],
+    [scratch / "old_names"],
+    [sd1, "--weights", scratch / "mine.pt"],
+):
+    message = run(*arguments, again, "--name", "tiny", "--license", "MIT")
+    assert not message, message
+    assert again.read_bytes() == plain.read_bytes(), f"{arguments}: the same weights must give the same bytes"
+    again.unlink()
+
+(scratch / "without").mkdir()
+(scratch / "without/diffusers.py").write_text("raise ImportError('none here')")
+command = [sys.executable, str(export / "export_autoencoder.py"), str(sd1), str(again), "--name", "tiny"]
+environment = os.environ | {"PYTHONPATH": str(scratch / "without")}
+done = subprocess.run([*command, "--license", "MIT"], env=environment, capture_output=True, text=True, check=True)
+assert "not installed" in done.stderr and "largest difference" in done.stdout, (done.stderr, done.stdout)
+assert again.read_bytes() == plain.read_bytes()
+assert str(export).encode() not in plain.read_bytes(), "no paths of this machine inside"
+
+# ---------------------------------------------------------------------------------------- what is refused
+
+
+def edited(name: str, source: Path = sd1, **changes: object) -> Path:
+    folder = scratch / name
+    shutil.copytree(source, folder, dirs_exist_ok=True)
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+bad = {
+    "_class_name": ["UNet2DModel", None],
+    "down_block_types": [["DownEncoderBlock2D"], ["AttnDownEncoderBlock2D"] * 2, "DownEncoderBlock2D", []],
+    "up_block_types": [["UpDecoderBlock2D"] * 3, ["AttnUpDecoderBlock2D"] * 2],
+    "block_out_channels": [[8, "16"], [8, 0], 8, []],
+    "norm_num_groups": [3, 0, 4.0, "4"],
+    "act_fn": ["relu"],
+    "latent_channels": [-1, True],
+    "layers_per_block": [0, 2.5],
+    "latents_mean": [[0.0] * 4],
+    "scaling_factor": [0, "1", [1.0], True],
+    "shift_factor": ["0"],
+    "use_quant_conv": ["yes"],
+    "brightness": [2],
+}
+for key, values in bad.items():
+    for value in values:
+        must_refuse(edited("bad", **{key: value}), words=("config.json", key, "got"))
+        shutil.rmtree(scratch / "bad")
+for key, value in {"act_fn": "tanh", "upsample_fn": "bilinear", "num_decoder_blocks": [1, 1], "latent_channels": 0,
+                   "encoder_block_out_channels": [8, 16, 8], "upsampling_scaling_factor": "2"}.items():  # fmt: skip
+    must_refuse(edited("bad", scratch / "taesd", **{key: value}), words=(key, "got"))
+    shutil.rmtree(scratch / "bad")
+
+must_refuse(edited("bad", latent_channels=8), words=("encoder.conv_out.weight must be", "got"))
+must_refuse(edited("bad", latent_channels=4, use_quant_conv=False), words=("got also quant_conv.bias",))
+must_refuse(edited("bad", use_quant_conv=True, mid_block_add_attention=False), words=("got also", "attentions"))
+(scratch / "bad/config.json").write_text("{")
+must_refuse(scratch / "bad", words=("config.json", "must be JSON"))
+(scratch / "bad/config.json").write_text("[1]")
+must_refuse(scratch / "bad", words=("config.json", "object", "list"))
+(scratch / "bad/config.json").unlink()
+must_refuse(scratch / "bad", words=("bad", "config.json", "got"))
+must_refuse(scratch / "nowhere", words=("nowhere", "must be a folder"))
+must_refuse(plain, words=("must be a folder", "a file"))
+
+
+def with_weights(change: object) -> Path:
+    folder = edited("bad")
+    tensors = {key: value.clone() for key, value in weights.items()}
+    change(tensors)
+    safetensors.torch.save_file(tensors, folder / "diffusion_pytorch_model.safetensors")
+    return folder
+
+
+must_refuse(with_weights(lambda w: w.pop("decoder.conv_in.bias")), words=("none called decoder.conv_in.bias",))
+must_refuse(with_weights(lambda w: w.pop("encoder.conv_in.bias")), words=("none called encoder.conv_in.bias",))
+must_refuse(with_weights(lambda w: w.update(more=torch.ones(1))), words=("got also more",))
+must_refuse(
+    with_weights(lambda w: w.update({"decoder.conv_in.bias": torch.ones(5)})), words=("decoder.conv_in.bias", "[5]")
+)
+must_refuse(
+    with_weights(lambda w: w["decoder.conv_in.bias"].fill_(torch.nan)), words=("decoder.conv_in.bias", "finite")
+)
+(scratch / "bad/diffusion_pytorch_model.safetensors").write_bytes(b"not weights")
+must_refuse(scratch / "bad", words=("diffusion_pytorch_model.safetensors", "must be"))
+(scratch / "bad/diffusion_pytorch_model.safetensors").unlink()
+must_refuse(scratch / "bad", words=("bad", "must hold"))
+sorted((scratch / "pipeline/vae").glob("*.safetensors"))[1].unlink()
+must_refuse(scratch / "pipeline", words=("every shard must be there",))
+
+
+class Code:
+    def __reduce__(self):
+        return (os.mkdir, (str(scratch / "harm"),))
+
+
+torch.save({"decoder.conv_in.bias": Code()}, scratch / "code.pt")
+must_refuse(sd1, "--weights", scratch / "code.pt", words=("code.pt", "must hold tensors only"))
+assert not (scratch / "harm").exists(), "weights must not run code"
+
+message = run(sd1, scratch / "no_such_folder/out.pt")
+assert "must be a file that can be written" in message, message
+print("both halves of every autoencoder are diffusers'")
