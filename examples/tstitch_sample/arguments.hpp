@@ -27,6 +27,7 @@ struct Arguments {
   double eta = 0;
 
   std::vector<std::string> classes;
+  std::vector<std::string> conditions;
   std::int64_t count = 1;
   std::vector<double> guidance;
   std::string guidance_interval = "0:1";
@@ -37,6 +38,8 @@ struct Arguments {
   std::string device = "auto";
   std::string dtype = "auto";
 
+  std::string decoder;
+  std::int64_t tile = 0;
   std::string output;
   std::string grid;
   int scale = 3;
@@ -173,7 +176,11 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   option("--class", arguments.classes, "name or number; repeat for more [all classes]")
       ->type_name("CLASS")
       ->allow_extra_args(false);
-  shown("--count", arguments.count, "pictures of each class");
+  option("--condition", arguments.conditions,
+         "file of tensors by name, such as the embedding of a prompt (encode_prompt.py); repeat for more")
+      ->type_name("FILE")
+      ->allow_extra_args(false);
+  shown("--count", arguments.count, "pictures of each class, or of each prompt");
   option("--guidance", arguments.guidance,
          "classifier-free guidance scale, or one for each network: 1.5,3 [what the last network recommends]")
       ->delimiter(',');
@@ -190,6 +197,12 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
                         "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them");
 
   group = "Output";
+  const auto decoder =
+      option("--decoder", arguments.decoder, "decoder of the autoencoder, for networks that make latents");
+  decoder->type_name("FILE");
+  option("--tile", arguments.tile, "decode in tiles of so many pixels of the latent a side [whole pictures]")
+      ->needs(decoder)
+      ->check(CLI::Range(std::int64_t(17), std::int64_t(65536)));
   option("--output", arguments.output, "one PNG for each picture goes into this folder")->type_name("DIR");
   option("--grid", arguments.grid, "all pictures in one PNG [samples.png, unless --output is given]")
       ->type_name("FILE");

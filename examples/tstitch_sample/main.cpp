@@ -1,5 +1,7 @@
 // tstitch_sample: pictures from the command line. Exit codes: 0 done, 1 failed, 2 bad arguments, 130 interrupted.
+#include <tstitch/model/condition_file.hpp>
 #include <tstitch/model/torchscript.hpp>
+#include <tstitch/output/decode_queue.hpp>
 #include <tstitch/output/image.hpp>
 #include <tstitch/output/progress.hpp>
 #include <tstitch/tstitch.hpp>
@@ -37,9 +39,10 @@ struct Job {
   Arguments arguments;
   at::Device device = at::kCPU;
   std::vector<tstitch::NetworkInfo> infos;
-  std::vector<std::string> names;    ///< of networks
-  std::vector<std::int64_t> labels;  ///< one a picture; empty without classes
-  std::vector<std::uint64_t> seeds;  ///< one a picture
+  std::vector<std::string> names;                   ///< of networks
+  std::vector<std::int64_t> labels;                 ///< one a picture; empty without classes
+  std::vector<tstitch::NamedCondition> conditions;  ///< with a row for each prompt, or one for all
+  std::vector<std::uint64_t> seeds;                 ///< one a picture
   tstitch::Guidance guidance;
   tstitch::SamplingOptions options;
 
@@ -53,11 +56,22 @@ struct Job {
       return part;
     };
     tstitch::Request request{.labels = cut(labels), .seeds = cut(seeds), .guidance = guidance};
+    for (tstitch::NamedCondition const& each : conditions) {
+      request.conditions.push_back({each.name, rows(each.value, first, count), rows(each.null, first, count)});
+    }
     if (arguments.pad_batches) {
       request.batch_size = arguments.batch;
       request.pad_batches = true;
     }
     return request;
+  }
+
+  /// Of prompts, those of pictures [first, first + count): every prompt once, then again.
+  static at::Tensor rows(at::Tensor const& prompts, std::int64_t first, std::int64_t count) {
+    if (!prompts.defined() || prompts.size(0) == 1) return prompts;
+    std::vector<std::int64_t> which;
+    for (std::int64_t i = first; i < first + count; ++i) which.push_back(i % prompts.size(0));
+    return prompts.index_select(0, tstitch::detail::to_device(which, at::kCPU));
   }
 
   std::string class_name(std::int64_t image) const {
@@ -128,7 +142,30 @@ Job prepare(Arguments arguments) {
   if (arguments.classes.empty()) {
     for (std::int64_t label = 0; label < info.num_classes; ++label) job.labels.push_back(label);
   }
-  const std::int64_t images = arguments.count * std::max<std::int64_t>(1, std::int64_t(job.labels.size()));
+  std::int64_t prompts = 1;
+  for (std::string const& path : arguments.conditions) {
+    for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) {
+      for (at::Tensor const& tensor : {each.value, each.null}) {
+        if (!tensor.defined()) continue;
+        const std::int64_t rows = tensor.dim() ? tensor.size(0) : 0;
+        if (rows < 1 || (rows > 1 && prompts > 1 && rows != prompts)) {
+          throw std::invalid_argument("--condition: '" + path + "': '" + each.name + "' must have 1 row or the " +
+                                      std::to_string(prompts) + " of the others, got " + std::to_string(rows));
+        }
+        prompts = std::max(prompts, rows);
+      }
+      job.conditions.push_back(std::move(each));
+    }
+  }
+  if (info.decoding == tstitch::Decoding::none && info.channels != 1 && info.channels != 3 &&
+      arguments.decoder.empty() && !arguments.plan) {
+    throw std::invalid_argument("--decoder: is needed by networks that make latents, got none for " +
+                                std::to_string(info.channels) + " channels");
+  }
+  if (info.decoding == tstitch::Decoding::pixels && !arguments.decoder.empty()) {
+    throw std::invalid_argument("--decoder: is for networks that make latents, got '" + arguments.decoder + "'");
+  }
+  const std::int64_t images = arguments.count * std::max<std::int64_t>({1, std::int64_t(job.labels.size()), prompts});
   if (arguments.count > 100'000'000 || images > 100'000'000) {
     throw std::invalid_argument("--count: must give at most 100000000 pictures, got " +
                                 std::to_string(arguments.count));
@@ -258,6 +295,8 @@ Json parameters(Job const& job) {
   json["guidance_interval"] = a.guidance_interval;
   json["seed"] = a.seed;
   json["images"] = job.images();
+  if (!a.conditions.empty()) json["conditions"] = a.conditions;
+  if (!a.decoder.empty()) json["decoder"] = a.decoder;
   json["batch"] = a.batch;
   json["device"] = job.device.str();
   json["dtype"] = a.dtype;
@@ -328,7 +367,31 @@ void say(Job const& job, Parts const&... parts) {
   if (!job.arguments.quiet) (std::cout << ... << parts) << std::endl;
 }
 
-int run(Job const& job, std::vector<tstitch::Network> const& networks) {
+/// What turns the networks' x_0 into pictures; nothing where it is the picture.
+std::optional<tstitch::Decoder> load_decoder(Job const& job, tstitch::TorchScriptOptions options) {
+  if (job.arguments.decoder.empty()) return {};
+  options.warm_up_rows = {};
+  options.dtype.reset();  // some decoders need float32; the file knows
+  tstitch::Decoder decoder = tstitch::load_decoder(job.arguments.decoder, options);
+  tstitch::NetworkInfo const& info = job.infos.back();
+  tstitch::AutoencoderInfo const& known = decoder.info();
+  const auto fail = [&](std::string const& rule, std::string const& got) {
+    throw std::runtime_error("'" + job.arguments.decoder + "': " + rule + " for '" + info.name + "', got " + got);
+  };
+  if (known.latent_channels != info.channels) {
+    fail("must take " + std::to_string(info.channels) + " channels", std::to_string(known.latent_channels));
+  }
+  if (info.latent_scale != 0 && (info.latent_scale != known.latent_scale || info.latent_shift != known.latent_shift)) {
+    const auto text = [](double scale, double shift) {
+      return "scale " + tstitch::detail::text(scale) + " and shift " + tstitch::detail::text(shift);
+    };
+    fail("must have latents of " + text(info.latent_scale, info.latent_shift),
+         text(known.latent_scale, known.latent_shift));
+  }
+  return decoder;
+}
+
+int run(Job const& job, std::vector<tstitch::Network> const& networks, std::optional<tstitch::Decoder> const& decoder) {
   return with_sampler(job, routing(job), [&](auto const& sampler) {
     const tstitch::Plan plan = sampler.plan(job.guidance);
     NetworkClock clock(plan, job.device);
@@ -338,30 +401,43 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks) {
     Json files = Json::array();
     const Clock::time_point start = Clock::now();
     std::int64_t done = 0;
+    const auto finish = [&](std::vector<tstitch::Picture> const& pictures) {
+      if (!job.arguments.output.empty()) write_pictures(job, job.arguments.output, pictures, done);
+      if (!job.arguments.grid.empty()) for_grid.insert(for_grid.end(), pictures.begin(), pictures.end());
+      for (std::size_t i = 0; i < pictures.size(); ++i, ++done) {
+        Json entry{{"seed", job.seeds[std::size_t(done)]}};
+        if (!job.labels.empty()) entry["class"] = job.class_name(done);
+        if (!job.arguments.output.empty()) entry["file"] = job.file_name(done);
+        files.push_back(entry);
+      }
+    };
+    // Latents are decoded, and their pictures written, behind the sampling of the next batch.
+    std::optional<tstitch::DecodeQueue> queue;
+    if (decoder) queue.emplace(*decoder, tstitch::Tiling{.rows = 1, .tile = job.arguments.tile});
     std::exception_ptr failure;  // what is finished by then is still written
     try {
-      while (done < job.images() && !interrupted) {
-        const std::int64_t count = std::min(job.arguments.batch, job.images() - done);
-        clock.start();
-        const tstitch::Samples samples =
-            sampler.sample(networks, job.request(done, count), [&](tstitch::StepReport report) {
-              clock(report);
-              report.first += done;
-              if (progress) (*progress)(report);
-              return interrupted ? tstitch::Control::cancel : tstitch::Control::proceed;
-            });
-        if (!samples.finished) break;
-        const std::vector<tstitch::Picture> pictures = tstitch::to_pictures(samples.images);
-        if (!job.arguments.output.empty()) write_pictures(job, job.arguments.output, pictures, done);
-        if (!job.arguments.grid.empty()) for_grid.insert(for_grid.end(), pictures.begin(), pictures.end());
-        for (std::int64_t i = done; i < done + count; ++i) {
-          Json entry{{"seed", job.seeds[std::size_t(i)]}};
-          if (!job.labels.empty()) entry["class"] = job.class_name(i);
-          if (!job.arguments.output.empty()) entry["file"] = job.file_name(i);
-          files.push_back(entry);
+      try {
+        for (std::int64_t first = 0; first < job.images() && !interrupted;) {
+          const std::int64_t count = std::min(job.arguments.batch, job.images() - first);
+          clock.start();
+          const tstitch::Samples samples =
+              sampler.sample(networks, job.request(first, count), [&](tstitch::StepReport report) {
+                clock(report);
+                report.first += first;
+                if (progress) (*progress)(report);
+                return interrupted ? tstitch::Control::cancel : tstitch::Control::proceed;
+              });
+          if (!samples.finished) break;
+          if (!queue) finish(tstitch::to_pictures(samples.images));
+          if (queue) queue->push(samples.images);
+          if (queue && queue->size() > 1) finish(queue->pop());
+          first += count;
         }
-        done += count;
+      } catch (...) {
+        failure = std::current_exception();
       }
+      while (queue && queue->size() > 0) finish(queue->pop());
+      if (failure) std::rethrow_exception(failure);
     } catch (...) {
       failure = std::current_exception();
       if (done == 0) throw;
@@ -398,7 +474,8 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks) {
 
 /// Many ratios from the same noise. The steps of the small network are shared: its run is forked where each ratio
 /// switches to the large one.
-int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
+int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
+              std::optional<tstitch::Decoder> const& decoder) {
   const std::vector<double> ratios = sweep_ratios(job.arguments.sweep);
   const auto wait = [&] {
     if (job.device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(job.device.index());
@@ -433,7 +510,8 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks) {
             if (!fork.x.isfinite().all().template item<bool>()) stitched.sample(networks, request);
             seconds[r] += shared_seconds + fork_seconds;
             images[r] += count;
-            const std::vector<tstitch::Picture> pictures = tstitch::to_pictures(fork.x);
+            const std::vector<tstitch::Picture> pictures =
+                tstitch::to_pictures(decoder ? (*decoder)(fork.x, {.rows = 1, .tile = job.arguments.tile}) : fork.x);
             if (!job.arguments.output.empty()) {
               char folder[32];
               std::snprintf(folder, sizeof folder, "/ratio-%.4g", ratios[r]);
@@ -513,8 +591,9 @@ int tstitch_sample(Arguments arguments) {
   if (job.arguments.dtype == "bfloat16") options.dtype = at::kBFloat16;
   // TorchScript compiles for a GPU in its first runs of a shape; they are kept out of the figures.
   if (job.device.is_cuda()) options.warm_up_rows = batch_rows(job, plan);
+  const std::optional<tstitch::Decoder> decoder = load_decoder(job, options);
   const std::vector<tstitch::Network> networks = tstitch::load_torchscript_networks(job.arguments.models, options);
-  return sweep ? run_sweep(job, networks) : run(job, networks);
+  return sweep ? run_sweep(job, networks, decoder) : run(job, networks, decoder);
 }
 
 }  // namespace

@@ -1,0 +1,115 @@
+// Writes models into the folder given, those that tstitch_sample must refuse and small ones for latents: models FOLDER
+// GOOD_MODEL
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/serialization/pickle.h>
+#include <tstitch/model/host_tensor.hpp>
+
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace {
+
+void save(std::string const& path, std::string const& forward, std::string const& channels, bool metadata = true) {
+  torch::jit::ExtraFilesMap files;
+  for (auto const& [key, value] : {std::pair{"format", std::string("1")},
+                                   {"name", "bad"},
+                                   {"input_channels", channels},
+                                   {"input_height", "32"},
+                                   {"input_width", "32"},
+                                   {"prediction", "epsilon"},
+                                   {"timestep_type", "int64"},
+                                   {"noise_schedule", "linear"},
+                                   {"num_train_timesteps", "1000"},
+                                   {"beta_start", "0.0001"},
+                                   {"beta_end", "0.02"},
+                                   {"num_classes", "10"},
+                                   {"null_class", "10"},
+                                   {"decoding", "pixels"}}) {
+    if (metadata) files[std::string("tstitch/") + key] = value;
+  }
+  torch::jit::Module module("bad");
+  module.define("def forward(self, x, t, labels):\n  " + forward + "\n");
+  module.save(path, files);
+}
+
+using Metadata = std::vector<std::pair<char const*, std::string>>;
+
+void save(std::string const& path, std::string const& definition, Metadata const& metadata) {
+  torch::jit::ExtraFilesMap files;
+  for (auto const& [key, value] : metadata) files[std::string("tstitch/") + key] = value;
+  torch::jit::Module module("latent");
+  module.define(definition);
+  module.save(path, files);
+}
+
+/// A network of 4-channel latents that takes the embedding of a prompt, a decoder that shows 3 of them at twice the
+/// size, and two prompts.
+void save_latent_models(std::string const& folder) {
+  save(folder + "/latent.pt", "def forward(self, x, t, text):\n  return x - text.mean()\n",
+       {{"format", "1"},
+        {"name", "latent"},
+        {"input_channels", "4"},
+        {"input_height", "8"},
+        {"input_width", "8"},
+        {"prediction", "epsilon"},
+        {"timestep_type", "int64"},
+        {"noise_schedule", "scaled_linear"},
+        {"num_train_timesteps", "1000"},
+        {"beta_start", "0.00085"},
+        {"beta_end", "0.012"},
+        {"conditions", "text_embedding float 2 3"},
+        {"latent_scale", "0.5"},
+        {"guidance_scale", "3"}});
+  const std::string doubled =
+      "def forward(self, z):\n  return z[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3)\n";
+  const auto decoder = [&](char const* name, char const* channels, char const* scale) {
+    save(folder + "/" + name, doubled,
+         {{"format", "1"},
+          {"kind", "decoder"},
+          {"name", "doubled"},
+          {"latent_channels", channels},
+          {"upsampling", "2"},
+          {"latent_scale", scale}});
+  };
+  decoder("decoder.pt", "4", "0.5");
+  decoder("decoder_of_16.pt", "16", "0.5");
+  decoder("decoder_of_another_scale.pt", "4", "0.25");
+  const auto embedding = [](std::int64_t rows, double value) {
+    return tstitch::detail::host_tensor({rows, 2, 3}, at::kFloat).fill_(value);
+  };
+  const auto prompts = [&](char const* name, std::int64_t rows) {
+    c10::Dict<std::string, at::Tensor> tensors;
+    tensors.insert("text_embedding", embedding(rows, 1));
+    tensors.insert("text_embedding.null", embedding(1, 0));
+    const std::vector<char> bytes = torch::jit::pickle_save(tensors);
+    std::ofstream(folder + "/" + name, std::ios::binary).write(bytes.data(), std::streamsize(bytes.size()));
+  };
+  prompts("two_prompts.pt", 2);
+  prompts("three_prompts.pt", 3);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 3) return 2;
+  const std::string folder = arguments[1];
+  std::ifstream good(arguments[2], std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(good), {}};
+  std::ofstream(folder + "/truncated.pt", std::ios::binary) << bytes.substr(0, bytes.size() / 2);
+  std::ofstream(folder + "/empty.pt");
+  std::ofstream(folder + "/text.pt") << "this is a text and no network\n";
+  save(folder + "/no_metadata.pt", "return x", "3", false);
+  save(folder + "/four_channels.pt", "return x", "4");
+  save(folder + "/nan.pt", "return x * float('nan')", "3");
+  save(folder + "/throws.pt", "assert x.size(0) > 1000, 'no such luck'\n  return x", "3");
+  save(folder + "/identity.pt", "return x", "3");  // good, for once
+  // Not a number in the noisy half of a trajectory only.
+  save(folder + "/nan_early.pt", "return x * float('nan') if int(t[0]) > 500 else x", "3");
+  // Works until it sees a batch of one.
+  save(folder + "/not_alone.pt", "assert x.size(0) > 1, 'not alone'\n  return x", "3");
+  save(folder + "/wrong_shape.pt", "return x[:, :1]", "3");
+  save_latent_models(folder);
+}
