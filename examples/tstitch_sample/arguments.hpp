@@ -160,7 +160,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
                               "instead of sampler, order, spacing and eta: recommended, or what another program does")
                            ->type_name("NAME")
                            ->check(CLI::IsMember({"recommended", "dit", "dit-ddim", "diffusers-ddpm", "diffusers-ddim",
-                                                  "diffusers-dpmpp", "dpm-solver", "k-diffusion", "latent-diffusion"}));
+                                                  "diffusers-dpmpp", "diffusers-pndm", "diffusers-lcm", "dpm-solver",
+                                                  "k-diffusion", "latent-diffusion"}));
   const auto sampler = shown("--sampler", arguments.sampler, "update rule");
   sampler->check(CLI::IsMember({"ddpm", "ddim", "dpm-solver", "dpm-solver++", "unipc", "deis", "lms", "pndm", "heun"}));
   const auto order =

@@ -209,6 +209,8 @@ auto with_sampler(Job const& job, tstitch::AnyModelSchedule schedule, Action act
     if (name == "diffusers-ddpm") return with(profile::diffusers_ddpm(noise, steps));
     if (name == "diffusers-ddim") return with(profile::diffusers_ddim(noise, steps));
     if (name == "diffusers-dpmpp") return with(profile::diffusers_dpmpp(noise, steps));
+    if (name == "diffusers-pndm") return with(profile::diffusers_pndm(noise, steps));
+    if (name == "diffusers-lcm") return with(profile::diffusers_lcm(noise, steps));
     if (name == "dpm-solver") return with(profile::dpm_solver(noise, steps));
     if (name == "k-diffusion") return with(profile::k_diffusion(noise, steps));
     if (name == "latent-diffusion") return with(profile::latent_diffusion(noise, steps));

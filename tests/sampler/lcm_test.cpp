@@ -1,6 +1,6 @@
 // LCM: beside diffusers' own code.
 
-#include <tstitch/sampler/lcm.hpp>
+#include <tstitch/sampler/profile.hpp>
 
 #include <cmath>
 
@@ -15,9 +15,8 @@ const NoiseSchedule exact = NoiseSchedule::linear();
 }  // namespace
 
 TEST_CASE("LCM of diffusers") {
-  golden::check("diffusers_lcm", golden::network(exact), [&](int n) {
-    return LCM{golden::float32_linear(), SingleNetwork{}, {.steps = n, .spacing = lcm_timesteps()}};
-  });
+  golden::check("diffusers_lcm", golden::network(exact),
+                [&](int n) { return make_sampler(profile::diffusers_lcm(exact, n), SingleNetwork{}); });
 }
 
 TEST_CASE("LCM visits timesteps of the distillation") {

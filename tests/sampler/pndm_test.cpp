@@ -1,6 +1,6 @@
 // PNDM: beside the peers' own code, its order, and what it costs.
 
-#include <tstitch/sampler/pndm.hpp>
+#include <tstitch/sampler/profile.hpp>
 
 #include "euler_family.hpp"
 
@@ -21,7 +21,8 @@ std::vector<double> leading(int steps, int offset) {
 
 /// Holds PNDM to runs in which the peer recorded more states than there are steps.
 /// @param keep state index -> whether it is one after a step of ours
-void check(std::string const& name, NoiseSchedule const& noise, PNDMUpdate const& rule, int offset, auto const& keep) {
+/// @param make N, timesteps -> sampler
+void check(std::string const& name, int offset, auto const& keep, auto const& make) {
   const golden::Case peer = golden::read(name);
   for (golden::Run const& run : peer.runs) {
     golden::Run kept{.steps = run.steps};
@@ -30,25 +31,30 @@ void check(std::string const& name, NoiseSchedule const& noise, PNDMUpdate const
       if (keep(i)) kept.states.push_back(run.states[i]);
     }
     if (offset == 0) CHECK(run.states.back() == kept.states.back());
-    const PNDM sampler{
-        noise,
-        SingleNetwork{},
-        {.steps = int(timesteps.size()), .spacing = Spacing::list(timesteps), .final_sigma = FinalSigma::sigma_min},
-        rule};
-    const double worst = golden::difference(peer, kept, sampler, eps);
+    const double worst = golden::difference(peer, kept, make(run.steps, timesteps), eps);
     INFO(name << ", " << run.steps << " steps: differs by " << worst);
     CHECK(worst <= 1e-5);
   }
 }
 
+auto on_list(PNDMUpdate const& rule) {
+  return [rule](int, std::vector<double> const& timesteps) {
+    return PNDM{
+        golden::float32_linear(),
+        SingleNetwork{},
+        {.steps = int(timesteps.size()), .spacing = Spacing::list(timesteps), .final_sigma = FinalSigma::sigma_min},
+        rule};
+  };
+}
+
 }  // namespace
 
 TEST_CASE("PLMS of diffusers and latent-diffusion") {
-  const NoiseSchedule f32 = golden::float32_linear();
   // The first state is where Euler leads, before the step is taken again.
   const auto after_first = [](std::size_t i) { return i > 0; };
-  check("diffusers_pndm_skip_prk", f32, {}, 0, after_first);
-  check("diffusers_pndm_skip_prk_offset1", f32, {}, 1, after_first);
+  check("diffusers_pndm_skip_prk", 0, after_first, on_list({}));
+  check("diffusers_pndm_skip_prk_offset1", 1, after_first,
+        [](int n, auto const&) { return make_sampler(profile::diffusers_pndm(exact, n), SingleNetwork{}); });
   // Its table is the exact one, each value rounded to float32.
   std::vector<double> values;
   for (double value : exact.alphas_cumprod()) values.push_back(double(float(value)));
@@ -64,8 +70,8 @@ TEST_CASE("PLMS of diffusers and latent-diffusion") {
 
 TEST_CASE("PNDM of diffusers, with Runge-Kutta steps first") {
   // Three steps of four evaluations.
-  check("diffusers_pndm", golden::float32_linear(), {PNDMStart::runge_kutta}, 0,
-        [](std::size_t i) { return i >= 12 || i % 4 == 3; });
+  check(
+      "diffusers_pndm", 0, [](std::size_t i) { return i >= 12 || i % 4 == 3; }, on_list({PNDMStart::runge_kutta}));
 }
 
 TEST_CASE("PNDM is of order 2") {

@@ -17,6 +17,8 @@
 #include "ddim.hpp"
 #include "ddpm.hpp"
 #include "dpm_solver.hpp"
+#include "lcm.hpp"
+#include "pndm.hpp"
 #include "torch_noise.hpp"
 #include "unipc.hpp"
 
@@ -53,6 +55,9 @@ inline AnyModelSchedule route_latent_diffusion(double ratio) {
 }
 inline AnyModelSchedule route_stable_diffusion(double ratio) {
   return routing::StableDiffusion{ratio};
+}
+inline AnyModelSchedule route_latent_consistency(double ratio) {
+  return routing::LatentConsistency{ratio};
 }
 
 }  // namespace detail
@@ -112,6 +117,24 @@ inline Profile<DPMSolverUpdate> diffusers_dpmpp(NoiseSchedule const& trained, in
                       .thresholding = Thresholding::none()},
           .rule = {.published_third_order = true},
           .routing = detail::route_stable_diffusion};
+}
+
+/// diffusers' PNDMScheduler as Stable Diffusion's folders configure it: PLMS, timesteps that end at 1, to the noise
+/// level of t = 0. diffusers counts one step more, because its first one evaluates twice.
+inline Profile<PNDMUpdate> diffusers_pndm(NoiseSchedule const& trained, int steps) {
+  return {.noise_schedule = trained.in_float32(),
+          .options = {.steps = steps,
+                      .spacing = Spacing::leading(1),
+                      .final_sigma = FinalSigma::sigma_min,
+                      .thresholding = Thresholding::none()},
+          .routing = detail::route_stable_diffusion};
+}
+
+/// diffusers' LCMScheduler as it comes, for latent consistency models.
+inline Profile<LCMUpdate> diffusers_lcm(NoiseSchedule const& trained, int steps) {
+  return {.noise_schedule = trained.in_float32(),
+          .options = {.steps = steps, .spacing = lcm_timesteps(), .thresholding = Thresholding::none()},
+          .routing = detail::route_latent_consistency};
 }
 
 /// The authors' dpm_solver_pytorch, method="multistep", order 2, skip_type="time_uniform". It ends at the noise level
