@@ -40,6 +40,7 @@ struct Arguments {
 
   std::string decoder;
   std::int64_t tile = 0;
+  std::string latents;
   std::string output;
   std::string grid;
   int scale = 3;
@@ -204,6 +205,9 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   option("--tile", arguments.tile, "decode in tiles of so many pixels of the latent a side [whole pictures]")
       ->needs(decoder)
       ->check(CLI::Range(std::int64_t(17), std::int64_t(65536)));
+  option("--latents", arguments.latents, "what the networks made, before it is decoded: .npy, float32 [n, C, H, W]")
+      ->type_name("FILE")
+      ->excludes(sweep);
   option("--output", arguments.output, "one PNG for each picture goes into this folder")->type_name("DIR");
   option("--grid", arguments.grid, "all pictures in one PNG [samples.png, unless --output is given]")
       ->type_name("FILE");

@@ -3,6 +3,7 @@
 #include <tstitch/model/torchscript.hpp>
 #include <tstitch/output/decode_queue.hpp>
 #include <tstitch/output/image.hpp>
+#include <tstitch/output/npy.hpp>
 #include <tstitch/output/progress.hpp>
 #include <tstitch/tstitch.hpp>
 
@@ -13,8 +14,9 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 
+#include "../common/device.hpp"
+#include "../common/text.hpp"
 #include "arguments.hpp"
-#include "caption.hpp"
 
 namespace {
 
@@ -108,21 +110,6 @@ std::int64_t label_of(std::string const& name, tstitch::NetworkInfo const& info)
   return number;
 }
 
-at::Device device_of(std::string const& name) {
-  const auto& cuda = at::detail::getCUDAHooks();
-  if (name == "auto") return cuda.hasCUDA() && cuda.deviceCount() > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
-  if (name == "cpu") return at::kCPU;
-  if (name == "cuda") return {at::kCUDA, 0};
-  int index = -1;
-  if (name.rfind("cuda:", 0) == 0) {
-    const auto [rest, error] = std::from_chars(name.data() + 5, name.data() + name.size(), index);
-    if (error == std::errc{} && rest == name.data() + name.size() && index >= 0 && index < 128) {
-      return {at::kCUDA, at::DeviceIndex(index)};
-    }
-  }
-  throw std::invalid_argument("--device: must be auto, cpu, cuda or cuda:N, got '" + name + "'");
-}
-
 Job prepare(Arguments arguments) {
   Job job;
   if (arguments.count < 1)
@@ -158,7 +145,7 @@ Job prepare(Arguments arguments) {
     }
   }
   if (info.decoding == tstitch::Decoding::none && info.channels != 1 && info.channels != 3 &&
-      arguments.decoder.empty() && !arguments.plan) {
+      arguments.decoder.empty() && arguments.latents.empty() && !arguments.plan) {
     throw std::invalid_argument("--decoder: is needed by networks that make latents, got none for " +
                                 std::to_string(info.channels) + " channels");
   }
@@ -190,7 +177,7 @@ Job prepare(Arguments arguments) {
     job.guidance.channels = tstitch::profile::dit(info.noise_schedule.value(), 1).guidance_channels;
   }
   job.options = {.steps = arguments.steps, .spacing = spacing_of(arguments.spacing)};
-  if (arguments.output.empty() && arguments.grid.empty()) arguments.grid = "samples.png";
+  if (arguments.output.empty() && arguments.grid.empty() && arguments.latents.empty()) arguments.grid = "samples.png";
   job.arguments = std::move(arguments);
   return job;
 }
@@ -342,7 +329,7 @@ void require_writable(Job const& job) {
     if (!folder.empty()) std::filesystem::create_directories(folder, error);
     if (error) fail(path, rule, error.message());
   };
-  for (std::string const& file : {job.arguments.grid, job.arguments.report}) {
+  for (std::string const& file : {job.arguments.grid, job.arguments.report, job.arguments.latents}) {
     if (file.empty()) continue;
     constexpr auto rule = "file that can be written";
     make_folder(std::filesystem::path(file).parent_path(), file, rule);
@@ -367,6 +354,19 @@ std::string location(std::string const& path) {
 template <class... Parts>
 void say(Job const& job, Parts const&... parts) {
   if (!job.arguments.quiet) (std::cout << ... << parts) << std::endl;
+}
+
+void write_latents(Job const& job, std::vector<at::Tensor> const& batches) {
+  std::vector<std::int64_t> shape = batches[0].sizes().vec();
+  shape[0] = 0;
+  for (at::Tensor const& batch : batches) shape[0] += batch.size(0);
+  const at::Tensor all = tstitch::detail::host_tensor(shape, at::kFloat);
+  std::int64_t first = 0;
+  for (at::Tensor const& batch : batches) {
+    all.narrow(0, first, batch.size(0)).copy_(batch);
+    first += batch.size(0);
+  }
+  tstitch::write_npy(job.arguments.latents, all);
 }
 
 /// What turns the networks' x_0 into pictures; nothing where it is the picture.
@@ -402,7 +402,9 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
     std::vector<tstitch::Picture> for_grid;
     Json files = Json::array();
     const Clock::time_point start = Clock::now();
+    std::vector<at::Tensor> latents;
     std::int64_t done = 0;
+    const bool pictured = !job.arguments.output.empty() || !job.arguments.grid.empty();
     const auto finish = [&](std::vector<tstitch::Picture> const& pictures) {
       if (!job.arguments.output.empty()) write_pictures(job, job.arguments.output, pictures, done);
       if (!job.arguments.grid.empty()) for_grid.insert(for_grid.end(), pictures.begin(), pictures.end());
@@ -430,9 +432,15 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
                 return interrupted ? tstitch::Control::cancel : tstitch::Control::proceed;
               });
           if (!samples.finished) break;
-          if (!queue) finish(tstitch::to_pictures(samples.images));
-          if (queue) queue->push(samples.images);
-          if (queue && queue->size() > 1) finish(queue->pop());
+          if (!job.arguments.latents.empty()) latents.push_back(samples.images.cpu());
+          if (!pictured) {
+            done += count;
+          } else if (queue) {
+            queue->push(samples.images);
+            if (queue->size() > 1) finish(queue->pop());
+          } else {
+            finish(tstitch::to_pictures(samples.images));
+          }
           first += count;
         }
       } catch (...) {
@@ -453,6 +461,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
       const int columns = int(job.arguments.count > 1 && !job.labels.empty() ? job.images() / job.arguments.count : 0);
       tstitch::write_png(job.arguments.grid, tstitch::make_grid(for_grid, columns), png_text(json));
     }
+    if (!latents.empty()) write_latents(job, latents);
     json["calls"] = plan.calls();
     json["seconds_by_network"] = clock.seconds();
     json["seconds"] = seconds;
@@ -468,6 +477,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
           tstitch::detail::text(std::round(clock.seconds()[k] * 100) / 100), " s");
     }
     if (!job.arguments.output.empty() && done) say(job, "pictures: ", location(job.arguments.output));
+    if (!latents.empty()) say(job, "latents: ", location(job.arguments.latents));
     if (!for_grid.empty()) say(job, "grid: ", location(job.arguments.grid));
     if (failure) std::rethrow_exception(failure);
     return interrupted ? 130 : 0;

@@ -7,6 +7,7 @@
 #include "plan/baseline_schedules.hpp"
 #include "plan/plan.hpp"
 #include "plan/reference_routing.hpp"
+#include "sampler/agreement.hpp"
 #include "sampler/ddim.hpp"
 #include "sampler/ddpm.hpp"
 #include "sampler/deis.hpp"

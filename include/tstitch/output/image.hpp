@@ -29,6 +29,7 @@
 
 #include "../model/host_tensor.hpp"
 #include "../plan/error.hpp"
+#include "write_file.hpp"
 
 // stb_image_write in a namespace of ours and with internal linkage, so that it can stand in any number of translation
 // units and does not meet the program's own copy, whichever of the two comes first.
@@ -161,22 +162,6 @@ inline std::string text_chunk(std::string const& keyword, std::string const& tex
   chunk += body;
   append_big_endian(chunk, stb::stbiw__crc32(reinterpret_cast<unsigned char*>(body.data()), int(body.size())));
   return chunk;
-}
-
-/// Writes a whole file or none: under another name first, then renamed.
-/// @throws std::runtime_error
-inline void write_file(std::string const& path, std::string_view bytes) {
-  const std::string part = path + ".part";
-  const auto fail = [&](char const* what) {
-    const std::string reason = std::strerror(errno);
-    std::remove(part.c_str());
-    throw std::runtime_error("tstitch::write_file: '" + path + "': " + what + ", got '" + reason + "'");
-  };
-  std::FILE* const file = std::fopen(part.c_str(), "wb");
-  if (!file) fail("must be a place that can be written to");
-  const bool written = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size();
-  if (const bool closed = std::fclose(file) == 0; !written || !closed) fail("must fit on the disk");
-  if (std::rename(part.c_str(), path.c_str()) != 0) fail("must be a name that can be replaced");
 }
 
 }  // namespace detail

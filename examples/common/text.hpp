@@ -1,5 +1,5 @@
 /// @file
-/// Words beside the rows of a grid.
+/// Words in pictures.
 #pragma once
 
 #include <tstitch/output/image.hpp>

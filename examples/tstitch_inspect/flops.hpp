@@ -1,0 +1,87 @@
+/// @file
+/// Counts the floating-point operations of matrix products and convolutions while a network runs.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/record_function.h>
+
+#include <memory>
+#include <string_view>
+
+/// Counts on this thread while it lives; two operations for a multiply and an add. Elementwise work is left out, as
+/// papers do.
+class FlopCounter {
+ public:
+  FlopCounter() {
+    state() = {};
+    handle_ = at::addThreadLocalCallback(at::RecordFunctionCallback(&begin, &end).needsInputs(true));
+  }
+  FlopCounter(FlopCounter const&) = delete;
+  FlopCounter& operator=(FlopCounter const&) = delete;
+  ~FlopCounter() { at::removeCallback(handle_); }
+
+  double count() const { return state().flops; }
+
+ private:
+  struct State {
+    double flops = 0;
+    int inside = 0;  // operations that are counted whole and may call others
+  };
+  struct Counted : at::ObserverContext {};
+
+  static State& state() {
+    thread_local State state;
+    return state;
+  }
+
+  static std::unique_ptr<at::ObserverContext> begin(at::RecordFunction const& function) {
+    if (state().inside > 0) {
+      ++state().inside;
+      return std::make_unique<Counted>();
+    }
+    const double flops = of(function.name(), function.inputs());
+    if (flops == 0) return nullptr;
+    state().flops += flops;
+    ++state().inside;
+    return std::make_unique<Counted>();
+  }
+
+  static void end(at::RecordFunction const&, at::ObserverContext* context) {
+    if (context) --state().inside;
+  }
+
+  static double of(std::string_view name, c10::ArrayRef<const c10::IValue> inputs) {
+    const auto tensor = [&](std::size_t i) {
+      return i < inputs.size() && inputs[i].isTensor() ? inputs[i].toTensor() : at::Tensor();
+    };
+    const at::Tensor a = tensor(0), b = tensor(1), c = tensor(2);
+    const auto numel = [](at::Tensor const& x) { return double(x.numel()); };
+    if (name == "aten::linear" && b.defined()) return 2 * numel(a) * double(b.size(0));
+    if ((name == "aten::mm" || name == "aten::bmm" || name == "aten::matmul") && b.defined() && b.dim() > 0) {
+      return 2 * numel(a) * double(b.dim() > 1 ? b.size(-1) : 1);
+    }
+    if ((name == "aten::addmm" || name == "aten::baddbmm") && c.defined()) return 2 * numel(b) * double(c.size(-1));
+    if (name == "aten::scaled_dot_product_attention" && c.defined()) {
+      return 2 * numel(a) * double(b.size(-2)) * (1 + double(c.size(-1)) / double(a.size(-1)));
+    }
+    const bool convolution = name == "aten::convolution" || name == "aten::conv2d" || name == "aten::_convolution";
+    if (convolution && b.defined() && b.dim() == 4) {
+      // Every output pixel takes a whole kernel; strides and paddings are inputs 3 and 4.
+      const auto list = [&](std::size_t i) {
+        return inputs[i].isIntList() ? inputs[i].toIntVector() : std::vector<std::int64_t>{};
+      };
+      const auto strides = list(3), paddings = list(4);
+      double pixels = double(a.size(0));
+      for (int d = 0; d < 2; ++d) {
+        const auto entry = [&](std::vector<std::int64_t> const& values, std::int64_t otherwise) {
+          return values.empty() ? otherwise : values[values.size() > 1 ? std::size_t(d) : 0];
+        };
+        pixels *= double((a.size(2 + d) + 2 * entry(paddings, 0) - b.size(2 + d)) / entry(strides, 1) + 1);
+      }
+      return 2 * pixels * numel(b);
+    }
+    return 0;
+  }
+
+  at::CallbackHandle handle_;
+};

@@ -1,0 +1,276 @@
+// tstitch_inspect: what files are, whether they fit together, and where the small network of a pair will do. Exit
+// codes: 0 they can be used, 1 they cannot or something failed, 2 bad arguments.
+#include <tstitch/model/condition_file.hpp>
+#include <tstitch/model/torchscript.hpp>
+#include <tstitch/output/image.hpp>
+#include <tstitch/tstitch.hpp>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <iostream>
+#include <nlohmann/json.hpp>
+
+#include "../common/device.hpp"
+#include "../common/plot.hpp"
+#include "flops.hpp"
+
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+struct Arguments {
+  std::vector<std::string> files{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};
+  std::string device = "auto";
+  std::string dtype = "auto";
+  std::vector<std::int64_t> rows{1, 8};
+  std::vector<std::string> conditions;
+  int steps = 50;
+  std::int64_t count = 8;
+  double tolerance = 0.1;
+  bool no_probe = false;
+  std::string json;
+  std::string plot;
+};
+
+void print(std::string const& key, std::string const& value) {
+  std::printf("  %-16s %s\n", key.c_str(), value.c_str());
+}
+
+std::string grouped(std::int64_t number) {
+  std::string text = std::to_string(number);
+  for (int at = int(text.size()) - 3; at > 0; at -= 3) text.insert(std::size_t(at), ",");
+  return text;
+}
+
+/// A request of n rows that the networks accept; zeros for conditions of which no file was given.
+tstitch::Request request_for(std::vector<tstitch::Network> const& networks,
+                             std::vector<tstitch::NamedCondition> const& given, std::int64_t rows) {
+  tstitch::Request request{.conditions = given, .count = rows};
+  for (tstitch::Network const& network : networks) {
+    tstitch::NetworkInfo const& info = network.info();
+    if (info.num_classes > 0 && request.labels.empty()) {
+      for (std::int64_t i = 0; i < rows; ++i) request.labels.push_back(i % info.num_classes);
+    }
+    for (tstitch::ConditionInfo const& wanted : info.conditions) {
+      const auto same = [&](tstitch::NamedCondition const& each) { return each.name == wanted.name; };
+      if (std::any_of(request.conditions.begin(), request.conditions.end(), same)) continue;
+      std::vector<std::int64_t> sizes{1};
+      for (const std::int64_t size : wanted.shape) sizes.push_back(size ? size : info.height);
+      const at::ScalarType type = wanted.floating ? at::kFloat : at::kLong;
+      request.conditions.push_back({wanted.name, tstitch::detail::host_tensor(sizes, type).zero_()});
+    }
+  }
+  // One row for all, or as many as there are rows.
+  for (tstitch::NamedCondition& each : request.conditions) {
+    if (each.value.size(0) != 1 && each.value.size(0) != rows) each.value = each.value.narrow(0, 0, 1);
+  }
+  return request;
+}
+
+/// The arguments of one evaluation of this many rows.
+struct Call {
+  at::Tensor x, t;
+  tstitch::Condition condition;
+
+  Call(tstitch::Network const& network, std::vector<tstitch::NamedCondition> const& given, std::int64_t rows) {
+    const tstitch::DDIM sampler{network.noise_schedule(), tstitch::SingleNetwork{}, {.steps = 2}};
+    const tstitch::Trajectory run = sampler.begin({network}, request_for({network}, given, rows));
+    x = run.x;
+    condition = run.condition.conditional;
+    t = tstitch::detail::timestep_rows(network, x, network.noise_schedule().noisiest() / 2, rows);
+  }
+};
+
+Json describe(std::string const& path, tstitch::Network const& network, Arguments const& arguments,
+              std::vector<tstitch::NamedCondition> const& conditions) {
+  tstitch::NetworkInfo const& info = network.info();
+  Json json{{"file", path}, {"name", info.name}};
+  std::printf("%s\n", path.c_str());
+  print("name", info.name);
+  std::string input = tstitch::detail::shape_text({info.channels, info.height, info.width});
+  if (info.num_classes) input += ", " + std::to_string(info.num_classes) + " classes";
+  if (info.null_class) input += ", null class " + std::to_string(*info.null_class);
+  for (tstitch::ConditionInfo const& wanted : info.conditions) {
+    input += ", " + wanted.name + " " + tstitch::detail::text_of(wanted);
+    json["conditions"].push_back(wanted.name + " " + tstitch::detail::text_of(wanted));
+  }
+  print("input", input);
+  json["input"] = {info.channels, info.height, info.width};
+  json["num_classes"] = info.num_classes;
+  print("predicts", tstitch::detail::text(info.prediction_type) + (info.learned_variance ? " and a variance" : ""));
+  json["prediction"] = tstitch::detail::text(info.prediction_type);
+  print("noise schedule", network.noise_schedule().name());
+  json["noise_schedule"] = network.noise_schedule().name();
+  print("makes", info.decoding == tstitch::Decoding::pixels ? "pictures" : "latents");
+  for (auto const& [key, value] : {std::pair{"trained on", info.training_data}, std::pair{"licence", info.license}}) {
+    if (!value.empty()) print(key, value);
+  }
+
+  const torch::jit::Module module = torch::jit::load(path);
+  std::int64_t parameters = 0;
+  std::string type;
+  for (at::Tensor const& parameter : module.parameters()) {
+    parameters += parameter.numel();
+    if (type.empty()) type = at::toString(parameter.scalar_type());
+  }
+  print("parameters", grouped(parameters) + ", " + type);
+  json["parameters"] = parameters;
+
+  const c10::AutoGradMode no_gradients(false);
+  {
+    const Call call(network, conditions, 1);
+    const FlopCounter counter;
+    network(call.x, call.t, call.condition);
+    json["gflop"] = counter.count() / 1e9;
+    print("GFLOP a row", tstitch::detail::text(std::round(counter.count() / 1e6) / 1e3));
+  }
+  for (const std::int64_t rows : arguments.rows) {
+    const Call call(network, conditions, rows);
+    std::vector<double> milliseconds;
+    for (int run = 0; run < 12; ++run) {
+      const auto wait = [&] {
+        if (network.device().is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(network.device().index());
+      };
+      wait();
+      const auto start = std::chrono::steady_clock::now();
+      network(call.x, call.t, call.condition);
+      wait();
+      const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - start;
+      if (run > 3) milliseconds.push_back(spent.count());  // TorchScript compiles in the first ones
+    }
+    std::nth_element(milliseconds.begin(), milliseconds.begin() + 4, milliseconds.end());
+    const double each = milliseconds[4] / double(rows);
+    print("ms a row", tstitch::detail::text(std::round(each * 1e3) / 1e3) + " of " + std::to_string(rows) + " on " +
+                          network.device().str());
+    json["milliseconds_a_row"][std::to_string(rows)] = each;
+  }
+  return json;
+}
+
+/// Where the first network agrees with the last, along the last one's trajectory.
+Json probe(std::vector<tstitch::Network> const& networks, Arguments const& arguments,
+           std::vector<tstitch::NamedCondition> const& conditions) {
+  const std::size_t last = networks.size() - 1;
+  const tstitch::DDIM sampler{
+      networks[last].noise_schedule(), tstitch::SingleNetwork{last}, {.steps = arguments.steps}};
+  tstitch::Request request = request_for(networks, conditions, arguments.count);
+  request.guidance.scale = networks[last].info().null_class ? networks[last].info().guidance_scale : 1;
+  const tstitch::Agreement agreement = tstitch::measure_agreement(sampler, networks, request, 0, last);
+  const std::vector<double> means = tstitch::Agreement::means(agreement.cosines);
+  const std::vector<double> differences = tstitch::Agreement::means(agreement.differences);
+  const std::vector<double> shares = agreement.cumulative_share();
+  Json json{{"steps", arguments.steps}, {"images", arguments.count}};
+  std::printf("agreement of '%s' with '%s' along the trajectory of '%s', %lld images\n",
+              networks[0].info().name.c_str(), networks[last].info().name.c_str(), networks[last].info().name.c_str(),
+              static_cast<long long>(arguments.count));
+  std::printf("  %8s %8s %12s %8s\n", "t", "cosine", "difference", "sum");
+  Curve cosine{.color = {31, 119, 180}}, sum{.color = {214, 90, 20}};
+  const std::size_t every = std::max<std::size_t>(1, means.size() / 10);
+  for (std::size_t i = 0; i < means.size(); ++i) {
+    const double t = agreement.steps[i].step.t;
+    if (i % every == 0 || i + 1 == means.size()) {
+      std::printf("  %8.1f %8.4f %12.6f %7.1f%%\n", t, means[i], differences[i], 100 * shares[i]);
+    }
+    json["timesteps"].push_back(t);
+    json["cosines"].push_back(means[i]);
+    json["differences"].push_back(differences[i]);
+    cosine.x.push_back(double(i) / double(means.size()));
+    cosine.y.push_back(means[i]);
+    sum.x.push_back(double(i + 1) / double(means.size()));
+    sum.y.push_back(shares[i]);
+  }
+  std::printf("cosine: of the noise that they predict; difference: of x after the step, root mean square\n");
+  const double ratio = agreement.ratio(arguments.tolerance);
+  json["tolerance"] = arguments.tolerance;
+  json["suggested_ratio"] = ratio;
+  std::printf("suggested ratio: %.2f (steps with %g of the difference that the first network would make in all)\n",
+              ratio, arguments.tolerance);
+  if (!arguments.plot.empty()) {
+    char title[128];
+    std::snprintf(title, sizeof title, "cosine of noise (blue), sum of differences (orange), ratio %.2f", ratio);
+    const Plot plot{.title = title, .x_label = "share of the steps", .curves = {cosine, sum}, .marks = {ratio}};
+    tstitch::write_png(arguments.plot, plot.draw());
+    std::printf("plot: %s\n", arguments.plot.c_str());
+  }
+  return json;
+}
+
+int inspect(Arguments const& arguments) {
+  tstitch::TorchScriptOptions options{.device = device_of(arguments.device)};
+  if (arguments.dtype == "float32") options.dtype = at::kFloat;
+  if (arguments.dtype == "float16") options.dtype = at::kHalf;
+  if (arguments.dtype == "bfloat16") options.dtype = at::kBFloat16;
+  std::vector<tstitch::NamedCondition> conditions;
+  for (std::string const& path : arguments.conditions) {
+    for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) conditions.push_back(std::move(each));
+  }
+  Json json;
+  std::vector<tstitch::Network> networks;
+  for (std::string const& path : arguments.files) {
+    networks.push_back(tstitch::load_torchscript(path, options));
+    json["networks"].push_back(describe(path, networks.back(), arguments, conditions));
+  }
+  const std::vector<std::string> mismatches = tstitch::mismatches(networks);
+  if (networks.size() > 1) {
+    std::printf(mismatches.empty() ? "these networks fit together\n" : "these networks cannot share a trajectory\n");
+    for (std::string const& line : mismatches) std::printf("  %s\n", line.c_str());
+    json["mismatches"] = mismatches;
+  }
+  if (networks.size() > 1 && mismatches.empty() && !arguments.no_probe) {
+    json["agreement"] = probe(networks, arguments, conditions);
+  }
+  if (!arguments.json.empty()) {
+    tstitch::detail::write_file(arguments.json, json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  }
+  return mismatches.empty() ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int count, char** values) {
+  Arguments arguments;
+  CLI::App app{
+      "What TorchScript networks are, whether they fit together, what they cost, and how far into a trajectory "
+      "the first agrees with the last. Without files: the bundled pair.",
+      "tstitch_inspect"};
+  app.add_option("files", arguments.files, "TorchScript files in the order of use, small first")->type_name("FILE");
+  app.add_option("--device", arguments.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+  app.add_option("--dtype", arguments.dtype, "of the networks")
+      ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}))
+      ->capture_default_str();
+  app.add_option("--rows", arguments.rows, "batch sizes that are timed")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--condition", arguments.conditions, "file of tensors by name; zeros for what is not given")
+      ->type_name("FILE")
+      ->allow_extra_args(false);
+  app.add_option("--steps", arguments.steps, "of the trajectory along which they are compared")->capture_default_str();
+  app.add_option("--count", arguments.count, "images that are compared")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  app.add_option("--tolerance", arguments.tolerance, "share of all differences that the suggested steps may have")
+      ->check(CLI::Range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_flag("--no-probe", arguments.no_probe, "describe and time, but do not compare");
+  app.add_option("--json", arguments.json, "everything, as JSON")->type_name("FILE");
+  app.add_option("--plot", arguments.plot, "the agreement as a PNG")->type_name("FILE");
+  try {
+    app.parse(count, values);
+  } catch (CLI::ParseError const& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  try {
+    return inspect(arguments);
+  } catch (std::invalid_argument const& error) {
+    std::cerr << "tstitch_inspect: " << error.what() << "\n";
+    return 2;
+  } catch (c10::Error const& error) {  // what() would add pages of stack trace
+    std::cerr << "tstitch_inspect: " << error.what_without_backtrace() << "\n";
+    return 1;
+  } catch (std::exception const& error) {
+    std::cerr << "tstitch_inspect: " << error.what() << "\n";
+    return 1;
+  }
+}
