@@ -12,6 +12,7 @@ import copy
 import dataclasses
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from torch import Tensor, nn
 import diffusion
 from cifar10 import load_cifar10
 from diffusion import LinearSchedule, ddim
-from dit import DiT, DiTConfig
 from muon import Muon
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
+from dit import DiT, DiTConfig  # noqa: E402
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 tool, training, scratch = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
-sys.path.insert(0, str(training))
+sys.path.insert(0, str(training.parent / "export"))
 from dit import DiT, DiTConfig  # noqa: E402
 
 scratch.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,17 @@
 """A class-conditional diffusion transformer, DiT (arXiv 2212.09748), small enough to read in one sitting.
 
-The network predicts the noise and, beside it, the variance of the reverse step (learned range, arXiv 2102.09672). Its
-parameters carry the names of the official DiT checkpoints, so that a loader written for one reads the other.
+The network predicts the noise and, unless told otherwise, the variance of the reverse step beside it (learned range,
+arXiv 2102.09672). Its parameters carry the names of the official DiT checkpoints, so that a loader written for one
+reads the other.
 
 `forward` is written to be compiled by `torch.jit.script` and captured in a CUDA graph: heads, patch and grid are Python
 integers, no arithmetic is done on tensor shapes, and nothing remembers the device or the dtype it was built on.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +20,11 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class DiTConfig:
-    """Shape of a network. `num_classes` leaves out the null class, which is the embedding table's last row."""
+    """Shape of a network. `num_classes` leaves out the null class, which is the embedding table's last row.
+
+    The last two are how the official networks compute, and were trained. diffusers computes with 127 frequency steps,
+    which turns the angles of high timesteps by up to half a turn, and with the `norm_eps` of its config.
+    """
 
     channels: int = 3
     size: int = 32
@@ -27,15 +34,22 @@ class DiTConfig:
     heads: int = 4
     mlp_ratio: float = 4.0
     num_classes: int = 10
+    learned_variance: bool = True
+    frequency_steps: int = 128  # the k-th of the 128 frequencies of t is 10000 ** (-k / frequency_steps)
+    mlp_norm_eps: float = 1e-6  # of the norm before the MLP
+
+    @property
+    def out_channels(self) -> int:
+        return self.channels * (2 if self.learned_variance else 1)
 
     def flops(self) -> int:
         """Floating-point operations of one forward pass over one picture: matrix products, two per multiply-add."""
         tokens = (self.size // self.patch) ** 2
-        patch_values = self.channels * self.patch**2
+        patch_values = (self.channels + self.out_channels) * self.patch**2
         hidden = int(self.width * self.mlp_ratio)
         per_token = 4 * self.width**2 + 2 * self.width * hidden  # qkv and proj; fc1 and fc2
         attention = 2 * tokens * self.width  # scores and weighted sum, per token
-        embed = 3 * patch_values * self.width  # patch embedding in, epsilon and v out
+        embed = patch_values * self.width  # patch embedding in, epsilon and v out
         per_picture = (6 * self.depth + 2) * self.width**2 + (256 + self.width) * self.width  # adaLN; timestep MLP
         return 2 * (self.depth * tokens * (per_token + attention) + tokens * embed + per_picture)
 
@@ -76,13 +90,17 @@ class PatchEmbed(nn.Module):
 class TimestepEmbedder(nn.Module):
     """t [n] -> [n, width]: sinusoids of 128 frequencies, then a two-layer MLP."""
 
-    def __init__(self, width: int):
+    frequency_steps: Final[int]
+
+    def __init__(self, width: int, frequency_steps: int):
         super().__init__()
+        self.frequency_steps = frequency_steps
         self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         # In float32 whatever the weights are: in half precision the angles of neighbouring timesteps coincide.
-        exponents = torch.arange(128, device=t.device, dtype=torch.float32) * (-math.log(10000.0) / 128)
+        # Multiplied and then divided, as elsewhere: t is large, and the last bit of a frequency would show.
+        exponents = torch.arange(128, device=t.device, dtype=torch.float32) * -math.log(10000.0) / self.frequency_steps
         angles = t.to(torch.float32).unsqueeze(1) * exponents.exp()
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1)
         return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
@@ -126,11 +144,11 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Attention and MLP, each shifted, scaled and gated by the condition c [n, width] (adaLN-zero)."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float):
+    def __init__(self, width: int, heads: int, mlp_ratio: float, mlp_norm_eps: float):
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.norm2 = nn.LayerNorm(width, eps=mlp_norm_eps, elementwise_affine=False)
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
@@ -160,13 +178,15 @@ class DiT(nn.Module):
         width = config.width
         self.patch = config.patch
         self.grid = config.size // config.patch
-        self.out_channels = 2 * config.channels
+        self.out_channels = config.out_channels
 
         self.x_embedder = PatchEmbed(config.channels, config.patch, width)
-        self.t_embedder = TimestepEmbedder(width)
+        self.t_embedder = TimestepEmbedder(width, config.frequency_steps)
         self.y_embedder = LabelEmbedder(config.num_classes, width)
         self.register_buffer("pos_embed", sin_cos_position_embedding(width, self.grid))
-        self.blocks = nn.ModuleList(Block(width, config.heads, config.mlp_ratio) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            Block(width, config.heads, config.mlp_ratio, config.mlp_norm_eps) for _ in range(config.depth)
+        )
         self.final_layer = FinalLayer(width, config.patch, self.out_channels)
         self.initialize()
 
@@ -186,11 +206,11 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predicted noise and variance interpolation.
+        """Predicted noise and, with learned variance, variance interpolation.
 
         x [n, channels, size, size] in the weights' dtype; t [n] timesteps, int64 or floating; y [n] int64 classes, or
-        num_classes for none. Returns [n, 2 * channels, size, size] in the weights' dtype: first epsilon, then v, where
-        (v + 1) / 2 mixes log(beta_t), at 1, and the log of the posterior variance, at 0.
+        num_classes for none. Returns [n, out_channels, size, size] in the weights' dtype: first epsilon, then, if
+        learned, v, where (v + 1) / 2 mixes log(beta_t), at 1, and the log of the posterior variance, at 0.
         """
         tokens = self.x_embedder(x)
         tokens = tokens + self.pos_embed.to(tokens.dtype)
@@ -202,3 +222,15 @@ class DiT(nn.Module):
         patches = patches.unflatten(1, (self.grid, self.grid))
         # [n, row, column, y, x, channel] -> [n, channel, row, y, column, x]
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+
+def random_inputs(config: DiTConfig) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
+    """So many rows of x, t and y for `DiT.forward`, other ones at every call and the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        x = torch.randn(rows, config.channels, config.size, config.size, generator=generator)
+        t = torch.randint(1000, (rows,), generator=generator)
+        return x, t, torch.randint(config.num_classes + 1, (rows,), generator=generator)
+
+    return draw

@@ -1,0 +1,317 @@
+"""What every exporter does: reads weights, scripts the network, checks the written file beside its source, writes it whole.
+
+The files are ordinary TorchScript archives: `torch.jit.load` reads them too. What a sampler has to know (shape, prediction
+type, noise schedule, conditions) rides along as extra files, one value per key, all under `tstitch/`; the keys are listed in
+include/tstitch/model/torchscript.hpp. The same weights always give the same bytes.
+"""
+
+import io
+import itertools
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+# Largest difference from the float32 network, relative to the RMS of its output, that rounding explains.
+TOLERANCE = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+
+
+def fail(message: str) -> None:
+    """Ends the program with one line: place, rule, value got."""
+    sys.exit(message)
+
+
+# ------------------------------------------------------------------------------------------------ weights
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .pt, .pth, .ckpt or .bin file, or of a folder's sharded ones. Runs no code from it."""
+    if path.is_dir():
+        return load_folder(path)
+    if not path.is_file():
+        fail(f"{path}: must be a file of weights, got none")
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.torch import load_file
+        except ImportError:
+            fail(f"{path}: needs the Python package safetensors")
+        try:
+            return load_file(path)
+        except Exception as error:
+            fail(f"{path}: must be a safetensors file, got '{first_line(error)}'")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:  # files older than the zip format cannot be mapped
+        loaded = load_pickle(path)
+    except Exception as error:
+        fail(f"{path}: must hold tensors only, got '{first_line(error)}'")
+    if not isinstance(loaded, Mapping):
+        fail(f"{path}: must hold a state dict, got {type(loaded).__name__}")
+    return loaded
+
+
+def load_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        fail(f"{path}: must hold tensors only, got '{first_line(error)}'")
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def load_folder(folder: Path) -> dict[str, Tensor]:
+    """A diffusers folder's weights: one file, or shards that an index names."""
+    for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
+        for suffix in (".safetensors", ".bin"):
+            single, index = folder / (stem + suffix), folder / f"{stem}{suffix}.index.json"
+            if single.is_file():
+                return load_weights(single)
+            if not index.is_file():
+                continue
+            names = read_json(index).get("weight_map")
+            if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
+                fail(f'{index}: must have a "weight_map" from tensors to shards, got none')
+            weights: dict[str, Tensor] = {}
+            for shard in sorted(set(names.values())):
+                if not (folder / shard).is_file():
+                    fail(f"{index}: every shard must be there, got no {shard}")
+                weights |= load_weights(folder / shard)
+            absent = sorted(set(names) - set(weights))
+            if absent:
+                fail(f"{index}: the shards must hold every tensor that it lists, got none called {some(absent)}")
+            return weights
+    fail(f"{folder}: must hold diffusion_pytorch_model.safetensors or .bin, or shards of it, got {some(names_in(folder))}")
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def read_json(path: Path) -> dict:
+    if not path.is_file():
+        fail(f"{path}: must be there, got no file")
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        fail(f"{path}: must be JSON, got '{error}'")
+
+
+def some(names: list[str]) -> str:
+    """At most four of them."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "nothing"
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Gives the network its weights as float32; every tensor must be there, have its shape, and be used."""
+    wanted = network.state_dict()
+    absent, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
+    if absent:
+        fail(f"{source}: must hold every tensor of the network, got none called {some(absent)}")
+    if extra:
+        fail(f"{source}: must hold the tensors of this network only, got also {some(extra)}")
+    for name, tensor in wanted.items():
+        if weights[name].shape != tensor.shape:
+            fail(f"{source}: {name} must be {list(tensor.shape)}, got {list(weights[name].shape)}")
+    with torch.no_grad():
+        network.load_state_dict({name: weights[name].float() for name in wanted}, assign=True)
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            fail(f"{source}: {name} must hold finite numbers, got nan or infinity")
+
+
+# ------------------------------------------------------------------------------------------------ writing
+
+
+def metadata(values: Mapping[str, object]) -> dict[str, str]:
+    """The `tstitch/` keys. Numbers are written with repr(), so that reading them back gives the same double."""
+    return {f"tstitch/{key}": v if isinstance(v, str) else repr(v) for key, v in values.items()}
+
+
+def sort_constants(code: bytes) -> bytes:
+    """Sorts each run of `name : Final[type] = value` lines: TorchScript prints them in the order of a Python set."""
+    lines = code.splitlines(keepends=True)
+    runs = itertools.groupby(lines, key=lambda line: b" : Final[" in line)
+    return b"".join(line for constants, run in runs for line in (sorted(run) if constants else run))
+
+
+def canonical(archive: bytes) -> bytes:
+    """Rewrites a TorchScript archive without what the exporting machine left in it.
+
+    That is the order of constants, which changes from run to run, and the `.debug_pkl` records, which hold the paths of
+    the source files.
+    """
+    reader = torch._C.PyTorchFileReader(io.BytesIO(archive))
+    buffer = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(buffer)
+    for name in sorted(reader.get_all_records()):
+        # The writer makes a serialization_id of its own.
+        if name.endswith(".debug_pkl") or name == ".data/serialization_id":
+            continue
+        record = reader.get_record(name)
+        if name.startswith("code/"):
+            record = sort_constants(record)
+        writer.write_record(name, record, len(record))
+    writer.write_end_of_file()
+    return buffer.getvalue()
+
+
+def scripted(network: nn.Module, values: Mapping[str, object]) -> bytes:
+    """Not frozen: the parameter names survive, for loaders that take the weights and bring their own network."""
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(network), buffer, _extra_files=metadata(values))
+    return canonical(buffer.getvalue())
+
+
+@torch.no_grad()
+def largest_difference(archive: bytes, source: nn.Module, inputs: Callable[[int], tuple[Tensor, ...]]) -> float:
+    """Runs the written network beside its float32 source on random input; the difference is relative to the RMS.
+
+    @inputs gives so many rows of every argument, float32 where they are floating.
+    """
+    loaded = torch.jit.load(io.BytesIO(archive), map_location="cpu").eval()
+    dtype = next(loaded.parameters()).dtype
+    worst = 0.0
+    for rows in (1, 3):  # a constant that stands for a batch size would show
+        arguments = inputs(rows)
+        expected = source(*arguments)
+        got = loaded(*(a.to(dtype) if a.is_floating_point() else a for a in arguments)).float()
+        worst = max(worst, ((got - expected).abs().max() / expected.square().mean().sqrt().clamp_min(1e-6)).item())
+    return worst
+
+
+def write(
+    output: Path,
+    source: nn.Module,
+    values: Mapping[str, object],
+    inputs: Callable[[int], tuple[Tensor, ...]],
+    dtype: str,
+    peer: nn.Module | None = None,
+) -> None:
+    """Writes the network in this dtype, after a check beside `peer` (another implementation; else the network itself)."""
+    source = source.eval()
+    exact = peer.eval() if peer is not None else source
+    # The check needs float32; the file is made of a copy only where it is to be of another type.
+    stored = source if dtype == "float32" else convert(source, getattr(torch, dtype))
+    archive = scripted(stored, values)
+    difference = largest_difference(archive, exact, inputs)
+    if not difference <= TOLERANCE[dtype]:
+        fail(
+            f"{output}: not written: it differs from its source by {difference:.2e} of the output's RMS, "
+            f"more than {TOLERANCE[dtype]:.0e}"
+        )
+    temporary = output.with_name(output.name + ".tmp")
+    try:
+        temporary.write_bytes(archive)
+        os.replace(temporary, output)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        fail(f"{output}: must be a file that can be written, got '{error.strerror}'")
+    print(
+        f"{output}: {len(archive):,} bytes, {dtype}, {sum(p.numel() for p in source.parameters()):,} parameters, "
+        f"largest difference {difference:.1e} of the output's RMS"
+    )
+
+
+def convert(network: nn.Module, dtype: torch.dtype) -> nn.Module:
+    import copy
+
+    return copy.deepcopy(network).to(dtype)
+
+
+# ------------------------------------------------------------------------------------------------ configs
+
+
+class Config:
+    """A config.json of diffusers. Reading a key checks its value; `finish` refuses the keys that nobody read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.values = read_json(path)
+        if not isinstance(self.values, dict):
+            fail(f"{path}: must be a JSON object, got {type(self.values).__name__}")
+        self.known: set[str] = set()
+
+    def refuse(self, key: str, rule: str, got: object) -> None:
+        fail(f"{self.path}: {key} {rule}, got {json.dumps(got)}")
+
+    def get(self, key: str, default: object = None) -> object:
+        self.known.add(key)
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def integer(self, key: str, default: int | None = None, least: int = 1) -> int:
+        value = self.get(key, default)
+        if not is_integer(value) or not least <= value <= 65536:
+            self.refuse(key, f"must be an integer in [{least}, 65536]", value)
+        return value
+
+    def real(self, key: str, default: float | None = None) -> float:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not -1e9 < value < 1e9:
+            self.refuse(key, "must be a number", value)
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            self.refuse(key, "must be true or false", value)
+        return value
+
+    def integers(self, key: str, default: list[int] | None = None) -> list[int]:
+        value = self.get(key, default)
+        if not isinstance(value, list) or not value or not all(is_integer(v) and 1 <= v <= 65536 for v in value):
+            self.refuse(key, "must be a list of integers in [1, 65536]", value)
+        return value
+
+    def choices(self, key: str, allowed: list[str], default: list[str] | None = None) -> list[str]:
+        value = self.get(key, default)
+        if not isinstance(value, list) or not value or not all(v in allowed for v in value):
+            self.refuse(key, f"must be a list of {' and '.join(allowed)}", value)
+        return value
+
+    def only(self, key: str, *allowed: object) -> object:
+        """The value, which must be one of these; the first is what a config means that does not have the key."""
+        value = self.values.get(key, allowed[0])
+        self.known.add(key)
+        # 1 and True are different words here.
+        if not any(type(value) is type(a) and value == a for a in allowed):
+            fail(f"{self.path}: {key} must be {' or '.join(json.dumps(a) for a in allowed)}, got {json.dumps(value)}")
+        return value
+
+    def kind(self, *names: str) -> str:
+        """The name of diffusers' class, which must be one of these."""
+        name = self.values.get("_class_name")
+        if name not in names:
+            self.refuse("_class_name", f"must be {' or '.join(names)}", name)
+        return name
+
+    def finish(self, *ignored: str) -> None:
+        """A key that nobody read may change what the network computes, unless it is off or only a note."""
+        for key, value in self.values.items():
+            if key not in self.known and key not in ignored and not key.startswith("_") and value not in (None, False):
+                fail(f"{self.path}: must have keys that this exporter knows, got {key} = {json.dumps(value)}")
+
+
+def is_integer(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def component(folder: Path, name: str) -> Path:
+    """The folder of one network: @folder itself, or its part of this name where @folder is a pipeline."""
+    if not folder.is_dir():
+        fail(f"{folder}: must be a folder, got {'a file' if folder.exists() else 'nothing'}")
+    for candidate in (folder / name, folder):
+        if (candidate / "config.json").is_file():
+            return candidate
+    fail(f"{folder}: must hold config.json or {name}/config.json, got {some(names_in(folder))}")
+
+
+def say(message: str) -> None:
+    """Progress goes to stderr: stdout is for results."""
+    print(message, file=sys.stderr, flush=True)

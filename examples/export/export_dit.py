@@ -1,0 +1,523 @@
+"""Writes a DiT (arXiv 2212.09748) as a TorchScript file that tstitch loads.
+
+CHECKPOINT is a .pt or .safetensors file in the layout of the official checkpoints: the tensors alone, or a training
+checkpoint with "model" and "ema". Or it is a folder of diffusers: a DiTPipeline, or its transformer/ with config.json
+and weights, in one file or in shards. diffusers is not needed; where it is installed a folder's network is checked
+beside it.
+
+The shape is read from the tensors or from config.json. No code of the file is run, and nothing is written unless all of
+it makes sense and the written network computes what its source computes.
+"""
+
+import argparse
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common import TOLERANCE, Config, component, fail, fill, load_weights, say, some, write
+from dit import DiT, DiTConfig, random_inputs, sin_cos_position_embedding
+
+# The tensors do not tell the heads of the official networks S, B, L and XL; their width does.
+HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+
+# Modules in the official layout, and where diffusers keeps them; * is the number of a block. Several are parts of one.
+DIFFUSERS_NAMES = {
+    "x_embedder.proj": ["pos_embed.proj"],
+    "t_embedder.mlp.0": ["transformer_blocks.0.norm1.emb.timestep_embedder.linear_1"],
+    "t_embedder.mlp.2": ["transformer_blocks.0.norm1.emb.timestep_embedder.linear_2"],
+    "y_embedder.embedding_table": ["transformer_blocks.0.norm1.emb.class_embedder.embedding_table"],
+    "blocks.*.adaLN_modulation.1": ["transformer_blocks.*.norm1.linear"],
+    "blocks.*.attn.qkv": [f"transformer_blocks.*.attn1.to_{part}" for part in "qkv"],
+    "blocks.*.attn.proj": ["transformer_blocks.*.attn1.to_out.0"],
+    "blocks.*.mlp.fc1": ["transformer_blocks.*.ff.net.0.proj"],
+    "blocks.*.mlp.fc2": ["transformer_blocks.*.ff.net.2"],
+    "final_layer.adaLN_modulation.1": ["proj_out_1"],
+    "final_layer.linear": ["proj_out_2"],
+}
+
+# diffusers repeats the embeddings of timestep and class in every block.
+REPEATED = re.compile(r"transformer_blocks\.\d+\.(norm1\.emb\..+)")
+
+DEFAULT_SCHEDULE = {
+    "prediction": "epsilon",
+    "noise_schedule": "linear",
+    "num_train_timesteps": 1000,
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+}
+
+
+# ------------------------------------------------------------------------------------------------ official layout
+
+
+def read_checkpoint(path: Path, which: str | None) -> dict[str, Tensor]:
+    """The state dict of a file; of a training checkpoint the averaged weights, unless it is to be the plain ones."""
+    # Training checkpoints of the official layout keep their command line, as a Namespace: a bag of values, no code.
+    with torch.serialization.safe_globals([argparse.Namespace]):
+        weights = load_weights(path)
+    sets = {name: key for name, key in (("ema", "ema"), ("plain", "model")) if isinstance(weights.get(key), Mapping)}
+    if sets:
+        which = which or next(iter(sets))
+        if which not in sets:
+            fail(f"{path}: must hold the weights of --weights {which}, got {some(sorted(map(str, weights)))}")
+        weights = weights[sets[which]]
+    elif which == "ema":
+        fail(f"{path}: must hold \"ema\" for --weights ema, got {some(sorted(map(str, weights)))}")
+    require_tensors(path, weights)
+    return dict(weights)
+
+
+def require_tensors(path: Path, weights: Mapping[str, object]) -> None:
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            fail(f"{path}: {name} must be a tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            fail(f"{path}: {name} must be of a floating type, got {str(tensor.dtype).removeprefix('torch.')}")
+
+
+def read_shape(path: Path, weights: Mapping[str, Tensor], size: int | None, heads: int | None) -> DiTConfig:
+    """The shape that the tensors of the official layout tell."""
+    if any(name.startswith("transformer_blocks.") for name in weights):
+        fail(f"{path}: must be in the official layout, got diffusers' names: give their folder with its config.json")
+
+    def dimensions(name: str, rule: str, count: int) -> list[int]:
+        if name not in weights:
+            fail(f"{path}: must be a DiT, which has {name}, got {some(sorted(weights))}")
+        shape = list(weights[name].shape)
+        if len(shape) != count or min(shape) < 1:
+            fail(f"{path}: {name} must be {rule}, got {shape}")
+        return shape
+
+    width, channels, patch, patch_across = dimensions("x_embedder.proj.weight", "[width, channels, patch, patch]", 4)
+    if patch != patch_across:
+        fail(f"{path}: x_embedder.proj.weight must have square patches, got {[width, channels, patch, patch_across]}")
+    if width % 4:
+        fail(f"{path}: the width must be a multiple of 4, got {width}")
+    rows = dimensions("y_embedder.embedding_table.weight", "[classes + 1, width]", 2)[0]
+    if rows < 2:
+        fail(f"{path}: y_embedder.embedding_table.weight must have a row a class and one for none, got {rows} rows")
+    hidden = dimensions("blocks.0.mlp.fc1.weight", "[hidden, width]", 2)[0]
+    outputs = dimensions("final_layer.linear.weight", "[patch * patch * channels, width]", 2)[0]
+    return DiTConfig(
+        channels=channels,
+        size=read_size(path, weights.get("pos_embed"), patch, size),
+        patch=patch,
+        width=width,
+        depth=count_blocks(weights),
+        heads=read_heads(path, width, heads),
+        mlp_ratio=hidden / width,
+        num_classes=rows - 1,
+        learned_variance=read_learned_variance(path, channels, outputs, patch),
+    )
+
+
+def read_size(path: Path, table: Tensor | None, patch: int, size: int | None) -> int:
+    """Height and width of x, from the table of positions [1, tokens, width] or from --size."""
+    if size is not None and (size < 1 or size % patch):
+        fail(f"--size: must be a multiple of the patch size {patch}, got {size}")
+    if table is None:
+        if size is None:
+            fail(f"{path}: --size must be given, because the file holds no pos_embed to tell it, got none")
+        return size
+    tokens = table.shape[1] if table.ndim == 3 else 0
+    grid = math.isqrt(tokens)
+    if not tokens or grid * grid != tokens:
+        fail(f"{path}: pos_embed must be [1, tokens, width] with the tokens of a square, got {list(table.shape)}")
+    if size is not None and size != grid * patch:
+        fail(f"--size: must be {grid * patch}, the size that pos_embed in {path} tells, got {size}")
+    return grid * patch
+
+
+def read_heads(path: Path, width: int, heads: int | None) -> int:
+    if heads is None and width not in HEADS:
+        fail(f"{path}: --heads must be given for widths other than {', '.join(map(str, HEADS))}, got none for {width}")
+    heads = HEADS[width] if heads is None else heads
+    if heads < 1 or width % heads:
+        fail(f"--heads: must divide the width {width}, got {heads}")
+    return heads
+
+
+def read_learned_variance(place: Path, channels: int, outputs: int, patch: int) -> bool:
+    """@outputs values come out for each patch."""
+    if outputs not in (patch * patch * channels, 2 * patch * patch * channels):
+        fail(
+            f"{place}: for each patch {patch * patch * channels} values must come out, or twice as many with learned "
+            f"variance, got {outputs}"
+        )
+    return outputs == 2 * patch * patch * channels
+
+
+def count_blocks(weights: Mapping[str, Tensor]) -> int:
+    numbers = {int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))}
+    # Up to the first gap: blocks behind it are then refused as tensors of another network.
+    return next(n for n in range(len(numbers) + 1) if n not in numbers)
+
+
+# ------------------------------------------------------------------------------------------------ diffusers
+
+
+def read_config(config: Config) -> DiTConfig:
+    """The shape that config.json of a transformer tells."""
+    # DiT was a Transformer2DModel before it had a class of its own.
+    config.kind("DiTTransformer2DModel", "Transformer2DModel")
+    config.only("norm_type", "ada_norm_zero")
+    config.only("activation_fn", "gelu-approximate")
+    config.only("attention_bias", True)
+    config.only("norm_elementwise_affine", False)
+    config.only("attention_type", "default")
+    heads, head_width = config.integer("num_attention_heads", 16), config.integer("attention_head_dim", 72)
+    channels, patch = config.integer("in_channels", 4), config.integer("patch_size", 2)
+    size = config.integer("sample_size", 32)
+    if size % patch:
+        config.refuse("sample_size", f"must be a multiple of patch_size {patch}", size)
+    if heads * head_width % 4:
+        config.refuse("attention_head_dim", f"times {heads} heads must be a multiple of 4", head_width)
+    outputs = config.integer("out_channels", channels)
+    if outputs not in (channels, 2 * channels):
+        config.refuse("out_channels", f"must be in_channels {channels}, or twice that with learned variance", outputs)
+    shape = DiTConfig(
+        channels=channels,
+        size=size,
+        patch=patch,
+        width=heads * head_width,
+        depth=config.integer("num_layers", 28),
+        heads=heads,
+        num_classes=config.integer("num_embeds_ada_norm", 1000, least=1),
+        learned_variance=outputs == 2 * channels,
+        frequency_steps=127,
+        mlp_norm_eps=config.real("norm_eps", 1e-5),
+    )
+    # Said of training, of number formats and of other kinds of this class.
+    config.finish("dropout", "norm_num_groups", "upcast_attention")
+    return shape
+
+
+def parts_of(name: str) -> list[str]:
+    """The tensors of diffusers that make up one of the official layout, one after another along the first axis."""
+    if name == "pos_embed":
+        return ["pos_embed.pos_embed"]
+    module, kind = name.rsplit(".", 1)
+    number = re.match(r"blocks\.(\d+)\.", module)
+    block = number[1] if number else ""
+    parts = DIFFUSERS_NAMES[f"blocks.*.{module[number.end():]}" if number else module]
+    return [f"{part.replace('*', block)}.{kind}" for part in parts]
+
+
+def official_names(place: Path, weights: Mapping[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The tensors of diffusers' network under the names of the official layout; each must be there and be used."""
+    require_repeats(place, weights)
+    wanted = {
+        part: [tensor.shape[0] // len(parts), *tensor.shape[1:]]
+        for name, tensor in network.state_dict().items()
+        for parts in [parts_of(name)]
+        for part in parts
+    }
+    absent = sorted(set(wanted) - set(weights) - set(parts_of("pos_embed")))  # which is computed
+    extra = sorted(name for name in set(weights) - set(wanted) if not REPEATED.fullmatch(name))
+    if absent:
+        fail(f"{place}: must hold every tensor of the network, got none called {some(absent)}")
+    if extra:
+        fail(f"{place}: must hold the tensors of this network only, got also {some(extra)}")
+    for part, shape in wanted.items():
+        if part in weights and list(weights[part].shape) != shape:
+            fail(f"{place}: {part} must be {shape}, got {list(weights[part].shape)}")
+    return {
+        name: weights[parts[0]] if len(parts) == 1 else torch.cat([weights[part] for part in parts])
+        for name in network.state_dict()
+        for parts in [parts_of(name)]
+        if parts[0] in weights
+    }
+
+
+def require_repeats(place: Path, weights: Mapping[str, Tensor]) -> None:
+    """One embedding serves the whole network, so that the copies in all blocks must be the same."""
+    for name, tensor in weights.items():
+        if not (match := REPEATED.fullmatch(name)):
+            continue
+        first = f"transformer_blocks.0.{match[1]}"
+        if first in weights and not torch.equal(tensor, weights[first]):
+            fail(f"{place}: {name} must be equal to {first}, got other numbers")
+
+
+def read_schedule(path: Path) -> dict[str, object]:
+    """The noise schedule and prediction type of a scheduler_config.json. How it samples is not the network's matter."""
+    config = Config(path)
+    for key, off in (("trained_betas", None), ("rescale_betas_zero_snr", False)):
+        config.only(key, off)  # on, it is another schedule than the numbers below say
+    return {
+        "prediction": choice(config, "prediction_type", "epsilon", "v_prediction", "sample"),
+        "noise_schedule": choice(config, "beta_schedule", "linear", "scaled_linear"),
+        "num_train_timesteps": config.integer("num_train_timesteps", least=2),
+        "beta_start": beta(config, "beta_start"),
+        "beta_end": beta(config, "beta_end"),
+    }
+
+
+def choice(config: Config, key: str, *allowed: str) -> str:
+    value = config.get(key, allowed[0])
+    if value not in allowed:
+        config.refuse(key, f"must be {', '.join(allowed[:-1])} or {allowed[-1]}", value)
+    return value
+
+
+def beta(config: Config, key: str) -> float:
+    value = config.real(key)
+    if not 0 < value < 1:
+        config.refuse(key, "must be in (0, 1)", value)
+    return value
+
+
+def read_latent_scale(path: Path) -> float:
+    """What the pipeline multiplies latents with, from the config.json of its autoencoder."""
+    config = Config(path)
+    scale = config.real("scaling_factor", 0.18215)
+    if scale <= 0:
+        config.refuse("scaling_factor", "must be above 0", scale)
+    return scale
+
+
+def read_labels(path: Path, num_classes: int) -> list[str]:
+    """Names of the classes from a pipeline's model_index.json, or none.
+
+    A label is a list of synonyms, "tench, Tinca tinca", of which the first is taken unless another class has it too.
+    """
+    labels = Config(path).get("id2label")
+    if labels is None:
+        return []
+    if not isinstance(labels, dict) or set(labels) != {str(i) for i in range(num_classes)}:
+        got = f"{len(labels)} entries" if isinstance(labels, dict) else type(labels).__name__
+        fail(f"{path}: id2label must have a name for each of 0 to {num_classes - 1}, got {got}")
+    whole = [" ".join(str(labels[str(i)]).split()) for i in range(num_classes)]
+    first = [label.split(",")[0].strip() for label in whole]
+    return [name if first.count(name) == 1 else label for name, label in zip(first, whole, strict=True)]
+
+
+class Peer(nn.Module):
+    """diffusers' DiT with the arguments of ours."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return self.model(x, timestep=t, class_labels=y).sample
+
+
+def peer(config: Config, weights: Mapping[str, Tensor], shape: DiTConfig) -> nn.Module | None:
+    """diffusers' network of the same weights, which computes in the way that @shape says; None without diffusers."""
+    try:
+        import diffusers
+    except ImportError:
+        say("diffusers is not installed: checking beside the float32 network")
+        return None
+    diffusers.logging.set_verbosity_error()
+    say(f"checking beside diffusers {diffusers.__version__}")
+    with torch.device("meta"):
+        model = diffusers.DiTTransformer2DModel.from_config(config.values)
+    positions = sin_cos_position_embedding(shape.width, shape.size // shape.patch)
+    model.pos_embed.register_buffer("pos_embed", positions, persistent=False)
+    ours = {name: tensor.float() for name, tensor in weights.items() if name != "pos_embed.pos_embed"}
+    for name in model.state_dict():  # embeddings that the file gives once
+        if match := REPEATED.fullmatch(name):
+            ours[name] = ours[f"transformer_blocks.0.{match[1]}"]
+    model.load_state_dict(ours, assign=True)
+    for block in model.transformer_blocks:
+        block.norm1.emb.time_proj.downscale_freq_shift = 128 - shape.frequency_steps
+        block.norm3.eps = shape.mlp_norm_eps
+    return Peer(model)
+
+
+# ------------------------------------------------------------------------------------------------ both
+
+
+@dataclasses.dataclass
+class Source:
+    """A network on its way: its shape, its tensors in the official layout, and what its folder says of it."""
+
+    place: Path
+    shape: DiTConfig
+    network: DiT
+    weights: dict[str, Tensor]
+    schedule: dict[str, object] = dataclasses.field(default_factory=lambda: DEFAULT_SCHEDULE)
+    latent_scale: float = 0.18215
+    class_names: list[str] = dataclasses.field(default_factory=list)
+    peer: nn.Module | None = None
+
+
+def without_weights(shape: DiTConfig) -> DiT:
+    """On no device: memory and random numbers would be for nothing, the weights come from the file."""
+    with torch.device("meta"):
+        return DiT(shape)
+
+
+def open_file(args: argparse.Namespace) -> Source:
+    say(f"reading {args.checkpoint}")
+    weights = read_checkpoint(args.checkpoint, args.weights)
+    shape = read_shape(args.checkpoint, weights, args.size, args.heads)
+    if args.arithmetic == "diffusers":
+        shape = dataclasses.replace(shape, frequency_steps=127, mlp_norm_eps=1e-5)
+    return Source(args.checkpoint, shape, without_weights(shape), weights)
+
+
+def open_folder(args: argparse.Namespace) -> Source:
+    if args.weights:
+        fail(f"--weights: must not be given for a folder of diffusers, which has one set, got {args.weights}")
+    folder = component(args.checkpoint, "transformer")
+    config = Config(folder / "config.json")
+    shape = read_config(config)
+    for option, value, own in (("--size", args.size, shape.size), ("--heads", args.heads, shape.heads)):
+        if value not in (None, own):
+            fail(f"{option}: must be {own}, which {config.path} tells, got {value}")
+    if args.arithmetic == "official":
+        shape = dataclasses.replace(
+            shape, frequency_steps=DiTConfig.frequency_steps, mlp_norm_eps=DiTConfig.mlp_norm_eps
+        )
+    else:
+        say(
+            "timestep frequencies as diffusers computes them; for weights that the official code trained "
+            "--arithmetic official is nearer to their training"
+        )
+    say(f"reading {folder}")
+    weights = load_weights(folder)
+    require_tensors(folder, weights)
+    network = without_weights(shape)
+    renamed = official_names(folder, weights, network)
+    source = Source(folder, shape, network, renamed, peer=peer(config, weights, shape))
+    read_pipeline(source, args.checkpoint if folder != args.checkpoint else folder.resolve().parent)
+    return source
+
+
+def read_pipeline(source: Source, folder: Path) -> None:
+    """What stands beside the transformer in a pipeline's folder: scheduler, autoencoder, names of the classes."""
+    index, scheduler = folder / "model_index.json", folder / "scheduler/scheduler_config.json"
+    if not index.is_file() and not scheduler.is_file():
+        return  # a transformer on its own
+    if scheduler.is_file():
+        source.schedule = read_schedule(scheduler)
+    if (vae := folder / "vae/config.json").is_file():
+        source.latent_scale = read_latent_scale(vae)
+    if index.is_file():
+        source.class_names = read_labels(index, source.shape.num_classes)
+
+
+def give_positions(source: Source) -> None:
+    """The table of positions is computed; one in the file must be the same, but for the rounding of its type."""
+    computed = sin_cos_position_embedding(source.shape.width, source.shape.size // source.shape.patch)
+    found = source.weights.get("pos_embed")
+    if found is not None:
+        if found.shape != computed.shape:
+            fail(f"{source.place}: pos_embed must be {list(computed.shape)}, got {list(found.shape)}")
+        difference = (found.float() - computed).abs().max().item()
+        if not difference <= 1e-4 + torch.finfo(found.dtype).eps / 2:
+            fail(f"{source.place}: pos_embed must be the sine-cosine table of its grid, got one {difference:.2g} off")
+    source.weights["pos_embed"] = computed
+
+
+def read_class_names(path: Path, num_classes: int) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        fail(f"{path}: must be a text file, got '{error}'")
+    if len(lines) != num_classes:
+        fail(f"{path}: must have one line for each of the {num_classes} classes, got {len(lines)} lines")
+    empty = [str(number) for number, line in enumerate(lines, 1) if not line.strip()]
+    if empty:
+        fail(f"{path}: must have a name in each line, got none in line {some(empty)}")
+    return [line.strip() for line in lines]
+
+
+def metadata(source: Source, args: argparse.Namespace) -> dict[str, object]:
+    """The `tstitch/` keys and their values."""
+    shape = source.shape
+    official = (shape.frequency_steps, shape.mlp_norm_eps) == (DiTConfig.frequency_steps, DiTConfig.mlp_norm_eps)
+    values = {
+        "format": 1,
+        "name": args.name or args.output.stem,
+        "input_channels": shape.channels,
+        "input_height": shape.size,
+        "input_width": shape.size,
+        "variance": "learned_range" if shape.learned_variance else "fixed",
+        "num_classes": shape.num_classes,
+        "null_class": shape.num_classes,
+        "timestep_type": "int64",
+        **source.schedule,
+        "decoding": "none",
+        "latent_scale": source.latent_scale,
+        "guidance_scale": args.guidance_scale,
+        # Engines that bring their own network know the official one by this word.
+        "architecture": "dit" if official else "dit_diffusers",
+        "width": shape.width,
+        "depth": shape.depth,
+        "heads": shape.heads,
+        "patch_size": shape.patch,
+        "mlp_ratio": shape.mlp_ratio,
+    }
+    words = {
+        "class_names": "\n".join(source.class_names),
+        "training_data": args.training_data,
+        "license": args.license,
+    }
+    return values | {key: text for key, text in words.items() if text}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = " (default: %(default)s)"
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a file, or a folder of diffusers")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt file to write")
+    parser.add_argument("--name", help="name of the network (default: the output's file name)")
+    parser.add_argument(
+        "--weights",
+        choices=["ema", "plain"],
+        help="which set of a training checkpoint, averaged or plain (default: ema, where the file has it)",
+    )
+    parser.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32", help="stored precision" + default)
+    parser.add_argument(
+        "--guidance-scale", type=float, default=4.0, help="the default that a sampler should use" + default
+    )
+    parser.add_argument("--size", type=int, help="height of x, where the file does not tell it: 32 for 256 pixels")
+    parser.add_argument("--heads", type=int, help="attention heads (default: as the official network of this width)")
+    parser.add_argument(
+        "--arithmetic",
+        choices=["official", "diffusers"],
+        help="timestep frequencies and the constant of a norm, which the two compute differently "
+        "(default: as the program computes that CHECKPOINT is for)",
+    )
+    parser.add_argument("--class-names", type=Path, metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument("--training-data", default="", help="what the network was trained on")
+    parser.add_argument("--license", default="", help="licence of the weights")
+    args = parser.parse_args()
+    if not math.isfinite(args.guidance_scale):
+        fail(f"--guidance-scale: must be a finite number, got {args.guidance_scale}")
+    if not args.output.absolute().parent.is_dir():
+        fail(f"{args.output}: must be in a folder that exists, got none")
+    if args.output.is_dir():
+        fail(f"{args.output}: must be a file, got a folder")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    source = open_folder(args) if args.checkpoint.is_dir() else open_file(args)
+    if args.class_names:
+        source.class_names = read_class_names(args.class_names, source.shape.num_classes)
+    give_positions(source)
+    fill(source.network, source.weights, source.place)
+    source.weights.clear()  # where they were of another type, a copy of them is in the network
+    shape = source.shape
+    say(
+        f"DiT of {shape.depth} blocks, width {shape.width}, {shape.heads} heads, patches of {shape.patch}, "
+        f"{shape.num_classes} classes; x is {shape.channels}x{shape.size}x{shape.size}, "
+        f"{shape.flops() / 1e9:.2f} GFLOP an image"
+    )
+    say(f"scripting as {args.dtype}, checking and writing {args.output}")
+    write(args.output, source.network, metadata(source, args), random_inputs(shape), args.dtype, source.peer)
+
+
+if __name__ == "__main__":
+    main()

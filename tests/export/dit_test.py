@@ -1,0 +1,535 @@
+"""Exported DiTs compute what they were: dit_test.py TOOL EXPORT_FOLDER SCRATCH_FOLDER
+
+Exports tiny networks of random weights, from files in the official layout and, where diffusers is installed, from its
+folders; compares each with its source, has tstitch_sample plan with them, and tries everything that must be refused.
+
+    python dit_test.py --random-xl FILE
+
+writes random weights in the shape of DiT-XL/2 instead, for measuring how long its export takes.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+here = Path(__file__).resolve().parent
+export = Path(sys.argv[2]) if len(sys.argv) == 4 else here.parent.parent / "examples/export"
+sys.path.insert(0, str(export))
+import export_dit  # noqa: E402
+from dit import DiT, DiTConfig, sin_cos_position_embedding  # noqa: E402
+
+TINY = DiTConfig(channels=4, size=16, width=48, depth=2, heads=3, num_classes=5)
+Weights = dict[str, Tensor]
+torch.set_grad_enabled(False)
+
+
+def random_weights(config: DiTConfig, seed: int = 0) -> Weights:
+    """In the official layout. The gates and the last layer of a new network are zero, which would hide everything."""
+    with torch.device("meta"):
+        network = DiT(config)
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: torch.randn(t.shape, generator=generator) * 0.1 for name, t in network.state_dict().items()}
+    return weights | {"pos_embed": sin_cos_position_embedding(config.width, config.size // config.patch)}
+
+
+if sys.argv[1:2] == ["--random-xl"]:
+    xl = DiTConfig(channels=4, size=32, width=1152, depth=28, heads=16, num_classes=1000)
+    torch.save({name: tensor * 0.05 if tensor.ndim == 2 else tensor for name, tensor in random_weights(xl).items()},
+               sys.argv[2])
+    sys.exit()
+
+tool, scratch = sys.argv[1], Path(sys.argv[3])
+shutil.rmtree(scratch, ignore_errors=True)
+scratch.mkdir(parents=True)
+
+
+def run(*arguments: object) -> str:
+    """Exports in this process; an empty string, or the line with which it ended."""
+    sys.argv = ["export_dit.py", *map(str, arguments)]
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            export_dit.main()
+    except SystemExit as stop:
+        return str(stop.code)
+    return ""
+
+
+def exported(source: Path, output: str, *arguments: object) -> tuple[torch.jit.ScriptModule, dict[str, str]]:
+    """The network that the exporter writes, and its metadata."""
+    path = scratch / output
+    message = run(source, path, *arguments)
+    assert not message, message
+    names = (
+        "name input_channels input_height prediction variance num_classes null_class class_names noise_schedule "
+        "num_train_timesteps beta_start beta_end decoding latent_scale guidance_scale license architecture width depth "
+        "heads patch_size mlp_ratio timestep_type"
+    ).split()
+    extra = {f"tstitch/{name}": "" for name in names}
+    network = torch.jit.load(path, _extra_files=extra).eval()
+    text = {key: value.decode() if isinstance(value, bytes) else value for key, value in extra.items()}
+    return network, {key.removeprefix("tstitch/"): value for key, value in text.items()}
+
+
+def must_refuse(source: Path, *arguments: object, says: str) -> None:
+    """@says: the message, without the place with which it begins."""
+    output = scratch / "refused.pt"
+    message = run(source, output, *arguments)
+    assert says in message, f"must say {says!r}, got {message!r}"
+    assert ": " in message and ", got " in message and "\n" not in message, message
+    left = [path.name for path in scratch.iterdir() if path.name.startswith("refused")]
+    assert not left, f"a refused export must write nothing, got {left}"
+
+
+def inputs(config: DiTConfig, rows: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    x = torch.randn(rows, config.channels, config.size, config.size, generator=generator)
+    t = torch.linspace(0, 999, rows).long()
+    return x, t, torch.arange(rows) % (config.num_classes + 1)
+
+
+def must_agree(got: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
+    assert got.shape == expected.shape, (got.shape, expected.shape)
+    difference = ((got.float() - expected).abs().max() / expected.square().mean().sqrt()).item()
+    assert difference < tolerance, f"difference {difference:.2e} of the RMS"
+
+
+def network_of(config: DiTConfig, weights: Weights) -> DiT:
+    network = DiT(config).eval()
+    network.load_state_dict(weights)
+    return network
+
+
+def saved(name: str, content: object) -> Path:
+    torch.save(content, scratch / name)
+    return scratch / name
+
+
+# ------------------------------------------------------------------------------------------------ official layout
+
+
+def check_plain_file() -> None:
+    weights = random_weights(TINY)
+    source = saved("official.pt", weights)
+    network, info = exported(source, "tiny.pt", "--heads", 3, "--license", "CC0", "--guidance-scale", 1.25)
+    must_agree(network(*inputs(TINY)), network_of(TINY, weights)(*inputs(TINY)))
+    expected = {
+        "name": "tiny", "input_channels": "4", "input_height": "16", "prediction": "epsilon",
+        "variance": "learned_range", "num_classes": "5", "null_class": "5", "class_names": "",
+        "noise_schedule": "linear", "num_train_timesteps": "1000", "beta_start": "0.0001", "beta_end": "0.02",
+        "decoding": "none", "latent_scale": "0.18215", "guidance_scale": "1.25", "license": "CC0",
+        "architecture": "dit", "width": "48", "depth": "2", "heads": "3", "patch_size": "2", "mlp_ratio": "4.0",
+        "timestep_type": "int64",
+    }  # fmt: skip
+    assert info == expected, info
+
+    exported(source, "again.pt", "--heads", 3, "--license", "CC0", "--guidance-scale", 1.25, "--name", "tiny")
+    first, second = (scratch / "tiny.pt").read_bytes(), (scratch / "again.pt").read_bytes()
+    assert first == second, "the same checkpoint must give the same bytes"
+    assert str(export).encode() not in first, "no paths of this machine inside"
+
+
+def check_shapes() -> None:
+    """What the tensors tell: the table of heads, patches, channels, fixed variance, hidden width, a missing table."""
+    variants = [
+        (dataclasses.replace(TINY, width=384, heads=6, depth=1, size=8), []),
+        (dataclasses.replace(TINY, patch=4, channels=3, learned_variance=False), ["--heads", 3]),
+        (dataclasses.replace(TINY, patch=8, mlp_ratio=2.0, depth=3), ["--heads", 3, "--size", 16]),
+    ]
+    for number, (config, arguments) in enumerate(variants):
+        weights = random_weights(config, number)
+        network, info = exported(saved("variant.pt", weights), "variant_out.pt", *arguments)
+        must_agree(network(*inputs(config)), network_of(config, weights)(*inputs(config)))
+        assert info["heads"] == str(config.heads) and info["patch_size"] == str(config.patch), info
+        assert info["variance"] == ("learned_range" if config.learned_variance else "fixed"), info
+
+    weights = random_weights(TINY)
+    without = {name: tensor for name, tensor in weights.items() if name != "pos_embed"}
+    network, _ = exported(saved("without.pt", without), "without_out.pt", "--heads", 3, "--size", 16)
+    must_agree(network(*inputs(TINY)), network_of(TINY, weights)(*inputs(TINY)))
+
+
+def check_training_checkpoint() -> None:
+    """Holds two sets of weights, an optimiser and a command line."""
+    ema, plain = random_weights(TINY, 1), random_weights(TINY, 2)
+    options = argparse.Namespace(image_size=128)
+    content = {"model": plain, "ema": ema, "opt": {"state": {0: {"step": 3}}}, "args": options}
+    source = saved("training.pt", content)
+    for arguments, weights in (([], ema), (["--weights", "ema"], ema), (["--weights", "plain"], plain)):
+        network, _ = exported(source, "trained.pt", "--heads", 3, *arguments)
+        must_agree(network(*inputs(TINY)), network_of(TINY, weights)(*inputs(TINY)))
+    only_plain = saved("only_plain.pt", {"model": plain})
+    network, _ = exported(only_plain, "trained.pt", "--heads", 3)
+    must_agree(network(*inputs(TINY)), network_of(TINY, plain)(*inputs(TINY)))
+    must_refuse(only_plain, "--weights", "ema", says="must hold the weights of --weights ema, got model")
+    must_refuse(scratch / "official.pt", "--weights", "ema", says='must hold "ema" for --weights ema, got blocks.0.')
+
+
+def check_half() -> None:
+    weights = random_weights(TINY)
+    expected = network_of(TINY, weights)(*inputs(TINY))
+    x, t, y = inputs(TINY)
+    for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
+        network, _ = exported(scratch / "official.pt", "half.pt", "--heads", 3, "--dtype", name)
+        assert {tensor.dtype for tensor in network.state_dict().values()} == {dtype}
+        must_agree(network(x.to(dtype), t, y), expected, 1e-1 if dtype == torch.bfloat16 else 2e-2)
+        # Read from half precision, whose table of positions is a rounded one.
+        source = saved("half_source.pt", {key: tensor.to(dtype) for key, tensor in weights.items()})
+        assert exported(source, "from_half.pt", "--heads", 3)[0].state_dict()["pos_embed"].equal(weights["pos_embed"])
+
+
+def check_class_names() -> None:
+    names = scratch / "names.txt"
+    names.write_text("cat\ndog\nbird\nfrog\nship\n")
+    _, info = exported(scratch / "official.pt", "named.pt", "--heads", 3, "--class-names", names)
+    assert info["class_names"] == "cat\ndog\nbird\nfrog\nship", info
+    for text, says in (
+        ("cat\ndog\n", "must have one line for each of the 5 classes, got 2 lines"),
+        ("cat\n\nbird\nfrog\nship\n", "must have a name in each line, got none in line 2"),
+    ):
+        names.write_text(text)
+        must_refuse(scratch / "official.pt", "--heads", 3, "--class-names", names, says=says)
+    must_refuse(scratch / "official.pt", "--heads", 3, "--class-names", scratch / "no", says="must be a text file, got")
+
+
+def check_refusals() -> None:
+    """Of single files; @change spoils the tensors of a good one."""
+
+    def refuse(says: str, change: Callable[[Weights], object], *arguments: object) -> None:
+        weights = random_weights(TINY)
+        change(weights)
+        must_refuse(saved("bad.pt", weights), *(arguments or ("--heads", 3)), says=says)
+
+    refuse("must hold every tensor of the network, got none called blocks.1.attn.proj.bias",
+           lambda w: w.pop("blocks.1.attn.proj.bias"))
+    refuse("must hold the tensors of this network only, got also blocks.0.attn.q_norm.weight",
+           lambda w: w.update({"blocks.0.attn.q_norm.weight": torch.ones(48)}))
+    refuse("must hold the tensors of this network only, got also blocks.7.mlp.fc1.bias",
+           lambda w: w.update({"blocks.7.mlp.fc1.bias": torch.ones(192)}))
+    refuse("blocks.0.attn.qkv.weight must be [144, 48], got [96, 48]",
+           lambda w: w.update({"blocks.0.attn.qkv.weight": torch.ones(96, 48)}))
+    refuse("x_embedder.proj.weight must be [width, channels, patch, patch], got [48, 16]",
+           lambda w: w.update({"x_embedder.proj.weight": torch.ones(48, 16)}))
+    refuse("must have square patches, got [48, 4, 2, 3]",
+           lambda w: w.update({"x_embedder.proj.weight": torch.ones(48, 4, 2, 3)}))
+    refuse("for each patch 16 values must come out, or twice as many with learned variance, got 48",
+           lambda w: w.update({"final_layer.linear.weight": torch.ones(48, 48)}))
+    refuse("pos_embed must be [1, tokens, width] with the tokens of a square, got [1, 63, 48]",
+           lambda w: w.update({"pos_embed": torch.zeros(1, 63, 48)}))
+    refuse("pos_embed must be the sine-cosine table of its grid, got one 0.001 off",
+           lambda w: w.update({"pos_embed": w["pos_embed"] + 1e-3}))
+    refuse("--size must be given, because the file holds no pos_embed to tell it, got none",
+           lambda w: w.pop("pos_embed"))
+    refuse("blocks.0.mlp.fc2.bias must hold finite numbers, got nan or infinity",
+           lambda w: w["blocks.0.mlp.fc2.bias"].fill_(float("nan")))
+    refuse("blocks.0.mlp.fc2.bias must be of a floating type, got int8",
+           lambda w: w.update({"blocks.0.mlp.fc2.bias": torch.ones(48, dtype=torch.int8)}))
+    refuse("note must be a tensor, got str", lambda w: w.update({"note": "hello"}))
+    refuse("must be in the official layout, got diffusers' names",
+           lambda w: w.update({"transformer_blocks.0.norm1.linear.bias": torch.ones(288)}))
+    refuse("must be a DiT, which has y_embedder.embedding_table.weight, got blocks.0.",
+           lambda w: w.pop("y_embedder.embedding_table.weight"))
+
+    refuse("--heads must be given for widths other than 384, 768, 1024, 1152, got none for 48",
+           lambda w: None, "--name", "x")
+    refuse("must divide the width 48, got 5", lambda w: None, "--heads", 5)
+    refuse("must be 16, the size that pos_embed in", lambda w: None, "--heads", 3, "--size", 32)
+    refuse("must be a multiple of the patch size 2, got 15", lambda w: None, "--heads", 3, "--size", 15)
+    refuse("must be a finite number, got nan", lambda w: None, "--guidance-scale", "nan")
+
+    other = saved("other.pt", {"conv_in.weight": torch.ones(3)})
+    must_refuse(other, says="must be a DiT, which has x_embedder.proj.weight, got conv_in.weight")
+    must_refuse(saved("empty.pt", {}), says="must be a DiT, which has x_embedder.proj.weight, got nothing")
+    must_refuse(saved("list.pt", [1, 2]), says="must hold a state dict, got list")
+    must_refuse(scratch / "absent.pt", says="must be a file of weights, got none")
+    whole = (scratch / "official.pt").read_bytes()
+    for name, content in (("short.pt", whole[: len(whole) // 2]), ("none.pt", b""), ("text.pt", b"not weights\n")):
+        (scratch / name).write_bytes(content)
+        must_refuse(scratch / name, says="must hold tensors only, got")
+
+    message = run(scratch / "official.pt", scratch / "no_folder/x.pt", "--heads", 3)
+    assert message.endswith("must be in a folder that exists, got none"), message
+
+
+class Code:
+    """Unpickled by an unwary program, it writes a file."""
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (scratch / "code_was_run",)
+
+
+def check_no_code_is_run() -> None:
+    with open(scratch / "code.pt", "wb") as file:
+        pickle.dump({"x_embedder.proj.weight": Code()}, file)
+    for source in (scratch / "code.pt", saved("code_zip.pt", {"model": Code()})):
+        must_refuse(source, says="must hold tensors only, got")
+        assert not (scratch / "code_was_run").exists(), "no code of the file may run"
+
+
+def check_tool() -> None:
+    """A pair of networks is planned."""
+    large = dataclasses.replace(TINY, width=96, depth=3)
+    exported(saved("large.pt", random_weights(large)), "large_out.pt", "--heads", 3, "--guidance-scale", 1.25)
+    models = ["--model", str(scratch / "tiny.pt"), "--model", str(scratch / "large_out.pt")]
+    plan = [tool, *models, "--device", "cpu", "--steps", "4", "--plan"]
+    text = subprocess.run(plan, check=True, capture_output=True, text=True).stdout
+    assert "network 0 takes 2, network 1 takes 2" in text and "1.25" in text, text
+    print("the tool plans with a pair")
+
+
+def check_command_line() -> None:
+    command = [sys.executable, str(export / "export_dit.py")]
+    help_text = subprocess.run([*command, "--help"], check=True, capture_output=True, text=True).stdout
+    assert "--class-names" in help_text and "CHECKPOINT" in help_text, help_text
+    arguments = [str(scratch / "official.pt"), str(scratch / "line.pt"), "--heads", "3"]
+    done = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
+    assert "reading" in done.stderr and "writing" in done.stderr and "float32" in done.stdout, done
+
+
+# -------------------------------------------------------------------------------------------- other formats
+
+
+def check_safetensors() -> None:
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        print(f"skipped safetensors: {error}")
+        return
+    weights, source = random_weights(TINY), scratch / "official.safetensors"
+    save_file(weights, source)
+    arguments = ["--heads", 3, "--license", "CC0", "--guidance-scale", 1.25, "--name", "tiny"]
+    exported(source, "safe.pt", *arguments)
+    assert (scratch / "safe.pt").read_bytes() == (scratch / "tiny.pt").read_bytes(), "of one source, the same bytes"
+    (scratch / "short.safetensors").write_bytes(source.read_bytes()[:-100])
+    must_refuse(scratch / "short.safetensors", says="must be a safetensors file, got")
+
+
+def diffusers_model(diffusers: object, **arguments: object) -> torch.nn.Module:
+    """A tiny random network, whose blocks share their embeddings as in a converted checkpoint."""
+    torch.manual_seed(3)
+    shape = {
+        "num_attention_heads": 3, "attention_head_dim": 16, "in_channels": 4, "out_channels": 8, "num_layers": 2,
+        "sample_size": 16, "num_embeds_ada_norm": 5,
+    }  # fmt: skip
+    model = diffusers.DiTTransformer2DModel(**(shape | arguments)).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    first = model.transformer_blocks[0].norm1.emb.state_dict()
+    for block in model.transformer_blocks[1:]:
+        block.norm1.emb.load_state_dict(first)
+    return model
+
+
+def check_diffusers() -> None:
+    try:
+        import diffusers
+        import safetensors  # noqa: F401
+    except ImportError as error:
+        print(f"skipped diffusers: {error}")
+        return
+    diffusers.logging.set_verbosity_error()
+    diffusers.logging.disable_progress_bar()
+    model = diffusers_model(diffusers)
+    check_folders(model)
+    check_official_arithmetic(model)
+    check_old_config(model)
+    check_fixed_variance(diffusers)
+    check_pipeline(diffusers, model)
+    check_folder_refusals(model)
+    check_scheduler_refusals(model)
+    print("diffusers' folders were exported")
+
+
+def output_of(model: torch.nn.Module, config: DiTConfig = TINY) -> Tensor:
+    x, t, y = inputs(config)
+    return model(x, timestep=t, class_labels=y).sample
+
+
+def check_folders(model: torch.nn.Module) -> None:
+    """One file or many, safetensors or not, with copies of the embeddings or without."""
+    expected = output_of(model)
+    model.save_pretrained(scratch / "folder")
+    network, info = exported(scratch / "folder", "folder.pt", "--name", "x")
+    must_agree(network(*inputs(TINY)), expected)
+    assert info["architecture"] == "dit_diffusers" and info["heads"] == "3" and info["num_classes"] == "5", info
+    once = {
+        name: tensor for name, tensor in model.state_dict().items() if "blocks.1.norm1.emb" not in name
+    } | {"pos_embed.pos_embed": model.pos_embed.pos_embed}
+    for name, save in (
+        ("sharded", lambda folder: model.save_pretrained(folder, max_shard_size="100KB")),
+        ("bin", lambda folder: model.save_pretrained(folder, safe_serialization=False)),
+        ("once", lambda folder: torch.save(once, copied("bin", folder) / "diffusion_pytorch_model.bin")),
+    ):
+        save(scratch / name)
+        exported(scratch / name, f"{name}.pt", "--name", "x")
+        assert (scratch / f"{name}.pt").read_bytes() == (scratch / "folder.pt").read_bytes(), name
+    assert len(list((scratch / "sharded").glob("*.safetensors"))) > 2
+    x, t, y = inputs(TINY)
+    network, _ = exported(scratch / "folder", "half.pt", "--dtype", "float16")
+    must_agree(network(x.half(), t, y), expected, 2e-2)
+
+
+def copied(source: str, target: Path) -> Path:
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(scratch / source, target)
+    return target
+
+
+def check_official_arithmetic(model: torch.nn.Module) -> None:
+    """The weights in the official network, as the official code would read them; and the other way round."""
+    network, info = exported(scratch / "folder", "arithmetic.pt", "--arithmetic", "official")
+    weights = network.state_dict()
+    must_agree(network(*inputs(TINY)), network_of(TINY, weights)(*inputs(TINY)))
+    assert info["architecture"] == "dit", info
+    distance = (network(*inputs(TINY)) - output_of(model)).abs().max()
+    assert distance > 1e-2, f"the frequencies must differ, got outputs {distance} apart"
+    source = saved("converted.pt", dict(weights))
+    network, _ = exported(source, "back.pt", "--heads", 3, "--arithmetic", "diffusers")
+    must_agree(network(*inputs(TINY)), output_of(model))
+
+
+def change_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def check_old_config(model: torch.nn.Module) -> None:
+    """DiT was once a kind of Transformer2DModel, with keys of other kinds beside its own."""
+    old = copied("folder", scratch / "old")
+    change_config(
+        old, _class_name="Transformer2DModel", cross_attention_dim=None, only_cross_attention=False,
+        num_vector_embeds=None, use_linear_projection=False,
+    )  # fmt: skip
+    network, _ = exported(old, "old.pt")
+    must_agree(network(*inputs(TINY)), output_of(model))
+
+
+def check_fixed_variance(diffusers: object) -> None:
+    """And another epsilon, patch and number of channels."""
+    model = diffusers_model(diffusers, out_channels=3, in_channels=3, patch_size=4, norm_eps=1e-2)
+    model.save_pretrained(scratch / "fixed")
+    network, info = exported(scratch / "fixed", "fixed.pt")
+    config = dataclasses.replace(TINY, channels=3, patch=4)
+    must_agree(network(*inputs(config)), output_of(model, config))
+    assert info["variance"] == "fixed" and info["patch_size"] == "4" and info["input_channels"] == "3", info
+
+
+def check_pipeline(diffusers: object, model: torch.nn.Module) -> None:
+    """Schedule, scale of the latents and names of the classes come from the folder."""
+    folder = scratch / "pipeline"
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, scaling_factor=0.5)
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.001, beta_end=0.01, beta_schedule="scaled_linear", num_train_timesteps=500,
+        prediction_type="v_prediction",
+    )  # fmt: skip
+    diffusers.DiTPipeline(model, vae, scheduler).save_pretrained(folder)
+    assert exported(folder, "pipeline.pt")[1]["class_names"] == ""
+    index = folder / "model_index.json"  # which has labels in the published pipelines
+    labels = {"0": "tench, Tinca tinca", "1": "crane", "2": "crane, bird", "3": "a  cat", "4": "ship"}
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": labels}))
+    network, info = exported(folder, "pipeline.pt")
+    must_agree(network(*inputs(TINY)), output_of(model))
+    expected = {
+        "prediction": "v_prediction", "noise_schedule": "scaled_linear", "num_train_timesteps": "500",
+        "beta_start": "0.001", "beta_end": "0.01", "latent_scale": "0.5", "guidance_scale": "4.0",
+        "class_names": "tench\ncrane\ncrane, bird\na cat\nship",
+    }  # fmt: skip
+    assert {key: info[key] for key in expected} == expected, info
+    assert exported(folder / "transformer", "pipeline.pt")[1]["prediction"] == "v_prediction"
+
+
+def check_folder_refusals(model: torch.nn.Module) -> None:
+    broken = scratch / "broken"
+    sharded = copied("sharded", broken)
+    lost = sorted(sharded.glob("*.safetensors"))[1]
+    lost.unlink()
+    must_refuse(broken, says=f"every shard must be there, got no {lost.name}")
+    next(sharded.glob("*.index.json")).unlink()
+    must_refuse(broken, says="or shards of it, got config.json, diffusion_pytorch_model-")
+    copied("folder", broken)
+    (broken / "config.json").unlink()
+    must_refuse(broken, says="must hold config.json or transformer/config.json, got diffusion_pytorch_model")
+
+    for key, value, says in (
+        ("_class_name", "UNet2DModel", "must be DiTTransformer2DModel or Transformer2DModel, got \"UNet2DModel\""),
+        ("norm_type", "ada_norm", 'norm_type must be "ada_norm_zero", got "ada_norm"'),
+        ("activation_fn", "geglu", 'activation_fn must be "gelu-approximate", got "geglu"'),
+        ("attention_bias", False, "attention_bias must be true, got false"),
+        ("sample_size", 15, "sample_size must be a multiple of patch_size 2, got 15"),
+        ("out_channels", 6, "out_channels must be in_channels 4, or twice that with learned variance, got 6"),
+        ("num_layers", 3, "must hold every tensor of the network, got none called transformer_blocks.2."),
+        ("num_layers", 1, "must hold the tensors of this network only, got also transformer_blocks.1."),
+        ("num_attention_heads", 2, "pos_embed.proj.weight must be [32, 4, 2, 2], got [48, 4, 2, 2]"),
+        ("num_attention_heads", "3", 'num_attention_heads must be an integer in [1, 65536], got "3"'),
+        ("num_embeds_ada_norm", 7, "embedding_table.weight must be [8, 48], got [6, 48]"),
+        ("qk_norm", "rms", 'must have keys that this exporter knows, got qk_norm = "rms"'),
+    ):
+        change_config(copied("folder", broken), **{key: value})
+        must_refuse(broken, says=says)
+    must_refuse(scratch / "folder", "--size", 32, says="must be 16, which")
+    must_refuse(scratch / "folder", "--heads", 2, says="must be 3, which")
+    must_refuse(scratch / "folder", "--weights", "ema", says="must not be given for a folder of diffusers")
+
+    def refuse_weights(says: str, change: Callable[[Weights], object]) -> None:
+        weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        change(weights)
+        torch.save(weights, copied("bin", broken) / "diffusion_pytorch_model.bin")
+        must_refuse(broken, says=says)
+
+    refuse_weights("transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight must be equal to "
+                   "transformer_blocks.0.norm1.emb.class_embedder.embedding_table.weight, got other numbers",
+                   lambda w: w["transformer_blocks.1.norm1.emb.class_embedder.embedding_table.weight"].add_(1))
+    refuse_weights("got none called transformer_blocks.1.attn1.to_k.bias",
+                   lambda w: w.pop("transformer_blocks.1.attn1.to_k.bias"))
+    refuse_weights("got also transformer_blocks.1.attn2.to_q.weight",
+                   lambda w: w.update({"transformer_blocks.1.attn2.to_q.weight": torch.ones(48, 48)}))
+    refuse_weights("transformer_blocks.0.attn1.to_v.weight must be [48, 48], got [48, 24]",
+                   lambda w: w.update({"transformer_blocks.0.attn1.to_v.weight": torch.ones(48, 24)}))
+    refuse_weights("pos_embed must be the sine-cosine table of its grid, got one",
+                   lambda w: w.update({"pos_embed.pos_embed": torch.zeros(1, 64, 48)}))
+    refuse_weights("pos_embed.pos_embed must be [1, 64, 48], got [1, 16, 48]",
+                   lambda w: w.update({"pos_embed.pos_embed": torch.zeros(1, 16, 48)}))
+
+
+def check_scheduler_refusals(model: torch.nn.Module) -> None:
+    path = scratch / "pipeline/scheduler/scheduler_config.json"
+    good = path.read_text()
+    for key, value, says in (
+        ("beta_schedule", "sigmoid", 'beta_schedule must be linear or scaled_linear, got "sigmoid"'),
+        ("prediction_type", "flow", 'prediction_type must be epsilon, v_prediction or sample, got "flow"'),
+        ("beta_start", None, "beta_start must be a number, got null"),
+        ("beta_end", 2, "beta_end must be in (0, 1), got 2"),
+        ("trained_betas", [0.1], "trained_betas must be null, got [0.1]"),
+        ("rescale_betas_zero_snr", True, "rescale_betas_zero_snr must be false, got true"),
+        ("num_train_timesteps", 0, "num_train_timesteps must be an integer in [2, 65536], got 0"),
+    ):
+        path.write_text(json.dumps(json.loads(good) | {key: value}))
+        must_refuse(scratch / "pipeline", says=says)
+    path.write_text(good)
+    index = scratch / "pipeline/model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | {"id2label": {"0": "one"}}))
+    must_refuse(scratch / "pipeline", says="id2label must have a name for each of 0 to 4, got 1 entries")
+
+
+check_plain_file()
+check_shapes()
+check_training_checkpoint()
+check_half()
+check_class_names()
+check_refusals()
+check_no_code_is_run()
+check_command_line()
+check_safetensors()
+check_diffusers()
+check_tool()
+print("exported, compared and refused")
