@@ -18,6 +18,7 @@ struct Arguments {
   double ratio = 0.4;
   std::vector<double> fractions;
   std::string sweep;
+  std::string routing = "stitch";
 
   std::string profile;  ///< takes the place of sampler, order, spacing and eta
   std::string sampler = "ddim";
@@ -154,6 +155,11 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
       option("--sweep", arguments.sweep, "many ratios from the same noise, FROM:TO:STEP, one row of the grid each");
   fractions->delimiter(',')->excludes(ratio)->excludes(sweep);
   sweep->type_name("A:B:C")->excludes(ratio);
+  shown("--routing", arguments.routing,
+        "how two networks share the steps: stitch, or as baselines large-first, interleaved, or falling probability")
+      ->check(CLI::IsMember({"stitch", "large-first", "interleaved", "falling"}))
+      ->excludes(fractions)
+      ->excludes(sweep);
   flag("--plan", arguments.plan, "print what each step would do, and stop");
 
   group = "Sampling";

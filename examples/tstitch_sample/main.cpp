@@ -233,7 +233,11 @@ tstitch::AnyModelSchedule routing(Job const& job) {
   if (job.infos.size() == 1) return tstitch::SingleNetwork{};
   if (job.infos.size() > 2)
     throw std::invalid_argument("--fractions: must be given for more than two networks, got none");
-  return tstitch::Stitch{job.arguments.ratio};
+  const double ratio = job.arguments.ratio;
+  if (job.arguments.routing == "large-first") return tstitch::LargeFirst{ratio};
+  if (job.arguments.routing == "interleaved") return tstitch::Interleaved{ratio};
+  if (job.arguments.routing == "falling") return tstitch::FallingProbability{ratio, std::uint32_t(job.arguments.seed)};
+  return tstitch::Stitch{ratio};
 }
 
 /// Seconds that each network took. Waits for a GPU where the network changes, which is outside of the sampling loop's
@@ -279,6 +283,7 @@ Json parameters(Job const& job) {
     json["sweep"] = a.sweep;
   else if (job.infos.size() == 2)
     json["ratio"] = a.ratio;
+  if (a.routing != "stitch") json["routing"] = a.routing;
   json["steps"] = a.steps;
   json["guidance"] = job.guidance.scale.values();
   json["guidance_interval"] = a.guidance_interval;
