@@ -1,0 +1,168 @@
+"""Writes one half of a latent diffusion autoencoder as a TorchScript file that tstitch loads.
+
+FOLDER is a pipeline of diffusers, or its vae/: config.json and weights of an AutoencoderKL (Stable Diffusion 1 to 3,
+SDXL, FLUX) or an AutoencoderTiny (TAESD). diffusers is not needed; where it is installed the file is checked beside it.
+
+A decoder takes latents as the encoder gives them and returns pictures in [-1, 1]; the scale and shift between those and
+the latents of the diffusion model are written beside the network, for the caller to apply.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from autoencoder import ACTIVATIONS, AutoencoderKL, AutoencoderTiny, KLConfig, TinyConfig, modern_names
+from common import TOLERANCE, Config, component, fill, load_weights, say, write
+
+
+def read_config(config: Config) -> tuple[KLConfig | TinyConfig, dict[str, object]]:
+    """The shape of the network, and the metadata that config.json gives."""
+    kind = config.kind("AutoencoderKL", "AutoencoderTiny")
+    shape = read_kl(config) if kind == "AutoencoderKL" else read_tiny(config)
+    scale = config.real("scaling_factor", 0.18215 if kind == "AutoencoderKL" else 1.0)
+    if scale <= 0:
+        config.refuse("scaling_factor", "must be above 0", scale)
+    values = {
+        "latent_channels": shape.latent_channels,
+        "latent_scale": scale,
+        "latent_shift": config.real("shift_factor", 0.0),
+    }
+    # Said of numbers in memory and of training; they change no result.
+    config.finish("sample_size", "force_upcast", "latent_magnitude", "latent_shift", "block_out_channels")
+    return shape, values
+
+
+def read_kl(config: Config) -> KLConfig:
+    widths = config.integers("block_out_channels", [64])
+    for key, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+        types = config.choices(key, [block], [block])
+        if len(types) != len(widths):
+            config.refuse(key, f"must have {len(widths)} entries, one for each of block_out_channels", types)
+    groups = config.integer("norm_num_groups", 32)
+    if any(width % groups for width in widths):
+        config.refuse("norm_num_groups", f"must divide each of block_out_channels {widths}", groups)
+    config.only("act_fn", "silu", "swish")
+    for key in ("latents_mean", "latents_std"):  # scales of each channel, which the metadata cannot say
+        config.only(key, None)
+    return KLConfig(
+        picture_channels=config.integer("in_channels", 3),
+        decoded_channels=config.integer("out_channels", 3),
+        latent_channels=config.integer("latent_channels", 4),
+        widths=tuple(widths),
+        layers=config.integer("layers_per_block", 1),
+        groups=groups,
+        attention=config.flag("mid_block_add_attention", True),
+        quant_conv=config.flag("use_quant_conv", True),
+        post_quant_conv=config.flag("use_post_quant_conv", True),
+    )
+
+
+def read_tiny(config: Config) -> TinyConfig:
+    halves = {}
+    for half, blocks in (("encoder", [1, 3, 3, 3]), ("decoder", [3, 3, 3, 1])):
+        widths = config.integers(f"{half}_block_out_channels", [64, 64, 64, 64])
+        counts = config.integers(f"num_{half}_blocks", blocks)
+        if len(counts) != len(widths):
+            config.refuse(f"num_{half}_blocks", f"must have {len(widths)} entries, one for each width", counts)
+        if len(set(widths)) > 1:
+            config.refuse(f"{half}_block_out_channels", "must all be the same", widths)
+        halves |= {f"{half}_widths": tuple(widths), f"{half}_blocks": tuple(counts)}
+    config.only("upsample_fn", "nearest")
+    return TinyConfig(
+        picture_channels=config.integer("in_channels", 3),
+        decoded_channels=config.integer("out_channels", 3),
+        latent_channels=config.integer("latent_channels", 4),
+        scale=config.integer("upsampling_scaling_factor", 2),
+        activation=config.only("act_fn", *ACTIVATIONS),
+        **halves,
+    )
+
+
+def upsampling(shape: KLConfig | TinyConfig, part: str) -> int:
+    """Pixels of a picture along each side of a latent."""
+    if isinstance(shape, KLConfig):
+        return 2 ** (len(shape.widths) - 1)
+    if part == "encoder":
+        return 2 ** (len(shape.encoder_widths) - 1)
+    return shape.scale ** (len(shape.decoder_widths) - 1)
+
+
+class Peer(nn.Module):
+    """One half of diffusers' autoencoder, with the arguments of ours."""
+
+    def __init__(self, model: nn.Module, part: str):
+        super().__init__()
+        self.model, self.part = model, part
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.part == "decoder":
+            return self.model.decode(x).sample
+        encoded = self.model.encode(x)
+        return encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+
+
+def peer(config: Config, weights: Mapping[str, Tensor], part: str) -> nn.Module | None:
+    try:
+        import diffusers
+    except ImportError:
+        say("diffusers is not installed: checking beside the float32 network")
+        return None
+    diffusers.logging.set_verbosity_error()
+    say(f"checking beside diffusers {diffusers.__version__}")
+    model = getattr(diffusers, config.values["_class_name"]).from_config(config.values)
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+    return Peer(model.eval(), part)
+
+
+def check_inputs(part: str, shape: KLConfig | TinyConfig) -> Callable[[int], tuple[Tensor, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    if part == "decoder":
+        return lambda rows: (torch.randn(rows, shape.latent_channels, 8, 8, generator=generator),)
+    side = 8 * upsampling(shape, part)
+    return lambda rows: (torch.rand(rows, shape.picture_channels, side, side, generator=generator) * 2 - 1,)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a pipeline of diffusers, or its vae/")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt file to write")
+    parser.add_argument(
+        "--part", choices=["decoder", "encoder"], default="decoder", help="which half (default: %(default)s)"
+    )
+    parser.add_argument("--weights", type=Path, help="a file of weights, instead of the one beside config.json")
+    parser.add_argument("--name", help="name of the network (default: the output's file name)")
+    parser.add_argument(
+        "--dtype", choices=sorted(TOLERANCE), default="float32", help="stored precision (default: %(default)s)"
+    )
+    parser.add_argument("--license", default="", help="licence of the weights")
+    args = parser.parse_args()
+
+    folder = component(args.folder, "vae")
+    config = Config(folder / "config.json")
+    shape, values = read_config(config)
+    if args.dtype == "float16" and config.values.get("force_upcast") is True:
+        say(f"{config.path}: force_upcast is true: numbers inside may be too large for float16; bfloat16 holds them")
+
+    say(f"reading {args.weights or folder}")
+    weights = modern_names(load_weights(args.weights or folder))
+    with torch.device("meta"):  # without memory and random numbers; the weights come from the file
+        network = AutoencoderKL(shape) if isinstance(shape, KLConfig) else AutoencoderTiny(shape)
+    fill(network, weights, args.weights or folder)
+
+    values |= {
+        "format": 1,
+        "kind": args.part,
+        "name": args.name or args.output.stem,
+        "picture_channels": shape.decoded_channels if args.part == "decoder" else shape.picture_channels,
+        "upsampling": upsampling(shape, args.part),
+        "license": args.license,
+    }
+    reference = peer(config, weights, args.part)
+    write(args.output, network.half(args.part), values, check_inputs(args.part, shape), args.dtype, reference)
+
+
+if __name__ == "__main__":
+    main()

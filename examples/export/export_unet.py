@@ -1,0 +1,531 @@
+"""Writes a U-Net of diffusers as a TorchScript file that tstitch loads.
+
+FOLDER is a pipeline of diffusers, or its unet/: config.json and weights of a UNet2DConditionModel (Stable Diffusion 1
+and 2, SDXL, and what was distilled from them: BK-SDM, SSD-1B, latent consistency models; also for inpainting) or of a
+UNet2DModel (DDPM). diffusers is not needed; where it is installed the file is checked beside it.
+
+A pipeline says in its scheduler what the network predicts and for which noise schedule it was trained; the options
+below say it for a network without, and are believed where both do.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from autoencoder import modern_names
+from common import TOLERANCE, Config, component, fail, fill, load_weights, say, write
+from unet import CLASSES, UNetConfig, conditions, make_unet
+
+# What keeping an average of the weights left in config.json.
+IGNORED = (
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+
+
+# ------------------------------------------------------------------------------------------------ the network
+
+
+def each_level(config: Config, key: str, count: int, default: int | None = None) -> list[int]:
+    """A list of one integer for each level; config.json may have a single one for all."""
+    value = config.get(key, default)
+    values = [config.integer(key, default)] * count if not isinstance(value, list) else config.integers(key)
+    if len(values) != count:
+        config.refuse(key, f"must be an integer or {count} of them, one for each level", value)
+    return values
+
+
+def block_types(config: Config, side: str, count: int, plain: str, attentive: str, default: list[str]) -> list[bool]:
+    """Which of the levels have attention."""
+    key = f"{side}_block_types"
+    types = config.choices(key, [plain, attentive], default)
+    if len(types) != count:
+        config.refuse(key, f"must have {count} entries, one for each of block_out_channels", types)
+    return [t == attentive for t in types]
+
+
+def read_config(config: Config, size_ids: int) -> tuple[UNetConfig, tuple[int, int] | None]:
+    """The shape of the network, and the height and width of x that config.json gives."""
+    kind = config.kind("UNet2DConditionModel", "UNet2DModel")
+    size = config.get("sample_size")
+    if size is not None:
+        sizes = config.integers("sample_size") if isinstance(size, list) else [config.integer("sample_size")]
+        if len(sizes) > 2:
+            config.refuse("sample_size", "must be an integer, or height and width", size)
+        size = (sizes[0], sizes[-1])
+
+    # What both classes may have, and this exporter has not.
+    config.only("center_input_sample", False)
+    config.only("resnet_time_scale_shift", "default")
+    config.only("time_embedding_type", "positional")
+    config.only("class_embed_type", None)
+    config.only("act_fn", "silu", "swish")
+    config.only("mid_block_scale_factor", 1, 1.0)
+    config.only("downsample_padding", 1, 0)
+    config.real("dropout", 0.0)  # of training
+    widths = config.integers("block_out_channels", [320, 640, 1280, 1280] if kind == "UNet2DConditionModel" else None)
+    groups = config.integer("norm_num_groups", 32)
+    if any(width % groups for width in widths):
+        config.refuse("norm_num_groups", f"must divide each of block_out_channels {widths}", groups)
+    if widths[0] % 2:
+        config.refuse("block_out_channels", "must begin with an even number, for sines and cosines", widths)
+    common = {
+        "widths": tuple(widths),
+        "layers": tuple(each_level(config, "layers_per_block", len(widths), 2)),
+        "groups": groups,
+        "eps": config.real("norm_eps", 1e-5),
+        "downsample_padding": config.integer("downsample_padding", 1, least=0),
+        "time_width": config.integer("time_embedding_dim", 4 * widths[0]),
+        "freq_shift": config.real("freq_shift", 0),
+        "cosines_first": config.flag("flip_sin_to_cos", True),
+    }
+    if common["freq_shift"] == widths[0] // 2:
+        config.refuse("freq_shift", "must not be half of block_out_channels' first", common["freq_shift"])
+    if kind == "UNet2DConditionModel":
+        shape = read_conditional(config, common, size_ids)
+    else:
+        shape = read_unconditional(config, common)
+    config.finish(*IGNORED)
+    return shape, size
+
+
+def read_channels(config: Config, default: int) -> tuple[int, bool]:
+    """Channels of x, and whether a mask and a masked picture are joined to it."""
+    channels_in, channels = config.integer("in_channels", default), config.integer("out_channels", default)
+    if channels_in not in (channels, 2 * channels + 1):
+        rule = f"must be out_channels = {channels}, or {2 * channels + 1} for inpainting"
+        config.refuse("in_channels", rule, channels_in)
+    return channels, channels_in != channels
+
+
+def heads_of(config: Config, key: str, heads: list[int], widths: tuple[int, ...]) -> tuple[int, ...]:
+    for head_count, width in zip(heads, widths):
+        if width % head_count:
+            config.refuse(key, f"must divide block_out_channels {list(widths)}", head_count)
+    return tuple(heads)
+
+
+def read_conditional(config: Config, common: dict[str, object], size_ids: int) -> UNetConfig:
+    for key in (
+        "num_attention_heads",
+        "encoder_hid_dim",
+        "encoder_hid_dim_type",
+        "num_class_embeds",
+        "time_embedding_act_fn",
+        "timestep_post_act",
+        "cross_attention_norm",
+    ):
+        config.only(key, None)
+    for key in ("dual_cross_attention", "resnet_skip_time_act", "class_embeddings_concat"):
+        config.only(key, False)
+    config.only("mid_block_only_cross_attention", None, False)
+    config.only("attention_type", "default")
+    config.only("resnet_out_scale_factor", 1.0, 1)
+    config.flag("upcast_attention", False)  # see CrossAttention
+    only = config.get("only_cross_attention", False)
+    if any(each is not False for each in (only if isinstance(only, list) else [only])):
+        config.refuse("only_cross_attention", "must be false", only)
+
+    widths, layers = common["widths"], common["layers"]
+    count = len(widths)
+    down = ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"]
+    up = ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3
+    down_has = block_types(config, "down", count, "DownBlock2D", "CrossAttnDownBlock2D", down)
+    up_has = block_types(config, "up", count, "UpBlock2D", "CrossAttnUpBlock2D", up)
+    down_depths, up_depths = read_depths(config, layers)
+
+    # The key of this name has always held the number of heads; what it promises is width / heads.
+    heads = each_level(config, "attention_head_dim", count, 8)
+    text_widths = each_level(config, "cross_attention_dim", count, 1280)
+    if len(set(text_widths)) > 1:
+        config.refuse("cross_attention_dim", "must be the same for all levels", text_widths)
+
+    # mid_block_type is null where there is no such block; where the key is missing there is one.
+    middles = {"UNetMidBlock2DCrossAttn": "attention", "UNetMidBlock2D": "one", None: "none"}
+    channels, inpainting = read_channels(config, 4)
+    kernels = {end: config.integer(f"conv_{end}_kernel", 3) for end in ("in", "out")}
+    for end, kernel in kernels.items():
+        if kernel % 2 == 0:
+            config.refuse(f"conv_{end}_kernel", "must be odd", kernel)
+    shape = UNetConfig(
+        channels=channels,
+        inpainting=inpainting,
+        down_depths=tuple(depths if has else () for depths, has in zip(down_depths, down_has)),
+        up_depths=tuple(depths if has else () for depths, has in zip(up_depths, up_has)),
+        middle=middles[config.only("mid_block_type", *middles)],
+        middle_depth=down_depths[-1][0],
+        heads=heads_of(config, "attention_head_dim", heads, widths),
+        text_width=text_widths[0],
+        linear_projection=config.flag("use_linear_projection", False),
+        guidance_width=config.integer("time_cond_proj_dim", 0, least=0),
+        kernel_in=kernels["in"],
+        kernel_out=kernels["out"],
+        **read_added(config, size_ids),
+        **common,
+    )
+    if (True, shape.pooled_width > 0, shape.guidance_width > 0, shape.inpainting) not in CLASSES:
+        config.refuse("time_cond_proj_dim", "must be null for inpainting", shape.guidance_width)
+    return shape
+
+
+def read_depths(config: Config, layers: tuple[int, ...]) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Transformer blocks behind each residual block, for each level on the way down and on the way up."""
+    key, key_up = "transformer_layers_per_block", "reverse_transformer_layers_per_block"
+
+    def spread(name: str, value: object, counts: list[int]) -> list[tuple[int, ...]]:
+        """One integer for all, or one for each level, or for a level one for each residual block."""
+        levels = value if isinstance(value, list) else [value] * len(counts)
+        depths = [level if isinstance(level, list) else [level] * n for level, n in zip(levels, counts)]
+        good = all(type(depth) is int and 0 <= depth <= 1024 for level in depths for depth in level)
+        if len(levels) != len(counts) or not good or any(len(d) < n for d, n in zip(depths, counts)):
+            config.refuse(name, f"must be integers for levels of {counts} residual blocks", value)
+        return [tuple(d[:n]) for d, n in zip(depths, counts)]
+
+    value, reverse = config.get(key, 1), config.get(key_up)
+    if reverse is None and isinstance(value, list) and any(isinstance(level, list) for level in value):
+        config.refuse(key_up, f"must be there, since {key} is a list of lists", None)
+    counts_up = [n + 1 for n in reversed(layers)]
+    if reverse is None:
+        reverse = value[::-1] if isinstance(value, list) else value
+    return spread(key, value, list(layers)), spread(key_up, reverse, counts_up)
+
+
+def read_added(config: Config, size_ids: int) -> dict[str, int]:
+    """SDXL's pooled text and sizes."""
+    kind = config.only("addition_embed_type", None, "text_time")
+    config.get("addition_embed_type_num_heads")  # of another type
+    if kind is None:
+        config.only("addition_time_embed_dim", None)
+        config.only("projection_class_embeddings_input_dim", None)
+        return {}
+    size_width = config.integer("addition_time_embed_dim")
+    if size_width % 2:
+        config.refuse("addition_time_embed_dim", "must be even, for sines and cosines", size_width)
+    both = config.integer("projection_class_embeddings_input_dim")
+    pooled = both - size_ids * size_width
+    if pooled < 1:
+        config.refuse(
+            "projection_class_embeddings_input_dim", f"must be more than {size_ids} sizes of {size_width}", both
+        )
+    return {"pooled_width": pooled, "size_ids": size_ids, "size_width": size_width}
+
+
+def read_unconditional(config: Config, common: dict[str, object]) -> UNetConfig:
+    config.only("downsample_type", "conv")
+    config.only("upsample_type", "conv")
+    config.get("num_train_timesteps")  # of a time embedding that is refused
+    widths, layers = common["widths"], common["layers"]
+    count = len(widths)
+    down = ["DownBlock2D"] + ["AttnDownBlock2D"] * 3
+    down_has = block_types(config, "down", count, "DownBlock2D", "AttnDownBlock2D", down)
+    up_has = block_types(config, "up", count, "UpBlock2D", "AttnUpBlock2D", ["AttnUpBlock2D"] * 3 + ["UpBlock2D"])
+    has_middle = config.only("mid_block_type", "UNetMidBlock2D", None) is not None
+    has_attention = config.flag("add_attention", True)
+
+    # Here the key means what it says; an explicit null is one head.
+    head_width = config.integer("attention_head_dim", 8)
+    if "attention_head_dim" in config.values and config.values["attention_head_dim"] is None:
+        heads = (1,) * count
+    else:
+        if any(width % head_width for width in widths):
+            config.refuse("attention_head_dim", f"must divide each of block_out_channels {list(widths)}", head_width)
+        heads = tuple(width // head_width for width in widths)
+    middle_groups = config.integer("attn_norm_num_groups", common["groups"])
+    if widths[-1] % middle_groups:
+        config.refuse("attn_norm_num_groups", f"must divide block_out_channels' last {widths[-1]}", middle_groups)
+    channels, inpainting = read_channels(config, 3)
+    if inpainting:
+        config.refuse("in_channels", f"must be out_channels = {channels}", config.get("in_channels"))
+    return UNetConfig(
+        channels=channels,
+        down_depths=tuple((1,) * n if has else () for n, has in zip(layers, down_has)),
+        up_depths=tuple((1,) * (n + 1) if has else () for n, has in zip(reversed(layers), up_has)),
+        middle=("attention" if has_attention else "two") if has_middle else "none",
+        middle_depth=1,
+        heads=heads,
+        middle_groups=middle_groups,
+        num_labels=config.integer("num_class_embeds", 0, least=0),
+        **common,
+    )
+
+
+# ------------------------------------------------------------------------------------------------ the metadata
+
+
+def noise(folder: Path, args: argparse.Namespace) -> dict[str, object]:
+    """What the network predicts, and its noise schedule: from the options, else from the pipeline's scheduler."""
+    paths = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
+    path = next((p for p in paths if p.is_file()), None)
+    scheduler = Config(path) if path else None
+
+    def either(option: str, read: Callable[[Config], object]) -> object:
+        value = getattr(args, option)
+        if value is None and scheduler is None:
+            name = option.replace("_", "-")
+            fail(f"{folder}: must hold scheduler/scheduler_config.json, or --{name} be given, got neither")
+        return read(scheduler) if value is None else value
+
+    kinds = ("epsilon", "sample", "v_prediction")
+    values = {"prediction": either("prediction", lambda s: s.only("prediction_type", *kinds))}
+    # A schedule that is given is given whole; numbers of another would not belong to it.
+    if args.noise_schedule is None and scheduler is not None:
+        if scheduler.get("use_flow_sigmas", False) is not False:
+            scheduler.refuse("use_flow_sigmas", "must be false", scheduler.get("use_flow_sigmas"))
+        betas, count = scheduler.get("trained_betas"), None
+        if betas is None:
+            names = list(SCHEDULES)
+            if (name := scheduler.get("beta_schedule")) not in names:
+                scheduler.refuse("beta_schedule", f"must be {', '.join(names)}", name)
+            values["noise_schedule"] = SCHEDULES[name]
+            values["num_train_timesteps"] = count = scheduler.integer("num_train_timesteps")
+            if name != "squaredcos_cap_v2":
+                values["beta_start"], values["beta_end"] = scheduler.real("beta_start"), scheduler.real("beta_end")
+        elif not isinstance(betas, list) or not all(isinstance(b, (int, float)) and 0 < b < 1 for b in betas):
+            scheduler.refuse("trained_betas", "must be a list of numbers in (0, 1)", betas)
+        to_zero = scheduler.flag("rescale_betas_zero_snr", False)
+        if betas is not None or to_zero:
+            table = alphas_cumprod(betas or betas_of(values, count))
+            if to_zero:
+                table = zero_terminal(table)
+            values = {
+                "prediction": values["prediction"],
+                "noise_schedule": "alphas_cumprod",
+                "alphas_cumprod": "\n".join(repr(a) for a in table),
+            }
+        place = str(scheduler.path)
+    else:
+        values["noise_schedule"] = either("noise_schedule", lambda s: None)
+        values["num_train_timesteps"] = args.num_train_timesteps
+        place = "--noise-schedule"
+        if values["noise_schedule"] != "cosine":
+            for option in ("beta_start", "beta_end"):
+                values[option] = getattr(args, option)
+                if values[option] is None:
+                    fail(f"{place}: must have --{option.replace('_', '-')} beside it, got none")
+    if "beta_start" in values and not 0 < values["beta_start"] <= values["beta_end"] < 1:
+        fail(f"{place}: must have 0 < beta_start <= beta_end < 1, got {values['beta_start']} and {values['beta_end']}")
+    return values
+
+
+def betas_of(values: Mapping[str, object], count: int) -> list[float]:
+    if values["noise_schedule"] == "cosine":
+        level = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
+        return [min(1 - after / before, 0.999) for before, after in zip(level, level[1:])]
+    power = 2 if values["noise_schedule"] == "scaled_linear" else 1
+    ends = [values[key] ** (1 / power) for key in ("beta_start", "beta_end")]
+    return [b**power for b in torch.linspace(*ends, count, dtype=torch.float64).tolist()]
+
+
+def alphas_cumprod(betas: list[float]) -> list[float]:
+    product, table = 1.0, []
+    for beta in betas:
+        product *= 1 - beta
+        table.append(product)
+    return table
+
+
+def zero_terminal(table: list[float]) -> list[float]:
+    """Shifts the square roots so that the last is 0, and stretches them so that the first is as before."""
+    first, last = math.sqrt(table[0]), math.sqrt(table[-1])
+    return [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in table]
+
+
+def latents(folder: Path) -> dict[str, float]:
+    """The scale and shift of the pipeline's autoencoder."""
+    path = folder / "vae" / "config.json"
+    if not path.is_file():
+        return {}
+    config = Config(path)
+    for key in ("latents_mean", "latents_std"):  # scales of each channel, which the metadata cannot say
+        config.only(key, None)
+    scale = config.real("scaling_factor", 1.0 if config.values.get("_class_name") == "AutoencoderTiny" else 0.18215)
+    return {"latent_scale": scale, "latent_shift": config.real("shift_factor", 0.0)}
+
+
+# ------------------------------------------------------------------------------------------------ the check
+
+
+class Peer(nn.Module):
+    """diffusers' network with the arguments of ours."""
+
+    def __init__(self, model: nn.Module, shape: UNetConfig):
+        super().__init__()
+        self.model, self.shape = model, shape
+
+    def forward(self, x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
+        shape = self.shape
+        if not shape.text_width:
+            return self.model(x, t, *others).sample
+        named = dict(zip((name for name, _ in conditions(shape, 1, 1, None)), others))
+        if shape.inpainting:
+            x = torch.cat([x, named["mask"], named["masked_latents"]], dim=1)
+        added = {"text_embeds": named.get("pooled_embedding"), "time_ids": named.get("size_ids")}
+        text, guidance = named["text_embedding"], named.get("guidance_embedding")
+        return self.model(x, t, text, timestep_cond=guidance, added_cond_kwargs=added).sample
+
+
+def peer(config: Config, weights: Mapping[str, Tensor], shape: UNetConfig) -> nn.Module | None:
+    try:
+        import diffusers
+    except ImportError:
+        say("diffusers is not installed: checking beside the float32 network")
+        return None
+    diffusers.logging.set_verbosity_error()
+    say(f"checking beside diffusers {diffusers.__version__}")
+    with torch.device("meta"):
+        model = getattr(diffusers, config.values["_class_name"]).from_config(config.values)
+    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+    return Peer(model, shape)
+
+
+def check_inputs(shape: UNetConfig, size: tuple[int, int], timesteps: int) -> Callable[[int], tuple[Tensor, ...]]:
+    # Any size will do, and small ones are quick; diffusers' unconditional network wants them even on all levels.
+    unit = 2 ** (len(shape.widths) - 1)
+    height, width = (min(side, 2 * unit) for side in size)
+    generator = torch.Generator().manual_seed(0)
+
+    def inputs(rows: int) -> tuple[Tensor, ...]:
+        values = [
+            torch.randn(rows, shape.channels, height, width, generator=generator),
+            torch.randint(timesteps, (rows,), generator=generator),
+        ]
+        if shape.num_labels:
+            values.append(torch.randint(shape.num_labels, (rows,), generator=generator))
+        for name, sizes in conditions(shape, height, width, 77):
+            value = torch.randn(rows, *sizes, generator=generator)
+            values.append((value * 256 + 512).round().clamp(0, 1024) if name == "size_ids" else value)
+        return tuple(values)
+
+    return inputs
+
+
+# ------------------------------------------------------------------------------------------------ the program
+
+
+def sides(text: str) -> tuple[int, int]:
+    """"96" or "64x96": height and width."""
+    parts = text.split("x")
+    if len(parts) not in (1, 2) or not all(p.isdecimal() and 0 < int(p) <= 65536 for p in parts):
+        raise argparse.ArgumentTypeError(f"must be N or HEIGHTxWIDTH, got '{text}'")
+    return int(parts[0]), int(parts[-1])
+
+
+def token_count(text: str) -> int | None:
+    if text == "*":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 on or *, got '{text}'")
+    return int(text)
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 65536:
+        raise argparse.ArgumentTypeError(f"must be a number in [1, 65536], got '{text}'")
+    return int(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a pipeline of diffusers, or its unet/")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt file to write")
+    parser.add_argument("--weights", type=Path, help="a file of weights, instead of the one beside config.json")
+    parser.add_argument("--name", help="name of the network (default: the output's file name)")
+    parser.add_argument(
+        "--dtype", choices=sorted(TOLERANCE), default="float16", help="stored precision (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=sides, metavar="N", help="height and width of x, N or HxW (default: config.json's sample_size)"
+    )
+    parser.add_argument("--prediction", choices=["epsilon", "sample", "v_prediction"], help="what the network predicts")
+    parser.add_argument("--noise-schedule", choices=sorted(SCHEDULES.values()), help="with the numbers that follow:")
+    parser.add_argument("--num-train-timesteps", type=positive, default=1000, help="(default: %(default)s)")
+    parser.add_argument("--beta-start", type=float)
+    parser.add_argument("--beta-end", type=float)
+    parser.add_argument(
+        "--text-tokens",
+        type=token_count,
+        default=77,
+        metavar="N",
+        help="of a text embedding, * for any number (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--size-ids",
+        type=positive,
+        metavar="N",
+        help="numbers that SDXL takes beside the text (default: 6, or 5 for its refiner)",
+    )
+    parser.add_argument("--null-class", type=int, help="the label that means no class")
+    parser.add_argument(
+        "--decoding",
+        choices=["pixels", "none"],
+        default="none",
+        help="pixels where x is a picture (default: %(default)s)",
+    )
+    parser.add_argument("--guidance-scale", type=float, help="the default a sampler should use")
+    parser.add_argument("--license", default="", help="licence of the weights")
+    args = parser.parse_args()
+
+    folder = component(args.folder, "unet")
+    config = Config(folder / "config.json")
+    shape, size = read_config(config, args.size_ids or size_ids_of(args.folder))
+    size = args.size or size
+    if size is None:
+        fail(f"{config.path}: sample_size must be there, or --size be given, got neither")
+    values = {
+        "format": 1,
+        "name": args.name or args.output.stem,
+        "input_channels": shape.channels,
+        "input_height": size[0],
+        "input_width": size[1],
+        "variance": "fixed",
+        "timestep_type": "int64",
+        "decoding": args.decoding,
+        "license": args.license,
+        "architecture": "unet",
+        **noise(args.folder, args),
+        **latents(args.folder),
+        **labels(shape, args),
+    }
+    if found := conditions(shape, *size, args.text_tokens):
+        lines = (f"{name} float {' '.join('*' if n is None else str(n) for n in sizes)}" for name, sizes in found)
+        values["conditions"] = "\n".join(lines)
+    if args.guidance_scale is not None:
+        values["guidance_scale"] = args.guidance_scale
+
+    say(f"reading {args.weights or folder}")
+    weights = modern_names(load_weights(args.weights or folder))
+    with torch.device("meta"):  # without memory and random numbers; the weights come from the file
+        network = make_unet(shape)
+    fill(network, weights, args.weights or folder)
+    timesteps = values.get("num_train_timesteps", 1000)
+    write(args.output, network, values, check_inputs(shape, size, timesteps), args.dtype, peer(config, weights, shape))
+
+
+def size_ids_of(folder: Path) -> int:
+    path = folder / "model_index.json"
+    return 5 if path.is_file() and Config(path).flag("requires_aesthetics_score", False) else 6
+
+
+def labels(shape: UNetConfig, args: argparse.Namespace) -> dict[str, object]:
+    rows, null = shape.num_labels, args.null_class
+    if null is not None and not 0 <= null < rows:
+        fail(f"--null-class: must be a row of the network's table of {rows} classes, got {null}")
+    if not rows:
+        return {}
+    # Where the last row is "no class" it is not one of those that can be asked for.
+    count = rows - 1 if null == rows - 1 else rows
+    return {"num_classes": count, **({} if null is None else {"null_class": null})}
+
+
+if __name__ == "__main__":
+    main()

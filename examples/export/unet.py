@@ -1,0 +1,426 @@
+"""The U-Nets of diffusers: UNet2DConditionModel (Stable Diffusion 1 and 2, SDXL and what was distilled from them) and
+UNet2DModel (DDPM).
+
+Their parameters carry the names of diffusers' checkpoints. `forward` takes x, t, and then class labels or conditions,
+as many as the network has: `conditions` says which. It is written to be compiled by `torch.jit.script` and captured in
+a CUDA graph: no arithmetic on tensor shapes ends up in a tensor, and nothing remembers the device or the dtype it was
+built on. Batch and picture may be of any size.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Optional
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from autoencoder import Downsample, SelfAttention
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Shape of a network. Of the levels, the full resolution is the first; `up_depths` alone is in the order of use.
+
+    A depth is the number of transformer blocks behind one residual block. A level has one for each of its residual
+    blocks, or none at all: it has no attention then.
+    """
+
+    channels: int  # of x, and of what comes out
+    widths: tuple[int, ...]
+    layers: tuple[int, ...]  # residual blocks on the way down; there is one more on the way up
+    down_depths: tuple[tuple[int, ...], ...]
+    up_depths: tuple[tuple[int, ...], ...]
+    middle: str  # "attention" between two residual blocks, "two" of those, "one", or "none"
+    middle_depth: int
+    heads: tuple[int, ...]
+    text_width: int = 0  # 0: attention is between places, by SelfAttention
+    linear_projection: bool = False
+    pooled_width: int = 0  # 0: no pooled embedding and no sizes
+    size_ids: int = 6
+    size_width: int = 256  # sinusoids of each size
+    guidance_width: int = 0  # 0: the guidance scale is no input
+    inpainting: bool = False
+    num_labels: int = 0  # rows of the table of classes
+    time_width: int = 1280
+    freq_shift: float = 0
+    cosines_first: bool = True
+    groups: int = 32
+    middle_groups: int = 32  # of the norm of SelfAttention
+    eps: float = 1e-5
+    downsample_padding: int = 1
+    kernel_in: int = 3
+    kernel_out: int = 3
+
+
+def sinusoids(t: Tensor, width: int, cosines_first: bool, shift: float) -> Tensor:
+    """t [...] -> float32 [..., width]. In float32 whatever the weights are: the angles need its digits."""
+    half = width // 2
+    exponents = torch.arange(half, device=t.device, dtype=torch.float32) * -math.log(10000.0) / (half - shift)
+    angles = t.to(torch.float32).unsqueeze(-1) * exponents.exp()
+    if cosines_first:
+        return torch.cat([angles.cos(), angles.sin()], dim=-1)
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class Embedding(nn.Module):
+    """[n, width_in] -> [n, width]: a two-layer MLP. The guidance scale's embedding joins at its input."""
+
+    def __init__(self, width_in: int, width: int, guidance_width: int = 0):
+        super().__init__()
+        self.linear_1 = nn.Linear(width_in, width)
+        self.linear_2 = nn.Linear(width, width)
+        self.cond_proj = nn.Linear(guidance_width, width_in, bias=False) if guidance_width else None
+
+    def forward(self, x: Tensor, guidance: Optional[Tensor] = None) -> Tensor:
+        x = x.to(self.linear_1.weight.dtype)
+        if self.cond_proj is not None:
+            assert guidance is not None
+            x = x + self.cond_proj(guidance)
+        return self.linear_2(F.silu(self.linear_1(x)))
+
+
+class ResnetBlock(nn.Module):
+    """x [n, width_in, h, w], c [n, time_width] (the time embedding after SiLU) -> [n, width_out, h, w]"""
+
+    def __init__(self, width_in: int, width_out: int, config: UNetConfig):
+        super().__init__()
+        self.norm1 = nn.GroupNorm(config.groups, width_in, eps=config.eps)
+        self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(config.time_width, width_out)
+        self.norm2 = nn.GroupNorm(config.groups, width_out, eps=config.eps)
+        self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(width_in, width_out, 1) if width_in != width_out else nn.Identity()
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        y = self.conv1(F.silu(self.norm1(x))) + self.time_emb_proj(c).unsqueeze(-1).unsqueeze(-1)
+        return self.conv_shortcut(x) + self.conv2(F.silu(self.norm2(y)))
+
+
+class CrossAttention(nn.Module):
+    """Attention of x [n, places, width] to `source` [n, tokens, source_width].
+
+    Checkpoints may ask for attention in float32 (upcast_attention). There is nothing to do for that:
+    scaled_dot_product_attention adds up and takes the softmax in float32 whatever its inputs are.
+    """
+
+    def __init__(self, width: int, source_width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.head_width = width // heads
+        self.to_q = nn.Linear(width, width, bias=False)
+        self.to_k = nn.Linear(source_width, width, bias=False)
+        self.to_v = nn.Linear(source_width, width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(width, width))
+
+    def split(self, x: Tensor) -> Tensor:
+        """[n, tokens, width] -> [n, heads, tokens, head_width]"""
+        return x.unflatten(2, (self.heads, self.head_width)).transpose(1, 2)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        q, k, v = self.split(self.to_q(x)), self.split(self.to_k(source)), self.split(self.to_v(source))
+        return self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class GatedGelu(nn.Module):
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.proj = nn.Linear(width, 2 * hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        # The middle one is where a checkpoint counts its dropout.
+        self.net = nn.Sequential(GatedGelu(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Attention between places, attention to the text, and an MLP, each added to its input."""
+
+    def __init__(self, width: int, text_width: int, heads: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(width)
+        self.attn1 = CrossAttention(width, width, heads)
+        self.norm2 = nn.LayerNorm(width)
+        self.attn2 = CrossAttention(width, text_width, heads)
+        self.norm3 = nn.LayerNorm(width)
+        self.ff = FeedForward(width)
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x + self.attn1(y, y)
+        x = x + self.attn2(self.norm2(x), text)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer(nn.Module):
+    """x [n, width, h, w], text [n, tokens, text_width] -> [n, width, h, w]"""
+
+    def __init__(self, width: int, heads: int, depth: int, config: UNetConfig):
+        super().__init__()
+        self.norm = nn.GroupNorm(config.groups, width, eps=1e-6)
+        self.proj_in = nn.Linear(width, width) if config.linear_projection else nn.Conv2d(width, width, 1)
+        blocks = [TransformerBlock(width, config.text_width, heads) for _ in range(depth)]
+        self.transformer_blocks = nn.ModuleList(blocks)
+        self.proj_out = nn.Linear(width, width) if config.linear_projection else nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor, text: Optional[Tensor]) -> Tensor:
+        assert text is not None
+        # A convolution over one place is a matrix product, so that both kinds of projection are the same here.
+        places = self.norm(x).flatten(2).transpose(1, 2)
+        places = F.linear(places, self.proj_in.weight.flatten(1), self.proj_in.bias)
+        for block in self.transformer_blocks:
+            places = block(places, text)
+        places = F.linear(places, self.proj_out.weight.flatten(1), self.proj_out.bias)
+        return x + places.transpose(1, 2).reshape_as(x)
+
+
+class NoAttention(nn.Module):
+    def forward(self, x: Tensor, text: Optional[Tensor]) -> Tensor:
+        return x
+
+
+def make_attention(width: int, heads: int, depth: int, groups: int, config: UNetConfig) -> nn.Module:
+    if config.text_width:
+        return Transformer(width, heads, depth, config)
+    return SelfAttention(width, heads, groups, config.eps)
+
+
+class Upsample(nn.Module):
+    """Doubles the picture, or as near as the picture that it joins is: the half of an odd size was rounded up."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor, like: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, size=like.shape[2:], mode="nearest"))
+
+
+class DownLevel(nn.Module):
+    def __init__(self, width_in: int, level: int, config: UNetConfig):
+        super().__init__()
+        width, heads, depths = config.widths[level], config.heads[level], config.down_depths[level]
+        widths = [width_in] + [width] * config.layers[level]
+        self.resnets = nn.ModuleList(ResnetBlock(a, b, config) for a, b in zip(widths, widths[1:]))
+        attentions = [make_attention(width, heads, depth, config.groups, config) for depth in depths]
+        self.attentions = nn.ModuleList(attentions or [NoAttention() for _ in self.resnets])
+        last = level == len(config.widths) - 1
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(width, config.downsample_padding)])
+
+    def forward(self, x: Tensor, c: Tensor, text: Optional[Tensor], skips: list[Tensor]) -> Tensor:
+        """Puts what the way up needs at the end of `skips`."""
+        for resnet, attention in zip(self.resnets, self.attentions):
+            x = attention(resnet(x, c), text)
+            skips.append(x)
+        for downsampler in self.downsamplers:
+            x = downsampler(x)
+            skips.append(x)
+        return x
+
+
+class Middle(nn.Module):
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        width, count = config.widths[-1], 1 if config.middle == "one" else 2
+        self.resnets = nn.ModuleList(ResnetBlock(width, width, config) for _ in range(count))
+        attentions: list[nn.Module] = [NoAttention() for _ in range(count)]
+        if config.middle == "attention":
+            heads, depth, groups = config.heads[-1], config.middle_depth, config.middle_groups
+            attentions[0] = make_attention(width, heads, depth, groups, config)
+        self.attentions = nn.ModuleList(attentions)
+
+    def forward(self, x: Tensor, c: Tensor, text: Optional[Tensor]) -> Tensor:
+        for resnet, attention in zip(self.resnets, self.attentions):
+            x = attention(resnet(x, c), text)
+        return x
+
+
+class UpLevel(nn.Module):
+    """`level` counts from the lowest resolution."""
+
+    def __init__(self, width_in: int, level: int, config: UNetConfig):
+        super().__init__()
+        widths, last = config.widths[::-1], len(config.widths) - 1
+        width, heads, depths = widths[level], config.heads[::-1][level], config.up_depths[level]
+        count = config.layers[::-1][level] + 1
+        # What joins was made by this level on the way down, but for the first thing there, which came from above it.
+        joins = [width] * (count - 1) + [widths[min(level + 1, last)]]
+        befores = [width_in] + [width] * (count - 1)
+        self.resnets = nn.ModuleList(ResnetBlock(a + b, width, config) for a, b in zip(befores, joins))
+        attentions = [make_attention(width, heads, depth, config.groups, config) for depth in depths]
+        self.attentions = nn.ModuleList(attentions or [NoAttention() for _ in self.resnets])
+        self.upsamplers = nn.ModuleList([] if level == last else [Upsample(width)])
+
+    def forward(self, x: Tensor, c: Tensor, text: Optional[Tensor], skips: list[Tensor]) -> Tensor:
+        """Takes from the end of `skips` what joins here."""
+        for resnet, attention in zip(self.resnets, self.attentions):
+            x = attention(resnet(torch.cat([x, skips.pop()], dim=1), c), text)
+        for upsampler in self.upsamplers:
+            x = upsampler(x, skips[-1])
+        return x
+
+
+class UNet(nn.Module):
+    """All of them but `forward`, whose arguments depend on the config: `make_unet` picks the class below that fits."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        widths, time_width = config.widths, config.time_width
+        self.base_width = widths[0]
+        self.size_width = config.size_width
+        self.cosines_first = config.cosines_first
+        self.freq_shift = float(config.freq_shift)
+
+        channels_in = 2 * config.channels + 1 if config.inpainting else config.channels
+        self.conv_in = nn.Conv2d(channels_in, widths[0], config.kernel_in, padding=config.kernel_in // 2)
+        self.time_embedding = Embedding(widths[0], time_width, config.guidance_width)
+        added_width = config.pooled_width + config.size_ids * config.size_width
+        self.add_embedding = Embedding(added_width, time_width) if config.pooled_width else None
+        self.class_embedding = nn.Embedding(config.num_labels, time_width) if config.num_labels else None
+
+        down = enumerate((widths[0], *widths[:-1]))
+        self.down_blocks = nn.ModuleList(DownLevel(width_in, level, config) for level, width_in in down)
+        self.mid_block = Middle(config) if config.middle != "none" else None
+        up = enumerate((widths[-1], *widths[:0:-1]))
+        self.up_blocks = nn.ModuleList(UpLevel(width_in, level, config) for level, width_in in up)
+        self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=config.eps)
+        self.conv_out = nn.Conv2d(widths[0], config.channels, config.kernel_out, padding=config.kernel_out // 2)
+
+    def predict(
+        self,
+        x: Tensor,
+        t: Tensor,
+        labels: Optional[Tensor] = None,
+        text: Optional[Tensor] = None,
+        pooled: Optional[Tensor] = None,
+        size_ids: Optional[Tensor] = None,
+        guidance: Optional[Tensor] = None,
+    ) -> Tensor:
+        """The prediction, [n, channels, h, w] in the weights' dtype.
+
+        x [n, channels, h, w] in the weights' dtype, and the inpainting mask and picture behind it; t [n] timesteps,
+        int64 or floating; labels [n] int64; text [n, tokens, text_width]; pooled [n, pooled_width]; size_ids [n, 6];
+        guidance [n, guidance_width], sinusoids of the guidance scale.
+        """
+        c = self.time_embedding(sinusoids(t, self.base_width, self.cosines_first, self.freq_shift), guidance)
+        if self.class_embedding is not None:
+            assert labels is not None
+            c = c + self.class_embedding(labels)
+        if self.add_embedding is not None:
+            assert pooled is not None and size_ids is not None
+            sizes = sinusoids(size_ids, self.size_width, self.cosines_first, self.freq_shift).flatten(1)
+            c = c + self.add_embedding(torch.cat([pooled, sizes.to(pooled.dtype)], dim=1))
+        c = F.silu(c)  # what every residual block does first
+
+        x = self.conv_in(x)
+        skips = [x]
+        for down in self.down_blocks:
+            x = down(x, c, text, skips)
+        if self.mid_block is not None:
+            x = self.mid_block(x, c, text)
+        for up in self.up_blocks:
+            x = up(x, c, text, skips)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Unconditional(UNet):
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.predict(x, t)
+
+
+class ClassConditional(UNet):
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.predict(x, t, labels=labels)
+
+
+class TextConditional(UNet):
+    def forward(self, x: Tensor, t: Tensor, text_embedding: Tensor) -> Tensor:
+        return self.predict(x, t, text=text_embedding)
+
+
+class TextGuided(UNet):
+    def forward(self, x: Tensor, t: Tensor, text_embedding: Tensor, guidance_embedding: Tensor) -> Tensor:
+        return self.predict(x, t, text=text_embedding, guidance=guidance_embedding)
+
+
+class TextInpainting(UNet):
+    def forward(self, x: Tensor, t: Tensor, text_embedding: Tensor, mask: Tensor, masked_latents: Tensor) -> Tensor:
+        return self.predict(torch.cat([x, mask, masked_latents], dim=1), t, text=text_embedding)
+
+
+class XL(UNet):
+    def forward(
+        self, x: Tensor, t: Tensor, text_embedding: Tensor, pooled_embedding: Tensor, size_ids: Tensor
+    ) -> Tensor:
+        return self.predict(x, t, text=text_embedding, pooled=pooled_embedding, size_ids=size_ids)
+
+
+class XLGuided(UNet):
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text_embedding: Tensor,
+        pooled_embedding: Tensor,
+        size_ids: Tensor,
+        guidance_embedding: Tensor,
+    ) -> Tensor:
+        return self.predict(
+            x, t, text=text_embedding, pooled=pooled_embedding, size_ids=size_ids, guidance=guidance_embedding
+        )
+
+
+class XLInpainting(UNet):
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text_embedding: Tensor,
+        pooled_embedding: Tensor,
+        size_ids: Tensor,
+        mask: Tensor,
+        masked_latents: Tensor,
+    ) -> Tensor:
+        x = torch.cat([x, mask, masked_latents], dim=1)
+        return self.predict(x, t, text=text_embedding, pooled=pooled_embedding, size_ids=size_ids)
+
+
+# By what a network has beside x and t: text, pooled text and sizes, guidance, inpainting.
+CLASSES = {
+    (True, False, False, False): TextConditional,
+    (True, False, True, False): TextGuided,
+    (True, False, False, True): TextInpainting,
+    (True, True, False, False): XL,
+    (True, True, True, False): XLGuided,
+    (True, True, False, True): XLInpainting,
+}
+
+
+def make_unet(config: UNetConfig) -> UNet:
+    if not config.text_width:
+        return ClassConditional(config) if config.num_labels else Unconditional(config)
+    has = (True, config.pooled_width > 0, config.guidance_width > 0, config.inpainting)
+    return CLASSES[has](config)
+
+
+def conditions(config: UNetConfig, height: int, width: int, tokens: int | None) -> list[tuple[str, list[int | None]]]:
+    """Name and sizes for one picture of what `forward` takes after x, t and labels; None where any size will do."""
+    found: list[tuple[str, list[int | None]]] = []
+    if config.text_width:
+        found.append(("text_embedding", [tokens, config.text_width]))
+    if config.pooled_width:
+        found += [("pooled_embedding", [config.pooled_width]), ("size_ids", [config.size_ids])]
+    if config.guidance_width:
+        found.append(("guidance_embedding", [config.guidance_width]))
+    if config.inpainting:
+        found += [("mask", [1, height, width]), ("masked_latents", [config.channels, height, width])]
+    return found

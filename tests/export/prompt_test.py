@@ -1,0 +1,245 @@
+"""Encoded prompts are what diffusers' pipelines encode: prompt_test.py EXPORT_FOLDER SCRATCH_FOLDER
+
+Builds small random CLIP text encoders and a tokenizer of a few words, and compares with the pipelines' own methods.
+"""
+
+import contextlib
+import io
+import json
+import shutil
+import sys
+from pathlib import Path
+
+try:
+    import diffusers
+    import torch
+    import transformers
+except ImportError as error:
+    print(f"skipped: {error}")
+    sys.exit(77)
+
+export, scratch = Path(sys.argv[1]), Path(sys.argv[2])
+sys.path.insert(0, str(export))
+import encode_prompt  # noqa: E402
+
+diffusers.logging.set_verbosity_error()
+shutil.rmtree(scratch, ignore_errors=True)
+scratch.mkdir(parents=True)
+torch.manual_seed(0)
+torch.set_grad_enabled(False)
+stderr = io.StringIO()
+
+
+def run(*arguments: object) -> str:
+    """Encodes in this process; an empty string, or the line with which it ended."""
+    sys.argv = ["encode_prompt.py", *map(str, arguments)]
+    stderr.truncate(0)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(stderr):
+            encode_prompt.main()
+    except SystemExit as stop:
+        return stderr.getvalue().splitlines()[-1] if stop.code == 2 else str(stop.code)
+    return ""
+
+
+def must_refuse(folder: Path, *arguments: object, words: tuple[str, ...]) -> None:
+    message = run(folder, scratch / "refused.pt", *arguments)
+    assert message and all(word in message for word in words), f"{words} must be in {message!r}"
+    assert "\n" not in message, message
+    left = [path.name for path in scratch.iterdir() if path.name.startswith("refused")]
+    assert not left, f"a refused prompt must write nothing, got {left}"
+
+
+# ---------------------------------------------------------------------------------------- small pipelines
+
+START, END, LENGTH = "<|startoftext|>", "<|endoftext|>", 12
+letters = "abcdefghijklmnopqrstuvwxyz"
+pieces = [*letters, *(letter + "</w>" for letter in letters), "ca", "cat</w>", "do", "dog</w>"]
+vocabulary = {piece: i for i, piece in enumerate([*pieces, START, END, "!"])}
+merges = ["c a", "ca t</w>", "d o", "do g</w>"]
+
+
+def tokenizer(folder: Path, pad: str) -> transformers.CLIPTokenizer:
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(merges) + "\n")
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special | settings))
+    return transformers.CLIPTokenizer.from_pretrained(folder)
+
+
+def encoder(folder: Path, width: int, projected: bool, **saves: object) -> torch.nn.Module:
+    config = transformers.CLIPTextConfig(
+        vocab_size=len(vocabulary), hidden_size=width, intermediate_size=20, num_hidden_layers=3,
+        num_attention_heads=2, projection_dim=10, max_position_embeddings=LENGTH, bos_token_id=vocabulary[START],
+        eos_token_id=vocabulary[END], pad_token_id=vocabulary[END], hidden_act="gelu" if projected else "quick_gelu",
+    )  # fmt: skip
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    model = kind(config).eval()
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(folder, **saves)
+    return model
+
+
+sd, xl = scratch / "sd", scratch / "xl"
+sd_words, sd_model = tokenizer(sd / "tokenizer", END), encoder(sd / "text_encoder", 16, False)
+xl_words = [tokenizer(xl / "tokenizer", END), tokenizer(xl / "tokenizer_2", "!")]
+xl_models = [
+    encoder(xl / "text_encoder", 16, False),
+    encoder(xl / "text_encoder_2", 24, True, max_shard_size="10KB"),
+]
+(xl / "unet").mkdir()
+(xl / "unet/config.json").write_text(json.dumps({"sample_size": 96}))
+assert len(list((xl / "text_encoder_2").glob("*.safetensors"))) > 1
+
+# ---------------------------------------------------------------------------------------- what diffusers encodes
+
+prompts = ["a cat", "two dogs in a hat and more words than there is room for", ""]
+out = scratch / "out.pt"
+
+
+def encoded(folder: Path, *arguments: object) -> dict[str, torch.Tensor]:
+    message = run(folder, out, *arguments)
+    assert not message, message
+    tensors = torch.load(out, weights_only=True)
+    assert type(tensors) is dict and all(type(name) is str for name in tensors)
+    for name, tensor in tensors.items():
+        assert type(tensor) is torch.Tensor and tensor.dtype == torch.float32 and tensor.is_contiguous(), name
+        assert tensor.untyped_storage().nbytes() == 4 * tensor.numel(), f"{name} must bring nothing along"
+        assert tensor.shape[0] == 1 or not name.endswith(".null"), name
+    return tensors
+
+
+def same(got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert got.shape == expected.shape, (got.shape, expected.shape)
+    assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5), (got - expected).abs().max()
+
+
+pipe = diffusers.StableDiffusionPipeline(
+    vae=None, text_encoder=sd_model, tokenizer=sd_words, unet=None, scheduler=None, safety_checker=None,
+    feature_extractor=None, requires_safety_checker=False,
+)  # fmt: skip
+for negative in (None, "dog"):
+    got = encoded(sd, *prompts, *(["--negative", negative] if negative else []))
+    assert set(got) == {"text_embedding", "text_embedding.null"}, set(got)
+    negatives = None if negative is None else [negative] * len(prompts)
+    expected, null = pipe.encode_prompt(prompts, "cpu", 1, True, negatives)
+    same(got["text_embedding"], expected)
+    same(got["text_embedding.null"], null[:1])
+assert "cut to the first 12 of" in stderr.getvalue() and "two dogs" in stderr.getvalue(), stderr.getvalue()
+assert not (got["text_embedding"][0] == got["text_embedding"][2]).all()
+
+for forced in (True, False):
+    (xl / "model_index.json").write_text(json.dumps({"force_zeros_for_empty_prompt": forced}))
+    pipe = diffusers.StableDiffusionXLPipeline(
+        vae=None, text_encoder=xl_models[0], text_encoder_2=xl_models[1], tokenizer=xl_words[0],
+        tokenizer_2=xl_words[1], unet=None, scheduler=None, force_zeros_for_empty_prompt=forced,
+        add_watermarker=False,
+    )  # fmt: skip
+    for negative in (None, "dog"):
+        got = encoded(xl, *prompts, *(["--negative", negative] if negative else []))
+        names = {"text_embedding", "pooled_embedding", "size_ids"}
+        assert set(got) == names | {name + ".null" for name in names}, set(got)
+        negatives = None if negative is None else [negative] * len(prompts)
+        results = pipe.encode_prompt(prompts, device="cpu", negative_prompt=negatives)
+        same(got["text_embedding"], results[0])
+        same(got["text_embedding.null"], results[1][:1])
+        same(got["pooled_embedding"], results[2])
+        same(got["pooled_embedding.null"], results[3][:1])
+        assert (got["text_embedding.null"] == 0).all() == (forced and negative is None)
+        same(got["size_ids"], torch.tensor([[768.0, 768, 0, 0, 768, 768]] * 3))
+        same(got["size_ids.null"], torch.tensor([[768.0, 768, 0, 0, 768, 768]]))
+same(encoded(xl, "a", "--size", "512")["size_ids"], torch.tensor([[512.0, 512, 0, 0, 512, 512]]))
+same(encoded(xl, "a", "--size", "512x640")["size_ids"], torch.tensor([[512.0, 640, 0, 0, 512, 640]]))
+
+# The refiner has the second encoder only, and is told how pretty the picture is to be.
+refiner = scratch / "refiner"
+for part in ("text_encoder_2", "tokenizer_2"):
+    shutil.copytree(xl / part, refiner / part)
+(refiner / "model_index.json").write_text(json.dumps({"requires_aesthetics_score": True}))
+refined = encoded(refiner, "a cat")
+same(refined["size_ids"], torch.tensor([[1024, 1024, 0, 0, 6]]).float())
+same(refined["size_ids.null"], torch.tensor([[1024, 1024, 0, 0, 2.5]]))
+same(refined["text_embedding"], encoded(xl, "a cat")["text_embedding"][:, :, 16:])
+
+# ---------------------------------------------------------------------------------------- where weights come from
+
+encoded(sd, "a cat")
+plain = out.read_bytes()
+encoded(sd, "a cat")
+assert out.read_bytes() == plain, "the same weights must give the same bytes"
+# Older checkpoints: another prefix, and the positions' numbers among the weights.
+older = scratch / "older"
+shutil.copytree(sd, older)
+(older / "text_encoder/model.safetensors").unlink()
+weights = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in sd_model.state_dict().items()}
+weights["text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
+torch.save(weights, older / "text_encoder/pytorch_model.bin")
+encoded(older, "a cat")
+assert out.read_bytes() == plain
+
+# ---------------------------------------------------------------------------------------- what is refused
+
+
+def copied(source: Path) -> Path:
+    shutil.rmtree(scratch / "bad", ignore_errors=True)
+    shutil.copytree(source, scratch / "bad")
+    return scratch / "bad"
+
+
+def edited(source: Path, path: str, **changes: object) -> Path:
+    folder = copied(source)
+    config = json.loads((folder / path).read_text()) | changes
+    (folder / path).write_text(json.dumps(config))
+    return folder
+
+
+def without(source: Path, path: str) -> Path:
+    folder = copied(source)
+    (folder / path).unlink() if (folder / path).is_file() else shutil.rmtree(folder / path)
+    return folder
+
+
+def with_weights(change: object) -> Path:
+    folder = copied(older)
+    tensors = {key: value.clone() for key, value in weights.items()}
+    change(tensors)
+    torch.save(tensors, folder / "text_encoder/pytorch_model.bin")
+    return folder
+
+
+config = "text_encoder/config.json"
+must_refuse(scratch / "nowhere", "a", words=("nowhere", "must be a folder"))
+must_refuse(out, "a", words=("must be a folder", "a file"))
+must_refuse(without(sd, "text_encoder"), "a", words=("must hold text_encoder", "got nothing"))
+must_refuse(sd, words=("PROMPT",))
+must_refuse(xl, "a", "--size", "big", words=("--size", "'big'"))
+must_refuse(without(sd, "tokenizer"), "a", words=("tokenizer", "must be a folder"))
+must_refuse(without(sd, "tokenizer/vocab.json"), "a", words=("tokenizer", "vocab.json"))
+must_refuse(without(sd, config), "a", words=("config.json", "must be there"))
+must_refuse(without(xl, "tokenizer_2"), "a", words=("tokenizer_2", "must be a folder"))
+must_refuse(edited(sd, config, architectures=["T5EncoderModel"]), "a", words=("architectures", "T5EncoderModel"))
+must_refuse(edited(sd, config, num_attention_heads=3), "a", words=("config.json", "CLIPTextModel", "got"))
+must_refuse(edited(sd, config, hidden_size=32), "a", words=("must be", "got"))
+must_refuse(edited(sd, config, num_hidden_layers=4), "a", words=("got none called",))
+must_refuse(edited(sd, config, num_hidden_layers=2), "a", words=("got also",))
+must_refuse(edited(xl, "unet/config.json", sample_size="big"), "a", words=("sample_size",))
+must_refuse(edited(xl, "model_index.json", force_zeros_for_empty_prompt=1), "a", words=("force_zeros",))
+must_refuse(with_weights(lambda w: w.update(more=torch.ones(1))), "a", words=("got also more",))
+name = "text_model.final_layer_norm.bias"
+must_refuse(with_weights(lambda w: w.pop(name)), "a", words=("final_layer_norm.bias",))
+must_refuse(with_weights(lambda w: w[name].fill_(torch.nan)), "a", words=("final_layer_norm.bias", "finite"))
+folder = copied(sd)
+(folder / "tokenizer/vocab.json").write_text("{")
+must_refuse(folder, "a", words=("tokenizer", "must hold a CLIP tokenizer"))
+folder = copied(sd)
+(folder / "tokenizer/vocab.json").write_text(json.dumps(vocabulary | {"more": len(vocabulary)}))
+must_refuse(folder, "a", words=("tokenizer", "words"))
+folder = copied(xl)
+sorted((folder / "text_encoder_2").glob("*.safetensors"))[1].unlink()
+must_refuse(folder, "a", words=("every shard must be there",))
+message = run(sd, scratch / "no_such_folder/out.pt", "a")
+assert "must be a file that can be written" in message, message
+print("every prompt is diffusers'")
