@@ -374,7 +374,7 @@ class Peer(nn.Module):
         return self.model(x, t, text, timestep_cond=guidance, added_cond_kwargs=added).sample
 
 
-def peer(config: Config, weights: Mapping[str, Tensor], shape: UNetConfig) -> nn.Module | None:
+def peer(config: Config, network: nn.Module, shape: UNetConfig) -> nn.Module | None:
     try:
         import diffusers
     except ImportError:
@@ -384,7 +384,7 @@ def peer(config: Config, weights: Mapping[str, Tensor], shape: UNetConfig) -> nn
     say(f"checking beside diffusers {diffusers.__version__}")
     with torch.device("meta"):
         model = getattr(diffusers, config.values["_class_name"]).from_config(config.values)
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
+    model.load_state_dict(network.state_dict(), assign=True)  # the same memory
     return Peer(model, shape)
 
 
@@ -503,12 +503,11 @@ def main() -> None:
         values["guidance_scale"] = args.guidance_scale
 
     say(f"reading {args.weights or folder}")
-    weights = modern_names(load_weights(args.weights or folder))
     with torch.device("meta"):  # without memory and random numbers; the weights come from the file
         network = make_unet(shape)
-    fill(network, weights, args.weights or folder)
+    fill(network, modern_names(load_weights(args.weights or folder)), args.weights or folder)
     timesteps = values.get("num_train_timesteps", 1000)
-    write(args.output, network, values, check_inputs(shape, size, timesteps), args.dtype, peer(config, weights, shape))
+    write(args.output, network, values, check_inputs(shape, size, timesteps), args.dtype, peer(config, network, shape))
 
 
 def size_ids_of(folder: Path) -> int:

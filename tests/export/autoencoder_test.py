@@ -89,6 +89,11 @@ def compare(model: torch.nn.Module, folder: Path, factor: int) -> None:
                     expected = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
                 difference = relative(loaded(x.to(getattr(torch, dtype))), expected)
                 assert difference <= most, f"{path}: {difference}"
+            graph = str(loaded.inlined_graph)
+            for word in ("prim::NumToTensor", "aten::tensor(", "aten::item(", "aten::Int(", "Device = prim::Const"):
+                assert word not in graph, f"{path}: {word} would tie the file to a device or a size"
+            frozen = torch.jit.freeze(loaded)  # as the library runs it
+            assert relative(frozen(x.to(getattr(torch, dtype))), expected) <= most
         got = metadata(
             path, "format", "kind", "name", "latent_channels", "picture_channels", "upsampling", "latent_scale",
             "latent_shift", "license",

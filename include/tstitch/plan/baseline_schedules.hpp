@@ -42,7 +42,7 @@ struct FallingProbability {
     const double probability = ratio < 0.5 ? 2 * ratio * (1 - where) : 1 - 2 * (1 - ratio) * where;
     std::mt19937 generator(seed);  // the same numbers in every implementation
     generator.discard(static_cast<unsigned long long>(step.index));
-    return (generator() + 0.5) * 0x1p-32 < probability ? 0 : 1;
+    return (double(generator()) + 0.5) * 0x1p-32 < probability ? 0 : 1;
   }
 };
 
