@@ -106,7 +106,7 @@ Json describe(std::string const& path, tstitch::Network const& network, Argument
     if (!value.empty()) print(key, value);
   }
 
-  const torch::jit::Module module = torch::jit::load(path);
+  const torch::jit::Module module = torch::jit::load(path, at::kCPU);
   std::int64_t parameters = 0;
   std::string type;
   for (at::Tensor const& parameter : module.parameters()) {
@@ -118,10 +118,18 @@ Json describe(std::string const& path, tstitch::Network const& network, Argument
 
   const c10::AutoGradMode no_gradients(false);
   {
+    // Of the module as the file has it and at its first call: later ones run other operations.
+    torch::jit::Module plain = module;
+    plain.eval();
+    plain.to(at::kCPU, at::kFloat);
     const Call call(network, conditions, 1);
-    network(call.x, call.t, call.condition);  // on a GPU the first call of a shape runs more than once
+    std::vector<c10::IValue> inputs{call.x.cpu(), call.t.cpu()};
+    if (info.num_classes) inputs.emplace_back(call.condition.labels.cpu());
+    for (tstitch::ConditionInfo const& wanted : info.conditions) {
+      inputs.emplace_back(call.condition.at(wanted.name).cpu());
+    }
     const FlopCounter counter;
-    network(call.x, call.t, call.condition);
+    plain.forward(std::move(inputs));
     json["gflop"] = counter.count() / 1e9;
     print("GFLOP a row", tstitch::detail::text(std::round(counter.count() / 1e6) / 1e3));
   }
