@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -315,3 +316,15 @@ def component(folder: Path, name: str) -> Path:
 def say(message: str) -> None:
     """Progress goes to stderr: stdout is for results."""
     print(message, file=sys.stderr, flush=True)
+
+
+def find_diffusers() -> ModuleType | None:
+    """The peer beside which networks are checked, where it is installed."""
+    try:
+        import diffusers
+    except ImportError:
+        say("diffusers is not installed: checking beside the float32 network")
+        return None
+    diffusers.logging.set_verbosity_error()
+    say(f"checking beside diffusers {diffusers.__version__}")
+    return diffusers

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencoder import ACTIVATIONS, AutoencoderKL, AutoencoderTiny, KLConfig, TinyConfig, modern_names
-from common import TOLERANCE, Config, component, fill, load_weights, say, write
+from common import TOLERANCE, Config, component, fill, find_diffusers, load_weights, say, write
 
 
 def read_config(config: Config) -> tuple[KLConfig | TinyConfig, dict[str, object]]:
@@ -108,13 +108,9 @@ class Peer(nn.Module):
 
 
 def peer(config: Config, network: nn.Module, part: str) -> nn.Module | None:
-    try:
-        import diffusers
-    except ImportError:
-        say("diffusers is not installed: checking beside the float32 network")
+    diffusers = find_diffusers()
+    if diffusers is None:
         return None
-    diffusers.logging.set_verbosity_error()
-    say(f"checking beside diffusers {diffusers.__version__}")
     with torch.device("meta"):
         model = getattr(diffusers, config.values["_class_name"]).from_config(config.values)
     model.load_state_dict(network.state_dict(), assign=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import TOLERANCE, Config, component, fail, fill, load_weights, say, some, write
+from common import TOLERANCE, Config, component, fail, fill, find_diffusers, load_weights, say, some, write
 from dit import DiT, DiTConfig, random_inputs, sin_cos_position_embedding
 
 # The tensors do not tell the heads of the official networks S, B, L and XL; their width does.
@@ -310,13 +310,9 @@ class Peer(nn.Module):
 
 def peer(config: Config, weights: Mapping[str, Tensor], shape: DiTConfig) -> nn.Module | None:
     """diffusers' network of the same weights, which computes in the way that @shape says; None without diffusers."""
-    try:
-        import diffusers
-    except ImportError:
-        say("diffusers is not installed: checking beside the float32 network")
+    diffusers = find_diffusers()
+    if diffusers is None:
         return None
-    diffusers.logging.set_verbosity_error()
-    say(f"checking beside diffusers {diffusers.__version__}")
     with torch.device("meta"):
         model = diffusers.DiTTransformer2DModel.from_config(config.values)
     positions = sin_cos_position_embedding(shape.width, shape.size // shape.patch)

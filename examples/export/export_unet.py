@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencoder import modern_names
-from common import TOLERANCE, Config, component, fail, fill, load_weights, say, write
+from common import TOLERANCE, Config, component, fail, fill, find_diffusers, load_weights, say, write
 from unet import CLASSES, UNetConfig, conditions, make_unet
 
 # What keeping an average of the weights left in config.json.
@@ -375,13 +375,9 @@ class Peer(nn.Module):
 
 
 def peer(config: Config, network: nn.Module, shape: UNetConfig) -> nn.Module | None:
-    try:
-        import diffusers
-    except ImportError:
-        say("diffusers is not installed: checking beside the float32 network")
+    diffusers = find_diffusers()
+    if diffusers is None:
         return None
-    diffusers.logging.set_verbosity_error()
-    say(f"checking beside diffusers {diffusers.__version__}")
     with torch.device("meta"):
         model = getattr(diffusers, config.values["_class_name"]).from_config(config.values)
     model.load_state_dict(network.state_dict(), assign=True)  # the same memory

@@ -155,9 +155,10 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
       option("--sweep", arguments.sweep, "many ratios from the same noise, FROM:TO:STEP, one row of the grid each");
   fractions->delimiter(',')->excludes(ratio)->excludes(sweep);
   sweep->type_name("A:B:C")->excludes(ratio);
-  shown("--routing", arguments.routing,
-        "how two networks share the steps: stitch, or as baselines large-first, interleaved, or falling probability")
-      ->check(CLI::IsMember({"stitch", "large-first", "interleaved", "falling"}))
+  const auto routing = shown(
+      "--routing", arguments.routing,
+      "how two networks share the steps: stitch, or as baselines large-first, interleaved, or falling probability");
+  routing->check(CLI::IsMember({"stitch", "large-first", "interleaved", "falling"}))
       ->excludes(fractions)
       ->excludes(sweep);
   flag("--plan", arguments.plan, "print what each step would do, and stop");
@@ -232,6 +233,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   };
   only(ratio, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));
   only(sweep, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));
+  only(routing, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));
   only(order, has_order(arguments.sampler), "dpm-solver, dpm-solver++, unipc, deis and lms", arguments.sampler);
   only(pad, arguments.sweep.empty(), "runs without --sweep", arguments.sweep);
   only(eta, has_eta(arguments.sampler), "ddim and dpm-solver++", arguments.sampler);

@@ -3,8 +3,6 @@
 Builds small random autoencoders with diffusers, saves, exports and loads them, and compares both halves.
 """
 
-import contextlib
-import io
 import json
 import os
 import shutil
@@ -23,6 +21,8 @@ except ImportError as error:
 export, scratch = Path(sys.argv[1]), Path(sys.argv[2])
 sys.path.insert(0, str(export))
 import export_autoencoder  # noqa: E402
+import harness  # noqa: E402
+from harness import relative, require_refusal, shaken  # noqa: E402
 
 shutil.rmtree(scratch, ignore_errors=True)
 scratch.mkdir(parents=True)
@@ -30,42 +30,17 @@ torch.set_grad_enabled(False)
 
 
 def run(*arguments: object) -> str:
-    """Exports in this process; an empty string, or the line with which it ended."""
-    sys.argv = ["export_autoencoder.py", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            export_autoencoder.main()
-    except SystemExit as stop:
-        return str(stop.code)
-    return ""
+    return harness.run(export_autoencoder, *arguments)
 
 
 def must_refuse(*arguments: object, words: tuple[str, ...]) -> None:
-    output = scratch / "refused.pt"
-    message = run(*arguments, output)
-    assert message and all(word in message for word in words), f"{words} must be in {message!r}"
-    assert "\n" not in message, message
-    left = [path.name for path in scratch.iterdir() if path.name.startswith("refused")]
-    assert not left, f"a refused export must write nothing, got {left}"
-
-
-def shaken(model: torch.nn.Module) -> torch.nn.Module:
-    """Norms begin as 1 and 0, which would hide a mix-up of names."""
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model.eval()
+    require_refusal(run(*arguments, scratch / "refused.pt"), words, scratch)
 
 
 def metadata(path: Path, *keys: str) -> dict[str, str]:
     files = {f"tstitch/{key}": "" for key in keys}
     torch.jit.load(path, _extra_files=files)
     return {key.removeprefix("tstitch/"): v.decode() if isinstance(v, bytes) else v for key, v in files.items()}
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    assert got.shape == expected.shape, (got.shape, expected.shape)
-    return ((got.float() - expected).abs().max() / expected.square().mean().sqrt()).item()
 
 
 def compare(model: torch.nn.Module, folder: Path, factor: int) -> None:

@@ -9,9 +9,7 @@ writes random weights in the shape of DiT-XL/2 instead, for measuring how long i
 """
 
 import argparse
-import contextlib
 import dataclasses
-import io
 import json
 import pickle
 import shutil
@@ -27,7 +25,9 @@ here = Path(__file__).resolve().parent
 export = Path(sys.argv[2]) if len(sys.argv) == 4 else here.parent.parent / "examples/export"
 sys.path.insert(0, str(export))
 import export_dit  # noqa: E402
+import harness  # noqa: E402
 from dit import DiT, DiTConfig, sin_cos_position_embedding  # noqa: E402
+from harness import relative, require_refusal  # noqa: E402
 
 TINY = DiTConfig(channels=4, size=16, width=48, depth=2, heads=3, num_classes=5)
 Weights = dict[str, Tensor]
@@ -55,14 +55,7 @@ scratch.mkdir(parents=True)
 
 
 def run(*arguments: object) -> str:
-    """Exports in this process; an empty string, or the line with which it ended."""
-    sys.argv = ["export_dit.py", *map(str, arguments)]
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            export_dit.main()
-    except SystemExit as stop:
-        return str(stop.code)
-    return ""
+    return harness.run(export_dit, *arguments)
 
 
 def exported(source: Path, output: str, *arguments: object) -> tuple[torch.jit.ScriptModule, dict[str, str]]:
@@ -83,12 +76,8 @@ def exported(source: Path, output: str, *arguments: object) -> tuple[torch.jit.S
 
 def must_refuse(source: Path, *arguments: object, says: str) -> None:
     """@says: the message, without the place with which it begins."""
-    output = scratch / "refused.pt"
-    message = run(source, output, *arguments)
-    assert says in message, f"must say {says!r}, got {message!r}"
-    assert ": " in message and ", got " in message and "\n" not in message, message
-    left = [path.name for path in scratch.iterdir() if path.name.startswith("refused")]
-    assert not left, f"a refused export must write nothing, got {left}"
+    message = run(source, scratch / "refused.pt", *arguments)
+    require_refusal(message, (says, ": ", ", got "), scratch)
 
 
 def inputs(config: DiTConfig, rows: int = 4) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,8 +88,7 @@ def inputs(config: DiTConfig, rows: int = 4) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def must_agree(got: Tensor, expected: Tensor, tolerance: float = 2e-5) -> None:
-    assert got.shape == expected.shape, (got.shape, expected.shape)
-    difference = ((got.float() - expected).abs().max() / expected.square().mean().sqrt()).item()
+    difference = relative(got, expected)
     assert difference < tolerance, f"difference {difference:.2e} of the RMS"
 
 

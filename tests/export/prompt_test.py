@@ -3,7 +3,6 @@
 Builds small random CLIP text encoders and a tokenizer of a few words, and compares with the pipelines' own methods.
 """
 
-import contextlib
 import io
 import json
 import shutil
@@ -21,6 +20,8 @@ except ImportError as error:
 export, scratch = Path(sys.argv[1]), Path(sys.argv[2])
 sys.path.insert(0, str(export))
 import encode_prompt  # noqa: E402
+import harness  # noqa: E402
+from harness import require_refusal  # noqa: E402
 
 diffusers.logging.set_verbosity_error()
 shutil.rmtree(scratch, ignore_errors=True)
@@ -31,23 +32,12 @@ stderr = io.StringIO()
 
 
 def run(*arguments: object) -> str:
-    """Encodes in this process; an empty string, or the line with which it ended."""
-    sys.argv = ["encode_prompt.py", *map(str, arguments)]
     stderr.truncate(0)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(stderr):
-            encode_prompt.main()
-    except SystemExit as stop:
-        return stderr.getvalue().splitlines()[-1] if stop.code == 2 else str(stop.code)
-    return ""
+    return harness.run(encode_prompt, *arguments, stderr=stderr)
 
 
 def must_refuse(folder: Path, *arguments: object, words: tuple[str, ...]) -> None:
-    message = run(folder, scratch / "refused.pt", *arguments)
-    assert message and all(word in message for word in words), f"{words} must be in {message!r}"
-    assert "\n" not in message, message
-    left = [path.name for path in scratch.iterdir() if path.name.startswith("refused")]
-    assert not left, f"a refused prompt must write nothing, got {left}"
+    require_refusal(run(folder, scratch / "refused.pt", *arguments), words, scratch)
 
 
 # ---------------------------------------------------------------------------------------- small pipelines

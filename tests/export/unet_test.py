@@ -3,8 +3,6 @@
 Builds small random U-Nets with diffusers, saves, exports and loads them, and compares the outputs.
 """
 
-import contextlib
-import io
 import json
 import math
 import os
@@ -24,6 +22,8 @@ except ImportError as error:
 export, scratch = Path(sys.argv[1]), Path(sys.argv[2])
 sys.path.insert(0, str(export))
 import export_unet  # noqa: E402
+import harness  # noqa: E402
+from harness import relative, require_refusal, shaken  # noqa: E402
 
 diffusers.logging.set_verbosity_error()
 shutil.rmtree(scratch, ignore_errors=True)
@@ -39,31 +39,11 @@ KEYS = (
 
 
 def run(*arguments: object) -> str:
-    """Exports in this process; an empty string, or the line with which it ended."""
-    sys.argv = ["export_unet.py", *map(str, arguments)]
-    errors = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
-            export_unet.main()
-    except SystemExit as stop:
-        return errors.getvalue().splitlines()[-1] if stop.code == 2 else str(stop.code)
-    return ""
+    return harness.run(export_unet, *arguments)
 
 
 def must_refuse(*arguments: object, words: tuple[str, ...]) -> None:
-    message = run(*arguments, scratch / "refused.pt")
-    assert message and all(word in message for word in words), f"{words} must be in {message!r}"
-    assert "\n" not in message, message
-    left = [path.name for path in scratch.iterdir() if path.name.startswith("refused")]
-    assert not left, f"a refused export must write nothing, got {left}"
-
-
-def shaken(model: torch.nn.Module) -> torch.nn.Module:
-    """Norms begin as 1 and 0, which would hide a mix-up of names."""
-    for parameter in model.parameters():
-        if parameter.ndim == 1:
-            parameter.add_(torch.randn_like(parameter) * 0.2)
-    return model.eval()
+    require_refusal(run(*arguments, scratch / "refused.pt"), words, scratch)
 
 
 def metadata(path: Path) -> dict[str, str]:
@@ -71,11 +51,6 @@ def metadata(path: Path) -> dict[str, str]:
     torch.jit.load(path, _extra_files=files)
     text = {key.removeprefix("tstitch/"): v.decode() if isinstance(v, bytes) else v for key, v in files.items()}
     return {key: value for key, value in text.items() if value}
-
-
-def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
-    assert got.shape == expected.shape, (got.shape, expected.shape)
-    return ((got.float() - expected).abs().max() / expected.square().mean().sqrt()).item()
 
 
 BETAS = ["--beta-start", 0.00085, "--beta-end", 0.012]

@@ -58,17 +58,17 @@ inline std::vector<std::int64_t> tile_starts(std::int64_t size, std::int64_t til
   return starts;
 }
 
-/// How much pixel i of `size` of a tile counts along one side: 1, falling linearly over `overlap` towards a neighbour.
-inline double tile_weight(std::int64_t i, std::int64_t size, std::int64_t overlap, bool before, bool after) {
-  const auto ramp = [&](std::int64_t from_edge) { return std::min(1.0, (double(from_edge) + 0.5) / double(overlap)); };
-  return (before ? ramp(i) : 1) * (after ? ramp(size - 1 - i) : 1);
-}
-
 /// One side of a tile: where it is among the pixels that come out.
 struct TileSide {
   std::int64_t begin, size, overlap, whole;
 
-  double weight(std::int64_t i) const { return tile_weight(i, size, overlap, begin > 0, begin + size < whole); }
+  /// How much its pixel i counts: 1, falling linearly over `overlap` towards a neighbour.
+  double weight(std::int64_t i) const {
+    const auto ramp = [&](std::int64_t from_edge) {
+      return std::min(1.0, (double(from_edge) + 0.5) / double(overlap));
+    };
+    return (begin > 0 ? ramp(i) : 1) * (begin + size < whole ? ramp(size - 1 - i) : 1);
+  }
 };
 
 /// [down.size, along.size], how much each pixel of a tile counts; on this device without a wait.

@@ -1,0 +1,43 @@
+"""What the tests of exporters share."""
+
+import contextlib
+import io
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+
+def run(program: ModuleType, *arguments: object, stderr: io.StringIO | None = None) -> str:
+    """Runs its main() in this process; an empty string, or the line with which it ended."""
+    sys.argv = [f"{program.__name__}.py", *map(str, arguments)]
+    errors = stderr or io.StringIO()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+            program.main()
+    except SystemExit as stop:
+        return errors.getvalue().splitlines()[-1] if stop.code == 2 else str(stop.code)
+    return ""
+
+
+def require_refusal(message: str, words: tuple[str, ...], scratch: Path) -> None:
+    """One line with these words, and nothing written under the name "refused"."""
+    assert message and all(word in message for word in words), f"{words} must be in {message!r}"
+    assert "\n" not in message, message
+    left = [path.name for path in scratch.iterdir() if path.name.startswith("refused")]
+    assert not left, f"what is refused must write nothing, got {left}"
+
+
+def shaken(model: torch.nn.Module) -> torch.nn.Module:
+    """Norms begin as 1 and 0, which would hide a mix-up of names."""
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference, relative to the RMS of what is expected."""
+    assert got.shape == expected.shape, (got.shape, expected.shape)
+    return ((got.float() - expected).abs().max() / expected.square().mean().sqrt()).item()
