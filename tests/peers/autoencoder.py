@@ -4,7 +4,7 @@
 
 Draws latents with a small DiT of random weights, lets the tool decode them whole and in tiles, decodes them with diffusers
 too, and compares the 8-bit pictures. Fails when more than 0.1 % of the values of whole pictures are off by one, or any by
-more. Exits with 77 where diffusers is missing.
+more. Exits with 77 where diffusers or numpy is missing.
 """
 
 import argparse
@@ -12,14 +12,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-
 try:
+    import numpy as np
+    import torch
     from diffusers import AutoencoderKL
-except ImportError:
-    print("skipped: needs diffusers")
+    from PIL import Image
+except ImportError as error:
+    print(f"skipped: {error}")
     sys.exit(77)
 
 from dit import EXPORTER, network

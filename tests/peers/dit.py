@@ -5,7 +5,7 @@
 Makes two networks with random weights, exports their diffusers folders with examples/export/export_dit.py, draws latents
 with tstitch_sample and with a loop over diffusers' networks, from the same noise, and compares them: DDIM 50 and DDPM 250
 with learned variance, guidance 1.5 and 4 on the first three channels, ratios 0, 0.4 and 1. Fails when a latent differs by
-more than 2e-3 (DDIM) or 5e-3 (DDPM) of the standard deviation. Exits with 77 where diffusers is missing.
+more than 2e-3 (DDIM) or 5e-3 (DDPM) of the standard deviation. Exits with 77 where diffusers or numpy is missing.
 """
 
 import argparse
@@ -15,15 +15,14 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-
-from noise import noise
-
 try:
+    import numpy as np
+    import torch
     from diffusers import DiTTransformer2DModel
-except ImportError:
-    print("skipped: needs diffusers")
+
+    from noise import noise
+except ImportError as error:
+    print(f"skipped: {error}")
     sys.exit(77)
 
 EXPORTER = Path(__file__).parents[2] / "examples/export/export_dit.py"

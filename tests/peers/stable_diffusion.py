@@ -5,7 +5,7 @@
 Two U-Nets of different width with random weights, conditioned on text embeddings; PNDM 50 and LCM 4, guidance 7.5 (PNDM),
 ratios 0, 0.3 and 1, from the same noise. --size full times SD 1.4 and BK-SDM-Tiny shapes in float16 as well, one picture
 of 512 x 512, both programs in turns. Fails when a latent differs by more than 2e-3 of the standard deviation. Exits with
-77 where diffusers is missing.
+77 where diffusers or numpy is missing.
 """
 
 import argparse
@@ -17,15 +17,14 @@ import time
 from pathlib import Path
 from unittest import mock
 
-import numpy as np
-import torch
-
-from noise import noise
-
 try:
+    import numpy as np
+    import torch
     from diffusers import LCMScheduler, PNDMScheduler, UNet2DConditionModel
-except ImportError:
-    print("skipped: needs diffusers")
+
+    from noise import noise
+except ImportError as error:
+    print(f"skipped: {error}")
     sys.exit(77)
 
 EXPORTER = Path(__file__).parents[2] / "examples/export/export_unet.py"
