@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = " (default: %(default)s)"
     parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data/cifar10_jpeg.npz"), help="the data set" + default
+        "--data", type=Path, default=Path(".data/cifar10_jpeg.npz"), help="the data set" + default
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and sample grids")
     start = parser.add_mutually_exclusive_group()

@@ -24,7 +24,7 @@ struct Arguments {
   std::string sampler = "ddim";
   int order = 2;
   int steps = 50;
-  std::string spacing = "linspace";
+  std::string spacing;  ///< empty: linspace, or shifted for flow matching
   double eta = 0;
 
   std::vector<std::string> classes;
@@ -94,7 +94,7 @@ inline std::vector<double> sweep_ratios(std::string const& text) {
   return ratios;
 }
 
-/// A spacing by name, or a list of timesteps "999,750,500".
+/// A spacing by name, with a number as "shifted:3", or a list of timesteps "999,750,500".
 inline tstitch::Spacing spacing_of(std::string const& name) {
   using tstitch::Spacing;
   if (name == "leading") return Spacing::leading();
@@ -105,6 +105,8 @@ inline tstitch::Spacing spacing_of(std::string const& name) {
   if (name == "karras") return Spacing::karras();
   if (name == "quadratic") return Spacing::quadratic({.include_last = false, .round = true});
   if (name == "beta") return Spacing::beta(0.6, 0.8, {.include_last = false, .round = true});
+  if (name == "shifted") return Spacing::shifted();
+  if (name.rfind("shifted:", 0) == 0) return Spacing::shifted(colon_numbers("--spacing", name.substr(8), 1)[0]);
   const bool sections = name.rfind("sections:", 0) == 0;
   std::vector<double> numbers;
   std::stringstream list(sections ? name.substr(9) : name);
@@ -115,8 +117,8 @@ inline tstitch::Spacing spacing_of(std::string const& name) {
     } catch (std::exception const&) {}
     if (used == 0 || used != part.size()) {
       throw std::invalid_argument(
-          "--spacing: must be leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,... "
-          "or a list of timesteps, got '" +
+          "--spacing: must be leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,..., "
+          "shifted, shifted:S or a list of timesteps, got '" +
           name + "'");
     }
   }
@@ -175,9 +177,10 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   const auto order =
       shown("--order", arguments.order, "order of dpm-solver, dpm-solver++, unipc, deis (1 to 3) and lms");
   shown("--steps", arguments.steps, "steps of a picture; heun evaluates a network twice in each");
-  const auto spacing = shown(
-      "--spacing", arguments.spacing,
-      "leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,... or a list of timesteps");
+  const auto spacing = option("--spacing", arguments.spacing,
+                              "leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,..., "
+                              "shifted or shifted:S for flow matching, or a list of timesteps [linspace; shifted for "
+                              "flow matching]");
   const auto eta = shown("--eta", arguments.eta, "noise of ddim, 0 to 1, and of dpm-solver++");
   profile->excludes(sampler)->excludes(order)->excludes(spacing)->excludes(eta);
 
@@ -199,7 +202,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
 
   group = "Machine";
   shown("--device", arguments.device, "auto, cpu, cuda or cuda:N");
-  shown("--dtype", arguments.dtype, "of the networks; auto is float32 on the CPU, the file's own on a GPU")
+  shown("--dtype", arguments.dtype,
+        "of the networks; auto is float32 on the CPU, the file's own on a GPU; float32 is without TF32")
       ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}));
   option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
   const auto pad = flag("--pad-batches", arguments.pad_batches,

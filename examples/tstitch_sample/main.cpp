@@ -7,12 +7,18 @@
 #include <tstitch/output/progress.hpp>
 #include <tstitch/tstitch.hpp>
 
+#include <ATen/Context.h>
+#include <ATen/Parallel.h>
+
 #include <atomic>
 #include <csignal>
 #include <exception>
 #include <filesystem>
+#include <functional>
+#include <future>
 #include <iostream>
 #include <nlohmann/json.hpp>
+#include <numeric>
 
 #include "../common/device.hpp"
 #include "../common/text.hpp"
@@ -176,6 +182,7 @@ Job prepare(Arguments arguments) {
   if (arguments.profile.rfind("dit", 0) == 0) {
     job.guidance.channels = tstitch::profile::dit(info.noise_schedule.value(), 1).guidance_channels;
   }
+  if (arguments.spacing.empty()) arguments.spacing = info.noise_schedule.value().is_flow() ? "shifted" : "linspace";
   job.options = {.steps = arguments.steps, .spacing = spacing_of(arguments.spacing)};
   if (arguments.output.empty() && arguments.grid.empty() && arguments.latents.empty()) arguments.grid = "samples.png";
   job.arguments = std::move(arguments);
@@ -315,14 +322,38 @@ void write_report(Job const& job, Json const& report) {
 void write_pictures(Job const& job, std::string const& folder, std::vector<tstitch::Picture> const& pictures,
                     std::int64_t first) {
   std::filesystem::create_directories(folder);
-  for (std::size_t i = 0; i < pictures.size(); ++i) {
-    const std::int64_t image = first + std::int64_t(i);
-    Json text = parameters(job);
-    text["image_seed"] = job.seeds[std::size_t(image)];
-    if (!job.labels.empty()) text["class"] = job.class_name(image);
-    tstitch::write_png(folder + "/" + job.file_name(image), pictures[i], png_text(text));
-  }
+  at::parallel_for(0, std::int64_t(pictures.size()), 16, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      Json text = parameters(job);
+      text["image_seed"] = job.seeds[std::size_t(first + i)];
+      if (!job.labels.empty()) text["class"] = job.class_name(first + i);
+      tstitch::write_png(folder + "/" + job.file_name(first + i), pictures[std::size_t(i)], png_text(text));
+    }
+  });
 }
+
+/// Writes what is finished behind the sampling of what comes next.
+class BackgroundWriter {
+ public:
+  /// Begins to write once all that came before is on the disk.
+  /// @param written is called, by a later call from the same thread, when this is on the disk too
+  /// @throws what an earlier `write` threw
+  void operator()(std::function<void()> write, std::function<void()> written) {
+    wait();
+    written_ = std::move(written);
+    writing_ = std::async(std::launch::async, std::move(write));
+  }
+
+  void wait() {
+    if (!writing_.valid()) return;
+    writing_.get();
+    written_();
+  }
+
+ private:
+  std::function<void()> written_;
+  std::future<void> writing_;
+};
 
 /// Fails now rather than after the work.
 void require_writable(Job const& job) {
@@ -405,20 +436,20 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
     std::optional<tstitch::ProgressBar> progress;
     if (!job.arguments.quiet) progress.emplace(job.images(), job.names);
     std::vector<tstitch::Picture> for_grid;
-    Json files = Json::array();
     const Clock::time_point start = Clock::now();
     std::vector<at::Tensor> latents;
-    std::int64_t done = 0;
+    std::int64_t drawn = 0, done = 0;  // done is what is where it is to be
     const bool pictured = !job.arguments.output.empty() || !job.arguments.grid.empty();
-    const auto finish = [&](std::vector<tstitch::Picture> const& pictures) {
-      if (!job.arguments.output.empty()) write_pictures(job, job.arguments.output, pictures, done);
+    BackgroundWriter writer;
+    const auto finish = [&](std::vector<tstitch::Picture> pictures) {
+      const std::int64_t first = drawn, count = std::int64_t(pictures.size());
+      drawn += count;
       if (!job.arguments.grid.empty()) for_grid.insert(for_grid.end(), pictures.begin(), pictures.end());
-      for (std::size_t i = 0; i < pictures.size(); ++i, ++done) {
-        Json entry{{"seed", job.seeds[std::size_t(done)]}};
-        if (!job.labels.empty()) entry["class"] = job.class_name(done);
-        if (!job.arguments.output.empty()) entry["file"] = job.file_name(done);
-        files.push_back(entry);
-      }
+      writer(
+          [&job, first, pictures = std::move(pictures)] {
+            if (!job.arguments.output.empty()) write_pictures(job, job.arguments.output, pictures, first);
+          },
+          [&done, count] { done += count; });
     };
     // Latents are decoded, and their pictures written, behind the sampling of the next batch.
     std::optional<tstitch::DecodeQueue> queue;
@@ -452,6 +483,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
         failure = std::current_exception();
       }
       while (queue && queue->size() > 0) finish(queue->pop());
+      writer.wait();
       if (failure) std::rethrow_exception(failure);
     } catch (...) {
       failure = std::current_exception();
@@ -472,7 +504,13 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
     json["seconds"] = seconds;
     json["images_per_second"] = double(done) / seconds;
     json["finished_images"] = done;
-    json["pictures"] = files;
+    json["pictures"] = Json::array();
+    for (std::int64_t i = 0; pictured && i < done; ++i) {
+      Json entry{{"seed", job.seeds[std::size_t(i)]}};
+      if (!job.labels.empty()) entry["class"] = job.class_name(i);
+      if (!job.arguments.output.empty()) entry["file"] = job.file_name(i);
+      json["pictures"].push_back(entry);
+    }
     write_report(job, json);
 
     say(job, done, " pictures in ", tstitch::detail::text(std::round(seconds * 100) / 100), " s, ",
@@ -497,10 +535,11 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
   const auto wait = [&] {
     if (job.device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(job.device.index());
   };
-  std::vector<double> seconds(ratios.size());
+  std::vector<std::vector<double>> seconds(ratios.size());  // of each batch
   std::vector<std::int64_t> images(ratios.size());
   std::vector<std::vector<tstitch::Picture>> rows(ratios.size());
   std::int64_t done = 0;
+  BackgroundWriter writer;
   std::exception_ptr failure;  // what is finished by then is still written
   try {
     while (done < job.images() && !interrupted) {
@@ -525,16 +564,19 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
             const double fork_seconds = seconds_since(start);
             // sample() says which step made values that are not numbers.
             if (!fork.x.isfinite().all().template item<bool>()) stitched.sample(networks, request);
-            seconds[r] += shared_seconds + fork_seconds;
-            images[r] += count;
-            const std::vector<tstitch::Picture> pictures =
+            std::vector<tstitch::Picture> pictures =
                 tstitch::to_pictures(decoder ? (*decoder)(fork.x, {.rows = 1, .tile = job.arguments.tile}) : fork.x);
-            if (!job.arguments.output.empty()) {
-              char folder[32];
-              std::snprintf(folder, sizeof folder, "/ratio-%.4g", ratios[r]);
-              write_pictures(job, job.arguments.output + folder, pictures, done);
-            }
             if (!job.arguments.grid.empty()) rows[r].insert(rows[r].end(), pictures.begin(), pictures.end());
+            char folder[32];
+            std::snprintf(folder, sizeof folder, "/ratio-%.4g", ratios[r]);
+            writer(
+                [&job, first = done, folder = job.arguments.output + folder, pictures = std::move(pictures)] {
+                  if (!job.arguments.output.empty()) write_pictures(job, folder, pictures, first);
+                },
+                [&, r, count, elapsed = shared_seconds + fork_seconds] {
+                  seconds[r].push_back(elapsed);
+                  images[r] += count;
+                });
             char line[160];
             std::snprintf(line, sizeof line, "ratio %-5.4g  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s",
                           ratios[r], job.names[0].c_str(), small_steps, job.names[1].c_str(), steps - small_steps,
@@ -545,8 +587,12 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
       });
       if (!interrupted) done += count;
     }
+    writer.wait();
   } catch (...) {
     failure = std::current_exception();
+    try {
+      writer.wait();
+    } catch (...) {}  // the first failure is the one to tell
     if (images == std::vector<std::int64_t>(ratios.size())) throw;
   }
   Json json = parameters(job);
@@ -555,13 +601,15 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
   std::vector<std::string> captions;
   for (std::size_t r = 0; r < ratios.size(); ++r) {
     if (images[r] == 0) continue;
+    const double total = std::accumulate(seconds[r].begin(), seconds[r].end(), 0.0);
     by_ratio.push_back({{"ratio", ratios[r]},
                         {"finished_images", images[r]},
-                        {"seconds", seconds[r]},
-                        {"images_per_second", double(images[r]) / seconds[r]}});
+                        {"seconds", total},
+                        {"seconds_by_batch", seconds[r]},
+                        {"images_per_second", double(images[r]) / total}});
     if (images[r] < job.images()) continue;  // the grid shows whole rows
     char caption[64];
-    std::snprintf(caption, sizeof caption, "r = %.3g\n%.3g s", ratios[r], seconds[r]);
+    std::snprintf(caption, sizeof caption, "r = %.3g\n%.3g s", ratios[r], total);
     captions.push_back(caption);
     for (tstitch::Picture const& picture : rows[r]) all.push_back(tstitch::enlarge(picture, job.arguments.scale));
   }
@@ -603,7 +651,10 @@ int tstitch_sample(Arguments arguments) {
   require_writable(job);
 
   tstitch::TorchScriptOptions options{.device = job.device};
-  if (job.arguments.dtype == "float32") options.dtype = at::kFloat;
+  if (job.arguments.dtype == "float32") {
+    options.dtype = at::kFloat;
+    at::globalContext().setAllowTF32CuDNN(false);  // else torch lets convolutions round to 10 bits
+  }
   if (job.arguments.dtype == "float16") options.dtype = at::kHalf;
   if (job.arguments.dtype == "bfloat16") options.dtype = at::kBFloat16;
   // TorchScript compiles for a GPU in its first runs of a shape; they are kept out of the figures.

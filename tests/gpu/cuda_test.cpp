@@ -1,6 +1,11 @@
 // What only a GPU can show. Without one this prints why it is skipped and exits with CTest's skip code.
+#include <ATen/ops/conv2d.h>
+#include <ATen/ops/full.h>
+#include <ATen/ops/pixel_shuffle.h>
+#include <ATen/ops/tanh.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <tstitch/model/torchscript.hpp>
+#include <tstitch/output/decode_queue.hpp>
 #include <tstitch/tstitch.hpp>
 
 #include <cstdio>
@@ -161,5 +166,52 @@ TEST_CASE("seed 7 is one picture in batches of 1, 3 and 64, bit for bit when bat
     };
     check(DDIM{networks[0].noise_schedule(), Stitch{}, {.steps = 5}});
     check(DDPM{networks[0].noise_schedule(), Stitch{}, {.steps = 5}});
+  }
+}
+
+TEST_CASE("batches are decoded behind the sampler, without waits, and are the CPU's") {
+  const AutoencoderInfo info{.name = "test", .latent_channels = 3, .upsampling = 2, .latent_scale = 0.5};
+  const at::Tensor mix = noise({1}, NoiseAddress::initial(), {12, 3}, at::kFloat).view({12, 3, 1, 1}).div(4);
+  const auto decoder = [&](at::Device device) {
+    const auto decode = [weight = mix.to(device)](at::Tensor const& x) {
+      // Many passes, so that the next batch is sampled while this one is decoded.
+      at::Tensor y = x;
+      for (int i = 0; i < 50; ++i) y = at::tanh(y.mul(1.5));
+      return at::pixel_shuffle(at::conv2d(y, weight), 2);
+    };
+    return Decoder({decode, info, device});
+  };
+  const auto latents = [](std::uint64_t seed, at::Device device) {
+    return noise({seed, seed + 100}, NoiseAddress::initial(), {3, 96, 96},
+                 at::TensorOptions().dtype(at::kFloat).device(device));
+  };
+  DecodeQueue queue(decoder(cuda), {.rows = 1});
+  queue.push(latents(0, cuda));  // allocates pinned memory, cuDNN chooses
+  queue.pop();
+  {
+    const NoWaiting no_waiting;
+    for (std::uint64_t seed = 1; seed <= 8; ++seed) {
+      at::Tensor x = latents(seed, cuda);
+      queue.push(x);
+      x = at::Tensor();  // its memory must not go to what comes next while the decoder reads it
+      at::Tensor other = at::full({2, 3, 96, 96}, 9.0f, at::TensorOptions().device(cuda));
+    }
+  }
+  REQUIRE(queue.size() == 8);
+  for (std::uint64_t seed = 1; seed <= 8; ++seed) {
+    const std::vector<Picture> got = queue.pop(), expected = to_pictures(decoder(at::kCPU)(latents(seed, at::kCPU)));
+    REQUIRE(got.size() == expected.size());
+    int off = 0, most = 0;
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      REQUIRE(got[i].pixels.size() == expected[i].pixels.size());
+      for (std::size_t k = 0; k < got[i].pixels.size(); ++k) {
+        const int difference = std::abs(int(got[i].pixels[k]) - int(expected[i].pixels[k]));
+        off += difference != 0;
+        most = std::max(most, difference);
+      }
+    }
+    // TF32 in the convolution moves values near a rounding edge, and 1e-3 of [-1, 1] is an eighth of a level.
+    CHECK(most <= 1);
+    CHECK(off < int(got.size() * got[0].pixels.size()) / 5);
   }
 }

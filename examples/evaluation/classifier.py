@@ -1,18 +1,7 @@
-"""Judges folders of generated CIFAR-10 pictures with a classifier trained here.
+"""The CIFAR-10 classifier whose features and opinions judge generated pictures."""
 
-For each folder it prints how often the classifier sees the class that was asked for, and the Frechet distance between
-the pictures and the training set in the features before the classifier's last layer. That distance ranks samplers and
-networks of this project. It is not FID, whose features come from another network, and is not comparable with it.
-
-A picture's name says what was asked for: 000012-horse-seed12.png.
-"""
-
-import argparse
-import json
 import math
-import multiprocessing
 import os
-import re
 import sys
 import time
 from pathlib import Path
@@ -20,12 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
-
-from cifar10 import load_cifar10
-
-PNG_NAME = re.compile(r"\d+-(?P<class_name>.+)-seed\d+\.png")
 
 
 class ConvBlock(nn.Sequential):
@@ -154,45 +138,6 @@ def classify(network: Classifier, pictures: Tensor) -> tuple[Tensor, Tensor]:
     return features, classes.cpu()
 
 
-def square_root(matrix: Tensor) -> Tensor:
-    """Of a symmetric positive semi-definite matrix [f, f]."""
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values.clamp_min(0).sqrt()) @ vectors.mT
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of two sets of features [n, f] with covariances A and B."""
-    a, b = a.double(), b.double()
-    mean_a, mean_b = a.mean(0), b.mean(0)
-    covariance_a, covariance_b = a.T.cov(), b.T.cov()
-    root_a = square_root(covariance_a)
-    # tr (A B)^(1/2) through the symmetric A^(1/2) B A^(1/2), which has the same eigenvalues
-    cross = torch.linalg.eigvalsh(root_a @ covariance_b @ root_a).clamp_min(0).sqrt().sum()
-    return ((mean_a - mean_b).square().sum() + covariance_a.trace() + covariance_b.trace() - 2 * cross).item()
-
-
-def _read_png(path: Path) -> np.ndarray:
-    return np.asarray(Image.open(path).convert("RGB")).transpose(2, 0, 1)
-
-
-def read_pictures(folder: Path, class_names: list[str]) -> tuple[Tensor, Tensor]:
-    """All PNGs of a folder, uint8 [n, 3, 32, 32], and the classes that their names ask for, int64 [n]."""
-    paths = sorted(folder.glob("*.png"))
-    if not paths:
-        sys.exit(f"{folder}: holds no .png")
-    labels = []
-    for path in paths:
-        match = PNG_NAME.fullmatch(path.name)
-        if not match or match["class_name"] not in class_names:
-            sys.exit(
-                f"{path}: expected a name like 000012-horse-seed12.png with one of the classes {', '.join(class_names)}"
-            )
-        labels.append(class_names.index(match["class_name"]))
-    with multiprocessing.get_context("fork").Pool() as pool:
-        pictures = np.stack(pool.map(_read_png, paths, chunksize=256))
-    return torch.from_numpy(pictures), torch.tensor(labels)
-
-
 def load_or_train(
     path: Path, pictures: Tensor, labels: Tensor, num_classes: int, epochs: int, device: torch.device
 ) -> Classifier:
@@ -210,66 +155,3 @@ def load_or_train(
     network = Classifier(num_classes)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return network.to(device, memory_format=torch.channels_last).eval()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = " (default: %(default)s)"
-    parser.add_argument(
-        "folders", type=Path, nargs="*", help="folders of PNGs; without any, only the classifier is trained"
-    )
-    parser.add_argument(
-        "--data", type=Path, default=Path("../shared/data/cifar10_jpeg.npz"), help="the data set" + default
-    )
-    parser.add_argument(
-        "--classifier",
-        type=Path,
-        default=Path(".data/classifier.pt"),
-        help="its weights; trained and written if not there" + default,
-    )
-    parser.add_argument(
-        "--epochs", type=int, default=60, help="length of the classifier's training, if it is to be trained" + default
-    )
-    parser.add_argument("--report", type=Path, help="write the figures here too, as JSON")
-    args = parser.parse_args()
-
-    # Everything that forks comes before the first use of the GPU.
-    pictures, labels, class_names = load_cifar10(args.data, "train")
-    test_pictures, test_labels, _ = load_cifar10(args.data, "test")
-    folders = {str(folder): read_pictures(folder, class_names) for folder in args.folders}
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = load_or_train(args.classifier, pictures, labels, len(class_names), args.epochs, device)
-    _, seen = classify(network, test_pictures)
-    accuracy = 100 * (seen == test_labels).double().mean().item()
-    print(f"classifier: {accuracy:.2f} % of the test set right", flush=True)
-
-    report = {"classifier_accuracy": accuracy, "folders": {}}
-    real_features = features_of(network, pictures) if folders else None
-    for name, (generated, asked) in folders.items():
-        features, seen = classify(network, generated)
-        agrees = (seen == asked).double()
-        per_class = {
-            class_name: 100 * agrees[asked == index].mean().item()
-            for index, class_name in enumerate(class_names)
-            if (asked == index).any()
-        }
-        agreement = 100 * agrees.mean().item()
-        distance = frechet_distance(features, real_features)
-        report["folders"][name] = {
-            "pictures": len(generated),
-            "agreement": agreement,
-            "agreement_per_class": per_class,
-            "frechet_distance_in_classifier_features": distance,
-        }
-        print(
-            f"{name}: {len(generated):,} pictures, agreement {agreement:.2f} %, "
-            f"Frechet distance in classifier features {distance:.3f}"
-        )
-        print("  " + "  ".join(f"{class_name} {value:.1f}" for class_name, value in per_class.items()), flush=True)
-    if args.report:
-        args.report.write_text(json.dumps(report, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()

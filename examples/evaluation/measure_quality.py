@@ -1,0 +1,303 @@
+"""Draws pictures with tstitch_sample over switch ratios, samplers, steps and routings, and judges them.
+
+Experiments, all with classifier-free guidance:
+
+    ratios    DDIM, 100 steps, ratios 0, 0.1 ... 1, 50,000 pictures each (figure 1 of T-Stitch, arXiv 2402.14167)
+    samplers  DDPM, DDIM and DPM-Solver++ at 10, 20, 50 and 100 steps, ratios 0, 0.2 ... 1, 10,000 pictures each
+              (its figures 8, 9 and 15)
+    routings  DDIM, 50 steps, ratio 0.5, and every way to share the steps, 10,000 pictures each (its table 7)
+
+Every set of pictures begins with the same noise. The report is written after each set: a run that was stopped goes on
+where it was. plot_quality.py draws it, evaluate.py says what the figures mean.
+"""
+
+import argparse
+import json
+import multiprocessing
+import multiprocessing.pool
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from evaluate import Judge, add_arguments, load_data, make_judge, read_pictures, say
+
+# Of larger sets the first pictures are judged by themselves too: distances of different numbers are not comparable.
+COMMON = 10_000
+# Larger sets are drawn in pieces of so many, by all devices side by side.
+PIECE = 5_000
+
+ROUTINGS = ("stitch", "large-first", "interleaved", "falling")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Pictures drawn in the same way but for the ratio."""
+
+    sampler: str
+    steps: int
+    sweep: str  # FROM:TO:STEP, as tstitch_sample reads it; or one ratio
+    pictures: int
+    routing: str = "stitch"
+
+    @property
+    def name(self) -> str:
+        return f"{self.sampler}-{self.steps}-{self.routing}-{self.pictures}"
+
+    @property
+    def ratios(self) -> list[float]:
+        if ":" not in self.sweep:
+            return [float(self.sweep)]
+        first, last, step = map(float, self.sweep.split(":"))
+        return [round(first + i * step, 6) for i in range(round((last - first) / step) + 1)]
+
+    def covers(self, other: "Run") -> bool:
+        """Whether the other's pictures are among these."""
+        same = (self.sampler, self.steps, self.routing) == (other.sampler, other.steps, other.routing)
+        enough = self.pictures == other.pictures or self.pictures > other.pictures == COMMON
+        return same and enough and set(other.ratios) <= set(self.ratios)
+
+
+def runs_of(experiment: str, pictures: int | None) -> list[Run]:
+    if experiment == "ratios":
+        return [Run("ddim", 100, "0:1:0.1", pictures or 50_000)]
+    if experiment == "samplers":
+        return [
+            Run(sampler, steps, "0:1:0.2", pictures or 10_000)
+            for steps in (10, 20, 50, 100)
+            for sampler in ("ddim", "ddpm", "dpm-solver++")
+        ]
+    return [Run("ddim", 50, "0.5", pictures or 10_000, routing) for routing in ROUTINGS]
+
+
+@dataclass
+class Piece:
+    """So many pictures of a run, and where they are."""
+
+    run: Run
+    folder: Path
+    seed: int
+    pictures: int
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.json"  # the tool writes it last
+
+    def command(self, args: argparse.Namespace, classes: int) -> list[str]:
+        run = self.run
+        draw = ["--sweep", run.sweep] if ":" in run.sweep else ["--ratio", run.sweep, "--routing", run.routing]
+        output = self.folder if ":" in run.sweep else self.folder / f"ratio-{float(run.sweep):g}"
+        model = [word for path in args.model for word in ("--model", str(path))]
+        return [
+            str(args.tool), *model, *draw, "--sampler", run.sampler, "--steps", str(run.steps),
+            "--guidance", str(args.guidance), "--count", str(self.pictures // classes), "--seed", str(self.seed),
+            "--batch", str(args.batch), "--output", str(output), "--report", str(self.report), "--quiet",
+        ]  # fmt: skip
+
+    def images_per_second(self) -> list[float]:
+        """One figure for each ratio; of a sweep its fastest batch, without the writing of pictures."""
+        report = json.loads(self.report.read_text())
+        if "ratios" not in report:
+            return [report["images_per_second"]]
+        # All batches are whole but for the last.
+        batch, whole = report["batch"], max(1, self.pictures // report["batch"])
+        return [batch / min(each["seconds_by_batch"][:whole]) for each in report["ratios"]]
+
+
+class Turn:
+    """One at a time, and who asks first is next, so that neither the drawing nor the judge waits for ever."""
+
+    def __init__(self):
+        self.door, self.room = threading.Lock(), threading.Lock()
+
+    def __enter__(self) -> None:
+        with self.door:
+            self.room.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.room.release()
+
+
+class Drawing:
+    """Draws pieces on all devices, one at a time on each, in threads of its own.
+
+    `quiet` keeps the first device free, for who would else disturb the times that are measured there.
+    """
+
+    def __init__(self, pieces: list[Piece], args: argparse.Namespace, classes: int):
+        self.args, self.classes = args, classes
+        self.waiting: queue.Queue[Piece] = queue.Queue()
+        self.finished: queue.Queue[tuple[Piece, str]] = queue.Queue()
+        self.programs: list[subprocess.Popen] = []
+        self.turns = {device: Turn() for device in args.devices}
+        self.quiet = self.turns[args.devices[0]]
+        for piece in pieces:
+            self.waiting.put(piece)
+
+    def start(self) -> None:
+        for device in self.args.devices:
+            threading.Thread(target=self.work, args=(device,), daemon=True).start()
+
+    def work(self, device: str) -> None:
+        while True:
+            with self.turns[device]:
+                try:
+                    piece = self.waiting.get_nowait()
+                except queue.Empty:
+                    return
+                error = "" if piece.report.is_file() else self.draw(piece, device)
+            self.finished.put((piece, error))
+
+    def draw(self, piece: Piece, device: str) -> str:
+        """What went wrong, or an empty string."""
+        command = piece.command(self.args, self.classes) + ["--device", device]
+        program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        self.programs.append(program)
+        _, errors = program.communicate()
+        return f"{' '.join(command)}: {errors.strip()}" if program.returncode else ""
+
+    def stop(self) -> None:
+        for program in self.programs:
+            program.terminate()
+
+
+def pieces_of(run: Run, folder: Path) -> list[Piece]:
+    size = PIECE if run.pictures > COMMON else run.pictures
+    return [
+        Piece(run, folder / run.name / str(begin), begin, min(size, run.pictures - begin))
+        for begin in range(0, run.pictures, size)
+    ]
+
+
+def judge_run(pieces: list[Piece], judge: Judge, guidance: float, pool: multiprocessing.pool.Pool) -> list[dict]:
+    """One cell of the report for each ratio."""
+    run, cells = pieces[0].run, []
+    speeds = [max(each) for each in zip(*(piece.images_per_second() for piece in pieces), strict=True)]
+    for ratio, speed in zip(run.ratios, speeds, strict=True):
+        folders = [piece.folder / f"ratio-{ratio:g}" for piece in pieces]
+        pictures, asked = read_pictures(folders, judge.class_names, pool)
+        if len(pictures) != run.pictures:
+            sys.exit(f"{folders[0].parent.parent}: must hold {run.pictures} pictures, got {len(pictures)}")
+        result = judge(pictures, asked)
+        say(f"{run.name}, ratio {ratio:g}", result)
+        cell = {
+            "sampler": run.sampler,
+            "steps": run.steps,
+            "routing": run.routing,
+            "ratio": ratio,
+            "guidance": guidance,
+            "images_per_second": speed,
+            **result,
+        }
+        if run.pictures > COMMON:
+            cell["first"] = judge(pictures[:COMMON], asked[:COMMON])
+        cells.append(cell)
+    return cells
+
+
+def read_report(path: Path) -> dict:
+    if not path.is_file():
+        return {"cells": []}
+    try:
+        report = json.loads(path.read_text())
+        assert isinstance(report["cells"], list)
+        return report
+    except (ValueError, KeyError, TypeError, AssertionError):
+        sys.exit(f"{path}: must be a report of this program, got something else")
+
+
+def write_report(path: Path, report: dict) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(report, indent=1) + "\n")
+    os.replace(temporary, path)
+
+
+def is_done(run: Run, guidance: float, cells: list[dict]) -> bool:
+    done = {
+        (cell["sampler"], cell["steps"], cell["routing"], cell["ratio"], cell["guidance"], pictures)
+        for cell in cells
+        for pictures in (cell["pictures"], *([COMMON] if "first" in cell else []))
+    }
+    return all(
+        (run.sampler, run.steps, run.routing, ratio, guidance, run.pictures) in done for ratio in run.ratios
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = " (default: %(default)s)"
+    parser.add_argument("tool", type=Path, metavar="TSTITCH_SAMPLE", help="the program that draws")
+    parser.add_argument("report", type=Path, metavar="REPORT", help="the .json file to write, or to go on with")
+    parser.add_argument(
+        "--experiment",
+        nargs="+",
+        choices=["ratios", "samplers", "routings"],
+        default=["ratios", "samplers", "routings"],
+        help="what to measure (default: all)",
+    )
+    parser.add_argument("--pictures", type=int, metavar="N", help="in each set (default: as each experiment says)")
+    parser.add_argument(
+        "--model", type=Path, action="append", default=[], metavar="FILE", help="small, then large [the bundled pair]"
+    )
+    parser.add_argument("--guidance", type=float, default=1.5, help="classifier-free guidance scale" + default)
+    parser.add_argument("--batch", type=int, default=1000, help="pictures at once" + default)
+    parser.add_argument("--devices", nargs="+", metavar="DEVICE", help="cpu, cuda:0 ... (default: all GPUs)")
+    parser.add_argument(
+        "--work", type=Path, default=Path("samples/quality"), help="where pictures are until judged" + default
+    )
+    parser.add_argument("--keep", action="store_true", help="keep the pictures")
+    add_arguments(parser)
+    args = parser.parse_args()
+    if not args.tool.is_file():
+        sys.exit(f"{args.tool}: must be the program tstitch_sample, got no file")
+    if args.pictures is not None and (args.pictures < 10 or args.pictures % 10):
+        sys.exit(f"--pictures: must be a multiple of the 10 classes, got {args.pictures}")
+    if not args.devices:  # counting does not start the GPU's driver in this process
+        args.devices = [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["cpu"]
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    report = read_report(args.report)
+    runs: list[Run] = []
+    for run in (run for experiment in args.experiment for run in runs_of(experiment, args.pictures)):
+        if not is_done(run, args.guidance, report["cells"]) and not any(other.covers(run) for other in runs):
+            runs.append(run)
+    if not runs:
+        print(f"{args.report}: holds all of it")
+        return
+    pieces = {run: pieces_of(run, args.work) for run in runs}
+    left = {run: len(pieces[run]) for run in runs}
+    with multiprocessing.get_context("fork").Pool() as pool:
+        data = load_data(args)
+        drawing = Drawing([piece for run in runs for piece in pieces[run]], args, classes=len(data.class_names))
+        try:
+            with drawing.quiet:
+                drawing.start()
+                judge, report["classifier_accuracy"] = make_judge(args, data)
+            report["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+            while any(left.values()):
+                piece, error = drawing.finished.get()
+                if error:
+                    sys.exit(error)
+                left[piece.run] -= 1
+                if left[piece.run]:
+                    continue
+                with drawing.quiet:
+                    report["cells"] += judge_run(pieces[piece.run], judge, args.guidance, pool)
+                write_report(args.report, report)
+                if not args.keep:
+                    shutil.rmtree(args.work / piece.run.name)
+        finally:
+            drawing.stop()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Draws what measure_quality.py measured: REPORT.json to a PNG."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+try:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+except ImportError:
+    sys.exit("plot_quality.py: needs the Python package matplotlib")
+
+DISTANCE = "frechet_distance_in_classifier_features"
+TITLES = {"ddpm": "DDPM", "ddim": "DDIM", "dpm-solver++": "DPM-Solver++ 2M"}
+
+
+class Cells:
+    """The measured sets of pictures."""
+
+    def __init__(self, path: Path):
+        self.all = json.loads(path.read_text())["cells"]
+
+    def largest(self) -> int:
+        return max(cell["pictures"] for cell in self.all)
+
+    def curve(self, sampler: str, steps: int, pictures: int) -> list[dict]:
+        """Stitched sets of so many pictures by ratio; of larger sets the first so many."""
+        found = {}
+        for cell in self.all:
+            if (cell["sampler"], cell["steps"], cell["routing"]) != (sampler, steps, "stitch"):
+                continue
+            if cell["pictures"] == pictures:
+                found[cell["ratio"]] = cell
+            elif cell.get("first", {}).get("pictures") == pictures:
+                found.setdefault(cell["ratio"], cell | cell["first"])
+        return [found[ratio] for ratio in sorted(found)]
+
+    def steps(self, pictures: int) -> list[int]:
+        return sorted({c["steps"] for c in self.all if self.curve(c["sampler"], c["steps"], pictures)})
+
+
+def line(axes, curve: list[dict], y: str, label: str, **style) -> None:
+    if curve:
+        axes.plot([c["ratio"] for c in curve], [c[y] for c in curve], marker="o", markersize=3, label=label, **style)
+
+
+def time_line(axes, curve: list[dict], label: str, **style) -> None:
+    times = [1000 / c["images_per_second"] for c in curve]
+    axes.plot(times, [c[DISTANCE] for c in curve], markersize=3, label=label, **style)
+
+
+def finish(axes, title: str, x: str, y: str, legend: bool = True) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.grid(alpha=0.3)
+    if legend and axes.has_data():
+        axes.legend(fontsize=8)
+
+
+def draw(cells: Cells, output: Path) -> None:
+    many = cells.largest()
+    few = min(many, 10_000)
+    figure, grid = plt.subplots(2, 3, figsize=(13, 7.6), layout="constrained")
+    ratio, distance = "share of the steps for the small network", "Frechet distance, classifier features"
+
+    main = next((c for c in (cells.curve("ddim", steps, many) for steps in reversed(cells.steps(many))) if c), [])
+    steps = main[0]["steps"] if main else 0
+    title = f"DDIM, {steps} steps, {many:,} pictures each"
+    line(grid[0, 0], main, DISTANCE, "stitched")
+    if main:
+        grid[0, 0].axhline(1.05 * main[0][DISTANCE], color="grey", linewidth=1, linestyle="--", label="large alone + 5 %")
+    finish(grid[0, 0], title, ratio, distance)
+    for y in ("precision", "recall"):
+        line(grid[0, 1], main, y, y)
+    finish(grid[0, 1], title, ratio, "share")
+    line(grid[0, 2], main, "agreement", "")
+    finish(grid[0, 2], title, ratio, "% seen as the class that was asked for", legend=False)
+
+    longest = [steps for steps in cells.steps(few) if all(cells.curve(sampler, steps, few) for sampler in TITLES)]
+    longest = (longest or cells.steps(few))[-1]
+    for sampler, name in TITLES.items():
+        line(grid[1, 0], cells.curve(sampler, longest, few), DISTANCE, name)
+    finish(grid[1, 0], f"By sampler: {longest} steps, {few:,} pictures each", ratio, distance)
+    for steps in cells.steps(few):
+        line(grid[1, 1], cells.curve("ddim", steps, few), DISTANCE, f"{steps} steps")
+    finish(grid[1, 1], f"By steps: DDIM, {few:,} pictures each", ratio, distance)
+
+    axes, alone = grid[1, 2], []
+    for steps in cells.steps(few):
+        curve = [c for c in cells.curve("ddim", steps, few) if c["ratio"] <= 0.8 and "images_per_second" in c]
+        alone += [c for c in curve if c["ratio"] == 0]
+        if curve:
+            time_line(axes, curve, f"{steps} steps, r = {curve[0]['ratio']:g} ... {curve[-1]['ratio']:g}", marker="o")
+    time_line(axes, alone, "large alone, fewer steps", color="black", linestyle=":")
+    for set_scale, axis in ((axes.set_xscale, axes.xaxis), (axes.set_yscale, axes.yaxis)):
+        set_scale("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FormatStrFormatter("%g"))
+        axis.set_minor_formatter(NullFormatter())
+    finish(axes, f"Time against quality: DDIM, {few:,} pictures each", "ms a picture", distance)
+    figure.savefig(output, dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("report", type=Path, metavar="REPORT")
+    parser.add_argument("output", type=Path, metavar="OUTPUT")
+    args = parser.parse_args()
+    try:
+        cells = Cells(args.report)
+        assert cells.all
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        sys.exit(f"{args.report}: must be a report of measure_quality.py with results, got something else")
+    draw(cells, args.output)
+
+
+if __name__ == "__main__":
+    main()
