@@ -1,40 +1,84 @@
-"""Writes what a diffusion model of the Stable Diffusion family has to know of a text, as a .pt file that tstitch reads.
+"""Writes what diffusion models of the Stable Diffusion and PixArt families have to know of a text, as a .pt file that
+tstitch reads.
 
-FOLDER is a pipeline of diffusers: tokenizer/ and text_encoder/ (Stable Diffusion 1 and 2), or also tokenizer_2/ and
-text_encoder_2/ (SDXL; its refiner has only these). The file is a dictionary of float32 tensors, one row a prompt:
+FOLDER is a pipeline of diffusers: tokenizer/ and text_encoder/ (Stable Diffusion 1 and 2, PixArt-alpha and Sigma), or
+also tokenizer_2/ and text_encoder_2/ (SDXL; its refiner has only these). The file is a dictionary of tensors, float32
+but for the mask, one row a prompt:
 
-    text_embedding [n, 77, width]       the last hidden states; SDXL: the last but one, of both encoders side by side
+    text_embedding [n, tokens, width]   the last hidden states; SDXL: the last but one, of both encoders side by side
     pooled_embedding [n, width]         SDXL: the projected end of the text, of the second encoder
     size_ids [n, 6]                     SDXL: height and width, crop's top and left, height and width of the target
+    text_mask [n, tokens]               PixArt: int64, 1 where there is text and 0 behind it
+    resolution [n, 2]                   PixArt of 1024 pixels: height and width
+    aspect_ratio [n, 1]                 PixArt of 1024 pixels: height / width
 
 and each again as "NAME.null" with one row, for the half of classifier-free guidance that does not see the prompt: the
 negative prompt, or the empty one. Needs the Python package transformers.
+
+Texts for PixArt are put in lower case, and spaces around them dropped, as diffusers does where clean_caption is off or
+bs4 and ftfy are not installed. What else clean_caption would do, such as dropping addresses, tags, brackets and #, is
+not done here. The size is taken as it is, where diffusers' pipelines go to the nearest one of a list. PixArt's encoder
+runs in float32, for which the T5 of the published networks takes 19 GB of memory.
 """
 
 import argparse
 import io
 import os
 from pathlib import Path
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from common import Config, fail, fill, first_line, load_weights, names_in, say, some
-from export_unet import sides
+from common import Config, add_variant, fail, fill, first_line, load_weights, names_in, say, some
+from export_pixart import TEXT_TOKENS, asks_for_sizes, tokens_of
+from export_unet import positive, sides
 
 # What the refiner of SDXL is told of how pretty the picture is to be, with the prompt and without.
 AESTHETICS, AESTHETICS_NULL = 6.0, 2.5
 
 
+def find_transformers() -> ModuleType:
+    try:
+        import transformers
+    except ImportError:
+        fail("encode_prompt.py: needs the Python package transformers, got none")
+    transformers.logging.set_verbosity_error()  # of lengths, which are seen to here
+    return transformers
+
+
+def read_tokenizer(kind: type, folder: Path, files: tuple[str, ...], most: int, encoder: Path) -> object:
+    """A tokenizer of this class, with at most so many words as its encoder has."""
+    name = kind.__name__.removesuffix("Tokenizer")
+    if not folder.is_dir():
+        fail(f"{folder}: must be a folder, got {'a file' if folder.exists() else 'nothing'}")
+    # Without these files a tokenizer comes that knows no word.
+    if not any((folder / file).is_file() for file in files):
+        fail(f"{folder}: must hold {' or '.join(files)}, got {some(names_in(folder))}")
+    try:
+        tokenizer = kind.from_pretrained(folder, local_files_only=True)
+    except Exception as error:
+        fail(f"{folder}: must hold a {name} tokenizer, got '{first_line(error)}'")
+    if len(tokenizer) > most:
+        fail(f"{folder}: must have at most {most} words, as {encoder} has, got {len(tokenizer)}")
+    return tokenizer
+
+
+def tokenize(tokenizer: object, texts: list[str], length: int) -> tuple[Tensor, Tensor]:
+    """Tokens and mask [n, length]; tells which of the texts are too long."""
+    found = tokenizer(texts, max_length=length, truncation=True, padding="max_length", return_tensors="pt")
+    for text in texts:
+        count = len(tokenizer(text).input_ids)
+        if count > length:
+            say(f"'{text[:60]}': cut to the first {length} of {count} tokens")
+    return found.input_ids, found.attention_mask
+
+
 class TextEncoder:
     """One CLIP text encoder of a pipeline and its tokenizer. @suffix is "" or "_2"."""
 
-    def __init__(self, pipeline: Path, suffix: str, projected: bool):
-        try:
-            import transformers
-        except ImportError:
-            fail("encode_prompt.py: needs the Python package transformers, got none")
-        transformers.logging.set_verbosity_error()  # of lengths, which are seen to here
+    def __init__(self, pipeline: Path, suffix: str, projected: bool, variant: str | None):
+        transformers = find_transformers()
         folder, tokens = pipeline / f"text_encoder{suffix}", pipeline / f"tokenizer{suffix}"
         config = Config(folder / "config.json")
         wanted = "CLIPTextModelWithProjection" if projected else "CLIPTextModel"
@@ -47,32 +91,53 @@ class TextEncoder:
             self.model = getattr(transformers, wanted)(shape).eval()
         except Exception as error:
             fail(f"{config.path}: must be the shape of a {wanted}, got '{first_line(error)}'")
-        fill(self.model, known_names(load_weights(folder), self.model), folder)
-
-        if not tokens.is_dir():
-            fail(f"{tokens}: must be a folder, got {'a file' if tokens.exists() else 'nothing'}")
-        # Without these files a tokenizer comes that knows no word.
-        if not any((tokens / name).is_file() for name in ("vocab.json", "tokenizer.json")):
-            fail(f"{tokens}: must hold vocab.json or tokenizer.json, got {some(names_in(tokens))}")
-        try:
-            self.tokenizer = transformers.CLIPTokenizer.from_pretrained(tokens, local_files_only=True)
-        except Exception as error:
-            fail(f"{tokens}: must hold a CLIP tokenizer, got '{first_line(error)}'")
-        if len(self.tokenizer) > shape.vocab_size:
-            fail(f"{tokens}: must have at most {shape.vocab_size} words, as {folder} has, got {len(self.tokenizer)}")
+        fill(self.model, known_names(load_weights(folder, variant), self.model), folder)
+        files = ("vocab.json", "tokenizer.json")
+        self.tokenizer = read_tokenizer(transformers.CLIPTokenizer, tokens, files, shape.vocab_size, folder)
         self.length = min(self.tokenizer.model_max_length, shape.max_position_embeddings)
 
     def __call__(self, prompts: list[str]) -> tuple[Tensor, Tensor, Tensor | None]:
         """The last hidden states [n, tokens, width], those before them, and the pooled projection [n, width]."""
-        options = {"max_length": self.length, "truncation": True}
-        found = self.tokenizer(prompts, padding="max_length", return_tensors="pt", **options)
-        for prompt in prompts:
-            count = len(self.tokenizer(prompt).input_ids)
-            if count > self.length:
-                say(f"'{prompt[:60]}': cut to the first {self.length} of {count} tokens")
-        mask = found.attention_mask if self.mask else None
-        output = self.model(found.input_ids, attention_mask=mask, output_hidden_states=True)
+        tokens, mask = tokenize(self.tokenizer, prompts, self.length)
+        output = self.model(tokens, attention_mask=mask if self.mask else None, output_hidden_states=True)
         return output.last_hidden_state, output.hidden_states[-2], getattr(output, "text_embeds", None)
+
+
+class T5Encoder:
+    """The T5 text encoder of a pipeline and its tokenizer."""
+
+    def __init__(self, pipeline: Path, variant: str | None):
+        transformers = find_transformers()
+        folder = pipeline / "text_encoder"
+        config = Config(folder / "config.json")
+        say(f"reading {folder}")
+        try:
+            shape = transformers.T5Config.from_dict(config.values)
+            with torch.device("meta"):  # it is large, and the weights come from the file
+                self.model = transformers.T5EncoderModel(shape).eval()
+        except Exception as error:
+            fail(f"{config.path}: must be the shape of a T5EncoderModel, got '{first_line(error)}'")
+        fill(self.model, with_both_names(load_weights(folder, variant), folder), folder)
+        files = ("spiece.model", "tokenizer.json")
+        tokens = pipeline / "tokenizer"
+        self.tokenizer = read_tokenizer(transformers.T5Tokenizer, tokens, files, shape.vocab_size, folder)
+
+    def __call__(self, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
+        """The last hidden states [n, length, width], and where there is text, int64 [n, length]."""
+        tokens, mask = tokenize(self.tokenizer, [prompt.lower().strip() for prompt in prompts], length)
+        return self.model(tokens, attention_mask=mask).last_hidden_state, mask
+
+
+def with_both_names(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The same weights of a T5; its table of words has two names, of which files may have either."""
+    names = ("shared.weight", "encoder.embed_tokens.weight")
+    tables = [weights[name] for name in names if name in weights]
+    if not tables:
+        fail(f"{folder}: must hold every tensor of the network, got none called {names[0]}")
+    if not torch.equal(tables[0], tables[-1]):
+        fail(f"{folder}: {names[1]} must be {names[0]}, got another")
+    table = tables[0].float()  # here, so that both are one in memory
+    return {**weights, **dict.fromkeys(names, table)}
 
 
 def known_names(weights: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
@@ -88,10 +153,11 @@ def known_names(weights: dict[str, Tensor], model: torch.nn.Module) -> dict[str,
 
 
 def picture_size(pipeline: Path, given: tuple[int, int] | None) -> tuple[int, int]:
-    """Height and width in pixels: what is given, else what the U-Net was made for."""
-    path = pipeline / "unet" / "config.json"
+    """Height and width in pixels: what is given, else what the network was made for."""
+    paths = [pipeline / part / "config.json" for part in ("unet", "transformer")]
+    path = next((p for p in paths if p.is_file()), None)
     size = given
-    if size is None and path.is_file():
+    if size is None and path is not None:
         value = Config(path).get("sample_size", 128)
         sizes = value if isinstance(value, list) else [value]
         if not all(isinstance(n, int) and 0 < n <= 65536 for n in sizes):
@@ -101,18 +167,42 @@ def picture_size(pipeline: Path, given: tuple[int, int] | None) -> tuple[int, in
 
 
 @torch.no_grad()
-def encode(
-    pipeline: Path, prompts: list[str], negative: str | None, size: tuple[int, int] | None
-) -> dict[str, Tensor]:
+def encode(args: argparse.Namespace) -> dict[str, Tensor]:
+    pipeline = args.folder
     if not pipeline.is_dir():
         fail(f"{pipeline}: must be a folder, got {'a file' if pipeline.exists() else 'nothing'}")
     parts = [suffix for suffix in ("", "_2") if (pipeline / f"text_encoder{suffix}").is_dir()]
     if not parts or (pipeline / "text_encoder_3").is_dir():
         found = some([name for name in names_in(pipeline) if name.startswith("text_encoder")])
         fail(f"{pipeline}: must hold text_encoder, text_encoder_2 or both, got {found}")
-    encoders = [TextEncoder(pipeline, suffix, suffix == "_2") for suffix in parts]
+    texts = [*args.prompts, args.negative or ""]
+    if parts == [""] and Config(pipeline / "text_encoder/config.json").get("architectures") == ["T5EncoderModel"]:
+        return encode_for_pixart(args, texts)
+    return encode_for_stable_diffusion(args, texts, parts)
 
-    texts = [*prompts, negative or ""]
+
+def encode_for_pixart(args: argparse.Namespace, texts: list[str]) -> dict[str, Tensor]:
+    pipeline = args.folder
+    length = args.text_tokens or tokens_of(pipeline)
+    if length is None:
+        kinds = " or ".join(f"{prefix}Pipeline" for prefix in TEXT_TOKENS)
+        fail(f"{pipeline}: model_index.json must be of a {kinds}, or --text-tokens be given, got neither")
+    transformer = pipeline / "transformer" / "config.json"
+    sized = transformer.is_file() and asks_for_sizes(Config(transformer))
+    encoder = T5Encoder(pipeline, args.variant)
+    say(f"encoding {len(texts)} texts")
+    embedding, mask = encoder(texts, length)
+    found = {"text_embedding": embedding, "text_mask": mask}
+    if sized:
+        height, width = picture_size(pipeline, args.size)
+        found["resolution"] = torch.tensor([[float(height), float(width)]]).repeat(len(texts), 1)
+        found["aspect_ratio"] = torch.tensor([[height / width]]).repeat(len(texts), 1)
+    return split(found)
+
+
+def encode_for_stable_diffusion(args: argparse.Namespace, texts: list[str], parts: list[str]) -> dict[str, Tensor]:
+    pipeline = args.folder
+    encoders = [TextEncoder(pipeline, suffix, suffix == "_2", args.variant) for suffix in parts]
     say(f"encoding {len(texts)} texts")
     outputs = [encoder(texts) for encoder in encoders]
     if "_2" not in parts:
@@ -122,9 +212,9 @@ def encode(
     notes = Config(index) if index.is_file() else None
     embedding = torch.cat([before for _, before, _ in outputs], dim=2)
     pooled = outputs[-1][2]
-    if negative is None and (notes is None or notes.flag("force_zeros_for_empty_prompt", True)):
+    if args.negative is None and (notes is None or notes.flag("force_zeros_for_empty_prompt", True)):
         embedding[-1], pooled[-1] = 0, 0  # as SDXL was trained: no prompt is no text at all
-    height, width = picture_size(pipeline, size)
+    height, width = picture_size(pipeline, args.size)
     if notes is not None and notes.flag("requires_aesthetics_score", False):
         ids = torch.tensor([[height, width, 0.0, 0.0, AESTHETICS]]).repeat(len(texts), 1)
         ids[-1, -1] = AESTHETICS_NULL
@@ -141,7 +231,7 @@ def split(rows: dict[str, Tensor]) -> dict[str, Tensor]:
             fail(f"{name}: must be finite, got nan or infinity")
         # Copies: a view would be saved with all that it is a view of.
         for key, part in ((name, tensor[:-1]), (name + ".null", tensor[-1:])):
-            result[key] = part.float().contiguous().clone()
+            result[key] = (part.float() if part.is_floating_point() else part).contiguous().clone()
     return result
 
 
@@ -165,10 +255,20 @@ def main() -> None:
     parser.add_argument("prompts", nargs="+", metavar="PROMPT", help="one row of the result each")
     parser.add_argument("--negative", metavar="TEXT", help="what guidance is to lead away from (default: no text)")
     parser.add_argument(
-        "--size", type=sides, metavar="N", help="SDXL: pixels of the picture, N or HxW (default: the U-Net's)"
+        "--size",
+        type=sides,
+        metavar="N",
+        help="SDXL and PixArt of 1024 pixels: pixels of the picture, N or HxW (default: the network's)",
     )
+    parser.add_argument(
+        "--text-tokens",
+        type=positive,
+        metavar="N",
+        help="PixArt: tokens of a text (default: 120 for PixArt-alpha, 300 for PixArt-Sigma)",
+    )
+    add_variant(parser)
     args = parser.parse_args()
-    save(encode(args.folder, args.prompts, args.negative, args.size), args.output)
+    save(encode(args), args.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Encoded prompts are what diffusers' pipelines encode: prompt_test.py EXPORT_FOLDER SCRATCH_FOLDER
 
-Builds small random CLIP text encoders and a tokenizer of a few words, and compares with the pipelines' own methods.
+Builds small random CLIP and T5 text encoders and tokenizers of a few words, and compares with the pipelines' methods.
 """
 
 import io
@@ -11,6 +11,7 @@ from pathlib import Path
 
 try:
     import diffusers
+    import tokenizers
     import torch
     import transformers
 except ImportError as error:
@@ -84,6 +85,50 @@ xl_models = [
 (xl / "unet/config.json").write_text(json.dumps({"sample_size": 96}))
 assert len(list((xl / "text_encoder_2").glob("*.safetensors"))) > 1
 
+
+T5_WORDS = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -2.0), *((letter, -4.0) for letter in letters)]
+T5_WORDS += [("▁cat", -1.0), ("▁dog", -1.5), (".", -3.0)]
+
+
+def t5_tokenizer(folder: Path, words: list[tuple[str, float]] = T5_WORDS) -> transformers.T5Tokenizer:
+    folder.mkdir(parents=True, exist_ok=True)
+    words_only = tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=2))
+    space = tokenizers.pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    words_only.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([tokenizers.pre_tokenizers.WhitespaceSplit(), space])
+    end = {"single": "$A </s>", "special_tokens": [("</s>", 1)]}
+    words_only.post_processor = tokenizers.processors.TemplateProcessing(**end)
+    words_only.save(str(folder / "tokenizer.json"))
+    special = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+    settings = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special | settings))
+    return transformers.T5Tokenizer.from_pretrained(folder)
+
+
+def pixart(folder: Path, kind: str, transformer: dict[str, object], **saves: object) -> object:
+    """A pipeline's folder, and the pipeline with its text encoder and tokenizer."""
+    shape = transformers.T5Config(
+        vocab_size=len(T5_WORDS) + 3, d_model=16, d_kv=6, d_ff=20, num_layers=2, num_heads=2,
+        feed_forward_proj="gated-gelu", is_encoder_decoder=False, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = transformers.T5EncoderModel(shape).eval()
+    for parameter in model.parameters():
+        parameter.copy_(torch.randn_like(parameter) * 0.3)
+    model.save_pretrained(folder / "text_encoder", **saves)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+    (folder / "transformer").mkdir()
+    (folder / "transformer/config.json").write_text(json.dumps(transformer))
+    parts = {"vae": None, "transformer": None, "scheduler": None}
+    return getattr(diffusers, kind)(text_encoder=model, tokenizer=t5_tokenizer(folder / "tokenizer"), **parts)
+
+
+alpha, sigma = scratch / "alpha", scratch / "sigma"
+unsized = {"sample_size": 128, "use_additional_conditions": False}
+pixarts = {
+    alpha: pixart(alpha, "PixArtAlphaPipeline", {"sample_size": 128}),
+    sigma: pixart(sigma, "PixArtSigmaPipeline", unsized, max_shard_size="5KB"),
+}
+assert len(list((sigma / "text_encoder").glob("*.safetensors"))) > 1
+
 # ---------------------------------------------------------------------------------------- what diffusers encodes
 
 prompts = ["a cat", "two dogs in a hat and more words than there is room for", ""]
@@ -96,8 +141,9 @@ def encoded(folder: Path, *arguments: object) -> dict[str, torch.Tensor]:
     tensors = torch.load(out, weights_only=True)
     assert type(tensors) is dict and all(type(name) is str for name in tensors)
     for name, tensor in tensors.items():
-        assert type(tensor) is torch.Tensor and tensor.dtype == torch.float32 and tensor.is_contiguous(), name
-        assert tensor.untyped_storage().nbytes() == 4 * tensor.numel(), f"{name} must bring nothing along"
+        kind = torch.int64 if name.startswith("text_mask") else torch.float32
+        assert type(tensor) is torch.Tensor and tensor.dtype == kind and tensor.is_contiguous(), name
+        assert tensor.untyped_storage().nbytes() == tensor.itemsize * tensor.numel(), f"{name} must bring nothing along"
         assert tensor.shape[0] == 1 or not name.endswith(".null"), name
     return tensors
 
@@ -154,6 +200,31 @@ same(refined["size_ids"], torch.tensor([[1024, 1024, 0, 0, 6]]).float())
 same(refined["size_ids.null"], torch.tensor([[1024, 1024, 0, 0, 2.5]]))
 same(refined["text_embedding"], encoded(xl, "a cat")["text_embedding"][:, :, 16:])
 
+# PixArt: text in lower case and without spaces around it, its mask, and the sizes where the network asks for them.
+t5_prompts = ["a cat", "  Two DOGS.\n", "", "many words " * 20]
+for folder, pipe in pixarts.items():
+    length = {alpha: 120, sigma: 300}[folder]
+    for negative in (None, "Dog"):
+        got = encoded(folder, *t5_prompts, *(["--negative", negative] if negative else []))
+        names = {"text_embedding", "text_mask"} | ({"resolution", "aspect_ratio"} if folder == alpha else set())
+        assert set(got) == names | {name + ".null" for name in names}, set(got)
+        assert got["text_embedding"].shape == (4, length, 16)
+        expected, mask, null, null_mask = pipe.encode_prompt(t5_prompts, True, negative or "", device="cpu")
+        same(got["text_embedding"], expected)
+        same(got["text_embedding.null"], null[:1])
+        assert torch.equal(got["text_mask"], mask) and torch.equal(got["text_mask.null"], null_mask[:1])
+        assert got["text_mask"].sum(1).tolist()[2] == 1 and got["text_mask.null"].sum() == (2 if negative else 1)
+    # The pipelines' own default is to clean, which is the same where the packages for it are missing.
+    assert pipe._text_preprocessing(t5_prompts, clean_caption=False)[1] == "two dogs."
+    cut = "cut to the first 120 of" in stderr.getvalue()
+    assert cut == (folder == alpha), stderr.getvalue()
+for arguments, size in (([], (1024, 1024)), (["--size", "512x768"], (512, 768))):
+    got = encoded(alpha, "a", "b", *arguments)
+    for end, rows in (("", 2), (".null", 1)):
+        same(got["resolution" + end], torch.tensor([size] * rows).float())
+        same(got["aspect_ratio" + end], torch.tensor([[size[0] / size[1]]] * rows))
+assert encoded(alpha, "a", "--text-tokens", 7)["text_mask"].tolist() == [[1, 1, 1, 0, 0, 0, 0]]
+
 # ---------------------------------------------------------------------------------------- where weights come from
 
 encoded(sd, "a cat")
@@ -169,6 +240,24 @@ weights["text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
 torch.save(weights, older / "text_encoder/pytorch_model.bin")
 encoded(older, "a cat")
 assert out.read_bytes() == plain
+
+# T5's table of words has two names; a file may have either or both, and other types.
+encoded(alpha, "a cat")
+plain = out.read_bytes()
+t5_weights = {name: value.clone() for name, value in pixarts[alpha].text_encoder.state_dict().items()}
+tables = ("shared.weight", "encoder.embed_tokens.weight")
+assert all(name in t5_weights for name in tables)
+t5_older = scratch / "t5_older"
+shutil.copytree(alpha, t5_older)
+(t5_older / "text_encoder/model.safetensors").unlink()
+for left_out in (None, *tables):
+    torch.save({k: v for k, v in t5_weights.items() if k != left_out}, t5_older / "text_encoder/pytorch_model.bin")
+    encoded(t5_older, "a cat")
+    assert out.read_bytes() == plain, left_out
+halves = {name: value.half() for name, value in t5_weights.items()}
+torch.save(halves, t5_older / "text_encoder/pytorch_model.fp16.bin")
+got = encoded(t5_older, "a cat", "--variant", "fp16")["text_embedding"]
+assert out.read_bytes() != plain and (got - encoded(alpha, "a cat")["text_embedding"]).abs().max() < 0.05
 
 # ---------------------------------------------------------------------------------------- what is refused
 
@@ -210,7 +299,7 @@ must_refuse(without(sd, "tokenizer"), "a", words=("tokenizer", "must be a folder
 must_refuse(without(sd, "tokenizer/vocab.json"), "a", words=("tokenizer", "vocab.json"))
 must_refuse(without(sd, config), "a", words=("config.json", "must be there"))
 must_refuse(without(xl, "tokenizer_2"), "a", words=("tokenizer_2", "must be a folder"))
-must_refuse(edited(sd, config, architectures=["T5EncoderModel"]), "a", words=("architectures", "T5EncoderModel"))
+must_refuse(edited(sd, config, architectures=["UMT5EncoderModel"]), "a", words=("architectures", "UMT5EncoderModel"))
 must_refuse(edited(sd, config, num_attention_heads=3), "a", words=("config.json", "CLIPTextModel", "got"))
 must_refuse(edited(sd, config, hidden_size=32), "a", words=("must be", "got"))
 must_refuse(edited(sd, config, num_hidden_layers=4), "a", words=("got none called",))
@@ -230,6 +319,41 @@ must_refuse(folder, "a", words=("tokenizer", "words"))
 folder = copied(xl)
 sorted((folder / "text_encoder_2").glob("*.safetensors"))[1].unlink()
 must_refuse(folder, "a", words=("every shard must be there",))
+
+other = edited(alpha, "model_index.json", _class_name="IFPipeline")
+must_refuse(other, "a", words=("PixArtSigmaPipeline", "--text-tokens"))
+must_refuse(without(alpha, "model_index.json"), "a", words=("model_index.json", "--text-tokens", "got neither"))
+must_refuse(alpha, "a", "--text-tokens", "0", words=("--text-tokens", "'0'"))
+must_refuse(without(alpha, "tokenizer"), "a", words=("tokenizer", "must be a folder"))
+must_refuse(without(alpha, "tokenizer/tokenizer.json"), "a", words=("tokenizer", "spiece.model or tokenizer.json"))
+must_refuse(edited(alpha, config, architectures=["T5Model"]), "a", words=("architectures", "T5Model"))
+must_refuse(edited(alpha, config, num_layers=3), "a", words=("got none called",))
+must_refuse(edited(alpha, config, num_layers=1), "a", words=("got also",))
+must_refuse(edited(alpha, config, d_ff=24), "a", words=("must be", "got"))
+must_refuse(edited(alpha, config, d_model="16"), "a", words=("config.json", "T5EncoderModel"))
+must_refuse(edited(alpha, config, vocab_size=20), "a", words=("must be [20, 16]",))
+for key, value in {"sample_size": "128", "use_additional_conditions": 1}.items():
+    folder = edited(alpha, "transformer/config.json", **{key: value})
+    must_refuse(folder, "a", words=("transformer/config.json", key, "got"))
+folder = copied(alpha)
+(folder / "tokenizer/tokenizer.json").write_text("{")
+must_refuse(folder, "a", words=("tokenizer", "must hold a T5 tokenizer"))
+t5_tokenizer(copied(alpha) / "tokenizer", [*T5_WORDS, *((f"more{i}", -9.0) for i in range(4))])
+must_refuse(folder, "a", words=("tokenizer", "must have at most"))
+
+
+def with_t5_weights(**changes: torch.Tensor | None) -> Path:
+    folder = copied(t5_older)
+    tensors = {name: value for name, value in (t5_weights | changes).items() if value is not None}
+    torch.save(tensors, folder / "text_encoder/pytorch_model.bin")
+    return folder
+
+
+must_refuse(with_t5_weights(**dict.fromkeys(tables)), "a", words=("got none called shared.weight",))
+must_refuse(with_t5_weights(**{tables[1]: t5_weights[tables[0]] + 1}), "a", words=(*tables, "got another"))
+must_refuse(with_t5_weights(more=torch.ones(1)), "a", words=("got also more",))
+norm = "encoder.final_layer_norm.weight"
+must_refuse(with_t5_weights(**{norm: torch.full((16,), torch.nan)}), "a", words=(norm, "finite"))
 message = run(sd, scratch / "no_such_folder/out.pt", "a")
 assert "must be a file that can be written" in message, message
 print("every prompt is diffusers'")

@@ -1,0 +1,249 @@
+"""Writes a PixArt transformer of diffusers as a TorchScript file that tstitch loads.
+
+FOLDER is a pipeline of diffusers, or its transformer/: config.json and weights of a PixArtTransformer2DModel
+(PixArt-alpha and PixArt-Sigma of all sizes, and what was distilled from them), which older folders call a
+Transformer2DModel. diffusers is not needed; where it is installed the file is checked beside it.
+
+A pipeline says in its scheduler what the network predicts and for which noise schedule it was trained; the options
+below say it for a network without, and are believed where both do.
+"""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common import TOLERANCE, Config, add_variant, component, fail, fill, find_diffusers, load_weights, say, write
+from export_unet import IGNORED, SCHEDULES, latents, noise, positive, sides, token_count
+from pixart import PixArtConfig, conditions, make_pixart
+
+# Tokens of a text in each of the pipelines, by how the names of their classes begin.
+TEXT_TOKENS = {"PixArtAlpha": 120, "PixArtSigma": 300}
+
+
+# ------------------------------------------------------------------------------------------------ the network
+
+
+def read_size(config: Config) -> int:
+    """Height and width of the latent that the network was made for."""
+    return config.integer("sample_size", 128)
+
+
+def asks_for_sizes(config: Config) -> bool:
+    """Whether the network is told the picture's resolution and aspect ratio."""
+    return config.flag("use_additional_conditions", read_size(config) == 128)
+
+
+def read_config(config: Config) -> PixArtConfig:
+    if config.kind("PixArtTransformer2DModel", "Transformer2DModel") == "Transformer2DModel":
+        # The older name stands for other networks too, of which only this key tells.
+        if "norm_type" not in config.values:
+            config.refuse("norm_type", 'must be "ada_norm_single"', None)
+        for key in ("double_self_attention", "only_cross_attention"):
+            config.only(key, False)
+        config.only("num_vector_embeds", None)
+        config.flag("use_linear_projection", False)  # of inputs that are not patches
+    config.only("norm_type", "ada_norm_single")
+    config.only("activation_fn", "gelu-approximate")
+    config.only("attention_type", "default")
+    config.flag("upcast_attention", False)  # see Attention
+    config.real("dropout", 0.0)  # of training
+    config.integer("norm_num_groups", 32)  # of inputs that are not patches
+    config.integer("num_embeds_ada_norm", 1000)  # of embeddings by table
+
+    channels = config.integer("in_channels", 4)
+    # null is not the same as a key that is missing.
+    out_channels = channels if "out_channels" in config.values and config.get("out_channels") is None else None
+    out_channels = out_channels or config.integer("out_channels", 8)
+    if out_channels not in (channels, 2 * channels):
+        rule = f"must be in_channels = {channels}, or {2 * channels} for a learned variance"
+        config.refuse("out_channels", rule, out_channels)
+
+    size, patch, depth = read_size(config), config.integer("patch_size", 2), config.integer("num_layers", 28)
+    if size % patch:
+        config.refuse("patch_size", f"must divide sample_size {size}", patch)
+    heads, head_width = config.integer("num_attention_heads", 16), config.integer("attention_head_dim", 72)
+    width, sizes = heads * head_width, asks_for_sizes(config)
+    if width % 4 or (sizes and width % 3):
+        whole = "12, for sines and cosines of positions and thirds of sizes" if sizes else "4, for sines and cosines"
+        config.refuse("attention_head_dim", f"times num_attention_heads {heads} must be a multiple of {whole}", width)
+    # Without this key the attention to the text has the width of the largest networks; null would mean none.
+    text_width = config.integer("cross_attention_dim", None if "cross_attention_dim" in config.values else 1152)
+    projected = config.get("caption_channels") is not None
+    if projected:
+        if text_width != width:
+            rule = f"must be {width}, num_attention_heads times attention_head_dim, where there are caption_channels"
+            config.refuse("cross_attention_dim", rule, text_width)
+        text_width = config.integer("caption_channels")
+    position_scale = config.real("interpolation_scale", max(size // 64, 1))
+    if not position_scale > 0:
+        config.refuse("interpolation_scale", "must be above 0", position_scale)
+    norm_eps = config.real("norm_eps", 1e-6)
+    if not norm_eps > 0:
+        config.refuse("norm_eps", "must be above 0", norm_eps)
+    shape = PixArtConfig(
+        channels=channels,
+        size=size,
+        patch=patch,
+        width=width,
+        depth=depth,
+        heads=heads,
+        text_width=text_width,
+        projected=projected,
+        learned_variance=out_channels == 2 * channels,
+        sizes=sizes,
+        position_scale=position_scale,
+        attention_bias=config.flag("attention_bias", True),
+        affine_norms=config.flag("norm_elementwise_affine", False),
+        norm_eps=norm_eps,
+    )
+    config.finish(*IGNORED)
+    return shape
+
+
+def tokens_of(folder: Path) -> int | None:
+    """Tokens of a text in the pipeline of this folder; None where there is no pipeline, or another."""
+    path = folder / "model_index.json"
+    name = Config(path).get("_class_name") if path.is_file() else None
+    return next((n for prefix, n in TEXT_TOKENS.items() if isinstance(name, str) and name.startswith(prefix)), None)
+
+
+# ------------------------------------------------------------------------------------------------ the check
+
+
+class Peer(nn.Module):
+    """diffusers' network with the arguments of ours."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, x: Tensor, t: Tensor, text: Tensor, mask: Tensor, resolution: Tensor | None = None,
+        aspect_ratio: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        added = {"resolution": resolution, "aspect_ratio": aspect_ratio}
+        return self.model(x, text, t, added_cond_kwargs=added, encoder_attention_mask=mask).sample
+
+
+def peer(config: Config, network: nn.Module) -> nn.Module | None:
+    diffusers = find_diffusers()
+    if diffusers is None:
+        return None
+    kind = diffusers.PixArtTransformer2DModel
+    with torch.device("meta"):
+        model = kind.from_config(config.values)
+    model.load_state_dict(network.state_dict(), assign=True)  # the same memory
+    # The table of positions is not among the weights; a network without blocks brings it quickly.
+    model.pos_embed.pos_embed = kind.from_config(config.values | {"num_layers": 0}).pos_embed.pos_embed
+    return Peer(model)
+
+
+def check_inputs(shape: PixArtConfig, size: tuple[int, int], timesteps: int) -> Callable[[int], tuple[Tensor, ...]]:
+    # Any size will do, and small ones are quick.
+    height, width = (min(side, patches * shape.patch) for side, patches in zip(size, (4, 6)))
+    tokens = 20
+    generator = torch.Generator().manual_seed(0)
+
+    def inputs(rows: int) -> tuple[Tensor, ...]:
+        lengths = torch.randint(1, tokens + 1, (rows, 1), generator=generator)
+        values = [
+            torch.randn(rows, shape.channels, height, width, generator=generator),
+            torch.randint(timesteps, (rows,), generator=generator),
+            torch.randn(rows, tokens, shape.text_width, generator=generator),
+            (torch.arange(tokens) < lengths).long(),
+        ]
+        if shape.sizes:
+            sides = 64.0 * torch.randint(4, 33, (rows, 2), generator=generator)  # that bfloat16 holds
+            values += [sides, sides[:, :1] / sides[:, 1:]]
+        return tuple(values)
+
+    return inputs
+
+
+# ------------------------------------------------------------------------------------------------ the program
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a pipeline of diffusers, or its transformer/")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt file to write")
+    parser.add_argument("--weights", type=Path, help="a file of weights, instead of the one beside config.json")
+    add_variant(parser)
+    parser.add_argument("--name", help="name of the network (default: the output's file name)")
+    parser.add_argument(
+        "--dtype", choices=sorted(TOLERANCE), default="float16", help="stored precision (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--size", type=sides, metavar="N", help="height and width of x, N or HxW (default: config.json's sample_size)"
+    )
+    parser.add_argument("--prediction", choices=["epsilon", "sample", "v_prediction"], help="what the network predicts")
+    parser.add_argument("--noise-schedule", choices=sorted(SCHEDULES.values()), help="with the numbers that follow:")
+    parser.add_argument("--num-train-timesteps", type=positive, default=1000, help="(default: %(default)s)")
+    parser.add_argument("--beta-start", type=float)
+    parser.add_argument("--beta-end", type=float)
+    parser.add_argument(
+        "--text-tokens",
+        type=token_count,
+        default=0,
+        metavar="N",
+        help="of a text embedding, * for any number (default: 120 for a pipeline of PixArt-alpha, 300 for one of "
+        "PixArt-Sigma, * for a network alone)",
+    )
+    parser.add_argument(
+        "--guidance-scale", type=float, default=4.5, help="the default a sampler should use (default: %(default)s)"
+    )
+    parser.add_argument("--license", default="", help="licence of the weights")
+    args = parser.parse_args()
+    if not math.isfinite(args.guidance_scale):
+        fail(f"--guidance-scale: must be a finite number, got {args.guidance_scale}")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    folder = component(args.folder, "transformer")
+    config = Config(folder / "config.json")
+    shape = read_config(config)
+    size = args.size or (shape.size, shape.size)
+    if any(side % shape.patch for side in size):
+        fail(f"--size: must be multiples of the network's patches of {shape.patch}, got {size[0]} and {size[1]}")
+    # 0 is what was not given; None is any number.
+    found = conditions(shape, tokens_of(args.folder) if args.text_tokens == 0 else args.text_tokens)
+    lines = (f"{name} {kind} {' '.join('*' if n is None else str(n) for n in sizes)}" for name, kind, sizes in found)
+    values = {
+        "format": 1,
+        "name": args.name or args.output.stem,
+        "input_channels": shape.channels,
+        "input_height": size[0],
+        "input_width": size[1],
+        "variance": "learned_range" if shape.learned_variance else "fixed",
+        "num_classes": 0,
+        "conditions": "\n".join(lines),
+        "timestep_type": "int64",
+        "decoding": "none",
+        "guidance_scale": args.guidance_scale,
+        "license": args.license,
+        "architecture": "pixart",
+        "width": shape.width,
+        "depth": shape.depth,
+        "heads": shape.heads,
+        "patch_size": shape.patch,
+        "mlp_ratio": 4.0,
+        **noise(args.folder, args),
+        **latents(args.folder),
+    }
+
+    say(f"reading {args.weights or folder}")
+    with torch.device("meta"):  # without memory and random numbers; the weights come from the file
+        network = make_pixart(shape)
+    fill(network, load_weights(args.weights or folder, args.variant), args.weights or folder)
+    timesteps = values.get("num_train_timesteps", 1000)
+    write(args.output, network, values, check_inputs(shape, size, timesteps), args.dtype, peer(config, network))
+
+
+if __name__ == "__main__":
+    main()
