@@ -5,10 +5,14 @@ type, noise schedule, conditions) rides along as extra files, one value per key,
 include/tstitch/model/torchscript.hpp. The same weights always give the same bytes.
 """
 
-import io
+import argparse
+import contextlib
+import errno
+import gc
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,10 +33,22 @@ def fail(message: str) -> None:
 # ------------------------------------------------------------------------------------------------ weights
 
 
-def load_weights(path: Path) -> dict[str, Tensor]:
+def add_variant(parser: argparse.ArgumentParser) -> None:
+    """The option of programs that read folders, for `load_weights`."""
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="which weights of a folder that has several: fp16 for diffusion_pytorch_model.fp16.safetensors "
+        "(default: those without such a name, or the only ones)",
+    )
+
+
+def load_weights(path: Path, variant: str | None = None) -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pt, .pth, .ckpt or .bin file, or of a folder's sharded ones. Runs no code from it."""
     if path.is_dir():
-        return load_folder(path)
+        return load_folder(path, variant)
+    if variant is not None:
+        fail(f"--variant: must not be given for a single file, got {variant} for {path}")
     if not path.is_file():
         fail(f"{path}: must be a file of weights, got none")
     if path.suffix == ".safetensors":
@@ -66,28 +82,57 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def load_folder(folder: Path) -> dict[str, Tensor]:
+# A folder's weights in one file or with an index of shards, with a variant's name or without. Of the index of a variant
+# there are two forms; the last is of older versions of diffusers.
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+SUFFIXES = ("safetensors", "bin")
+FORMS = ("{stem}{variant}.{suffix}", "{stem}.{suffix}.index{variant}.json", "{stem}.{suffix}{variant}.index.json")
+
+
+def find_weights(folder: Path) -> dict[str, Path]:
+    """The file of weights, or the index of shards, of each variant; the name of plain ones is empty."""
+    names, found = names_in(folder), {}
+    for stem, suffix, form in itertools.product(STEMS, SUFFIXES, FORMS):
+        # A shard may be called like a variant: stem.fp16-00001-of-00002.suffix.
+        variant = r"(?:\.(?P<variant>(?!.*-\d+-of-\d+).+))?"
+        before, after = (re.escape(part.format(stem=stem, suffix=suffix)) for part in form.split("{variant}"))
+        for name in names:
+            if match := re.fullmatch(before + variant + after, name):
+                found.setdefault(match["variant"] or "", folder / name)
+    return found
+
+
+def load_folder(folder: Path, variant: str | None) -> dict[str, Tensor]:
     """A diffusers folder's weights: one file, or shards that an index names."""
-    for stem in ("diffusion_pytorch_model", "model", "pytorch_model"):
-        for suffix in (".safetensors", ".bin"):
-            single, index = folder / (stem + suffix), folder / f"{stem}{suffix}.index.json"
-            if single.is_file():
-                return load_weights(single)
-            if not index.is_file():
-                continue
-            names = read_json(index).get("weight_map")
-            if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
-                fail(f'{index}: must have a "weight_map" from tensors to shards, got none')
-            weights: dict[str, Tensor] = {}
-            for shard in sorted(set(names.values())):
-                if not (folder / shard).is_file():
-                    fail(f"{index}: every shard must be there, got no {shard}")
-                weights |= load_weights(folder / shard)
-            absent = sorted(set(names) - set(weights))
-            if absent:
-                fail(f"{index}: the shards must hold every tensor that it lists, got none called {some(absent)}")
-            return weights
-    fail(f"{folder}: must hold diffusion_pytorch_model.safetensors or .bin, or shards of it, got {some(names_in(folder))}")
+    found = find_weights(folder)
+    variants = sorted(name for name in found if name)
+    if variant is not None and variant not in variants:
+        fail(f"{folder}: must hold the weights of --variant {variant}, got {some(variants or names_in(folder))}")
+    if not found:
+        rule = "must hold diffusion_pytorch_model.safetensors or .bin, or shards of it"
+        fail(f"{folder}: {rule}, got {some(names_in(folder))}")
+    if variant is None and "" not in found:
+        if len(variants) > 1:
+            fail(f"{folder}: --variant must say which of the weights, got none for {', '.join(variants)}")
+        say(f"{folder} holds weights of one variant only: taking {variants[0]}")
+        variant = variants[0]
+    path = found[variant or ""]
+    return load_shards(path) if path.suffix == ".json" else load_weights(path)
+
+
+def load_shards(index: Path) -> dict[str, Tensor]:
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
+        fail(f'{index}: must have a "weight_map" from tensors to shards, got none')
+    weights: dict[str, Tensor] = {}
+    for shard in sorted(set(names.values())):
+        if not (index.parent / shard).is_file():
+            fail(f"{index}: every shard must be there, got no {shard}")
+        weights |= load_weights(index.parent / shard)
+    absent = sorted(set(names) - set(weights))
+    if absent:
+        fail(f"{index}: the shards must hold every tensor that it lists, got none called {some(absent)}")
+    return weights
 
 
 def names_in(folder: Path) -> list[str]:
@@ -141,49 +186,25 @@ def sort_constants(code: bytes) -> bytes:
     return b"".join(line for constants, run in runs for line in (sorted(run) if constants else run))
 
 
-def canonical(archive: bytes) -> bytes:
+def make_canonical(archive: Path, output: Path) -> None:
     """Rewrites a TorchScript archive without what the exporting machine left in it.
 
     That is the order of constants, which changes from run to run, and the `.debug_pkl` records, which hold the paths of
-    the source files.
+    the source files. Record by record: a network may be too large to be in memory twice.
     """
-    reader = torch._C.PyTorchFileReader(io.BytesIO(archive))
-    buffer = io.BytesIO()
-    writer = torch._C.PyTorchFileWriter(buffer)
-    for name in sorted(reader.get_all_records()):
-        # The writer makes a serialization_id of its own.
-        if name.endswith(".debug_pkl") or name == ".data/serialization_id":
-            continue
-        record = reader.get_record(name)
-        if name.startswith("code/"):
-            record = sort_constants(record)
-        writer.write_record(name, record, len(record))
-    writer.write_end_of_file()
-    return buffer.getvalue()
-
-
-def scripted(network: nn.Module, values: Mapping[str, object]) -> bytes:
-    """Not frozen: the parameter names survive, for loaders that take the weights and bring their own network."""
-    buffer = io.BytesIO()
-    torch.jit.save(torch.jit.script(network), buffer, _extra_files=metadata(values))
-    return canonical(buffer.getvalue())
-
-
-@torch.no_grad()
-def largest_difference(archive: bytes, source: nn.Module, inputs: Callable[[int], tuple[Tensor, ...]]) -> float:
-    """Runs the written network beside its float32 source on random input; the difference is relative to the RMS.
-
-    @inputs gives so many rows of every argument, float32 where they are floating.
-    """
-    loaded = torch.jit.load(io.BytesIO(archive), map_location="cpu").eval()
-    dtype = next(loaded.parameters()).dtype
-    worst = 0.0
-    for rows in (1, 3):  # a constant that stands for a batch size would show
-        arguments = inputs(rows)
-        expected = source(*arguments)
-        got = loaded(*(a.to(dtype) if a.is_floating_point() else a for a in arguments)).float()
-        worst = max(worst, ((got - expected).abs().max() / expected.square().mean().sqrt().clamp_min(1e-6)).item())
-    return worst
+    reader = torch._C.PyTorchFileReader(str(archive))
+    # Of a name the writer would make the name of the folder inside; of an open file it makes "archive".
+    with open(output, "wb") as file:
+        writer = torch._C.PyTorchFileWriter(file)
+        for name in sorted(reader.get_all_records()):
+            # The writer makes a serialization_id of its own.
+            if name.endswith(".debug_pkl") or name == ".data/serialization_id":
+                continue
+            record = reader.get_record(name)
+            if name.startswith("code/"):
+                record = sort_constants(record)
+            writer.write_record(name, record, len(record))
+        writer.write_end_of_file()
 
 
 def write(
@@ -194,35 +215,82 @@ def write(
     dtype: str,
     peer: nn.Module | None = None,
 ) -> None:
-    """Writes the network in this dtype, after a check beside `peer` (another implementation; else the network itself)."""
-    source = source.eval()
-    exact = peer.eval() if peer is not None else source
-    # The check needs float32; the file is made of a copy only where it is to be of another type.
-    stored = source if dtype == "float32" else convert(source, getattr(torch, dtype))
-    archive = scripted(stored, values)
-    difference = largest_difference(archive, exact, inputs)
-    if not difference <= TOLERANCE[dtype]:
-        fail(
-            f"{output}: not written: it differs from its source by {difference:.2e} of the output's RMS, "
-            f"more than {TOLERANCE[dtype]:.0e}"
-        )
-    temporary = output.with_name(output.name + ".tmp")
+    """Writes the network in this dtype, after a check beside `peer` (another implementation; else the network itself).
+
+    Both are used up, for the sake of large networks: one copy of the weights is in memory at a time, at the end none.
+    @inputs gives so many rows of every argument, float32 where they are floating.
+    """
+    exact = peer if peer is not None else source
+    # A constant that stands for a batch size would show.
+    cases = [(arguments, outputs(exact, arguments)) for arguments in map(inputs, (1, 3))]
+    if exact is not source:
+        exact.to("meta")  # whose weights may be the same memory
+    temporary, raw = (output.with_name(output.name + end) for end in (".tmp", ".raw.tmp"))
     try:
-        temporary.write_bytes(archive)
+        source.eval().to(getattr(torch, dtype))
+        size = sum(t.numel() * t.element_size() for t in source.state_dict().values())
+        for path in (temporary, raw):
+            reserve(path, size)
+        save(source, values, raw)
+        source.to("meta")
+        make_canonical(raw, temporary)
+        raw.unlink()
+        difference = largest_difference(temporary, cases)
+        if not difference <= TOLERANCE[dtype]:
+            fail(
+                f"{output}: not written: it differs from its source by {difference:.2e} of the output's RMS, "
+                f"more than {TOLERANCE[dtype]:.0e}"
+            )
+        size = temporary.stat().st_size
         os.replace(temporary, output)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         fail(f"{output}: must be a file that can be written, got '{error.strerror}'")
+    finally:
+        for path in (temporary, raw):
+            with contextlib.suppress(OSError):
+                path.unlink()
     print(
-        f"{output}: {len(archive):,} bytes, {dtype}, {sum(p.numel() for p in source.parameters()):,} parameters, "
+        f"{output}: {size:,} bytes, {dtype}, {sum(p.numel() for p in source.parameters()):,} parameters, "
         f"largest difference {difference:.1e} of the output's RMS"
     )
 
 
-def convert(network: nn.Module, dtype: torch.dtype) -> nn.Module:
-    import copy
+def reserve(path: Path, size: int) -> None:
+    """Room for so many bytes of weights: where there is none, torch would end the process in the middle of writing."""
+    with open(path, "wb") as file:
+        if not hasattr(os, "posix_fallocate"):
+            return
+        try:
+            os.posix_fallocate(file.fileno(), 0, size + 2**23)  # and what else is in the file
+        except OSError as error:  # other errors are of file systems that cannot tell
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
 
-    return copy.deepcopy(network).to(dtype)
+
+def save(network: nn.Module, values: Mapping[str, object], path: Path) -> None:
+    """Not frozen: the parameter names survive, for loaders that take the weights and bring their own network."""
+    scripted = torch.jit.script(network)
+    torch.jit.save(scripted, str(path), _extra_files=metadata(values))
+    del scripted
+    gc.collect()  # its objects refer to each other, and to the weights
+
+
+@torch.no_grad()
+def outputs(network: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
+    return network.eval()(*arguments).float()
+
+
+def largest_difference(archive: Path, cases: list[tuple[tuple[Tensor, ...], Tensor]]) -> float:
+    """From the outputs that belong to these arguments, relative to their RMS."""
+    loaded = torch.jit.load(archive, map_location="cpu").eval()
+    dtype = next(loaded.parameters()).dtype
+    worst = 0.0
+    for arguments, expected in cases:
+        # The second argument, of networks that have one, is the timestep; it comes in the sampler's type.
+        given = (a.to(dtype) if a.is_floating_point() and i != 1 else a for i, a in enumerate(arguments))
+        difference = (outputs(loaded, tuple(given)) - expected).abs().max()
+        worst = max(worst, (difference / expected.square().mean().sqrt().clamp_min(1e-6)).item())
+    return worst
 
 
 # ------------------------------------------------------------------------------------------------ configs

@@ -2,7 +2,7 @@
 
 The network predicts the noise and, unless told otherwise, the variance of the reverse step beside it (learned range,
 arXiv 2102.09672). Its parameters carry the names of the official DiT checkpoints, so that a loader written for one
-reads the other.
+reads the other. The same network trained by flow matching is SiT (arXiv 2401.08740), which predicts a velocity.
 
 `forward` is written to be compiled by `torch.jit.script` and captured in a CUDA graph: heads, patch and grid are Python
 integers, no arithmetic is done on tensor shapes, and nothing remembers the device or the dtype it was built on.
@@ -37,6 +37,8 @@ class DiTConfig:
     learned_variance: bool = True
     frequency_steps: int = 128  # the k-th of the 128 frequencies of t is 10000 ** (-k / frequency_steps)
     mlp_norm_eps: float = 1e-6  # of the norm before the MLP
+    # SiT: t is 1000 where x is noise and 0 where x is the picture, and the embedder is told 1 - t / 1000.
+    flow: bool = False
 
     @property
     def out_channels(self) -> int:
@@ -91,17 +93,22 @@ class TimestepEmbedder(nn.Module):
     """t [n] -> [n, width]: sinusoids of 128 frequencies, then a two-layer MLP."""
 
     frequency_steps: Final[int]
+    flow: Final[bool]
 
-    def __init__(self, width: int, frequency_steps: int):
+    def __init__(self, width: int, frequency_steps: int, flow: bool):
         super().__init__()
         self.frequency_steps = frequency_steps
+        self.flow = flow
         self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         # In float32 whatever the weights are: in half precision the angles of neighbouring timesteps coincide.
         # Multiplied and then divided, as elsewhere: t is large, and the last bit of a frequency would show.
         exponents = torch.arange(128, device=t.device, dtype=torch.float32) * -math.log(10000.0) / self.frequency_steps
-        angles = t.to(torch.float32).unsqueeze(1) * exponents.exp()
+        time = t.to(torch.float32)
+        if self.flow:
+            time = 1 - time / 1000
+        angles = time.unsqueeze(1) * exponents.exp()
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=1)
         return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
 
@@ -181,7 +188,7 @@ class DiT(nn.Module):
         self.out_channels = config.out_channels
 
         self.x_embedder = PatchEmbed(config.channels, config.patch, width)
-        self.t_embedder = TimestepEmbedder(width, config.frequency_steps)
+        self.t_embedder = TimestepEmbedder(width, config.frequency_steps, config.flow)
         self.y_embedder = LabelEmbedder(config.num_classes, width)
         self.register_buffer("pos_embed", sin_cos_position_embedding(width, self.grid))
         self.blocks = nn.ModuleList(
@@ -206,7 +213,7 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_layer.linear.weight)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predicted noise and, with learned variance, variance interpolation.
+        """Predicted noise, or for SiT noise minus picture, and, with learned variance, variance interpolation.
 
         x [n, channels, size, size] in the weights' dtype; t [n] timesteps, int64 or floating; y [n] int64 classes, or
         num_classes for none. Returns [n, out_channels, size, size] in the weights' dtype: first epsilon, then, if
@@ -231,6 +238,8 @@ def random_inputs(config: DiTConfig) -> Callable[[int], tuple[Tensor, Tensor, Te
     def draw(rows: int) -> tuple[Tensor, Tensor, Tensor]:
         x = torch.randn(rows, config.channels, config.size, config.size, generator=generator)
         t = torch.randint(1000, (rows,), generator=generator)
+        if config.flow:  # which knows the times between, too
+            t = t + torch.rand(rows, generator=generator)
         return x, t, torch.randint(config.num_classes + 1, (rows,), generator=generator)
 
     return draw

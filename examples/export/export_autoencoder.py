@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencoder import ACTIVATIONS, AutoencoderKL, AutoencoderTiny, KLConfig, TinyConfig, modern_names
-from common import TOLERANCE, Config, component, fill, find_diffusers, load_weights, say, write
+from common import TOLERANCE, Config, add_variant, component, fill, find_diffusers, load_weights, say, write
 
 
 def read_config(config: Config) -> tuple[KLConfig | TinyConfig, dict[str, object]]:
@@ -133,6 +133,7 @@ def main() -> None:
         "--part", choices=["decoder", "encoder"], default="decoder", help="which half (default: %(default)s)"
     )
     parser.add_argument("--weights", type=Path, help="a file of weights, instead of the one beside config.json")
+    add_variant(parser)
     parser.add_argument("--name", help="name of the network (default: the output's file name)")
     parser.add_argument(
         "--dtype", choices=sorted(TOLERANCE), default="float32", help="stored precision (default: %(default)s)"
@@ -149,7 +150,7 @@ def main() -> None:
     say(f"reading {args.weights or folder}")
     with torch.device("meta"):  # without memory and random numbers; the weights come from the file
         network = AutoencoderKL(shape) if isinstance(shape, KLConfig) else AutoencoderTiny(shape)
-    fill(network, modern_names(load_weights(args.weights or folder)), args.weights or folder)
+    fill(network, modern_names(load_weights(args.weights or folder, args.variant)), args.weights or folder)
 
     values |= {
         "format": 1,

@@ -1,9 +1,16 @@
-"""Writes a DiT (arXiv 2212.09748) as a TorchScript file that tstitch loads.
+"""Writes a DiT (arXiv 2212.09748) or SiT (arXiv 2401.08740) as a TorchScript file that tstitch loads.
 
 CHECKPOINT is a .pt or .safetensors file in the layout of the official checkpoints: the tensors alone, or a training
 checkpoint with "model" and "ema". Or it is a folder of diffusers: a DiTPipeline, or its transformer/ with config.json
 and weights, in one file or in shards. diffusers is not needed; where it is installed a folder's network is checked
 beside it.
+
+A SiT is a DiT trained by flow matching. Its tensors are named and shaped like those of a DiT, so that --kind sit has to
+say that it is one. It must have been trained on the straight path to predict the velocity, as the published ones were:
+x is t data + (1 - t) noise, the network is told t, from 0 to 1, and gives data - noise. The written network has the
+conventions of tstitch: it is told 1000 (1 - t) and gives noise - data, for which the last layer's weights are negated;
+the second half of its output, which means nothing, is left out. "tstitch_sample --sampler ddim --steps 50" is Euler's
+method in 50 even steps then, and --sampler heun that of Heun.
 
 The shape is read from the tensors or from config.json. No code of the file is run, and nothing is written unless all of
 it makes sense and the written network computes what its source computes.
@@ -19,11 +26,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import TOLERANCE, Config, component, fail, fill, find_diffusers, load_weights, say, some, write
+from common import TOLERANCE, Config, add_variant, component, fail, fill, find_diffusers, load_weights, say, some, write
 from dit import DiT, DiTConfig, random_inputs, sin_cos_position_embedding
 
 # The tensors do not tell the heads of the official networks S, B, L and XL; their width does.
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+
+FLOW_SCHEDULE = {"prediction": "flow", "noise_schedule": "flow", "num_train_timesteps": 1000}
 
 # Modules in the official layout, and where diffusers keeps them; * is the number of a block. Several are parts of one.
 DIFFUSERS_NAMES = {
@@ -55,11 +64,11 @@ DEFAULT_SCHEDULE = {
 # ------------------------------------------------------------------------------------------------ official layout
 
 
-def read_checkpoint(path: Path, which: str | None) -> dict[str, Tensor]:
+def read_checkpoint(path: Path, which: str | None, variant: str | None) -> dict[str, Tensor]:
     """The state dict of a file; of a training checkpoint the averaged weights, unless it is to be the plain ones."""
     # Training checkpoints of the official layout keep their command line, as a Namespace: a bag of values, no code.
     with torch.serialization.safe_globals([argparse.Namespace]):
-        weights = load_weights(path)
+        weights = load_weights(path, variant)
     sets = {name: key for name, key in (("ema", "ema"), ("plain", "model")) if isinstance(weights.get(key), Mapping)}
     if sets:
         which = which or next(iter(sets))
@@ -352,8 +361,10 @@ def without_weights(shape: DiTConfig) -> DiT:
 
 
 def open_file(args: argparse.Namespace) -> Source:
+    if args.kind == "sit" and args.arithmetic == "diffusers":
+        fail("--arithmetic: must be official for SiT, which diffusers does not have, got diffusers")
     say(f"reading {args.checkpoint}")
-    weights = read_checkpoint(args.checkpoint, args.weights)
+    weights = read_checkpoint(args.checkpoint, args.weights, args.variant)
     shape = read_shape(args.checkpoint, weights, args.size, args.heads)
     if args.arithmetic == "diffusers":
         shape = dataclasses.replace(shape, frequency_steps=127, mlp_norm_eps=1e-5)
@@ -361,6 +372,8 @@ def open_file(args: argparse.Namespace) -> Source:
 
 
 def open_folder(args: argparse.Namespace) -> Source:
+    if args.kind == "sit":
+        fail(f"--kind: must be dit for a folder of diffusers, which does not have SiT, got sit for {args.checkpoint}")
     if args.weights:
         fail(f"--weights: must not be given for a folder of diffusers, which has one set, got {args.weights}")
     folder = component(args.checkpoint, "transformer")
@@ -379,13 +392,38 @@ def open_folder(args: argparse.Namespace) -> Source:
             "--arithmetic official is nearer to their training"
         )
     say(f"reading {folder}")
-    weights = load_weights(folder)
+    weights = load_weights(folder, args.variant)
     require_tensors(folder, weights)
     network = without_weights(shape)
     renamed = official_names(folder, weights, network)
     source = Source(folder, shape, network, renamed, peer=peer(config, weights, shape))
     read_pipeline(source, args.checkpoint if folder != args.checkpoint else folder.resolve().parent)
     return source
+
+
+class PublishedSiT(nn.Module):
+    """A SiT as it was trained, with the arguments and the result of ours."""
+
+    def __init__(self, network: DiT, channels: int):
+        super().__init__()
+        self.network, self.channels = network, channels
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        return -self.network(x, 1 - t / 1000, y)[:, : self.channels]
+
+
+def to_flow(source: Source) -> None:
+    """The network that was read as a DiT is a SiT."""
+    published, channels = source.network, source.shape.channels
+    weights = published.state_dict()
+    for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
+        pixels = weights[name].unflatten(0, (-1, published.out_channels))  # of a patch
+        weights[name] = -pixels[:, :channels].flatten(0, 1)
+    source.shape = dataclasses.replace(source.shape, learned_variance=False, flow=True)
+    source.network = without_weights(source.shape)
+    source.network.load_state_dict(weights, assign=True)
+    source.peer = PublishedSiT(published, channels)
+    source.schedule = FLOW_SCHEDULE
 
 
 def read_pipeline(source: Source, folder: Path) -> None:
@@ -440,13 +478,13 @@ def metadata(source: Source, args: argparse.Namespace) -> dict[str, object]:
         "variance": "learned_range" if shape.learned_variance else "fixed",
         "num_classes": shape.num_classes,
         "null_class": shape.num_classes,
-        "timestep_type": "int64",
+        "timestep_type": "float32" if shape.flow else "int64",
         **source.schedule,
         "decoding": "none",
         "latent_scale": source.latent_scale,
         "guidance_scale": args.guidance_scale,
-        # Engines that bring their own network know the official one by this word.
-        "architecture": "dit" if official else "dit_diffusers",
+        # Engines that bring their own network know the official ones by this word.
+        "architecture": "sit" if shape.flow else "dit" if official else "dit_diffusers",
         "width": shape.width,
         "depth": shape.depth,
         "heads": shape.heads,
@@ -466,6 +504,10 @@ def parse_arguments() -> argparse.Namespace:
     default = " (default: %(default)s)"
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a file, or a folder of diffusers")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt file to write")
+    parser.add_argument(
+        "--kind", choices=["dit", "sit"], default="dit", help="which network it is; the file does not tell" + default
+    )
+    add_variant(parser)
     parser.add_argument("--name", help="name of the network (default: the output's file name)")
     parser.add_argument(
         "--weights",
@@ -505,10 +547,12 @@ def main() -> None:
     give_positions(source)
     fill(source.network, source.weights, source.place)
     source.weights.clear()  # where they were of another type, a copy of them is in the network
+    if args.kind == "sit":
+        to_flow(source)
     shape = source.shape
     say(
-        f"DiT of {shape.depth} blocks, width {shape.width}, {shape.heads} heads, patches of {shape.patch}, "
-        f"{shape.num_classes} classes; x is {shape.channels}x{shape.size}x{shape.size}, "
+        f"{'SiT' if shape.flow else 'DiT'} of {shape.depth} blocks, width {shape.width}, {shape.heads} heads, "
+        f"patches of {shape.patch}, {shape.num_classes} classes; x is {shape.channels}x{shape.size}x{shape.size}, "
         f"{shape.flops() / 1e9:.2f} GFLOP an image"
     )
     say(f"scripting as {args.dtype}, checking and writing {args.output}")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from autoencoder import modern_names
-from common import TOLERANCE, Config, component, fail, fill, find_diffusers, load_weights, say, write
+from common import TOLERANCE, Config, add_variant, component, fail, fill, find_diffusers, load_weights, say, write
 from unet import CLASSES, UNetConfig, conditions, make_unet
 
 # What keeping an average of the weights left in config.json.
@@ -435,6 +435,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a pipeline of diffusers, or its unet/")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt file to write")
     parser.add_argument("--weights", type=Path, help="a file of weights, instead of the one beside config.json")
+    add_variant(parser)
     parser.add_argument("--name", help="name of the network (default: the output's file name)")
     parser.add_argument(
         "--dtype", choices=sorted(TOLERANCE), default="float16", help="stored precision (default: %(default)s)"
@@ -501,7 +502,7 @@ def main() -> None:
     say(f"reading {args.weights or folder}")
     with torch.device("meta"):  # without memory and random numbers; the weights come from the file
         network = make_unet(shape)
-    fill(network, modern_names(load_weights(args.weights or folder)), args.weights or folder)
+    fill(network, modern_names(load_weights(args.weights or folder, args.variant)), args.weights or folder)
     timesteps = values.get("num_train_timesteps", 1000)
     write(args.output, network, values, check_inputs(shape, size, timesteps), args.dtype, peer(config, network, shape))
 

@@ -9,7 +9,9 @@ writes random weights in the shape of DiT-XL/2 instead, for measuring how long i
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
 import json
 import pickle
 import shutil
@@ -24,6 +26,7 @@ from torch import Tensor
 here = Path(__file__).resolve().parent
 export = Path(sys.argv[2]) if len(sys.argv) == 4 else here.parent.parent / "examples/export"
 sys.path.insert(0, str(export))
+import common  # noqa: E402
 import export_dit  # noqa: E402
 import harness  # noqa: E402
 from dit import DiT, DiTConfig, sin_cos_position_embedding  # noqa: E402
@@ -275,6 +278,179 @@ def check_tool() -> None:
     print("the tool plans with a pair")
 
 
+def check_full_disk() -> None:
+    """Says so in one line, and leaves what was there; torch by itself would end the process."""
+    output = scratch / "full.pt"
+    output.write_text("before")
+    program = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:]; sys.path.insert(0, sys.argv[0].rpartition('/')[0]);"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    arguments = [str(export / "export_dit.py"), str(scratch / "official.pt"), str(output), "--heads", "3"]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and last == f"{output}: must be a file that can be written, got 'File too large'", done
+    assert output.read_text() == "before"
+    left = [path.name for path in scratch.iterdir() if path.suffix == ".tmp"]
+    assert not left, left
+
+
+def check_variants() -> None:
+    """Of one folder: which of its weights are read."""
+    folder = scratch / "variants"
+    folder.mkdir()
+
+    def put(name: str, value: float) -> Path:
+        if ".index" not in name:
+            torch.save({"x": torch.tensor(value)}, folder / name)
+            return folder / name
+        shards = [name.split(".")[0] + f"{value}-0000{i}-of-00002.bin" for i in (1, 2)]
+        for key, shard in zip("xy", shards, strict=True):
+            torch.save({key: torch.tensor(value)}, folder / shard)
+        (folder / name).write_text(json.dumps({"weight_map": dict(zip("xy", shards, strict=True))}))
+        return folder / name
+
+    def value(variant: str | None = None) -> float:
+        with contextlib.redirect_stderr(io.StringIO()) as text:
+            found = common.load_weights(folder, variant)["x"].item()
+        assert ("one variant only" in text.getvalue()) == (said and variant is None), text.getvalue()
+        return found
+
+    def must_not_load(variant: str | None, says: str) -> None:
+        try:
+            common.load_weights(folder, variant)
+        except SystemExit as stop:
+            assert str(stop) == f"{folder}: {says}", stop
+            return
+        raise AssertionError(f"{variant} must be refused")
+
+    said = True
+    for number, name in enumerate((
+        "diffusion_pytorch_model.fp16.bin", "model.bf16.bin", "diffusion_pytorch_model.non_ema.bin",
+        "pytorch_model.fp16.non_ema.bin", "diffusion_pytorch_model.bin.index.fp16.json",
+        "diffusion_pytorch_model.bin.fp16.index.json",
+    )):  # fmt: skip
+        path = put(name, number)
+        assert value() == number, name
+        variant = path.name.replace(".index", "").replace(".json", "").replace(".bin", "").split(".", 1)[1]
+        assert value(variant) == number, name
+        path.unlink()
+
+    # Shards that are called like variants; those of older versions of diffusers, too.
+    for name in ("model.fp16-00001-of-00001.bin", "model-00001-of-00001.fp16.bin"):
+        torch.save({}, folder / name)
+    put("model.fp16.bin", 7)
+    assert value() == value("fp16") == 7
+    put("model.bf16.bin", 8)
+    assert value("bf16") == 8
+    must_not_load(None, "--variant must say which of the weights, got none for bf16, fp16")
+    must_not_load("ema", "must hold the weights of --variant ema, got bf16, fp16")
+    put("pytorch_model.bin", 9)
+    said = False
+    assert value() == 9 and value("fp16") == 7
+    says = "--variant: must not be given for a single file, got fp16 for "
+    must_refuse(scratch / "official.pt", "--heads", 3, "--variant", "fp16", says=says.removesuffix(" "))
+
+
+# ------------------------------------------------------------------------------------------------ SiT
+
+
+def published_velocity(network: DiT, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+    """What a published SiT predicts, data - noise; t is 1 where x is data. The second half of its output is no use."""
+    return network(x, t, y)[:, : x.shape[1]]
+
+
+def check_sit() -> None:
+    weights = random_weights(TINY)
+    network, info = exported(scratch / "official.pt", "sit.pt", "--kind", "sit", "--heads", 3)
+    expected = {
+        "name": "sit", "prediction": "flow", "noise_schedule": "flow", "num_train_timesteps": "1000",
+        "timestep_type": "float32", "variance": "fixed", "architecture": "sit", "num_classes": "5", "null_class": "5",
+        "beta_start": "", "beta_end": "", "input_channels": "4", "latent_scale": "0.18215", "guidance_scale": "4.0",
+    }  # fmt: skip
+    assert {key: info[key] for key in expected} == expected, info
+    x, _, y = inputs(TINY)
+    t = torch.tensor([0.0, 123.25, 999.5, 1000.0])
+    velocity = -published_velocity(network_of(TINY, weights), x, 1 - t / 1000, y)
+    assert relative(network_of(TINY, weights)(x, t, y)[:, :4], velocity) > 0.01, "the time must matter"
+    must_agree(network(x, t, y), velocity)
+    must_agree(torch.jit.freeze(network)(x, t, y), velocity)  # as the library runs it
+
+    # The weights are the checkpoint's, but for the last layer.
+    inside = network.state_dict()
+    last = {"final_layer.linear.weight", "final_layer.linear.bias"}
+    assert set(inside) == set(weights) and all(inside[name].equal(weights[name]) for name in set(weights) - last)
+    half, _ = exported(scratch / "official.pt", "sit_half.pt", "--kind", "sit", "--heads", 3, "--dtype", "float16")
+    must_agree(half(x.half(), t, y), velocity, 2e-2)
+    exported(scratch / "official.pt", "sit_again.pt", "--kind", "sit", "--heads", 3, "--name", "sit")
+    assert (scratch / "sit_again.pt").read_bytes() == (scratch / "sit.pt").read_bytes()
+
+    # A training checkpoint, and a network without the second half.
+    plain = dataclasses.replace(TINY, patch=4, learned_variance=False)
+    ema, other = random_weights(plain, 1), random_weights(plain, 2)
+    source = saved("sit_training.pt", {"model": other, "ema": ema})
+    for which, chosen in (("ema", ema), ("plain", other)):
+        network, _ = exported(source, "sit_plain.pt", "--kind", "sit", "--heads", 3, "--weights", which)
+        must_agree(network(x, t, y), -published_velocity(network_of(plain, chosen), x, 1 - t / 1000, y))
+
+    must_refuse(source, "--kind", "sit", "--heads", 3, "--arithmetic", "diffusers", says="must be official for SiT")
+    must_refuse(scratch, "--kind", "sit", says="--kind: must be dit for a folder of diffusers")
+    message = run(source, scratch / "refused.pt", "--kind", "flow")
+    assert "invalid choice: 'flow'" in message, message
+
+
+def check_sit_sampling() -> None:
+    """The tool's latents are those of loops in the published convention, from t = 0, noise, to t = 1."""
+    try:
+        import numpy as np
+
+        sys.path.insert(0, str(here.parent / "peers"))
+        from noise import noise
+    except ImportError as error:
+        print(f"skipped sampling with SiT: {error}")
+        return
+    large = dataclasses.replace(TINY, width=96, depth=3)
+    exported(saved("large.pt", random_weights(large, 1)), "sit_large.pt", "--kind", "sit", "--heads", 3)
+    networks = [network_of(TINY, random_weights(TINY)), network_of(large, random_weights(large, 1))]
+    labels, steps, scale = [1, 3], 10, 1.5
+    start = torch.from_numpy(np.stack([noise(seed, 0, 0, (4, 16, 16)) for seed in range(2)])).float()
+
+    def velocity(network: DiT, x: Tensor, t: float) -> Tensor:
+        both = published_velocity(network, torch.cat([x, x]), torch.full((4,), t), torch.tensor([*labels, 5, 5]))
+        given, null = both.chunk(2)
+        return null + scale * (given - null)
+
+    def euler(network: DiT, x: Tensor, t: float) -> Tensor:
+        return x + velocity(network, x, t) / steps
+
+    def heun(network: DiT, x: Tensor, t: float) -> Tensor:
+        slope, after = velocity(network, x, t), euler(network, x, t)
+        if t + 1 / steps > 1 - 1e-6:  # the tool's last step is one of Euler
+            return after
+        return x + (slope + velocity(network, after, t + 1 / steps)) / (2 * steps)
+
+    models = [["--model", str(scratch / name)] for name in ("sit.pt", "sit_large.pt")]
+    classes = [word for label in labels for word in ("--class", str(label))]
+    for sampler, step in (("ddim", euler), ("heun", heun)):
+        for name, arguments, first in (
+            ("one network", models[0], steps),
+            ("a pair", [*models[0], *models[1], "--ratio", "0.4"], 4),
+        ):
+            command = [tool, *arguments, *classes, "--device", "cpu", "--steps", str(steps), "--guidance", str(scale),
+                       "--sampler", sampler, "--latents", str(scratch / "sit.npy"), "--quiet"]
+            subprocess.run(command, check=True)
+            x = start
+            for i in range(steps):
+                x = step(networks[0 if i < first else 1], x, i / steps)
+            difference = relative(torch.from_numpy(np.load(scratch / "sit.npy")), x)
+            print(f"SiT, {sampler}, {name}: largest difference {difference:.1e} of the RMS")
+            assert difference < 1e-5, difference
+    command = [tool, *models[0], "--device", "cpu", "--steps", "20", "--profile", "recommended", "--plan"]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "flow(1000)" in text, text
+
+
 def check_command_line() -> None:
     command = [sys.executable, str(export / "export_dit.py")]
     help_text = subprocess.run([*command, "--help"], check=True, capture_output=True, text=True).stdout
@@ -298,6 +474,8 @@ def check_safetensors() -> None:
     arguments = ["--heads", 3, "--license", "CC0", "--guidance-scale", 1.25, "--name", "tiny"]
     exported(source, "safe.pt", *arguments)
     assert (scratch / "safe.pt").read_bytes() == (scratch / "tiny.pt").read_bytes(), "of one source, the same bytes"
+    exported(source, "safe_sit.pt", "--kind", "sit", "--heads", 3, "--name", "sit")
+    assert (scratch / "safe_sit.pt").read_bytes() == (scratch / "sit.pt").read_bytes()
     (scratch / "short.safetensors").write_bytes(source.read_bytes()[:-100])
     must_refuse(scratch / "short.safetensors", says="must be a safetensors file, got")
 
@@ -333,6 +511,7 @@ def check_diffusers() -> None:
     check_old_config(model)
     check_fixed_variance(diffusers)
     check_pipeline(diffusers, model)
+    check_saved_variants(model)
     check_folder_refusals(model)
     check_scheduler_refusals(model)
     print("diffusers' folders were exported")
@@ -365,6 +544,19 @@ def check_folders(model: torch.nn.Module) -> None:
     x, t, y = inputs(TINY)
     network, _ = exported(scratch / "folder", "half.pt", "--dtype", "float16")
     must_agree(network(x.half(), t, y), expected, 2e-2)
+
+
+def check_saved_variants(model: torch.nn.Module) -> None:
+    """As this version of diffusers writes them."""
+    folder = scratch / "saved_variants"
+    for arguments in ({}, {"max_shard_size": "100KB"}, {"max_shard_size": "100KB", "safe_serialization": False}):
+        shutil.rmtree(folder, ignore_errors=True)
+        model.save_pretrained(folder, variant="fp16", **arguments)
+        for options in ([], ["--variant", "fp16"]):
+            exported(folder, "saved_variant.pt", "--name", "x", *options)
+            assert (scratch / "saved_variant.pt").read_bytes() == (scratch / "folder.pt").read_bytes(), arguments
+    assert len(list(folder.glob("*.fp16-*"))) > 2, "shards"
+    must_refuse(folder, "--variant", "bf16", says="must hold the weights of --variant bf16, got fp16")
 
 
 def copied(source: str, target: Path) -> Path:
@@ -516,6 +708,10 @@ check_half()
 check_class_names()
 check_refusals()
 check_no_code_is_run()
+check_full_disk()
+check_variants()
+check_sit()
+check_sit_sampling()
 check_command_line()
 check_safetensors()
 check_diffusers()

@@ -66,7 +66,8 @@ def main() -> None:
             file.unlink()
         subprocess.run(
             [args.tool, "--model", args.scratch / "dit.pt", "--steps", "4", "--class", "1", "--count", "3", "--guidance",
-             "1", "--decoder", args.scratch / "decoder.pt", "--output", folder, "--device", args.device, "--quiet", *more],
+             "1", "--decoder", args.scratch / "decoder.pt", "--output", folder, "--device", args.device, "--dtype", "float32",
+             "--quiet", *more],
             check=True,
         )
         return np.stack([np.asarray(Image.open(file)) for file in sorted(folder.glob("*.png"))]).astype(int)

@@ -3,9 +3,9 @@
     python stable_diffusion.py TSTITCH_SAMPLE SCRATCH_FOLDER [--device cuda] [--size full]
 
 Two U-Nets of different width with random weights, conditioned on text embeddings; PNDM 50 and LCM 4, guidance 7.5 (PNDM),
-ratios 0, 0.3 and 1, from the same noise. --size full times SD 1.4 and BK-SDM-Tiny shapes in float16 as well, one picture
-of 512 x 512, both programs in turns. Fails when a latent differs by more than 2e-3 of the standard deviation. Exits with
-77 where diffusers or numpy is missing.
+ratios 0, 0.3 and 1, from the same noise. Fails when a latent differs by more than 2e-3 of the standard deviation.
+--size full times SD 1.4 and BK-SDM-Tiny shapes in float16 instead: from the embedding of a prompt to the PNG file of one
+picture of 512 x 512, both programs in turns, the mean of three. Exits with 77 where diffusers or numpy is missing.
 """
 
 import argparse
@@ -20,7 +20,8 @@ from unittest import mock
 try:
     import numpy as np
     import torch
-    from diffusers import LCMScheduler, PNDMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, LCMScheduler, PNDMScheduler, UNet2DConditionModel
+    from PIL import Image
 
     from noise import noise
 except ImportError as error:
@@ -28,6 +29,7 @@ except ImportError as error:
     sys.exit(77)
 
 EXPORTER = Path(__file__).parents[2] / "examples/export/export_unet.py"
+EXPORT_AUTOENCODER = EXPORTER.with_name("export_autoencoder.py")
 BOUND = 2e-3
 SD = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -66,6 +68,26 @@ SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_l
 def network(shape: dict, seed: int) -> UNet2DConditionModel:
     torch.manual_seed(seed)
     return UNet2DConditionModel(in_channels=4, out_channels=4, **shape).eval()
+
+
+def autoencoder() -> AutoencoderKL:
+    """Of Stable Diffusion's shape, with random weights."""
+    torch.manual_seed(2)
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+        scaling_factor=0.18215,
+    ).eval()
+
+
+@torch.no_grad()
+def save(vae: AutoencoderKL, latents: torch.Tensor, path: Path) -> None:
+    """The picture of the first latent."""
+    pixels = vae.decode(latents / vae.config.scaling_factor).sample.float().mul(127.5).add(128).clamp(0, 255).byte()
+    Image.fromarray(pixels[0].permute(1, 2, 0).cpu().numpy()).save(path)
 
 
 @torch.no_grad()
@@ -127,11 +149,11 @@ def main() -> None:
     text, null = (torch.randn(n, 77, width, generator=generator) for n in (count, 1))
     prompts = args.scratch / "prompts.pt"
 
-    def draw(kind: str, steps: int, ratio: float, scale: float, dtype: str, latents: Path, report: Path) -> None:
+    def draw(kind: str, steps: int, ratio: float, scale: float, dtype: str, report: Path, *output: str) -> None:
         subprocess.run(
             [args.tool, *files, "--profile", kind, "--steps", str(steps), "--ratio", str(ratio), "--guidance",
-             str(scale), "--device", args.device, "--dtype", dtype, "--condition", str(prompts), "--latents",
-             str(latents), "--report", str(report), "--quiet"],
+             str(scale), "--device", args.device, "--dtype", dtype, "--condition", str(prompts), "--report",
+             str(report), "--quiet", *output],
             check=True,
         )
 
@@ -142,7 +164,7 @@ def main() -> None:
         for (kind, steps, scale), ratio in itertools.product(
             (("diffusers-pndm", 50, 7.5), ("diffusers-lcm", 4, 1.0)), (0.0, 0.3, 1.0)
         ):
-            draw(kind, steps, ratio, scale, "float32", latents, report)
+            draw(kind, steps, ratio, scale, "float32", report, "--latents", str(latents))
             expected = sample(
                 networks, kind, steps, ratio, scale, text.to(args.device), null.to(args.device), count, args.device,
                 torch.float32,
@@ -159,22 +181,33 @@ def main() -> None:
         print("all latents are those of the peer")
         return
 
-    # Seconds for one picture's latents, both in float16, weights loaded and warm.
+    # Weights loaded and warm on both sides.
     torch.save({"text_embedding": text[:1], "text_embedding.null": null}, prompts)
+    vae, decoder = autoencoder(), args.scratch / "decoder.pt"
+    vae.save_pretrained(args.scratch / "vae")
+    subprocess.run(
+        [sys.executable, EXPORT_AUTOENCODER, args.scratch / "vae", decoder, "--part", "decoder", "--dtype", "float16"],
+        check=True,
+    )
     networks = [model.half() for model in networks]
+    vae = vae.to(args.device).half()
     half_text, half_null = text[:1].to(args.device).half(), null.to(args.device).half()
+    pictures = 3
     for ratio in (0.0, 0.25, 0.5, 0.75, 1.0):
         spent = []
-        for _ in range(3):
+        for _ in range(pictures + 1):
             torch.cuda.synchronize()
             start = time.perf_counter()
-            sample(
+            x = sample(
                 networks, "diffusers-pndm", 50, ratio, 7.5, half_text, half_null, 1, args.device, torch.float16
-            ).cpu()
+            )
+            save(vae, x, args.scratch / "peer.png")
             spent.append(time.perf_counter() - start)
-        draw("diffusers-pndm", 50, ratio, 7.5, "float16", latents, report)
-        ours = json.loads(report.read_text())["seconds"]
-        print(f"ratio {ratio}: tstitch {ours:.3f} s, diffusers {min(spent):.3f} s, {min(spent) / ours:.2f} times", flush=True)
+        theirs = sum(spent[1:]) / pictures  # the first is for warming up
+        draw("diffusers-pndm", 50, ratio, 7.5, "float16", report, "--count", str(pictures), "--batch", "1",
+             "--decoder", str(decoder), "--output", str(args.scratch / "pictures"))  # fmt: skip
+        ours = json.loads(report.read_text())["seconds"] / pictures
+        print(f"ratio {ratio}: tstitch {ours:.3f} s, diffusers {theirs:.3f} s, {theirs / ours:.2f} times", flush=True)
 
 
 if __name__ == "__main__":
