@@ -3,7 +3,10 @@
 #include <ATen/ops/full.h>
 #include <ATen/ops/pixel_shuffle.h>
 #include <ATen/ops/tanh.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
+#include <tstitch/model/cuda_graph.hpp>
+#include <tstitch/model/dit.hpp>
 #include <tstitch/model/torchscript.hpp>
 #include <tstitch/output/decode_queue.hpp>
 #include <tstitch/tstitch.hpp>
@@ -214,4 +217,137 @@ TEST_CASE("batches are decoded behind the sampler, without waits, and are the CP
     CHECK(most <= 1);
     CHECK(off < int(got.size() * got[0].pixels.size()) / 5);
   }
+}
+
+namespace {
+
+const std::string small_file = TSTITCH_MODELS "/cifar10_dit_small.pt";
+const std::string large_file = TSTITCH_MODELS "/cifar10_dit_large.pt";
+
+at::Tensor normal(std::int64_t n, std::vector<std::int64_t> const& shape, std::uint64_t first = 0) {
+  std::vector<std::uint64_t> seeds;
+  for (std::int64_t i = 0; i < n; ++i) seeds.push_back(first + std::uint64_t(i));
+  return noise(seeds, NoiseAddress::initial(), shape, at::TensorOptions().dtype(at::kFloat).device(cuda));
+}
+
+Condition labelled(std::vector<std::int64_t> const& labels) {
+  return {.labels = detail::to_device(labels, cuda), .host_labels = labels};
+}
+
+at::Tensor times(std::int64_t t, std::int64_t n) {
+  return detail::to_device(std::vector<std::int64_t>(std::size_t(n), t), cuda);
+}
+
+/// The root of the mean squared difference, relative to that of what is expected.
+double rms(at::Tensor const& got, at::Tensor const& expected) {
+  const at::Tensor a = got.to(at::kDouble), b = expected.to(at::kDouble);
+  return std::sqrt(a.sub(b).square().mean().item<double>() / b.square().mean().item<double>());
+}
+
+std::int64_t allocated() {
+  return c10::cuda::CUDACachingAllocator::getDeviceStats(0).allocated_bytes[0].current;
+}
+
+}  // namespace
+
+TEST_CASE("the kernel of the DiT engine computes what torch's operations compute") {
+  for (const at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    // Widths of one warp and less, of whole and of broken warps, and of several chunks a thread.
+    for (const std::int64_t width : {8, 64, 128, 256, 384, 1152, 2056, 4096}) {
+      const std::int64_t images = 3, tokens = 7;
+      const at::Tensor x = normal(images, {tokens, width}).mul(3).add(1).to(type);
+      const at::Tensor y = normal(images, {tokens, width}, 10).to(type);
+      const at::Tensor modulation = normal(images, {9, width}, 20).to(type);
+      for (at::Tensor const& added : {y, at::Tensor()}) {
+        const at::Tensor mine = x.clone(), exact = x.to(at::kDouble);
+        const at::Tensor got = detail::residual_norm_modulate(mine, added, modulation, 2, 5, 7, 1e-6);
+        const at::Tensor expected = detail::residual_norm_modulate(
+            exact, added.defined() ? added.to(at::kDouble) : added, modulation.to(at::kDouble), 2, 5, 7, 1e-6, true);
+        // A rounding of the type at the sum, and one at the end.
+        const double unit = type == at::kFloat ? 1e-6 : type == at::kHalf ? 1e-3 : 8e-3;
+        INFO(at::toString(type) << " " << width);
+        REQUIRE(rms(mine, exact) < unit);
+        REQUIRE(rms(got, expected) < 2 * unit);
+      }
+    }
+  }
+}
+
+TEST_CASE("the DiT engine computes what the TorchScript network computes") {
+  for (std::string const& file : {small_file, large_file}) {
+    const at::Tensor x = normal(6, {3, 32, 32});
+    const Condition condition = labelled({0, 3, 9, 10, 10, 10});
+    const TorchScriptOptions exact{.device = cuda, .dtype = at::kFloat};
+    const at::Tensor expected = load_torchscript(file, exact)(x, times(400, 6), condition);
+    CHECK(rms(load_dit(file, exact)(x, times(400, 6), condition, 400.0), expected) < 1e-5);
+    for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+      const TorchScriptOptions rounded{.device = cuda, .dtype = type};
+      const double of_oracle = rms(load_torchscript(file, rounded)(x, times(400, 6), condition), expected);
+      const double of_engine = rms(load_dit(file, rounded)(x, times(400, 6), condition, 400.0), expected);
+      std::printf("%s: TorchScript is %.1e from float32, the engine %.1e\n", at::toString(type), of_oracle, of_engine);
+      CHECK(of_engine < 1.5 * of_oracle);
+    }
+  }
+}
+
+TEST_CASE("graphs give the bits of plain calls, in any order of shapes, and memory stays flat") {
+  const TorchScriptOptions options{.device = cuda, .dtype = at::kHalf};
+  for (Network const& plain : {load_torchscript(small_file, options), load_dit(small_file, options)}) {
+    std::vector<std::string> reasons;
+    const Network graphs =
+        captured(plain, {.graphs = 3, .on_fallback = [&](std::string const& reason) { reasons.push_back(reason); }});
+    std::int64_t settled = 0;
+    for (int round = 0; round < 40; ++round) {
+      const std::int64_t n = 1 + (round * 7) % 5;
+      const at::Tensor x = normal(n, {3, 32, 32}, std::uint64_t(round));
+      const std::vector<std::int64_t> labels(std::size_t(n), round % 11);
+      const double t = 100 + round;
+      const at::Tensor got = graphs(x, times(std::int64_t(t), n), labelled(labels), t);
+      const at::Tensor kept = got.clone();
+      REQUIRE(got.equal(plain(x, times(std::int64_t(t), n), labelled(labels), t)));
+      graphs(x.add(1), times(std::int64_t(t), n), labelled(labels), t);
+      REQUIRE(got.equal(kept));  // a later call leaves it alone
+      if (round == 20) settled = allocated();
+    }
+    CHECK(reasons.empty());
+    CHECK(allocated() <= settled + (std::int64_t(4) << 20));
+  }
+}
+
+TEST_CASE("what cannot be captured is called plainly, and the process stays healthy") {
+  const Network waits(
+      [](at::Tensor const& x, at::Tensor const& t) {
+        return x.mul(double(t.select(0, 0).item<std::int64_t>()));  // asks the GPU for a value
+      },
+      {}, cuda);
+  std::vector<std::string> reasons;
+  const Network network =
+      captured(waits, {.on_fallback = [&](std::string const& reason) { reasons.push_back(reason); }});
+  const at::Tensor x = normal(2, {3, 8, 8});
+  for (int call = 0; call < 3; ++call) CHECK(network(x, times(3, 2), {}).equal(x.mul(3)));
+  REQUIRE(reasons.size() == 1);
+  std::printf("not captured: %s\n", reasons[0].c_str());
+  // Random numbers and other captures still work.
+  CHECK(at::Tensor(x.clone()).normal_().isfinite().all().item<bool>());
+  const Network other = captured(Network([](at::Tensor const& y, at::Tensor const&) { return y.add(1); }, {}, cuda),
+                                 {.on_fallback = [&](std::string const& reason) { reasons.push_back(reason); }});
+  CHECK(other(x, times(3, 2), {}).equal(x.add(1)));
+  CHECK(reasons.size() == 1);
+}
+
+TEST_CASE("a stitched run of captured engines never waits, and is that of plain ones") {
+  const TorchScriptOptions options{.device = cuda, .dtype = at::kHalf};
+  const std::vector<Network> plain{load_dit(small_file, options), load_dit(large_file, options)};
+  const std::vector<Network> graphs{captured(plain[0]), captured(plain[1])};
+  const Request request{.labels = {1, 2, 3, 4}, .seed = 9, .guidance = {.scale = 1.5, .begin = 0.1}};
+  const DDIM sampler{plain[0].noise_schedule(), Stitch{0.4}, {.steps = 10}};
+  const at::Tensor expected = sampler.sample(plain, request).images;
+  CHECK(sampler.sample(graphs, request).images.equal(expected));
+  Trajectory trajectory = sampler.begin(graphs, request);
+  {
+    const NoWaiting no_waiting;
+    trajectory = sampler.begin(graphs, request);
+    while (!trajectory.finished()) sampler.advance(graphs, trajectory);
+  }
+  CHECK(trajectory.x.equal(expected));
 }

@@ -33,6 +33,8 @@ struct NamedCondition {
 /// What a network sees in one evaluation of n rows.
 struct Condition {
   at::Tensor labels = {};  ///< [n] int64, or undefined where there are no classes
+  /// The same on the host, for engines that look things up by label; empty where it is not known.
+  std::vector<std::int64_t> host_labels = {};
   /// [n, ...] each; for look-ups use `at`.
   std::vector<std::pair<std::string, at::Tensor>> tensors = {};
 

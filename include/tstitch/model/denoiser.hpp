@@ -46,11 +46,16 @@ struct EvaluationGuidance {
 
 namespace detail {
 
+/// The timestep as the network is told it.
+inline double network_timestep(Network const& network, double t) {
+  return network.info().timestep_type == TimestepType::int64 ? std::nearbyint(t) : t;
+}
+
 /// What a network takes as t for `rows` rows of x that are all at one timestep.
 inline at::Tensor timestep_rows(Network const& network, at::Tensor const& x, double t, std::int64_t rows) {
   const bool integer = network.info().timestep_type == TimestepType::int64;
   const at::ScalarType type = integer ? at::kLong : x.scalar_type();
-  if (integer) t = std::nearbyint(t);
+  t = network_timestep(network, t);
   if (x.is_cpu() && (integer || type == at::kFloat)) {  // an operation costs more than the numbers
     const at::Tensor host = host_tensor({rows}, type);
     if (integer) {
@@ -71,9 +76,9 @@ inline at::Tensor one_each(std::vector<double> const& values, at::Device device,
 }
 
 /// One network evaluation; the output checked for its shape and brought to the type of x.
-inline at::Tensor evaluate(Network const& network, at::Tensor const& x, at::Tensor const& t,
-                           Condition const& condition) {
-  at::Tensor output = network(x, t, condition);
+template <class Points>
+at::Tensor evaluate(Network const& network, at::Tensor const& x, Points const& points, Condition const& condition) {
+  at::Tensor output = network(x, points.timesteps(network, x, x.size(0)), condition, points.timestep(network));
   const std::int64_t channels = x.size(1) * (network.info().learned_variance ? 2 : 1);
   if (!output.defined() || output.dim() != 4 || output.size(0) != x.size(0) || output.size(1) != channels ||
       output.size(2) != x.size(2) || output.size(3) != x.size(3)) {
@@ -100,8 +105,7 @@ template <class Points>
 std::pair<RawOutput, RawOutput> with_and_without(Network const& network, at::Tensor const& x, Points const& points,
                                                  BatchCondition const& condition) {
   const std::int64_t n = x.size(0);
-  const at::Tensor all =
-      evaluate(network, x.repeat({2, 1, 1, 1}), points.timesteps(network, x, 2 * n), condition.guided);
+  const at::Tensor all = evaluate(network, x.repeat({2, 1, 1, 1}), points, condition.guided);
   return {split(network, all.narrow(0, 0, n), x.size(1)), split(network, all.narrow(0, n, n), x.size(1))};
 }
 
@@ -110,9 +114,9 @@ std::pair<RawOutput, RawOutput> with_and_without(Network const& network, at::Ten
 template <class Points>
 RawOutput guided_output(Network const& network, at::Tensor const& x, Points const& points,
                         BatchCondition const& condition, EvaluationGuidance const& guidance) {
-  const std::int64_t n = x.size(0), channels = x.size(1);
+  const std::int64_t channels = x.size(1);
   if (guidance.scale == 1) {
-    return split(network, evaluate(network, x, points.timesteps(network, x, n), condition.conditional), channels);
+    return split(network, evaluate(network, x, points, condition.conditional), channels);
   }
   const auto [with, without] = with_and_without(network, x, points, condition);
   const std::int64_t guided = guidance.channels ? guidance.channels : channels;
@@ -153,6 +157,8 @@ struct SharedPoint {
     return timestep_rows(network, x, point.t, rows);
   }
 
+  std::optional<double> timestep(Network const& network) const { return network_timestep(network, point.t); }
+
   at::Tensor x_0(Network const& network, at::Tensor const& x, at::Tensor const& output) const {
     const ToX0 to = to_x_0(network.info().prediction_type, point.level);
     return to.of_x == 0 ? output.clone() : weighted_sum(to.of_x, x, to.of_output, output);
@@ -173,8 +179,10 @@ struct PointEach {
     std::vector<double> times;
     for (Timestep const& point : points) times.push_back(integer ? std::nearbyint(point.t) : point.t);
     const at::Tensor each = one_each(times, x.device(), integer ? at::kLong : x.scalar_type());
-    return rows == x.size(0) ? each : each.repeat({2});
+    return rows == std::int64_t(points.size()) ? each : each.repeat({2});
   }
+
+  static std::optional<double> timestep(Network const&) { return {}; }
 
   at::Tensor x_0(Network const& network, at::Tensor const& x, at::Tensor const& output) const {
     std::vector<double> of_x, of_output;

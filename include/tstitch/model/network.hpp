@@ -6,8 +6,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -80,25 +83,55 @@ struct NetworkInfo {
   Architecture architecture = {};
 };
 
+/// Any function of tensors whose result depends on nothing else, and that never looks at their values on the host.
+using TensorFunction = std::function<at::Tensor(std::vector<at::Tensor> const&)>;
+
+/// Makes a function that gives the same in another way, such as by replaying a CUDA graph (cuda_graph.hpp).
+using Capture = std::function<TensorFunction(TensorFunction)>;
+
 /// A trained network: (x, t, condition) -> raw output. A cheap-to-copy value; calls cost a network evaluation, so the
 /// callable is type-erased.
 class Network {
  public:
   /// @param x [n, C, H, W], in the sampler's type (float32 unless the caller chose another)
   /// @param t [n], int64 or the type of x, as info().timestep_type says
+  /// @param timestep what all of t is, where the host knows it
   /// @returns [n, C, H, W], or [n, 2C, H, W] with a learned variance, in any floating type
-  using Function = std::function<at::Tensor(at::Tensor const& x, at::Tensor const& t, Condition const&)>;
+  using Function = std::function<at::Tensor(at::Tensor const& x, at::Tensor const& t, Condition const&,
+                                            std::optional<double> timestep)>;
 
-  /// From any callable (x, t, condition) or (x, t). It must be safe to call from several threads if the sampler is
-  /// used from several.
+  /// From any callable (x, t, condition, timestep), (x, t, condition) or (x, t). It must be safe to call from several
+  /// threads if the sampler is used from several.
+  ///
+  /// Besides it may have:
+  ///   void prepare(std::span<const double> timesteps, Condition const&) const
+  ///       is told of a run before it begins, and may compute ahead what depends on timestep and condition alone
+  ///   Callable captured(Capture const&) const
+  ///       for `captured`: replays only part of itself; else all of it is replayed
   /// @param device where x and t are to be
   template <class Callable>
   requires(!std::is_same_v<std::remove_cvref_t<Callable>, Network>)
       Network(Callable callable, NetworkInfo info = {}, at::Device device = at::kCPU)
-      : self_(std::make_shared<const Self>(Self{erase(std::move(callable)), std::move(info), device})) {}
+      : self_(make_self(std::move(callable), std::move(info), device)) {}
 
-  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition) const {
-    return self_->function(x, t, condition);
+  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
+                        std::optional<double> timestep = {}) const {
+    return self_->function(x, t, condition, timestep);
+  }
+
+  /// Whether it wants to be told of runs before they begin.
+  bool prepares() const { return bool(self_->prepare); }
+
+  /// Tells of a run.
+  /// @param timesteps at which the network will be asked, each once; integers where info().timestep_type says so
+  /// @param condition with which it will be asked
+  void prepare(std::span<const double> timesteps, Condition const& condition) const {
+    if (self_->prepare) self_->prepare(timesteps, condition);
+  }
+
+  /// This network with what it does done by what `capture` makes of it.
+  Network captured(Capture const& capture) const {
+    return self_->capture ? self_->capture(capture, *this) : capture_whole(capture);
   }
 
   NetworkInfo const& info() const { return self_->info; }
@@ -118,23 +151,80 @@ class Network {
     Function function;
     NetworkInfo info;
     at::Device device;
+    std::function<void(std::span<const double>, Condition const&)> prepare = {};
+    std::function<Network(Capture const&, Network const&)> capture = {};
   };
 
   template <class Callable>
+  static std::shared_ptr<const Self> make_self(Callable callable, NetworkInfo info, at::Device device) {
+    Self self{{}, std::move(info), device};
+    if constexpr (requires(std::span<const double> t, Condition const& c) { callable.prepare(t, c); }) {
+      self.prepare = [callable](std::span<const double> t, Condition const& c) { callable.prepare(t, c); };
+    }
+    if constexpr (requires(Capture const& capture) { Network(callable.captured(capture)); }) {
+      self.capture = [callable](Capture const& capture, Network const& whole) {
+        return Network(callable.captured(capture), whole.info(), whole.device());
+      };
+    }
+    self.function = erase(std::move(callable));
+    return std::make_shared<const Self>(std::move(self));
+  }
+
+  template <class Callable>
   static Function erase(Callable callable) {
-    constexpr bool conditional =
-        std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&, Condition const&>;
-    constexpr bool unconditional = std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&>;
-    static_assert(conditional || unconditional,
+    using Tensor = at::Tensor const&;
+    constexpr bool knowing =
+        std::is_invocable_r_v<at::Tensor, Callable&, Tensor, Tensor, Condition const&, std::optional<double>>;
+    constexpr bool conditional = std::is_invocable_r_v<at::Tensor, Callable&, Tensor, Tensor, Condition const&>;
+    constexpr bool unconditional = std::is_invocable_r_v<at::Tensor, Callable&, Tensor, Tensor>;
+    static_assert(knowing || conditional || unconditional,
                   "tstitch::Network: the callable must be 'at::Tensor (at::Tensor const& x, at::Tensor const& t, "
                   "tstitch::Condition const&)' or 'at::Tensor (at::Tensor const& x, at::Tensor const& t)'");
-    if constexpr (conditional) {
+    if constexpr (knowing) {
       return callable;
+    } else if constexpr (conditional) {
+      return [callable = std::move(callable)](Tensor x, Tensor t, Condition const& condition,
+                                              std::optional<double>) mutable { return callable(x, t, condition); };
     } else if constexpr (unconditional) {
-      return [callable = std::move(callable)](at::Tensor const& x, at::Tensor const& t, Condition const&) mutable {
+      return [callable = std::move(callable)](Tensor x, Tensor t, Condition const&, std::optional<double>) mutable {
         return callable(x, t);
       };
     }
+  }
+
+  /// Of one that does not say which part of it to replay. The tensors are those of the condition, in its order.
+  Network capture_whole(Capture const& capture) const {
+    // One function for each set of names, because it is the tensors alone that a captured function sees.
+    struct Captured {
+      std::mutex mutex = {};
+      std::map<std::vector<std::string>, TensorFunction> functions = {};
+    };
+    return Network(
+        [whole = *this, capture, captured = std::make_shared<Captured>()](at::Tensor const& x, at::Tensor const& t,
+                                                                          Condition const& condition) {
+          std::vector<at::Tensor> inputs{x, t};
+          std::vector<std::string> names;
+          const bool labelled = condition.labels.defined();
+          if (labelled) inputs.push_back(condition.labels);
+          names.push_back(labelled ? "labels" : "");
+          for (auto const& [name, tensor] : condition.tensors) {
+            inputs.push_back(tensor);
+            names.push_back(name);
+          }
+          const std::unique_lock lock(captured->mutex);
+          TensorFunction& function = captured->functions[names];
+          if (!function) {
+            function = capture([whole, names, labelled](std::vector<at::Tensor> const& given) {
+              Condition rebuilt{.labels = labelled ? given[2] : at::Tensor()};
+              for (std::size_t i = 1, next = labelled ? 3 : 2; i < names.size(); ++i, ++next) {
+                rebuilt.tensors.emplace_back(names[i], given[next]);
+              }
+              return whole(given[0], given[1], rebuilt);
+            });
+          }
+          return function(inputs);
+        },
+        info(), device());
   }
 
   std::shared_ptr<const Self> self_;

@@ -613,7 +613,23 @@ class Sampler {
       }
     }
     trajectory.condition = condition_of(networks, request, x.options());
+    for (std::size_t k = 0; k < networks.size(); ++k) {
+      if (networks[k].prepares()) prepare(networks[k], k, trajectory);
+    }
     return trajectory;
+  }
+
+  /// Tells a network of the steps that are planned for it, with guidance where there may be any.
+  void prepare(Network const& network, std::size_t index, Trajectory const& trajectory) const {
+    std::vector<double> timesteps;
+    for (std::size_t i = std::size_t(trajectory.next); i < plan_.steps.size(); ++i) {
+      const double t = detail::network_timestep(network, plan_.steps[i].step.t);
+      const bool known = std::find(timesteps.begin(), timesteps.end(), t) != timesteps.end();
+      if (plan_.steps[i].network == index && !known) timesteps.push_back(t);
+    }
+    if (timesteps.empty()) return;
+    BatchCondition const& condition = trajectory.condition;
+    network.prepare(timesteps, condition.guided.labels.defined() ? condition.guided : condition.conditional);
   }
 
   /// The condition of a checked batch on the networks' device.
@@ -625,6 +641,7 @@ class Sampler {
     std::vector<std::int64_t> labels = request.labels;
     if (!labels.empty()) {
       batch.conditional.labels = detail::to_device(labels, device);
+      batch.conditional.host_labels = labels;
       // Any network that states a null class states the same.
       for (Network const& network : networks) {
         if (!network.info().null_class || has_null) continue;
@@ -654,6 +671,7 @@ class Sampler {
       if (labels.size() == request.labels.size())
         labels.insert(labels.end(), request.labels.begin(), request.labels.end());
       batch.guided.labels = detail::to_device(labels, device);
+      batch.guided.host_labels = std::move(labels);
     }
     return batch;
   }

@@ -1,0 +1,188 @@
+/// @file
+/// Networks as CUDA graphs: all launches of an evaluation in one. Opt-in; needs a CUDA build of torch and the CUDA
+/// Toolkit's headers.
+///
+/// A small network leaves a GPU waiting for the host to launch its hundreds of kernels. Recorded once for each shape
+/// and replayed, it does not. Replays give the same bits as plain calls.
+#pragma once
+
+#include <ATen/cuda/CUDAGraph.h>
+#include <c10/core/Event.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "network.hpp"
+
+namespace tstitch {
+
+/// How networks are captured.
+struct CaptureOptions {
+  /// Shapes that are kept; the one that was used least recently makes way. At least 1.
+  std::size_t graphs = 16;
+  /// Plain calls before a capture, in which libraries choose their kernels and TorchScript compiles. At least 1.
+  int warm_ups = 6;
+  /// Is told once for each shape that cannot be captured and is called plainly from then on, and why.
+  std::function<void(std::string const& reason)> on_fallback = {};
+};
+
+namespace detail {
+
+/// Replays a function of tensors, one graph for each set of shapes and types.
+class CudaGraphs {
+ public:
+  CudaGraphs(TensorFunction function, CaptureOptions options)
+      : function_(std::move(function)), options_(std::move(options)) {}
+
+  /// @returns a tensor of its own, which later calls leave alone
+  at::Tensor operator()(std::vector<at::Tensor> const& inputs) {
+    if (inputs.empty() || !inputs[0].is_cuda()) return function_(inputs);
+    const std::lock_guard lock(mutex_);
+    const c10::cuda::CUDAGuard device(inputs[0].device());
+    Entry& entry = entry_for(inputs);
+    if (!entry.graph) return function_(inputs);
+    const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
+    // Graphs share one pool of memory, so that they run one after another, also from several streams.
+    if (replayed_) replayed_->block(stream.unwrap());
+    for (std::size_t i = 0; i < inputs.size(); ++i) entry.inputs[i].copy_(inputs[i], /*non_blocking=*/true);
+    entry.graph->replay();
+    at::Tensor output = entry.output.clone();
+    if (!replayed_) replayed_.emplace(c10::DeviceType::CUDA);
+    replayed_->record(stream.unwrap());
+    return output;
+  }
+
+  /// How many shapes are held, also those that fell back.
+  std::size_t size() const { return entries_.size(); }
+
+ private:
+  using Key = std::vector<std::int64_t>;
+
+  struct Entry {
+    Key key;
+    std::vector<at::Tensor> inputs = {};              ///< where the graph reads
+    at::Tensor output = {};                           ///< where it writes, in its pool
+    std::unique_ptr<at::cuda::CUDAGraph> graph = {};  ///< none: it fell back
+  };
+
+  static Key key_of(std::vector<at::Tensor> const& inputs) {
+    Key key;
+    for (at::Tensor const& input : inputs) {
+      key.push_back(std::int64_t(input.scalar_type()));
+      key.push_back(input.device().index());
+      key.push_back(input.dim());
+      for (const std::int64_t size : input.sizes()) key.push_back(size);
+    }
+    return key;
+  }
+
+  /// The entry of these shapes, moved to the front.
+  Entry& entry_for(std::vector<at::Tensor> const& inputs) {
+    const Key key = key_of(inputs);
+    for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
+      if (entry->key != key) continue;
+      entries_.splice(entries_.begin(), entries_, entry);
+      return entries_.front();
+    }
+    while (entries_.size() >= options_.graphs) {
+      if (replayed_) replayed_->synchronize();  // it may still run
+      entries_.pop_back();
+    }
+    entries_.push_front({key});
+    try {
+      capture(entries_.front(), inputs);
+    } catch (std::exception const& error) {
+      entries_.front() = {key};
+      if (options_.on_fallback) options_.on_fallback(first_line(error));
+    }
+    return entries_.front();
+  }
+
+  /// torch's own messages go on with pages of stack trace.
+  static std::string first_line(std::exception const& error) {
+    auto const* const of_torch = dynamic_cast<c10::Error const*>(&error);
+    const std::string text = of_torch ? of_torch->what_without_backtrace() : error.what();
+    return text.substr(0, text.find('\n'));
+  }
+
+  void capture(Entry& entry, std::vector<at::Tensor> const& inputs) {
+    const c10::cuda::CUDAStream caller = c10::cuda::getCurrentCUDAStream();
+    const c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool();
+    for (at::Tensor const& input : inputs) entry.inputs.push_back(input.clone());
+    c10::Event ready(c10::DeviceType::CUDA);
+    ready.record(caller.unwrap());
+    ready.block(stream.unwrap());
+    {
+      const c10::cuda::CUDAStreamGuard guard(stream);
+      for (int call = 0; call < options_.warm_ups; ++call) function_(entry.inputs);
+      stream.synchronize();
+      auto graph = std::make_unique<at::cuda::CUDAGraph>();
+      if (!pool_) pool_ = at::cuda::graph_pool_handle();
+      // Thread-local: what other threads do meanwhile is no part of it and does not break it.
+      graph->capture_begin(*pool_, cudaStreamCaptureModeThreadLocal);
+      try {
+        entry.output = function_(entry.inputs);
+      } catch (...) {
+        // Ends what was begun, without which random numbers and later captures of the process would fail.
+        try {
+          graph->capture_end();
+        } catch (std::exception const&) {}
+        cudaGetLastError();  // the failure is told once
+        throw;
+      }
+      graph->capture_end();
+      entry.graph = std::move(graph);
+    }
+    c10::Event captured(c10::DeviceType::CUDA);
+    captured.record(stream.unwrap());
+    captured.block(caller.unwrap());
+  }
+
+  TensorFunction function_;
+  CaptureOptions options_;
+  std::mutex mutex_;
+  std::list<Entry> entries_;  ///< newest use first
+  std::optional<at::cuda::MempoolId_t> pool_;
+  std::optional<c10::Event> replayed_;
+};
+
+}  // namespace detail
+
+/// For Network::captured.
+/// @throws std::invalid_argument for options that make no sense
+inline Capture cuda_graphs(CaptureOptions options = {}) {
+  if (options.graphs < 1) throw std::invalid_argument("tstitch::cuda_graphs: graphs must be at least 1, got 0");
+  if (options.warm_ups < 1) {
+    throw std::invalid_argument("tstitch::cuda_graphs: warm_ups must be at least 1, got " +
+                                std::to_string(options.warm_ups));
+  }
+  return [options](TensorFunction function) -> TensorFunction {
+    const auto graphs = std::make_shared<detail::CudaGraphs>(std::move(function), options);
+    return [graphs](std::vector<at::Tensor> const& inputs) { return (*graphs)(inputs); };
+  };
+}
+
+/// The network with its evaluations recorded and replayed: one graph for each shape that it is asked with, captured at
+/// the first call after some warm-up on a stream of its own. What cannot be captured (a wait for the GPU inside, work
+/// on another stream) is called plainly, and `on_fallback` told why; the process stays healthy. On the CPU it is as it
+/// was.
+///
+/// Graphs of one network run one after another, also when several threads ask.
+/// @throws std::invalid_argument for options that make no sense
+inline Network captured(Network const& network, CaptureOptions options = {}) {
+  const Capture capture = cuda_graphs(std::move(options));
+  return network.device().is_cuda() ? network.captured(capture) : network;
+}
+
+}  // namespace tstitch

@@ -1,0 +1,442 @@
+/// @file
+/// A native engine for diffusion transformers. Opt-in.
+///
+/// It takes the weights out of a TorchScript file whose metadata says that it holds a DiT (architecture dit,
+/// dit_diffusers or sit) and runs them as C++: matrix products with what can be folded into them, attention, and one
+/// kernel for the residual, gate, layer norm and modulation between them. What depends on timestep and class alone, all
+/// blocks' adaLN modulations, is computed once for a run instead of in each step. The TorchScript network is the oracle
+/// that tests hold it to, and what to load for everything that is not a DiT.
+#pragma once
+
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/_addmm_activation.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/arange.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/gelu.h>
+#include <ATen/ops/index_select.h>
+#include <ATen/ops/linear.h>
+#include <ATen/ops/pixel_unshuffle.h>
+#include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/silu.h>
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "dit_kernels.hpp"
+#include "host_tensor.hpp"
+#include "network.hpp"
+#include "torchscript.hpp"
+
+namespace tstitch {
+
+/// A matrix and what is added: x -> x weight^T + bias.
+struct DiTLinear {
+  at::Tensor weight;       ///< [out, in]
+  at::Tensor bias;         ///< [out]
+  at::Tensor packed = {};  ///< the weight as oneDNN likes it, on a CPU where that is faster; else undefined
+};
+
+/// The weights of a DiT, under the names of the official checkpoints but for the modulations.
+struct DiTWeights {
+  struct Block {
+    DiTLinear qkv, proj, fc1, fc2;
+  };
+  DiTLinear x_embedder;  ///< [width, channels patch patch]
+  DiTLinear t_embedder0, t_embedder2;
+  at::Tensor y_embedder;  ///< [classes + 1, width]
+  at::Tensor pos_embed;   ///< [1, tokens, width]
+  DiTLinear modulation;   ///< of all blocks and the final layer, [(6 depth + 2) width, width]
+  std::vector<Block> blocks;
+  DiTLinear final_layer;  ///< [patch patch out_channels, width]
+  std::int64_t heads = 0;
+  std::int64_t patch = 0;
+  double frequency_steps = 128;  ///< the k-th frequency of t is 10000^(-k / frequency_steps)
+  double mlp_norm_eps = 1e-6;
+  bool flow = false;  ///< SiT: the embedder is told 1 - t / 1000
+};
+
+namespace detail {
+
+/// x weight^T + bias by oneDNN, then GELU in its tanh form if that is wanted. The bias costs nothing there, and GELU
+/// little.
+inline at::Tensor packed_linear(at::Tensor const& x, DiTLinear const& by, bool gelu) {
+  using Linear = at::Tensor(at::Tensor const&, at::Tensor const&, std::optional<at::Tensor> const&, std::string_view,
+                            c10::List<std::optional<at::Scalar>>, std::optional<std::string_view>);
+  static const auto linear =
+      c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_linear_pointwise", "").typed<Linear>();
+  return linear.call(x, by.packed, by.bias, gelu ? "gelu" : "none", c10::List<std::optional<at::Scalar>>(),
+                     gelu ? std::optional<std::string_view>("tanh") : std::nullopt);
+}
+
+/// Gives the weight to oneDNN where torch has it and it can compute in this type.
+/// @param rows that x will have, about
+inline void pack(DiTLinear& linear, std::int64_t rows) {
+  if (!linear.weight.is_cpu() || linear.weight.scalar_type() == at::kHalf) return;
+  try {
+    using Reorder = at::Tensor(at::Tensor const&, std::optional<c10::SymInt>);
+    static const auto reorder =
+        c10::Dispatcher::singleton().findSchemaOrThrow("mkldnn::_reorder_linear_weight", "").typed<Reorder>();
+    linear.packed = reorder.call(linear.weight, c10::SymInt(rows));
+    packed_linear(linear.weight.new_empty({1, linear.weight.size(1)}).zero_(), linear, false);
+    linear.weight.reset();
+  } catch (std::exception const&) {  // another build of torch, or a processor without bfloat16
+    linear.packed.reset();
+  }
+}
+
+}  // namespace detail
+
+/// How a DiT is run.
+struct DiTOptions {
+  /// Bytes on the device for modulations that are kept, by timestep and class; what does not fit is computed in each
+  /// step. DiT-XL/2 in 16 bits has 0.39 MB for each pair of a timestep and a class.
+  std::int64_t modulation_bytes = std::int64_t(1) << 30;
+  /// With torch's operations one after another instead of the fused kernel.
+  bool plain = false;
+};
+
+/// A DiT (Peebles and Xie 2023, arXiv 2212.09748) with adaLN-zero: a callable for Network.
+class DiT {
+ public:
+  /// @param weights on one device, in one floating type
+  DiT(DiTWeights weights, DiTOptions options = {}) : self_(std::make_shared<Self>(std::move(weights), options)) {
+    if (!options.plain) {
+      for (DiTWeights::Block& block : self_->weights.blocks) {
+        for (DiTLinear* const each : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) {
+          detail::pack(*each, self_->weights.pos_embed.size(1));
+        }
+      }
+    }
+    self_->forward = [self = self_.get()](std::vector<at::Tensor> const& inputs) {
+      return self->evaluate(inputs[0], inputs[1]);
+    };
+  }
+
+  /// @param x [n, channels, size, size]
+  /// @param t [n], int64 or floating
+  /// @param condition of which labels are used, [n]
+  /// @returns [n, out_channels, size, size] in the type of the weights
+  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
+                        std::optional<double> timestep) const {
+    return (*self_)(x, t, condition, timestep);
+  }
+
+  /// Computes the modulations of a run in one product.
+  void prepare(std::span<const double> timesteps, Condition const& condition) const {
+    self_->prepare(timesteps, condition.host_labels);
+  }
+
+  /// Replays what comes after the modulations, which are looked up by what the host knows.
+  DiT captured(Capture const& capture) const {
+    DiT made = *this;
+    made.self_ = std::make_shared<Self>(self_->weights, self_->options);
+    // The original owns what is captured, so that the graph has no reference to its own owner.
+    made.self_->forward = capture(
+        [original = self_](std::vector<at::Tensor> const& inputs) { return original->evaluate(inputs[0], inputs[1]); });
+    return made;
+  }
+
+ private:
+  struct Self {
+    Self(DiTWeights given, DiTOptions how) : weights(std::move(given)), options(how) {}
+
+    DiTWeights weights;
+    DiTOptions options;
+    TensorFunction forward;
+
+    std::mutex mutex = {};
+    at::Tensor table = {};                                                      ///< [rows, slots, width]
+    std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t> row_of = {};  ///< of bits of a timestep, and label
+    std::vector<std::int64_t> labels = {};                                      ///< of the newest evaluation, and
+    std::map<std::int64_t, at::Tensor> rows_of = {};                            ///< their rows by timestep
+
+    std::int64_t width() const { return weights.pos_embed.size(2); }
+    std::int64_t slots() const { return weights.modulation.bias.size(0) / width(); }
+
+    /// How many modulations may be kept.
+    std::int64_t capacity() const {
+      return options.modulation_bytes / (slots() * width() * std::int64_t(weights.pos_embed.element_size()));
+    }
+
+    at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
+                          std::optional<double> timestep) {
+      const at::Tensor modulations = modulations_for(t, condition, timestep);
+      return forward({x, modulations});
+    }
+
+    /// [m, slots, width] of m timesteps and labels.
+    at::Tensor modulate(at::Tensor const& t, at::Tensor const& y) const {
+      at::Tensor time = t.to(at::kFloat);
+      if (weights.flow) time = time.div(1000).neg().add(1);
+      // Multiplied and then divided, as the networks do: t is large, and the last bit of a frequency would show.
+      const at::Tensor frequencies =
+          at::arange(128, t.options().dtype(at::kFloat)).mul(-std::log(10000.0)).div(weights.frequency_steps).exp();
+      const at::Tensor angles = time.unsqueeze(1).mul(frequencies);
+      const at::Tensor waves = at::cat({angles.cos(), angles.sin()}, 1).to(weights.pos_embed.scalar_type());
+      const at::Tensor hidden = at::silu(linear(waves, weights.t_embedder0));
+      const at::Tensor c = linear(hidden, weights.t_embedder2).add(at::index_select(weights.y_embedder, 0, y));
+      return linear(at::silu(c), weights.modulation).view({t.size(0), slots(), width()});
+    }
+
+    static at::Tensor linear(at::Tensor const& x, DiTLinear const& by) {
+      return by.packed.defined() ? detail::packed_linear(x, by, false) : at::linear(x, by.weight, by.bias);
+    }
+
+    void prepare(std::span<const double> timesteps, std::vector<std::int64_t> const& of_rows) {
+      std::vector<std::int64_t> distinct = of_rows;
+      std::sort(distinct.begin(), distinct.end());
+      distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+      const std::lock_guard lock(mutex);
+      keep(timesteps, distinct);
+    }
+
+    /// Computes what is not in the table yet; nothing when it would not fit.
+    bool keep(std::span<const double> timesteps, std::vector<std::int64_t> const& distinct) {
+      std::vector<double> times;
+      std::vector<std::int64_t> of_labels;
+      for (const double timestep : timesteps) {
+        for (const std::int64_t label : distinct) {
+          if (row_of.contains({std::bit_cast<std::int64_t>(timestep), label})) continue;
+          times.push_back(timestep);
+          of_labels.push_back(label);
+        }
+      }
+      if (times.empty()) return true;
+      const std::int64_t count = std::int64_t(times.size());
+      if (std::int64_t(timesteps.size() * distinct.size()) > capacity()) return false;
+      if (std::int64_t(row_of.size()) + count > capacity()) {  // makes room for the new run
+        row_of.clear();
+        return keep(timesteps, distinct);
+      }
+      const std::int64_t used = std::int64_t(row_of.size());
+      if (!table.defined() || table.size(0) < used + count) {
+        const std::int64_t rows = std::min(capacity(), std::max(used + count, table.defined() ? 2 * table.size(0) : 0));
+        const at::Tensor larger = weights.pos_embed.new_empty({rows, slots(), width()});
+        if (used) larger.narrow(0, 0, used).copy_(table.narrow(0, 0, used));
+        table = larger;
+      }
+      rows_of.clear();
+      // In pieces, because the product is there twice for a moment.
+      for (std::int64_t first = 0; first < count; first += 256) {
+        const std::int64_t part = std::min<std::int64_t>(256, count - first);
+        const at::Device device = weights.pos_embed.device();
+        const at::Tensor host = host_times(times, first, part, device.is_cuda());
+        const std::vector<std::int64_t> some(of_labels.begin() + first, of_labels.begin() + first + part);
+        table.narrow(0, used + first, part)
+            .copy_(modulate(host.to(device, /*non_blocking=*/true), detail::to_device(some, device)));
+      }
+      for (std::int64_t i = 0; i < count; ++i) {
+        row_of[{std::bit_cast<std::int64_t>(times[std::size_t(i)]), of_labels[std::size_t(i)]}] = used + i;
+      }
+      return true;
+    }
+
+    /// In float32, as a network would make them of its int64 or float32 timesteps.
+    static at::Tensor host_times(std::vector<double> const& times, std::int64_t first, std::int64_t count,
+                                 bool pinned) {
+      const at::Tensor host = detail::host_tensor({count}, at::kFloat, pinned);
+      for (std::int64_t i = 0; i < count; ++i) {
+        host.mutable_data_ptr<float>()[i] = float(times[std::size_t(first + i)]);
+      }
+      return host;
+    }
+
+    /// [n, slots, width]
+    at::Tensor modulations_for(at::Tensor const& t, Condition const& condition, std::optional<double> timestep) {
+      std::vector<std::int64_t> const& of_rows = condition.host_labels;
+      if (!timestep || std::int64_t(of_rows.size()) != t.size(0)) return modulate(t, condition.labels);
+      const std::lock_guard lock(mutex);
+      if (labels != of_rows) {
+        labels = of_rows;
+        rows_of.clear();
+      }
+      const std::int64_t key = std::bit_cast<std::int64_t>(*timestep);
+      at::Tensor& rows = rows_of[key];
+      if (!rows.defined()) {
+        std::vector<std::int64_t> distinct = of_rows;
+        std::sort(distinct.begin(), distinct.end());
+        distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+        const double only = *timestep;
+        if (!keep({&only, 1}, distinct)) return modulate(t, condition.labels);
+        std::vector<std::int64_t> found;
+        for (const std::int64_t label : of_rows) found.push_back(row_of.at({key, label}));
+        // keep() may have emptied rows_of.
+        return at::index_select(table, 0, rows_of[key] = detail::to_device(found, weights.pos_embed.device()));
+      }
+      return at::index_select(table, 0, rows);
+    }
+
+    /// The network behind its modulations.
+    /// @param x [n, channels, size, size]
+    /// @param modulations [n, slots, width]
+    at::Tensor evaluate(at::Tensor const& x, at::Tensor const& modulations) const {
+      DiTWeights const& w = weights;
+      const at::ScalarType type = w.pos_embed.scalar_type();
+      const at::Tensor patches = at::pixel_unshuffle(x.to(type), w.patch).flatten(2).transpose(1, 2);
+      const at::Tensor tokens = linear(patches, w.x_embedder).add_(w.pos_embed);
+      const auto norm = [&](at::Tensor const& y, int gate, int shift, double eps) {
+        return detail::residual_norm_modulate(tokens, y, modulations, gate, shift, shift + 1, eps, options.plain);
+      };
+      constexpr double eps = 1e-6;
+      const int depth = int(w.blocks.size());
+      at::Tensor normed = norm({}, 0, 0, eps);
+      for (int b = 0; b < depth; ++b) {
+        DiTWeights::Block const& block = w.blocks[std::size_t(b)];
+        // Slots of a block: shift, scale and gate of the attention, then of the MLP.
+        normed = norm(attention(normed, block), 6 * b + 2, 6 * b + 3, w.mlp_norm_eps);
+        normed = norm(mlp(normed, block), 6 * b + 5, 6 * b + 6, eps);
+      }
+      const at::Tensor out = linear(normed, w.final_layer);
+      const std::int64_t grid = x.size(2) / w.patch, columns = x.size(3) / w.patch;
+      const std::int64_t channels = out.size(2) / (w.patch * w.patch);
+      // [n, row, column, y, x, channel] -> [n, channel, row, y, column, x]
+      return out.view({x.size(0), grid, columns, w.patch, w.patch, channels})
+          .permute({0, 5, 1, 3, 2, 4})
+          .reshape({x.size(0), channels, x.size(2), x.size(3)});
+    }
+
+    at::Tensor attention(at::Tensor const& x, DiTWeights::Block const& block) const {
+      const at::Tensor qkv = linear(x, block.qkv)
+                                 .view({x.size(0), x.size(1), 3, weights.heads, x.size(2) / weights.heads})
+                                 .permute({2, 0, 3, 1, 4});  // [3, n, heads, tokens, head width]
+      const at::Tensor values = at::scaled_dot_product_attention(qkv.select(0, 0), qkv.select(0, 1), qkv.select(0, 2));
+      return linear(values.transpose(1, 2).flatten(2), block.proj);
+    }
+
+    at::Tensor mlp(at::Tensor const& x, DiTWeights::Block const& block) const {
+      if (block.fc1.packed.defined()) return linear(detail::packed_linear(x, block.fc1, true), block.fc2);
+      if (x.is_cuda() && !options.plain) {
+        // cuBLASLt adds the bias and takes GELU, in its tanh form, while it writes the product.
+        const at::Tensor hidden = at::_addmm_activation(block.fc1.bias, x.flatten(0, 1), block.fc1.weight.t(), 1, 1,
+                                                        /*use_gelu=*/true);
+        return linear(hidden, block.fc2).view(x.sizes());
+      }
+      return linear(at::gelu(linear(x, block.fc1), "tanh"), block.fc2);
+    }
+  };
+
+  std::shared_ptr<Self> self_;
+};
+
+namespace detail {
+
+/// Tensors of a module by name.
+inline std::map<std::string, at::Tensor> tensors_of(torch::jit::Module const& module) {
+  std::map<std::string, at::Tensor> found;
+  for (auto const& each : module.named_parameters()) found.emplace(each.name, each.value.detach());
+  for (auto const& each : module.named_buffers()) found.emplace(each.name, each.value.detach());
+  return found;
+}
+
+/// The weights of a scripted DiT in this type on this device.
+inline DiTWeights dit_weights(torch::jit::Module const& module, NetworkInfo const& info, at::Device device,
+                              at::ScalarType type, std::string const& source) {
+  const std::map<std::string, at::Tensor> all = tensors_of(module);
+  const auto tensor = [&](std::string const& name, std::vector<std::int64_t> const& shape) {
+    const auto found = all.find(name);
+    const std::string must = "tstitch::load_dit: " + source + ": must hold " + name + " of shape ";
+    if (found == all.end()) throw std::runtime_error(must + shape_text(shape) + ", got none");
+    if (found->second.sizes() != at::IntArrayRef(shape)) {
+      throw std::runtime_error(must + shape_text(shape) + ", got " + shape_text(found->second.sizes()));
+    }
+    return found->second.to(device, type).contiguous();
+  };
+  const auto linear = [&](std::string const& name, std::int64_t out, std::int64_t in) {
+    return DiTLinear{tensor(name + ".weight", {out, in}), tensor(name + ".bias", {out})};
+  };
+  // Constants that other programs' files may lack.
+  const auto constant = [](torch::jit::Module const& of, char const* name, auto otherwise) {
+    if (!of.hasattr(name) && !of.type()->findConstantSlot(name)) return otherwise;
+    const c10::IValue value = of.attr(name);
+    return decltype(otherwise)(value.isBool() ? double(value.toBool()) : value.toScalar().toDouble());
+  };
+  NetworkInfo::Architecture const& a = info.architecture;
+  const std::int64_t width = a.width, hidden = std::int64_t(double(width) * a.mlp_ratio), p = a.patch_size;
+  if (width < 4 || a.depth < 1 || a.heads < 1 || width % a.heads || p < 1 || hidden < 1 || info.height % p ||
+      info.width % p) {
+    throw std::runtime_error("tstitch::load_dit: " + source +
+                             ": must state the width, depth, heads, patch_size and mlp_ratio of a DiT, got width " +
+                             std::to_string(width) + ", depth " + std::to_string(a.depth) + ", heads " +
+                             std::to_string(a.heads) + ", patch_size " + std::to_string(p));
+  }
+  const std::int64_t out_channels = info.channels * (info.learned_variance ? 2 : 1);
+  DiTWeights w;
+  w.heads = a.heads;
+  w.patch = p;
+  w.x_embedder = {tensor("x_embedder.proj.weight", {width, info.channels, p, p}).flatten(1),
+                  tensor("x_embedder.proj.bias", {width})};
+  w.t_embedder0 = linear("t_embedder.mlp.0", width, 256);
+  w.t_embedder2 = linear("t_embedder.mlp.2", width, width);
+  w.y_embedder = tensor("y_embedder.embedding_table.weight", {info.num_classes + 1, width});
+  w.pos_embed = tensor("pos_embed", {1, info.height / p * (info.width / p), width});
+  w.final_layer = linear("final_layer.linear", p * p * out_channels, width);
+  std::vector<at::Tensor> weights, biases;
+  for (std::int64_t b = 0; b < a.depth; ++b) {
+    const std::string block = "blocks." + std::to_string(b) + ".";
+    w.blocks.push_back({linear(block + "attn.qkv", 3 * width, width), linear(block + "attn.proj", width, width),
+                        linear(block + "mlp.fc1", hidden, width), linear(block + "mlp.fc2", width, hidden)});
+    const DiTLinear modulation = linear(block + "adaLN_modulation.1", 6 * width, width);
+    weights.push_back(modulation.weight);
+    biases.push_back(modulation.bias);
+  }
+  const DiTLinear modulation = linear("final_layer.adaLN_modulation.1", 2 * width, width);
+  weights.push_back(modulation.weight);
+  biases.push_back(modulation.bias);
+  w.modulation = {at::cat(weights), at::cat(biases)};
+  if (const std::string next = "blocks." + std::to_string(a.depth) + ".attn.qkv.weight"; all.contains(next)) {
+    throw std::runtime_error("tstitch::load_dit: " + source + ": must hold " + std::to_string(a.depth) +
+                             " blocks, got also " + next);
+  }
+  const torch::jit::Module embedder = module.attr("t_embedder").toModule();
+  w.frequency_steps = constant(embedder, "frequency_steps", w.frequency_steps);
+  w.flow = constant(embedder, "flow", false);
+  for (auto const& block : module.attr("blocks").toModule().named_children()) {
+    if (block.name == "0") w.mlp_norm_eps = constant(block.value.attr("norm2").toModule(), "eps", w.mlp_norm_eps);
+  }
+  return w;
+}
+
+}  // namespace detail
+
+/// Whether `load_dit` knows the network of this file.
+inline bool is_dit(NetworkInfo const& info) {
+  std::string const& kind = info.architecture.kind;
+  return kind == "dit" || kind == "dit_diffusers" || kind == "sit";
+}
+
+/// Loads a DiT for the native engine.
+/// @param options as for load_torchscript
+/// @throws std::runtime_error naming the file and what is wrong with it, or that it is no DiT
+inline Network load_dit(std::string const& path, TorchScriptOptions const& options = {}, DiTOptions const& how = {}) {
+  detail::require_readable(detail::torchscript_file, path);
+  detail::require_device(options.device);
+  return detail::reading(detail::torchscript_file, detail::quoted(path), [&] {
+    caffe2::serialize::PyTorchStreamReader archive(path);
+    NetworkInfo info = detail::read_network_info(archive, detail::quoted(path), options.info);
+    if (!is_dit(info)) {
+      throw std::runtime_error("tstitch::load_dit: " + detail::quoted(path) +
+                               ": must have the architecture dit, dit_diffusers or sit, got '" +
+                               info.architecture.kind + "'");
+    }
+    const c10::AutoGradMode no_gradients(false);
+    const torch::jit::Module module = torch::jit::load(path);
+    const at::ScalarType type = detail::type_of(module, options);
+    DiT dit(detail::dit_weights(module, info, options.device, type, detail::quoted(path)), how);
+    return Network(std::move(dit), std::move(info), options.device);
+  });
+}
+
+}  // namespace tstitch

@@ -1,0 +1,436 @@
+/// @file
+/// The elementwise halves of a DiT block in one pass: a CUDA kernel compiled at its first use by NVRTC, and a loop for
+/// the CPU. Everything else in a block is a matrix product.
+///
+/// NVRTC rather than nvcc, because it is where every CUDA build of torch runs (torch's own fuser needs it), asks
+/// nothing of the program's build, and makes code for the very GPU and width. What it made is kept in the folder that
+/// TSTITCH_KERNEL_CACHE names, else $XDG_CACHE_HOME/tstitch or ~/.cache/tstitch; an empty TSTITCH_KERNEL_CACHE keeps
+/// nothing.
+#pragma once
+
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/addcmul.h>
+#include <ATen/ops/layer_norm.h>
+#include <c10/core/Stream.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
+
+#include <array>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "../output/write_file.hpp"
+#include "vector_code.hpp"
+
+namespace tstitch::detail {
+
+/// CUDA C++ of the kernel, which needs no headers. ELEMENT is 0 for float, 1 for __half, 2 for __nv_bfloat16; WIDTH is
+/// the number of channels, a multiple of 8 up to 8192.
+///
+/// One thread block has one token [WIDTH]; each of its threads has 8 channels, or 8 times CHUNKS.
+inline constexpr char dit_kernel_source[] = R"cuda(
+#if ELEMENT == 0
+typedef float Element;
+__device__ float to_float(Element value) { return value; }
+__device__ Element from_float(float value) { return value; }
+#elif ELEMENT == 1
+typedef unsigned short Element;
+__device__ float to_float(Element value) {
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value));
+  return result;
+}
+__device__ Element from_float(float value) {
+  Element result;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result) : "f"(value));
+  return result;
+}
+#else
+typedef unsigned short Element;
+__device__ float to_float(Element value) { return __uint_as_float((unsigned)value << 16); }
+__device__ Element from_float(float value) {
+  Element result;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result) : "f"(value));
+  return result;
+}
+#endif
+
+struct alignas(16) Eight { Element values[8]; };
+
+constexpr int THREADS = (WIDTH / 8 + CHUNKS - 1) / CHUNKS;  // that have channels; a block is whole warps
+constexpr int WARPS = (THREADS + 31) / 32;
+
+// Of all threads of the block.
+__device__ float sum(float value, float* shared) {
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
+  if (WARPS == 1) return value;
+  const int warp = threadIdx.x / 32;
+  __syncthreads();  // what an earlier sum left has been read
+  if (threadIdx.x % 32 == 0) shared[warp] = value;
+  __syncthreads();
+  float total = 0;
+  for (int i = 0; i < WARPS; ++i) total += shared[i];
+  return total;
+}
+
+// x += gate * y, then normed = layer_norm(x) * (1 + scale) + shift.
+//
+// x, y, normed [images * tokens, WIDTH]; modulation [images, slots, WIDTH], of which gate, shift and scale are the slots.
+// Without y nothing is added.
+extern "C" __global__ void residual_norm_modulate(Element* x, const Element* y, const Element* modulation,
+                                                  Element* normed, int tokens, int slots, int gate, int shift,
+                                                  int scale, float eps) {
+  __shared__ float shared[WARPS];
+  const long long row = blockIdx.x;
+  const Element* const of_image = modulation + row / tokens * slots * WIDTH;
+  Element* const x_row = x + row * WIDTH;
+  float values[CHUNKS][8];
+  float total = 0;
+#pragma unroll
+  for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+    const int channel = (chunk * THREADS + threadIdx.x) * 8;
+    const bool mine = threadIdx.x < THREADS && channel < WIDTH;
+    Eight own = {};
+    if (mine) own = *reinterpret_cast<const Eight*>(x_row + channel);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) values[chunk][i] = mine ? to_float(own.values[i]) : 0;
+    if (y && mine) {
+      const Eight added = *reinterpret_cast<const Eight*>(y + row * WIDTH + channel);
+      const Eight gates = *reinterpret_cast<const Eight*>(of_image + gate * WIDTH + channel);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        own.values[i] = from_float(values[chunk][i] + to_float(gates.values[i]) * to_float(added.values[i]));
+        values[chunk][i] = to_float(own.values[i]);  // the norm is of what is stored
+      }
+      *reinterpret_cast<Eight*>(x_row + channel) = own;
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) total += values[chunk][i];
+  }
+  const float mean = sum(total, shared) / WIDTH;
+  float squares = 0;
+#pragma unroll
+  for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+    const int channel = (chunk * THREADS + threadIdx.x) * 8;
+    const bool mine = threadIdx.x < THREADS && channel < WIDTH;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float centred = values[chunk][i] - mean;
+      if (mine) squares += centred * centred;
+    }
+  }
+  const float inverse = rsqrtf(sum(squares, shared) / WIDTH + eps);
+#pragma unroll
+  for (int chunk = 0; chunk < CHUNKS; ++chunk) {
+    const int channel = (chunk * THREADS + threadIdx.x) * 8;
+    if (threadIdx.x >= THREADS || channel >= WIDTH) continue;
+    const Eight scales = *reinterpret_cast<const Eight*>(of_image + scale * WIDTH + channel);
+    const Eight shifts = *reinterpret_cast<const Eight*>(of_image + shift * WIDTH + channel);
+    Eight result;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      const float value = (values[chunk][i] - mean) * inverse;
+      result.values[i] = from_float(value * (1 + to_float(scales.values[i])) + to_float(shifts.values[i]));
+    }
+    *reinterpret_cast<Eight*>(normed + row * WIDTH + channel) = result;
+  }
+}
+)cuda";
+
+/// Sizes of the kernel for a width.
+struct DiTKernelShape {
+  int width;
+  int chunks() const { return (width / 8 + 255) / 256; }
+  int threads() const { return ((width / 8 + chunks() - 1) / chunks() + 31) / 32 * 32; }
+  static bool fits(std::int64_t width) { return width % 8 == 0 && width >= 8 && width <= 8192; }
+};
+
+/// A library that the program need not be linked with.
+class SharedLibrary {
+ public:
+  /// @param names tried in turn
+  explicit SharedLibrary(std::vector<std::string> const& names) {
+    for (std::string const& name : names) {
+      if (!handle_) handle_ = dlopen(name.c_str(), RTLD_LAZY | RTLD_GLOBAL);
+    }
+  }
+
+  explicit operator bool() const { return handle_; }
+
+  template <class Function>
+  Function* get(char const* name) const {
+    void* const found = handle_ ? dlsym(handle_, name) : nullptr;
+    if (!found) throw std::runtime_error(std::string("tstitch: must find ") + name + ", got no such function");
+    return reinterpret_cast<Function*>(found);
+  }
+
+ private:
+  void* handle_ = nullptr;  // for the life of the program
+};
+
+/// Machine code of the kernel by NVRTC; needs no GPU.
+/// @param element 0 float32, 1 float16, 2 bfloat16
+/// @param architecture 90 for compute capability 9.0; at least 80
+/// @throws std::runtime_error when there is no NVRTC or it refuses
+inline std::string compile_dit_kernel(int element, DiTKernelShape shape, int architecture) {
+  static const SharedLibrary nvrtc({"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"});
+  if (!nvrtc) throw std::runtime_error("tstitch: must find NVRTC (libnvrtc.so), got none");
+  using Program = void*;
+  const auto check = [&](int error, std::string const& log) {
+    if (error == 0) return;
+    throw std::runtime_error(std::string("tstitch: NVRTC must compile the kernel, got ") +
+                             nvrtc.get<char const*(int)>("nvrtcGetErrorString")(error) + "\n" + log);
+  };
+  Program program = nullptr;
+  check(nvrtc.get<int(Program*, char const*, char const*, int, char const* const*, char const* const*)>(
+            "nvrtcCreateProgram")(&program, dit_kernel_source, "tstitch_dit.cu", 0, nullptr, nullptr),
+        "");
+  const std::array<std::string, 6> options{"-arch=sm_" + std::to_string(architecture),
+                                           "-DELEMENT=" + std::to_string(element),
+                                           "-DWIDTH=" + std::to_string(shape.width),
+                                           "-DCHUNKS=" + std::to_string(shape.chunks()),
+                                           "-std=c++17",
+                                           "-lineinfo"};
+  std::array<char const*, options.size()> words{};
+  for (std::size_t i = 0; i < options.size(); ++i) words[i] = options[i].c_str();
+  const int error =
+      nvrtc.get<int(Program, int, char const* const*)>("nvrtcCompileProgram")(program, int(words.size()), words.data());
+  std::string log, code;
+  std::size_t size = 0;
+  nvrtc.get<int(Program, std::size_t*)>("nvrtcGetProgramLogSize")(program, &size);
+  log.resize(size);
+  nvrtc.get<int(Program, char*)>("nvrtcGetProgramLog")(program, log.data());
+  if (error == 0) {
+    check(nvrtc.get<int(Program, std::size_t*)>("nvrtcGetCUBINSize")(program, &size), "");
+    code.resize(size);
+    check(nvrtc.get<int(Program, char*)>("nvrtcGetCUBIN")(program, code.data()), "");
+  }
+  nvrtc.get<int(Program*)>("nvrtcDestroyProgram")(&program);
+  check(error, log);
+  return code;
+}
+
+/// Where compiled kernels are kept; empty: nowhere.
+inline std::filesystem::path kernel_cache_folder() {
+  if (char const* const named = std::getenv("TSTITCH_KERNEL_CACHE")) return named;
+  if (char const* const cache = std::getenv("XDG_CACHE_HOME"); cache && *cache) {
+    return std::filesystem::path(cache) / "tstitch";
+  }
+  char const* const home = std::getenv("HOME");
+  return home && *home ? std::filesystem::path(home) / ".cache" / "tstitch" : std::filesystem::path();
+}
+
+/// The same, from the cache where it is there. A cache that cannot be read or written is as good as none.
+inline std::string cached_dit_kernel(int element, DiTKernelShape shape, int architecture) {
+  const std::filesystem::path folder = kernel_cache_folder();
+  if (folder.empty()) return compile_dit_kernel(element, shape, architecture);
+  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a of the source
+  for (char const* c = dit_kernel_source; *c; ++c) hash = (hash ^ std::uint64_t(*c)) * 0x100000001b3;
+  char name[96];
+  std::snprintf(name, sizeof name, "dit-%d-%d-sm%d-%016llx.cubin", element, shape.width, architecture,
+                static_cast<unsigned long long>(hash));
+  if (std::ifstream file(folder / name, std::ios::binary); file) {
+    std::string code{std::istreambuf_iterator<char>(file), {}};
+    if (code.compare(0, 4,
+                     "\x7f"
+                     "ELF") == 0) {
+      return code;
+    }
+  }
+  std::string code = compile_dit_kernel(element, shape, architecture);
+  try {
+    std::filesystem::create_directories(folder);
+    write_file((folder / name).string(), code);
+  } catch (std::exception const&) {}
+  return code;
+}
+
+/// The kernel on a GPU.
+class DiTKernel {
+ public:
+  /// For the device that is current.
+  /// @throws std::runtime_error when it cannot be had there
+  DiTKernel(int element, DiTKernelShape shape) : shape_(shape) {
+    static const SharedLibrary driver({"libcuda.so.1"});
+    using Module = void*;
+    int device = 0, major = 0, minor = 0;
+    const auto check = [](char const* what, int error) {
+      if (error) {
+        throw std::runtime_error(std::string("tstitch: ") + what + " must succeed, got CUDA error " +
+                                 std::to_string(error));
+      }
+    };
+    check("cuCtxGetDevice", driver.get<int(int*)>("cuCtxGetDevice")(&device));
+    const auto attribute = driver.get<int(int*, int, int)>("cuDeviceGetAttribute");
+    check("cuDeviceGetAttribute", attribute(&major, 75, device));  // COMPUTE_CAPABILITY_MAJOR and _MINOR
+    check("cuDeviceGetAttribute", attribute(&minor, 76, device));
+    const int architecture = 10 * major + minor;
+    if (architecture < 80) {
+      throw std::runtime_error("tstitch: the GPU must have compute capability 8.0 or more, got " +
+                               std::to_string(major) + "." + std::to_string(minor));
+    }
+    const std::string code = cached_dit_kernel(element, shape, architecture);
+    Module module = nullptr;  // stays loaded: graphs may hold the kernel
+    check("cuModuleLoadData", driver.get<int(Module*, void const*)>("cuModuleLoadData")(&module, code.data()));
+    check("cuModuleGetFunction", driver.get<int(void**, Module, char const*)>("cuModuleGetFunction")(
+                                     &function_, module, "residual_norm_modulate"));
+    launch_ = driver.get<Launch>("cuLaunchKernel");
+  }
+
+  void operator()(at::Tensor const& x, at::Tensor const& y, at::Tensor const& modulation, at::Tensor const& normed,
+                  int gate, int shift, int scale, double eps) const {
+    void* x_data = x.data_ptr();
+    void* y_data = y.defined() ? y.data_ptr() : nullptr;
+    void* modulation_data = modulation.data_ptr();
+    void* normed_data = normed.data_ptr();
+    int tokens = int(x.size(1)), slots = int(modulation.size(1));
+    float epsilon = float(eps);
+    std::array<void*, 10> arguments{&x_data, &y_data, &modulation_data, &normed_data, &tokens,
+                                    &slots,  &gate,   &shift,           &scale,       &epsilon};
+    const c10::impl::VirtualGuardImpl guard(x.device().type());
+    const int error = launch_(function_, unsigned(x.size(0) * x.size(1)), 1, 1, unsigned(shape_.threads()), 1, 1, 0,
+                              guard.getStream(x.device()).native_handle(), arguments.data(), nullptr);
+    if (error) {
+      throw std::runtime_error("tstitch: the DiT kernel must start, got CUDA error " + std::to_string(error));
+    }
+  }
+
+ private:
+  using Launch = int(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**,
+                     void**);
+
+  DiTKernelShape shape_;
+  void* function_ = nullptr;
+  Launch* launch_ = nullptr;
+};
+
+/// The kernel for tensors like x, which is [n, tokens, width]; null where there is none.
+inline DiTKernel const* dit_kernel(at::Tensor const& x) {
+  const int element = x.scalar_type() == at::kFloat      ? 0
+                      : x.scalar_type() == at::kHalf     ? 1
+                      : x.scalar_type() == at::kBFloat16 ? 2
+                                                         : -1;
+  if (!x.is_cuda() || element < 0 || !DiTKernelShape::fits(x.size(2))) return nullptr;
+  static std::mutex mutex;
+  static std::map<std::tuple<int, int, int>, DiTKernel> kernels;
+  const std::lock_guard lock(mutex);
+  const std::tuple key{int(x.device().index()), element, int(x.size(2))};
+  auto found = kernels.find(key);
+  if (found == kernels.end()) {
+    found = kernels.emplace(key, DiTKernel(element, DiTKernelShape{int(x.size(2))})).first;
+  }
+  return &found->second;
+}
+
+/// What the loop over tokens on the host works on, all float32: x, y and normed [rows, width], modulation
+/// [rows / tokens, slots, width]; without y nothing is added. The width is a multiple of 8.
+struct ModulatedRows {
+  float* x;
+  float const* y;
+  float const* modulation;
+  float* normed;
+  std::int64_t tokens, slots, width;
+  int gate, shift, scale;
+  float eps;
+};
+
+/// Eight neighbours. Left to itself a compiler adds floats one by one, because their order matters.
+typedef float EightFloats __attribute__((vector_size(32), aligned(4), may_alias));
+
+inline EightFloats* eights(float* row) {
+  return reinterpret_cast<EightFloats*>(row);
+}
+inline EightFloats const* eights(float const* row) {
+  return reinterpret_cast<EightFloats const*>(row);
+}
+
+[[gnu::always_inline]] inline float sum_of(EightFloats const& v) {
+  return ((v[0] + v[1]) + (v[2] + v[3])) + ((v[4] + v[5]) + (v[6] + v[7]));
+}
+
+/// Token by token in one pass.
+[[gnu::always_inline]] inline void residual_norm_modulate_rows(ModulatedRows const& rows, std::int64_t first,
+                                                               std::int64_t last) {
+  const std::int64_t eighths = rows.width / 8;
+  for (std::int64_t row = first; row < last; ++row) {
+    float const* const of_image = rows.modulation + row / rows.tokens * rows.slots * rows.width;
+    auto const scales = eights(of_image + rows.scale * rows.width), shifts = eights(of_image + rows.shift * rows.width);
+    auto const x = eights(rows.x + row * rows.width), normed = eights(rows.normed + row * rows.width);
+    EightFloats sums = {}, squares = {};
+    if (rows.y) {
+      auto const y = eights(rows.y + row * rows.width), gates = eights(of_image + rows.gate * rows.width);
+      for (std::int64_t c = 0; c < eighths; ++c) sums += x[c] += gates[c] * y[c];
+    } else {
+      for (std::int64_t c = 0; c < eighths; ++c) sums += x[c];
+    }
+    const float mean = sum_of(sums) / float(rows.width);
+    for (std::int64_t c = 0; c < eighths; ++c) squares += (x[c] - mean) * (x[c] - mean);
+    const float inverse = 1 / std::sqrt(sum_of(squares) / float(rows.width) + rows.eps);
+    for (std::int64_t c = 0; c < eighths; ++c) normed[c] = (x[c] - mean) * inverse * (1 + scales[c]) + shifts[c];
+  }
+}
+
+#ifdef TSTITCH_X86
+[[gnu::target("avx2,fma")]] inline void residual_norm_modulate_rows_avx2(ModulatedRows const& rows, std::int64_t first,
+                                                                         std::int64_t last) {
+  residual_norm_modulate_rows(rows, first, last);
+}
+#endif
+
+/// x += gate y, in place, and then layer_norm(x) (1 + scale) + shift.
+///
+/// @param x [n, tokens, width], contiguous
+/// @param y the same, or undefined: nothing is added
+/// @param modulation [n, slots, width], contiguous; `gate`, `shift` and `scale` are slots
+/// @param plain with torch's operations, one after another
+/// @returns [n, tokens, width]
+inline at::Tensor residual_norm_modulate(at::Tensor const& x, at::Tensor const& y, at::Tensor const& modulation,
+                                         int gate, int shift, int scale, double eps, bool plain = false) {
+  const std::int64_t tokens = x.size(1), width = x.size(2);
+  if (!plain && x.is_cuda()) {
+    if (DiTKernel const* const kernel = dit_kernel(x)) {
+      at::Tensor normed = x.new_empty(x.sizes());
+      (*kernel)(x, y.defined() ? y.contiguous() : y, modulation, normed, gate, shift, scale, eps);
+      return normed;
+    }
+  }
+  if (!plain && x.is_cpu() && x.scalar_type() == at::kFloat && width % 8 == 0) {
+    at::Tensor normed = x.new_empty(x.sizes());
+    const at::Tensor added = y.defined() ? y.contiguous() : y;
+    const ModulatedRows rows{.x = x.mutable_data_ptr<float>(),
+                             .y = added.defined() ? added.const_data_ptr<float>() : nullptr,
+                             .modulation = modulation.const_data_ptr<float>(),
+                             .normed = normed.mutable_data_ptr<float>(),
+                             .tokens = tokens,
+                             .slots = modulation.size(1),
+                             .width = width,
+                             .gate = gate,
+                             .shift = shift,
+                             .scale = scale,
+                             .eps = float(eps)};
+    at::parallel_for(0, x.size(0) * tokens, 32, [&](std::int64_t first, std::int64_t last) {
+#ifdef TSTITCH_X86
+      if (has_avx2()) return residual_norm_modulate_rows_avx2(rows, first, last);
+#endif
+      residual_norm_modulate_rows(rows, first, last);
+    });
+    return normed;
+  }
+  const auto slot = [&](int k) { return modulation.narrow(1, k, 1); };  // [n, 1, width]
+  if (y.defined()) x.addcmul_(slot(gate), y);
+  return at::addcmul(slot(shift), at::layer_norm(x, {width}, {}, {}, eps), slot(scale).add(1));
+}
+
+}  // namespace tstitch::detail

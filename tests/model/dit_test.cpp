@@ -1,0 +1,227 @@
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
+#include <unistd.h>
+#include <tstitch/model/dit.hpp>
+#include <tstitch/sampler/ddim.hpp>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "../catch.hpp"
+#include "../oracle.hpp"
+
+using namespace tstitch;
+
+namespace {
+
+const std::string small_file = TSTITCH_MODELS "/cifar10_dit_small.pt";
+const std::string large_file = TSTITCH_MODELS "/cifar10_dit_large.pt";
+
+/// The largest difference, relative to the RMS of what is expected.
+double relative(at::Tensor const& got, at::Tensor const& expected) {
+  REQUIRE(got.sizes() == expected.sizes());
+  const at::Tensor a = got.to(at::kFloat), b = expected.to(at::kFloat);
+  return a.sub(b).abs().max().item<double>() / b.square().mean().sqrt().item<double>();
+}
+
+at::Tensor pictures(std::int64_t n) {
+  std::vector<std::uint64_t> seeds;
+  for (std::int64_t i = 0; i < n; ++i) seeds.push_back(std::uint64_t(i));
+  return noise(seeds, NoiseAddress::initial(), {3, 32, 32}, at::kFloat);
+}
+
+Condition labelled(std::vector<std::int64_t> const& labels, bool known = true) {
+  return {.labels = detail::to_device(labels, at::kCPU), .host_labels = known ? labels : std::vector<std::int64_t>()};
+}
+
+at::Tensor times(double t, std::int64_t n) {
+  return detail::to_device(std::vector<std::int64_t>(std::size_t(n), std::int64_t(t)), at::kCPU);
+}
+
+}  // namespace
+
+TEST_CASE("the native engine computes what the TorchScript network computes") {
+  const c10::AutoGradMode no_gradients(false);
+  for (std::string const& file : {small_file, large_file}) {
+    const Network oracle = load_torchscript(file), native = load_dit(file);
+    const Network plain = load_dit(file, {}, {.plain = true});
+    CHECK(native.info().name == oracle.info().name);
+    const at::Tensor x = pictures(3);
+    for (const double t : {999.0, 400.0, 0.0}) {
+      const Condition condition = labelled({3, 10, 3});
+      const at::Tensor expected = oracle(x, times(t, 3), condition);
+      // Matrix products of another order: a float32 forward is exact to about 1e-5.
+      CHECK(relative(native(x, times(t, 3), condition, t), expected) < 5e-5);
+      CHECK(relative(native(x, times(t, 3), condition), expected) < 5e-5);
+      CHECK(relative(native(x, times(t, 3), labelled({3, 10, 3}, false), t), expected) < 5e-5);
+      CHECK(relative(plain(x, times(t, 3), condition, t), expected) < 5e-5);
+    }
+    // Each row at a timestep of its own.
+    const at::Tensor each = detail::to_device({5, 800, 44}, at::kCPU);
+    const at::Tensor expected = oracle(x, each, labelled({0, 1, 2}));
+    CHECK(relative(native(x, each, labelled({0, 1, 2})), expected) < 5e-5);
+    CHECK(relative(native(x, times(44, 3), labelled({0, 1, 2}), 44.0), expected) > 1e-2);  // the test would notice
+  }
+}
+
+TEST_CASE("modulations are looked up, whatever was kept before") {
+  const c10::AutoGradMode no_gradients(false);
+  const Network oracle = load_torchscript(small_file);
+  const at::Tensor x = pictures(4);
+  const std::int64_t row = 38 * 128 * 4;  // bytes of a timestep and label: 6 x 6 + 2 slots of width 128
+  for (const std::int64_t bytes : {std::int64_t(0), row - 1, row, 2 * row, 7 * row, std::int64_t(1) << 30}) {
+    const Network native = load_dit(small_file, {}, {.modulation_bytes = bytes});
+    const std::vector<double> planned{999, 500, 1};
+    native.prepare(planned, labelled({3, 10, 3, 10}));
+    for (std::vector<std::int64_t> const& labels :
+         {std::vector<std::int64_t>{3, 10, 3, 10}, {10, 3, 3, 3}, {1, 2, 3, 4}, {3, 10, 3, 10}}) {
+      for (const double t : {999.0, 500.0, 1.0, 777.0, 999.0}) {
+        REQUIRE(relative(native(x, times(t, 4), labelled(labels), t), oracle(x, times(t, 4), labelled(labels))) < 5e-5);
+      }
+    }
+  }
+}
+
+TEST_CASE("a stitched trajectory is that of the TorchScript pair, and the two may share one") {
+  const std::vector<Network> oracle = load_torchscript_networks({small_file, large_file});
+  const std::vector<Network> native{load_dit(small_file), load_dit(large_file)};
+  const DDIM sampler{oracle[0].noise_schedule(), Stitch{0.5}, {.steps = 4}};
+  const Request request{.labels = {7, 3}, .seed = 5, .guidance = {.scale = 2}};
+  const at::Tensor expected = sampler.sample(oracle, request).images;
+  CHECK(native[0].prepares());
+  CHECK_FALSE(oracle[0].prepares());
+  CHECK(relative(sampler.sample(native, request).images, expected) < 2e-4);
+  CHECK(relative(sampler.sample({native[0], oracle[1]}, request).images, expected) < 2e-4);
+}
+
+TEST_CASE("bfloat16 is as far from float32 as the TorchScript network is") {
+  const c10::AutoGradMode no_gradients(false);
+  const TorchScriptOptions half{.dtype = at::kBFloat16};
+  const at::Tensor x = pictures(2), expected = load_torchscript(small_file)(x, times(500, 2), labelled({1, 10}));
+  const double of_oracle = relative(load_torchscript(small_file, half)(x, times(500, 2), labelled({1, 10})), expected);
+  const double of_native = relative(load_dit(small_file, half)(x, times(500, 2), labelled({1, 10}), 500.0), expected);
+  CHECK(of_oracle > 1e-3);
+  CHECK(of_native < 2 * of_oracle);
+}
+
+TEST_CASE("only what follows the modulations is captured") {
+  const c10::AutoGradMode no_gradients(false);
+  int made = 0, calls = 0;
+  std::vector<std::vector<std::int64_t>> shapes;
+  const Capture capture = [&](TensorFunction function) -> TensorFunction {
+    ++made;
+    return [&, function](std::vector<at::Tensor> const& inputs) {
+      ++calls;
+      shapes.clear();
+      for (at::Tensor const& input : inputs) shapes.push_back(input.sizes().vec());
+      return function(inputs);
+    };
+  };
+  const at::Tensor x = pictures(2);
+  {
+    const Network native = load_dit(small_file), captured = native.captured(capture);
+    CHECK(captured(x, times(9, 2), labelled({1, 2}), 9.0).equal(native(x, times(9, 2), labelled({1, 2}), 9.0)));
+    CHECK(captured.prepares());
+    CHECK(captured.info().name == native.info().name);
+  }
+  CHECK(made == 1);
+  CHECK(calls == 1);
+  CHECK(shapes == std::vector<std::vector<std::int64_t>>{{2, 3, 32, 32}, {2, 38, 128}});
+
+  // Any other network is captured whole, with all tensors that it is given.
+  const Network other([](at::Tensor const& y, at::Tensor const& t, Condition const& c) {
+    return y.add(t.view({-1, 1, 1, 1})).add(c.at("shift").view({-1, 1, 1, 1})).add(c.labels.view({-1, 1, 1, 1}));
+  });
+  Condition condition = labelled({4, 5});
+  condition.tensors.emplace_back("shift", at::ones({2}));
+  const Network captured = other.captured(capture);
+  for (int call = 0; call < 2; ++call) {
+    CHECK(captured(x, times(9, 2), condition).equal(other(x, times(9, 2), condition)));
+  }
+  CHECK(made == 2);
+  CHECK(calls == 3);
+  CHECK(shapes == std::vector<std::vector<std::int64_t>>{{2, 3, 32, 32}, {2}, {2}, {2}});
+}
+
+TEST_CASE("what is no DiT is refused with the reason") {
+  const auto message = [](std::map<std::string, std::string> const& changed) {
+    const std::string path = TSTITCH_TEST_DATA "/no_dit.pt";
+    std::filesystem::create_directories(TSTITCH_TEST_DATA);
+    torch::jit::Module module("no_dit");
+    module.register_parameter("pos_embed", at::zeros({1, 256, 8}), false);
+    module.define("def forward(self, x, t, y):\n  return x + self.pos_embed.sum()\n");
+    torch::jit::ExtraFilesMap extra{{"tstitch/format", "1"},
+                                    {"tstitch/name", "test"},
+                                    {"tstitch/input_channels", "3"},
+                                    {"tstitch/input_height", "32"},
+                                    {"tstitch/input_width", "32"},
+                                    {"tstitch/prediction", "epsilon"},
+                                    {"tstitch/num_classes", "10"},
+                                    {"tstitch/timestep_type", "int64"},
+                                    {"tstitch/noise_schedule", "linear"},
+                                    {"tstitch/num_train_timesteps", "1000"},
+                                    {"tstitch/beta_start", "1e-4"},
+                                    {"tstitch/beta_end", "0.02"},
+                                    {"tstitch/architecture", "dit"},
+                                    {"tstitch/width", "8"},
+                                    {"tstitch/depth", "1"},
+                                    {"tstitch/heads", "2"},
+                                    {"tstitch/patch_size", "2"},
+                                    {"tstitch/mlp_ratio", "4.0"}};
+    for (auto const& [key, value] : changed) extra["tstitch/" + key] = value;
+    module.save(path, extra);
+    return message_of<std::runtime_error>([&] { load_dit(path); });
+  };
+  CHECK_THAT(message({{"architecture", "unet"}}),
+             ContainsSubstring("must have the architecture dit, dit_diffusers or sit, got 'unet'"));
+  CHECK_THAT(message({{"heads", "3"}}), ContainsSubstring("must state the width, depth, heads, patch_size and "
+                                                          "mlp_ratio of a DiT, got width 8, depth 1, heads 3"));
+  CHECK_THAT(message({}), ContainsSubstring("must hold x_embedder.proj.weight of shape [8, 3, 2, 2], got none"));
+  CHECK_THAT(message_of<std::runtime_error>([] { load_dit("/nowhere"); }),
+             ContainsSubstring("must be a file that can be read, got none"));
+}
+
+TEST_CASE("the kernel compiles for every type and width, without a GPU") {
+  bool found = true;
+  try {
+    detail::compile_dit_kernel(0, {8}, 80);
+  } catch (std::runtime_error const& error) {
+    found = std::string(error.what()).find("must find NVRTC") == std::string::npos;
+    if (found) throw;
+    WARN("skipped: " << error.what());
+  }
+  if (!found) return;
+  for (const int architecture : {80, 90}) {
+    for (const int element : {0, 1, 2}) {
+      for (const int width : {8, 128, 384, 1152, 2056, 8192}) {
+        REQUIRE(detail::DiTKernelShape::fits(width));
+        REQUIRE(detail::compile_dit_kernel(element, {width}, architecture).substr(1, 3) == "ELF");
+      }
+    }
+  }
+  CHECK_FALSE(detail::DiTKernelShape::fits(12));
+  // Threads with channels, in whole warps, and no channel left out.
+  for (int width = 8; width <= 8192; width += 8) {
+    const detail::DiTKernelShape shape{width};
+    REQUIRE(shape.threads() * shape.chunks() * 8 >= width);
+    REQUIRE(shape.threads() <= 256);
+    REQUIRE(shape.threads() % 32 == 0);
+  }
+
+  // What is compiled is kept, and what is broken there is made again.
+  // A new folder for each run; see image_test.cpp for why the old one is not removed.
+  const std::filesystem::path cache = TSTITCH_TEST_DATA "/kernels-" + std::to_string(getpid());
+  setenv("TSTITCH_KERNEL_CACHE", cache.c_str(), 1);
+  const std::string code = detail::cached_dit_kernel(1, {384}, 90);
+  REQUIRE(std::distance(std::filesystem::directory_iterator(cache), {}) == 1);
+  const std::filesystem::path kept = std::filesystem::directory_iterator(cache)->path();
+  CHECK(std::filesystem::file_size(kept) == code.size());
+  CHECK(detail::cached_dit_kernel(1, {384}, 90) == code);
+  std::filesystem::resize_file(kept, 0);
+  CHECK(detail::cached_dit_kernel(1, {384}, 90).size() == code.size());
+  setenv("TSTITCH_KERNEL_CACHE", "", 1);
+  CHECK(detail::kernel_cache_folder().empty());
+  setenv("TSTITCH_KERNEL_CACHE", "/proc/nowhere", 1);
+  CHECK(detail::cached_dit_kernel(1, {384}, 90).size() == code.size());
+  unsetenv("TSTITCH_KERNEL_CACHE");
+}
