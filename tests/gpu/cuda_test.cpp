@@ -351,3 +351,42 @@ TEST_CASE("a stitched run of captured engines never waits, and is that of plain 
   }
   CHECK(trajectory.x.equal(expected));
 }
+
+TEST_CASE("8 bits are rounded as torch rounds them, and cost the DiT engine little") {
+  for (const at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    const at::Tensor x = normal(3, {7, 384}).mul(20).to(type);
+    const at::Tensor modulation = normal(3, {9, 384}, 20).to(type);
+    for (const bool gelu : {false, true}) {
+      const at::Tensor got = detail::to_e4m3(x, 0.1, gelu, detail::dit_kernels(x));
+      const at::Tensor expected = detail::to_e4m3(x, 0.1, gelu);
+      REQUIRE(got.scalar_type() == at::kFloat8_e4m3fn);
+      if (!gelu) {
+        CHECK(got.to(at::kFloat).equal(expected.to(at::kFloat)));
+      } else {  // whose tangent is approximate: now and then a neighbour
+        CHECK(rms(got.to(at::kFloat), expected.to(at::kFloat)) < 1e-2);
+      }
+    }
+    const at::Tensor got =
+        detail::residual_norm_modulate(x.clone(), {}, modulation, 2, 5, 7, 1e-6, false, 0.02).to(at::kFloat);
+    const at::Tensor expected =
+        detail::residual_norm_modulate(x.clone(), {}, modulation, 2, 5, 7, 1e-6, true, 0.02).to(at::kFloat);
+    CHECK(rms(got, expected) < 1e-2);
+  }
+  const TorchScriptOptions half{.device = cuda, .dtype = at::kBFloat16};
+  for (std::string const& file : {small_file, large_file}) {
+    const std::vector<double> largest = largest_inputs(file, half);
+    const Network eighth = load_dit(file, half, {.e4m3_inputs = largest});
+    const at::Tensor x = normal(6, {3, 32, 32});
+    const Condition condition = labelled({0, 3, 9, 10, 10, 10});
+    const at::Tensor exact = load_torchscript(file, {.device = cuda, .dtype = at::kFloat})(x, times(400, 6), condition);
+    const double off = rms(eighth(x, times(400, 6), condition, 400.0), exact);
+    std::printf("in 8 bits %.1e from float32, bfloat16 %.1e\n", off,
+                rms(load_dit(file, half)(x, times(400, 6), condition, 400.0), exact));
+    CHECK(off < 4e-2);
+    std::vector<std::string> reasons;
+    const Network graph =
+        captured(eighth, {.on_fallback = [&](std::string const& reason) { reasons.push_back(reason); }});
+    CHECK(graph(x, times(400, 6), condition, 400.0).equal(eighth(x, times(400, 6), condition, 400.0)));
+    CHECK(reasons.empty());
+  }
+}

@@ -104,6 +104,40 @@ TEST_CASE("bfloat16 is as far from float32 as the TorchScript network is") {
   CHECK(of_native < 2 * of_oracle);
 }
 
+TEST_CASE("in 8 bits the network is a little off, and layers see what the calibration saw") {
+  const c10::AutoGradMode no_gradients(false);
+  const std::vector<double> largest = largest_inputs(small_file, {}, {.steps = 4, .images = 2});
+  REQUIRE(largest.size() == 4 * 6);
+  for (const double value : largest) CHECK((value > 0.1 && value < 1000));
+  const at::Tensor x = pictures(2);
+  const Condition condition = labelled({1, 10});
+  const at::Tensor expected = load_torchscript(small_file)(x, times(500, 2), condition);
+  for (const bool plain : {false, true}) {
+    const Network eighth = load_dit(small_file, {}, {.plain = plain, .e4m3_inputs = largest});
+    const at::Tensor got = eighth(x, times(500, 2), condition, 500.0);
+    const double off =
+        got.sub(expected).square().mean().sqrt().item<double>() / expected.square().mean().sqrt().item<double>();
+    CHECK(off > 1e-3);  // of 3 bits of mantissa
+    CHECK(off < 4e-2);
+  }
+  // Inputs beyond what was seen are clipped, which must not be free of charge.
+  std::vector<double> narrow = largest;
+  for (double& value : narrow) value /= 20;
+  CHECK(relative(load_dit(small_file, {}, {.e4m3_inputs = narrow})(x, times(500, 2), condition, 500.0), expected) >
+        0.2);
+  CHECK_THAT(message_of<std::invalid_argument>([] {
+               load_dit(small_file, {}, {.e4m3_inputs = {1, 2}});
+             }),
+             ContainsSubstring("e4m3_inputs must be one for each of the 24 layers, got 2"));
+
+  const at::Tensor values = detail::host_tensor({4}, at::kFloat);
+  const std::array<float, 4> given{-1000, 0.3f, 1.0625f, 3};
+  std::copy(given.begin(), given.end(), values.mutable_data_ptr<float>());
+  const at::Tensor rounded = detail::to_e4m3(values, 2).to(at::kFloat).mul(2);
+  const std::array<float, 4> nearest{-896, 0.3125f, 1.0f, 3};  // 3 bits; ties to even; twice 448 is the largest
+  for (int i = 0; i < 4; ++i) CHECK(rounded.const_data_ptr<float>()[i] == nearest[std::size_t(i)]);
+}
+
 TEST_CASE("only what follows the modulations is captured") {
   const c10::AutoGradMode no_gradients(false);
   int made = 0, calls = 0;
@@ -191,7 +225,7 @@ TEST_CASE("the kernel compiles for every type and width, without a GPU") {
     WARN("skipped: " << error.what());
   }
   if (!found) return;
-  for (const int architecture : {80, 90}) {
+  for (const int architecture : {80, 89, 90}) {
     for (const int element : {0, 1, 2}) {
       for (const int width : {8, 128, 384, 1152, 2056, 8192}) {
         REQUIRE(detail::DiTKernelShape::fits(width));

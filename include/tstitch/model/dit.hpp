@@ -10,6 +10,7 @@
 
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/_addmm_activation.h>
+#include <ATen/ops/_scaled_mm.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
@@ -35,6 +36,7 @@
 #include <utility>
 #include <vector>
 
+#include "../sampler/ddim.hpp"
 #include "dit_kernels.hpp"
 #include "host_tensor.hpp"
 #include "network.hpp"
@@ -47,6 +49,12 @@ struct DiTLinear {
   at::Tensor weight;       ///< [out, in]
   at::Tensor bias;         ///< [out]
   at::Tensor packed = {};  ///< the weight as oneDNN likes it, on a CPU where that is faster; else undefined
+
+  /// In 8 bits: the weight is `eighth` [out, in], in e4m3, times weight_scale, and inputs are divided by input_scale
+  /// and rounded to e4m3. Undefined: in the type of the network.
+  at::Tensor eighth = {};
+  double weight_scale = 0, input_scale = 0;
+  at::Tensor scales = {};  ///< both on the device, float32 [2]
 };
 
 /// The weights of a DiT, under the names of the official checkpoints but for the modulations.
@@ -97,6 +105,32 @@ inline void pack(DiTLinear& linear, std::int64_t rows) {
   }
 }
 
+/// Gives the weight 8 bits.
+/// @param largest_input see DiTOptions::e4m3_inputs
+inline void quantise(DiTLinear& linear, double largest_input) {
+  constexpr double largest = 448;  // of e4m3
+  const auto scale_of = [&](double value) { return value > 0 && std::isfinite(value) ? value / largest : 1.0; };
+  linear.weight_scale = scale_of(linear.weight.abs().max().item<double>());
+  linear.input_scale = scale_of(1.1 * largest_input);  // other trajectories may go further
+  linear.eighth = to_e4m3(linear.weight, linear.weight_scale);
+  const at::Tensor host = host_tensor({2}, at::kFloat);
+  host.mutable_data_ptr<float>()[0] = float(linear.input_scale);
+  host.mutable_data_ptr<float>()[1] = float(linear.weight_scale);
+  linear.scales = host.to(linear.weight.device());
+  linear.weight.reset();
+}
+
+/// @param x [m, in] e4m3, divided by the layer's input_scale
+/// @returns [m, out] in this type
+inline at::Tensor linear_e4m3(at::Tensor const& x, DiTLinear const& by, at::ScalarType type) {
+  if (x.is_cuda()) {
+    return at::_scaled_mm(x, by.eighth.t(), by.scales.narrow(0, 0, 1), by.scales.narrow(0, 1, 1), by.bias, {}, type,
+                          /*use_fast_accum=*/true);
+  }
+  const at::Tensor product = at::linear(x.to(at::kFloat), by.eighth.to(at::kFloat));
+  return product.mul(by.input_scale * by.weight_scale).add(by.bias).to(type);
+}
+
 }  // namespace detail
 
 /// How a DiT is run.
@@ -104,8 +138,14 @@ struct DiTOptions {
   /// Bytes on the device for modulations that are kept, by timestep and class; what does not fit is computed in each
   /// step. DiT-XL/2 in 16 bits has 0.39 MB for each pair of a timestep and a class.
   std::int64_t modulation_bytes = std::int64_t(1) << 30;
-  /// With torch's operations one after another instead of the fused kernel.
+  /// With torch's operations one after another instead of the fused kernels.
   bool plain = false;
+  /// The largest absolute input of each linear layer (qkv, proj, fc1 and fc2 of the first block, then of the next)
+  /// along trajectories, as `largest_inputs` finds them. Given, these layers compute in 8 bits (e4m3, one scale a
+  /// tensor): on GPUs of compute capability 8.9 and above faster, elsewhere slower.
+  std::vector<double> e4m3_inputs = {};
+  /// Sees the input of each of those layers, by the same order.
+  std::function<void(std::size_t, at::Tensor const&)> observer = {};
 };
 
 /// A DiT (Peebles and Xie 2023, arXiv 2212.09748) with adaLN-zero: a callable for Network.
@@ -113,15 +153,26 @@ class DiT {
  public:
   /// @param weights on one device, in one floating type
   DiT(DiTWeights weights, DiTOptions options = {}) : self_(std::make_shared<Self>(std::move(weights), options)) {
-    if (!options.plain) {
-      for (DiTWeights::Block& block : self_->weights.blocks) {
-        for (DiTLinear* const each : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) {
+    std::vector<DiTWeights::Block>& blocks = self_->weights.blocks;
+    std::vector<double> const& inputs = options.e4m3_inputs;
+    if (!inputs.empty() && inputs.size() != 4 * blocks.size()) {
+      detail::refuse("DiT", "e4m3_inputs must be one for each of the " + std::to_string(4 * blocks.size()) + " layers",
+                     inputs.size());
+    }
+    std::size_t layer = 0;
+    for (DiTWeights::Block& block : blocks) {
+      for (DiTLinear* const each : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) {
+        if (each->eighth.defined() || each->packed.defined()) continue;  // of another engine's weights
+        if (!inputs.empty()) {
+          detail::quantise(*each, inputs[layer]);
+        } else if (!options.plain) {
           detail::pack(*each, self_->weights.pos_embed.size(1));
         }
+        ++layer;
       }
     }
-    self_->forward = [self = self_.get()](std::vector<at::Tensor> const& inputs) {
-      return self->evaluate(inputs[0], inputs[1]);
+    self_->forward = [self = self_.get()](std::vector<at::Tensor> const& given) {
+      return self->evaluate(given[0], given[1]);
     };
   }
 
@@ -287,17 +338,21 @@ class DiT {
       const at::ScalarType type = w.pos_embed.scalar_type();
       const at::Tensor patches = at::pixel_unshuffle(x.to(type), w.patch).flatten(2).transpose(1, 2);
       const at::Tensor tokens = linear(patches, w.x_embedder).add_(w.pos_embed);
-      const auto norm = [&](at::Tensor const& y, int gate, int shift, double eps) {
-        return detail::residual_norm_modulate(tokens, y, modulations, gate, shift, shift + 1, eps, options.plain);
+      // Adds y and makes the input of the layer that follows.
+      const auto norm = [&](at::Tensor const& y, int gate, int shift, double eps, DiTLinear const& next) {
+        return detail::residual_norm_modulate(tokens, y, modulations, gate, shift, shift + 1, eps, options.plain,
+                                              next.eighth.defined() ? next.input_scale : 0);
       };
       constexpr double eps = 1e-6;
-      const int depth = int(w.blocks.size());
-      at::Tensor normed = norm({}, 0, 0, eps);
-      for (int b = 0; b < depth; ++b) {
-        DiTWeights::Block const& block = w.blocks[std::size_t(b)];
+      const std::size_t depth = w.blocks.size();
+      at::Tensor normed = norm({}, 0, 0, eps, w.blocks[0].qkv);
+      for (std::size_t b = 0; b < depth; ++b) {
+        DiTWeights::Block const& block = w.blocks[b];
         // Slots of a block: shift, scale and gate of the attention, then of the MLP.
-        normed = norm(attention(normed, block), 6 * b + 2, 6 * b + 3, w.mlp_norm_eps);
-        normed = norm(mlp(normed, block), 6 * b + 5, 6 * b + 6, eps);
+        const int slot = 6 * int(b);
+        normed = norm(attention(normed, block, b), slot + 2, slot + 3, w.mlp_norm_eps, block.fc1);
+        DiTLinear const& next = b + 1 < depth ? w.blocks[b + 1].qkv : w.final_layer;
+        normed = norm(mlp(normed, block, b), slot + 5, slot + 6, eps, next);
       }
       const at::Tensor out = linear(normed, w.final_layer);
       const std::int64_t grid = x.size(2) / w.patch, columns = x.size(3) / w.patch;
@@ -308,23 +363,45 @@ class DiT {
           .reshape({x.size(0), channels, x.size(2), x.size(3)});
     }
 
-    at::Tensor attention(at::Tensor const& x, DiTWeights::Block const& block) const {
-      const at::Tensor qkv = linear(x, block.qkv)
+    /// A layer of a block.
+    /// @param x [n, tokens, in]; e4m3 where the layer is and what came before made it so
+    at::Tensor layer(at::Tensor const& x, DiTLinear const& by, std::size_t index) const {
+      if (options.observer) options.observer(index, x);
+      if (!by.eighth.defined()) return linear(x, by);
+      const at::Tensor eighth = x.scalar_type() == at::kFloat8_e4m3fn ? x : to_e4m3(x, by.input_scale, false);
+      return detail::linear_e4m3(eighth.flatten(0, 1), by, weights.pos_embed.scalar_type())
+          .view({x.size(0), x.size(1), by.bias.size(0)});
+    }
+
+    at::Tensor to_e4m3(at::Tensor const& x, double scale, bool gelu) const {
+      // The kernels are those of the network's width, and this one looks at no width.
+      const at::Tensor like = weights.pos_embed;
+      return detail::to_e4m3(x, scale, gelu, options.plain ? nullptr : detail::dit_kernels(like));
+    }
+
+    at::Tensor attention(at::Tensor const& x, DiTWeights::Block const& block, std::size_t b) const {
+      const at::Tensor qkv = layer(x, block.qkv, 4 * b)
                                  .view({x.size(0), x.size(1), 3, weights.heads, x.size(2) / weights.heads})
                                  .permute({2, 0, 3, 1, 4});  // [3, n, heads, tokens, head width]
       const at::Tensor values = at::scaled_dot_product_attention(qkv.select(0, 0), qkv.select(0, 1), qkv.select(0, 2));
-      return linear(values.transpose(1, 2).flatten(2), block.proj);
+      return layer(values.transpose(1, 2).flatten(2), block.proj, 4 * b + 1);
     }
 
-    at::Tensor mlp(at::Tensor const& x, DiTWeights::Block const& block) const {
-      if (block.fc1.packed.defined()) return linear(detail::packed_linear(x, block.fc1, true), block.fc2);
+    at::Tensor mlp(at::Tensor const& x, DiTWeights::Block const& block, std::size_t b) const {
+      const std::size_t first = 4 * b + 2;
+      if (block.fc2.eighth.defined() && !options.observer) {
+        return layer(to_e4m3(layer(x, block.fc1, first), block.fc2.input_scale, true), block.fc2, first + 1);
+      }
+      if (options.observer) options.observer(first, x);
+      const auto second = [&](at::Tensor const& hidden) { return layer(hidden, block.fc2, first + 1); };
+      if (block.fc1.packed.defined()) return second(detail::packed_linear(x, block.fc1, true));
       if (x.is_cuda() && !options.plain) {
         // cuBLASLt adds the bias and takes GELU, in its tanh form, while it writes the product.
         const at::Tensor hidden = at::_addmm_activation(block.fc1.bias, x.flatten(0, 1), block.fc1.weight.t(), 1, 1,
                                                         /*use_gelu=*/true);
-        return linear(hidden, block.fc2).view(x.sizes());
+        return second(hidden.view({x.size(0), x.size(1), hidden.size(1)}));
       }
-      return linear(at::gelu(linear(x, block.fc1), "tanh"), block.fc2);
+      return second(at::gelu(linear(x, block.fc1), "tanh"));
     }
   };
 
@@ -437,6 +514,43 @@ inline Network load_dit(std::string const& path, TorchScriptOptions const& optio
     DiT dit(detail::dit_weights(module, info, options.device, type, detail::quoted(path)), how);
     return Network(std::move(dit), std::move(info), options.device);
   });
+}
+
+/// Trajectories along which `largest_inputs` looks.
+struct CalibrationOptions {
+  int steps = 20;
+  std::int64_t images = 16;   ///< of classes 0, 1, 2 ... in turn
+  double guidance_scale = 0;  ///< 0: what the network recommends
+  std::uint64_t seed = 0;
+};
+
+/// What DiTOptions::e4m3_inputs asks for, along DDIM trajectories by the network of this file in its own type.
+/// Waits for the GPU.
+/// @throws as load_dit does; std::runtime_error for values that are not finite
+inline std::vector<double> largest_inputs(std::string const& path, TorchScriptOptions const& options = {},
+                                          CalibrationOptions const& calibration = {}) {
+  std::vector<at::Tensor> largest;
+  const auto look = [&](std::size_t layer, at::Tensor const& input) {
+    if (largest.size() <= layer) largest.resize(layer + 1);
+    const at::Tensor now = input.abs().max();
+    largest[layer] = largest[layer].defined() ? largest[layer].maximum(now) : now;
+  };
+  const Network network = load_dit(path, options, {.plain = true, .observer = look});
+  Request request{.count = calibration.images, .seed = calibration.seed};
+  NetworkInfo const& info = network.info();
+  for (std::int64_t i = 0; i < calibration.images && info.num_classes; ++i) {
+    request.labels.push_back(i % info.num_classes);
+  }
+  const double scale = calibration.guidance_scale != 0 ? calibration.guidance_scale : info.guidance_scale;
+  if (info.null_class) request.guidance = {.scale = scale};
+  const bool flow = network.noise_schedule().is_flow();
+  const DDIM sampler{network.noise_schedule(),
+                     SingleNetwork{},
+                     {.steps = calibration.steps, .spacing = flow ? Spacing::shifted() : Spacing::linspace()}};
+  sampler.sample({network}, request);
+  std::vector<double> found;
+  for (at::Tensor const& each : largest) found.push_back(each.item<double>());
+  return found;
 }
 
 }  // namespace tstitch

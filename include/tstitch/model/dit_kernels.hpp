@@ -11,6 +11,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/addcmul.h>
+#include <ATen/ops/gelu.h>
 #include <ATen/ops/layer_norm.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
@@ -36,7 +37,7 @@
 
 namespace tstitch::detail {
 
-/// CUDA C++ of the kernel, which needs no headers. ELEMENT is 0 for float, 1 for __half, 2 for __nv_bfloat16; WIDTH is
+/// CUDA C++ of the kernels, which need no headers. ELEMENT is 0 for float, 1 for __half, 2 for __nv_bfloat16; WIDTH is
 /// the number of channels, a multiple of 8 up to 8192.
 ///
 /// One thread block has one token [WIDTH]; each of its threads has 8 channels, or 8 times CHUNKS.
@@ -85,13 +86,25 @@ __device__ float sum(float value, float* shared) {
   return total;
 }
 
-// x += gate * y, then normed = layer_norm(x) * (1 + scale) + shift.
+#if __CUDA_ARCH__ >= 890
+// e4m3, the nearest, and the largest for what is beyond it.
+__device__ uint2 to_e4m3(const float* values) {
+  unsigned short pairs[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pairs[i]) : "f"(values[2 * i + 1]), "f"(values[2 * i]));
+  }
+  return make_uint2(pairs[0] | (unsigned)pairs[1] << 16, pairs[2] | (unsigned)pairs[3] << 16);
+}
+#endif
+
+// x += gate * y, then normed = layer_norm(x) * (1 + scale) + shift; with QUANTISE that times `factor` in e4m3.
 //
 // x, y, normed [images * tokens, WIDTH]; modulation [images, slots, WIDTH], of which gate, shift and scale are the slots.
 // Without y nothing is added.
-extern "C" __global__ void residual_norm_modulate(Element* x, const Element* y, const Element* modulation,
-                                                  Element* normed, int tokens, int slots, int gate, int shift,
-                                                  int scale, float eps) {
+template <bool QUANTISE>
+__device__ void modulated(Element* x, const Element* y, const Element* modulation, void* normed, int tokens, int slots,
+                          int gate, int shift, int scale, float eps, float factor) {
   __shared__ float shared[WARPS];
   const long long row = blockIdx.x;
   const Element* const of_image = modulation + row / tokens * slots * WIDTH;
@@ -138,15 +151,62 @@ extern "C" __global__ void residual_norm_modulate(Element* x, const Element* y, 
     if (threadIdx.x >= THREADS || channel >= WIDTH) continue;
     const Eight scales = *reinterpret_cast<const Eight*>(of_image + scale * WIDTH + channel);
     const Eight shifts = *reinterpret_cast<const Eight*>(of_image + shift * WIDTH + channel);
-    Eight result;
+    float results[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float value = (values[chunk][i] - mean) * inverse;
-      result.values[i] = from_float(value * (1 + to_float(scales.values[i])) + to_float(shifts.values[i]));
+      results[i] = value * (1 + to_float(scales.values[i])) + to_float(shifts.values[i]);
     }
-    *reinterpret_cast<Eight*>(normed + row * WIDTH + channel) = result;
+    if (QUANTISE) {
+#if __CUDA_ARCH__ >= 890
+#pragma unroll
+      for (int i = 0; i < 8; ++i) results[i] *= factor;
+      *reinterpret_cast<uint2*>((unsigned char*)normed + row * WIDTH + channel) = to_e4m3(results);
+#endif
+    } else {
+      Eight stored;
+#pragma unroll
+      for (int i = 0; i < 8; ++i) stored.values[i] = from_float(results[i]);
+      *reinterpret_cast<Eight*>((Element*)normed + row * WIDTH + channel) = stored;
+    }
   }
 }
+
+extern "C" __global__ void residual_norm_modulate(Element* x, const Element* y, const Element* modulation,
+                                                  void* normed, int tokens, int slots, int gate, int shift, int scale,
+                                                  float eps, float factor) {
+  modulated<false>(x, y, modulation, normed, tokens, slots, gate, shift, scale, eps, factor);
+}
+
+#if __CUDA_ARCH__ >= 890
+extern "C" __global__ void residual_norm_modulate_e4m3(Element* x, const Element* y, const Element* modulation,
+                                                       void* normed, int tokens, int slots, int gate, int shift,
+                                                       int scale, float eps, float factor) {
+  modulated<true>(x, y, modulation, normed, tokens, slots, gate, shift, scale, eps, factor);
+}
+
+// x times `factor` in e4m3, after GELU in its tanh form if that is wanted; eight elements a thread.
+extern "C" __global__ void quantise_e4m3(const Element* x, unsigned char* out, long long eighths, float factor,
+                                         int gelu) {
+  const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
+  if (i >= eighths) return;
+  const Eight given = reinterpret_cast<const Eight*>(x)[i];
+  float values[8];
+#pragma unroll
+  for (int k = 0; k < 8; ++k) {
+    float value = to_float(given.values[k]);
+    if (gelu) {
+      float tangent;
+      asm("tanh.approx.f32 %0, %1;"
+          : "=f"(tangent)
+          : "f"(0.7978845608028654f * (value + 0.044715f * value * value * value)));
+      value = 0.5f * value * (1 + tangent);
+    }
+    values[k] = value * factor;
+  }
+  reinterpret_cast<uint2*>(out)[i] = to_e4m3(values);
+}
+#endif
 )cuda";
 
 /// Sizes of the kernel for a width.
@@ -257,12 +317,12 @@ inline std::string cached_dit_kernel(int element, DiTKernelShape shape, int arch
   return code;
 }
 
-/// The kernel on a GPU.
-class DiTKernel {
+/// The kernels on a GPU.
+class DiTKernels {
  public:
   /// For the device that is current.
-  /// @throws std::runtime_error when it cannot be had there
-  DiTKernel(int element, DiTKernelShape shape) : shape_(shape) {
+  /// @throws std::runtime_error when they cannot be had there
+  DiTKernels(int element, DiTKernelShape shape) : shape_(shape) {
     static const SharedLibrary driver({"libcuda.so.1"});
     using Module = void*;
     int device = 0, major = 0, minor = 0;
@@ -282,54 +342,80 @@ class DiTKernel {
                                std::to_string(major) + "." + std::to_string(minor));
     }
     const std::string code = cached_dit_kernel(element, shape, architecture);
-    Module module = nullptr;  // stays loaded: graphs may hold the kernel
+    Module module = nullptr;  // stays loaded: graphs may hold the kernels
     check("cuModuleLoadData", driver.get<int(Module*, void const*)>("cuModuleLoadData")(&module, code.data()));
-    check("cuModuleGetFunction", driver.get<int(void**, Module, char const*)>("cuModuleGetFunction")(
-                                     &function_, module, "residual_norm_modulate"));
+    const auto function = [&](char const* name, void** found) {
+      check("cuModuleGetFunction",
+            driver.get<int(void**, Module, char const*)>("cuModuleGetFunction")(found, module, name));
+    };
+    function("residual_norm_modulate", &modulate_);
+    if (architecture >= 89) {
+      function("residual_norm_modulate_e4m3", &modulate_e4m3_);
+      function("quantise_e4m3", &quantise_);
+    }
     launch_ = driver.get<Launch>("cuLaunchKernel");
   }
 
-  void operator()(at::Tensor const& x, at::Tensor const& y, at::Tensor const& modulation, at::Tensor const& normed,
-                  int gate, int shift, int scale, double eps) const {
+  bool has_e4m3() const { return quantise_; }
+
+  /// @param normed like x, or e4m3, then times `factor`
+  void modulate(at::Tensor const& x, at::Tensor const& y, at::Tensor const& modulation, at::Tensor const& normed,
+                int gate, int shift, int scale, double eps, double factor) const {
     void* x_data = x.data_ptr();
     void* y_data = y.defined() ? y.data_ptr() : nullptr;
     void* modulation_data = modulation.data_ptr();
     void* normed_data = normed.data_ptr();
     int tokens = int(x.size(1)), slots = int(modulation.size(1));
-    float epsilon = float(eps);
-    std::array<void*, 10> arguments{&x_data, &y_data, &modulation_data, &normed_data, &tokens,
-                                    &slots,  &gate,   &shift,           &scale,       &epsilon};
-    const c10::impl::VirtualGuardImpl guard(x.device().type());
-    const int error = launch_(function_, unsigned(x.size(0) * x.size(1)), 1, 1, unsigned(shape_.threads()), 1, 1, 0,
-                              guard.getStream(x.device()).native_handle(), arguments.data(), nullptr);
-    if (error) {
-      throw std::runtime_error("tstitch: the DiT kernel must start, got CUDA error " + std::to_string(error));
-    }
+    float epsilon = float(eps), times = float(factor);
+    std::array<void*, 11> arguments{&x_data, &y_data, &modulation_data, &normed_data, &tokens, &slots,
+                                    &gate,   &shift,  &scale,           &epsilon,     &times};
+    start(normed.scalar_type() == x.scalar_type() ? modulate_ : modulate_e4m3_, x.size(0) * x.size(1), shape_.threads(),
+          x, arguments.data());
+  }
+
+  /// @param out e4m3, as many elements as x
+  void quantise(at::Tensor const& x, at::Tensor const& out, double factor, bool gelu) const {
+    void* x_data = x.data_ptr();
+    void* out_data = out.data_ptr();
+    long long eighths = x.numel() / 8;
+    float times = float(factor);
+    int with_gelu = gelu;
+    std::array<void*, 5> arguments{&x_data, &out_data, &eighths, &times, &with_gelu};
+    start(quantise_, (eighths + 255) / 256, 256, x, arguments.data());
   }
 
  private:
   using Launch = int(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**,
                      void**);
 
+  void start(void* function, std::int64_t blocks, int threads, at::Tensor const& on, void** arguments) const {
+    const c10::impl::VirtualGuardImpl guard(on.device().type());
+    const int error = launch_(function, unsigned(blocks), 1, 1, unsigned(threads), 1, 1, 0,
+                              guard.getStream(on.device()).native_handle(), arguments, nullptr);
+    if (error) throw std::runtime_error("tstitch: a DiT kernel must start, got CUDA error " + std::to_string(error));
+  }
+
   DiTKernelShape shape_;
-  void* function_ = nullptr;
+  void* modulate_ = nullptr;
+  void* modulate_e4m3_ = nullptr;
+  void* quantise_ = nullptr;
   Launch* launch_ = nullptr;
 };
 
-/// The kernel for tensors like x, which is [n, tokens, width]; null where there is none.
-inline DiTKernel const* dit_kernel(at::Tensor const& x) {
+/// The kernels for tensors like x, which is [n, tokens, width]; null where there are none.
+inline DiTKernels const* dit_kernels(at::Tensor const& x) {
   const int element = x.scalar_type() == at::kFloat      ? 0
                       : x.scalar_type() == at::kHalf     ? 1
                       : x.scalar_type() == at::kBFloat16 ? 2
                                                          : -1;
   if (!x.is_cuda() || element < 0 || !DiTKernelShape::fits(x.size(2))) return nullptr;
   static std::mutex mutex;
-  static std::map<std::tuple<int, int, int>, DiTKernel> kernels;
+  static std::map<std::tuple<int, int, int>, DiTKernels> kernels;
   const std::lock_guard lock(mutex);
   const std::tuple key{int(x.device().index()), element, int(x.size(2))};
   auto found = kernels.find(key);
   if (found == kernels.end()) {
-    found = kernels.emplace(key, DiTKernel(element, DiTKernelShape{int(x.size(2))})).first;
+    found = kernels.emplace(key, DiTKernels(element, DiTKernelShape{int(x.size(2))})).first;
   }
   return &found->second;
 }
@@ -389,22 +475,45 @@ inline EightFloats const* eights(float const* row) {
 }
 #endif
 
+/// x / scale in e4m3, the nearest, and the largest for what is beyond it; after GELU in its tanh form if that is
+/// wanted.
+/// @param x its elements are as one for the kernel, where there is one
+inline at::Tensor to_e4m3(at::Tensor const& x, double scale, bool gelu = false, DiTKernels const* kernels = nullptr) {
+  if (kernels && kernels->has_e4m3() && x.numel() % 8 == 0) {
+    const at::Tensor given = x.contiguous();
+    at::Tensor out = given.new_empty(given.sizes(), given.options().dtype(at::kFloat8_e4m3fn));
+    kernels->quantise(given, out, 1 / scale, gelu);
+    return out;
+  }
+  constexpr double largest = 448;
+  const at::Tensor values = (gelu ? at::gelu(x, "tanh") : x).to(at::kFloat).div(scale).clamp(-largest, largest);
+  return values.to(at::kFloat8_e4m3fn);
+}
+
 /// x += gate y, in place, and then layer_norm(x) (1 + scale) + shift.
 ///
 /// @param x [n, tokens, width], contiguous
 /// @param y the same, or undefined: nothing is added
 /// @param modulation [n, slots, width], contiguous; `gate`, `shift` and `scale` are slots
 /// @param plain with torch's operations, one after another
+/// @param e4m3_scale not 0: the result is divided by it and rounded to e4m3
 /// @returns [n, tokens, width]
 inline at::Tensor residual_norm_modulate(at::Tensor const& x, at::Tensor const& y, at::Tensor const& modulation,
-                                         int gate, int shift, int scale, double eps, bool plain = false) {
+                                         int gate, int shift, int scale, double eps, bool plain = false,
+                                         double e4m3_scale = 0) {
   const std::int64_t tokens = x.size(1), width = x.size(2);
   if (!plain && x.is_cuda()) {
-    if (DiTKernel const* const kernel = dit_kernel(x)) {
-      at::Tensor normed = x.new_empty(x.sizes());
-      (*kernel)(x, y.defined() ? y.contiguous() : y, modulation, normed, gate, shift, scale, eps);
+    DiTKernels const* const kernels = dit_kernels(x);
+    if (kernels && (e4m3_scale == 0 || kernels->has_e4m3())) {
+      at::Tensor normed =
+          e4m3_scale == 0 ? x.new_empty(x.sizes()) : x.new_empty(x.sizes(), x.options().dtype(at::kFloat8_e4m3fn));
+      kernels->modulate(x, y.defined() ? y.contiguous() : y, modulation, normed, gate, shift, scale, eps,
+                        e4m3_scale == 0 ? 1 : 1 / e4m3_scale);
       return normed;
     }
+  }
+  if (e4m3_scale != 0) {
+    return to_e4m3(residual_norm_modulate(x, y, modulation, gate, shift, scale, eps, plain), e4m3_scale);
   }
   if (!plain && x.is_cpu() && x.scalar_type() == at::kFloat && width % 8 == 0) {
     at::Tensor normed = x.new_empty(x.sizes());
