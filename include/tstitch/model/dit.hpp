@@ -157,7 +157,7 @@ class DiT {
     std::vector<double> const& inputs = options.e4m3_inputs;
     if (!inputs.empty() && inputs.size() != 4 * blocks.size()) {
       detail::refuse("DiT", "e4m3_inputs must be one for each of the " + std::to_string(4 * blocks.size()) + " layers",
-                     inputs.size());
+                     std::to_string(inputs.size()));
     }
     std::size_t layer = 0;
     for (DiTWeights::Block& block : blocks) {

@@ -325,7 +325,7 @@ class DiTKernels {
   DiTKernels(int element, DiTKernelShape shape) : shape_(shape) {
     static const SharedLibrary driver({"libcuda.so.1"});
     using Module = void*;
-    int device = 0, major = 0, minor = 0;
+    int device = 0, first = 0, second = 0;
     const auto check = [](char const* what, int error) {
       if (error) {
         throw std::runtime_error(std::string("tstitch: ") + what + " must succeed, got CUDA error " +
@@ -334,12 +334,12 @@ class DiTKernels {
     };
     check("cuCtxGetDevice", driver.get<int(int*)>("cuCtxGetDevice")(&device));
     const auto attribute = driver.get<int(int*, int, int)>("cuDeviceGetAttribute");
-    check("cuDeviceGetAttribute", attribute(&major, 75, device));  // COMPUTE_CAPABILITY_MAJOR and _MINOR
-    check("cuDeviceGetAttribute", attribute(&minor, 76, device));
-    const int architecture = 10 * major + minor;
+    check("cuDeviceGetAttribute", attribute(&first, 75, device));  // COMPUTE_CAPABILITY_MAJOR and _MINOR
+    check("cuDeviceGetAttribute", attribute(&second, 76, device));
+    const int architecture = 10 * first + second;
     if (architecture < 80) {
       throw std::runtime_error("tstitch: the GPU must have compute capability 8.0 or more, got " +
-                               std::to_string(major) + "." + std::to_string(minor));
+                               std::to_string(first) + "." + std::to_string(second));
     }
     const std::string code = cached_dit_kernel(element, shape, architecture);
     Module module = nullptr;  // stays loaded: graphs may hold the kernels
