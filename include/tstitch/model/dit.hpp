@@ -20,6 +20,7 @@
 #include <ATen/ops/pixel_unshuffle.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/silu.h>
+#include <c10/core/Event.h>
 
 #include <algorithm>
 #include <bit>
@@ -211,8 +212,10 @@ class DiT {
     std::mutex mutex = {};
     at::Tensor table = {};                                                      ///< [rows, slots, width]
     std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t> row_of = {};  ///< of bits of a timestep, and label
-    std::vector<std::int64_t> labels = {};                                      ///< of the newest evaluation, and
-    std::map<std::int64_t, at::Tensor> rows_of = {};                            ///< their rows by timestep
+    std::optional<c10::Stream> writer = {};                                     ///< of the table, on a GPU
+    std::optional<c10::Event> written = {};
+    std::vector<std::int64_t> labels = {};            ///< of the newest evaluation, and
+    std::map<std::int64_t, at::Tensor> rows_of = {};  ///< their rows by timestep
 
     std::int64_t width() const { return weights.pos_embed.size(2); }
     std::int64_t slots() const { return weights.modulation.bias.size(0) / width(); }
@@ -292,7 +295,26 @@ class DiT {
       for (std::int64_t i = 0; i < count; ++i) {
         row_of[{std::bit_cast<std::int64_t>(times[std::size_t(i)]), of_labels[std::size_t(i)]}] = used + i;
       }
+      if (table.is_cuda()) {
+        const c10::impl::VirtualGuardImpl streams(table.device().type());
+        writer = streams.getStream(table.device());
+        written.emplace(table.device().type());
+        written->record(*writer);
+      }
       return true;
+    }
+
+    /// Rows of the table, also for a thread that works on another stream than who wrote them.
+    at::Tensor look_up(at::Tensor const& rows) {
+      if (writer) {
+        const c10::impl::VirtualGuardImpl streams(table.device().type());
+        if (const c10::Stream reader = streams.getStream(table.device()); reader != *writer) {
+          written->block(reader);
+          table.record_stream(reader);
+          rows.record_stream(reader);
+        }
+      }
+      return at::index_select(table, 0, rows);
     }
 
     /// In float32, as a network would make them of its int64 or float32 timesteps.
@@ -325,9 +347,9 @@ class DiT {
         std::vector<std::int64_t> found;
         for (const std::int64_t label : of_rows) found.push_back(row_of.at({key, label}));
         // keep() may have emptied rows_of.
-        return at::index_select(table, 0, rows_of[key] = detail::to_device(found, weights.pos_embed.device()));
+        return look_up(rows_of[key] = detail::to_device(found, weights.pos_embed.device()));
       }
-      return at::index_select(table, 0, rows);
+      return look_up(rows);
     }
 
     /// The network behind its modulations.

@@ -13,6 +13,7 @@
 #include <ATen/ops/addcmul.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/layer_norm.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
@@ -389,9 +390,10 @@ class DiTKernels {
                      void**);
 
   void start(void* function, std::int64_t blocks, int threads, at::Tensor const& on, void** arguments) const {
-    const c10::impl::VirtualGuardImpl guard(on.device().type());
+    const c10::DeviceGuard device(on.device());  // the default stream is that of the current device
+    const c10::impl::VirtualGuardImpl streams(on.device().type());
     const int error = launch_(function, unsigned(blocks), 1, 1, unsigned(threads), 1, 1, 0,
-                              guard.getStream(on.device()).native_handle(), arguments, nullptr);
+                              streams.getStream(on.device()).native_handle(), arguments, nullptr);
     if (error) throw std::runtime_error("tstitch: a DiT kernel must start, got CUDA error " + std::to_string(error));
   }
 
@@ -415,6 +417,7 @@ inline DiTKernels const* dit_kernels(at::Tensor const& x) {
   const std::tuple key{int(x.device().index()), element, int(x.size(2))};
   auto found = kernels.find(key);
   if (found == kernels.end()) {
+    const c10::DeviceGuard device(x.device());
     found = kernels.emplace(key, DiTKernels(element, DiTKernelShape{int(x.size(2))})).first;
   }
   return &found->second;
