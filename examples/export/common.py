@@ -2,7 +2,7 @@
 
 The files are ordinary TorchScript archives: `torch.jit.load` reads them too. What a sampler has to know (shape, prediction
 type, noise schedule, conditions) rides along as extra files, one value per key, all under `tstitch/`; the keys are listed in
-include/tstitch/model/torchscript.hpp. The same weights always give the same bytes.
+include/tstitch/model/metadata.hpp. The same weights always give the same bytes. For compiled networks see aot_inductor.py.
 """
 
 import argparse
@@ -207,35 +207,64 @@ def make_canonical(archive: Path, output: Path) -> None:
         writer.write_end_of_file()
 
 
+Inputs = Callable[[int], tuple[Tensor, ...]]
+
+
+class TorchScript:
+    """How a network is written: as a file that runs on every device."""
+
+    device = "cpu"  # of the check
+    whole_size = False  # whether the inputs must have the size of the network's x
+
+    def save(self, network: nn.Module, values: Mapping[str, object], inputs: Inputs, path: Path) -> None:
+        """Not frozen: the parameter names survive, for loaders that take the weights and bring their own network."""
+        raw = path.with_name(path.name + ".raw.tmp")
+        size = size_of(network)
+        try:
+            for file in (path, raw):
+                reserve(file, size)
+            scripted = torch.jit.script(network)
+            torch.jit.save(scripted, str(raw), _extra_files=metadata(values))
+            del scripted
+            gc.collect()  # its objects refer to each other, and to the weights
+            network.to("meta")
+            make_canonical(raw, path)
+        finally:
+            with contextlib.suppress(OSError):
+                raw.unlink()
+
+    def load(self, path: Path, network: nn.Module) -> list[tuple[int, Callable[..., Tensor]]]:
+        """What it wrote, as functions and the rows that each takes at most."""
+        return [(sys.maxsize, torch.jit.load(path, map_location="cpu").eval())]
+
+
 def write(
     output: Path,
     source: nn.Module,
     values: Mapping[str, object],
-    inputs: Callable[[int], tuple[Tensor, ...]],
+    inputs: Inputs,
     dtype: str,
     peer: nn.Module | None = None,
+    form: TorchScript | None = None,
 ) -> None:
     """Writes the network in this dtype, after a check beside `peer` (another implementation; else the network itself).
 
     Both are used up, for the sake of large networks: one copy of the weights is in memory at a time, at the end none.
-    @inputs gives so many rows of every argument, float32 where they are floating.
+    @inputs gives so many rows of every argument, float32 where they are floating. @form: TorchScript, or what has the
+    same members.
     """
+    form = form or TorchScript()
     exact = peer if peer is not None else source
     # A constant that stands for a batch size would show.
-    cases = [(arguments, outputs(exact, arguments)) for arguments in map(inputs, (1, 3))]
+    cases = [(arguments, outputs(exact.eval(), arguments)) for arguments in map(inputs, (1, 3))]
     if exact is not source:
         exact.to("meta")  # whose weights may be the same memory
-    temporary, raw = (output.with_name(output.name + end) for end in (".tmp", ".raw.tmp"))
+    temporary = output.with_name(output.name + ".tmp")
     try:
         source.eval().to(getattr(torch, dtype))
-        size = sum(t.numel() * t.element_size() for t in source.state_dict().values())
-        for path in (temporary, raw):
-            reserve(path, size)
-        save(source, values, raw)
+        form.save(source, values, inputs, temporary)
+        difference = largest_difference(form.load(temporary, source), getattr(torch, dtype), form.device, cases)
         source.to("meta")
-        make_canonical(raw, temporary)
-        raw.unlink()
-        difference = largest_difference(temporary, cases)
         if not difference <= TOLERANCE[dtype]:
             fail(
                 f"{output}: not written: it differs from its source by {difference:.2e} of the output's RMS, "
@@ -246,9 +275,8 @@ def write(
     except OSError as error:
         fail(f"{output}: must be a file that can be written, got '{error.strerror}'")
     finally:
-        for path in (temporary, raw):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        with contextlib.suppress(OSError):
+            temporary.unlink()
     print(
         f"{output}: {size:,} bytes, {dtype}, {sum(p.numel() for p in source.parameters()):,} parameters, "
         f"largest difference {difference:.1e} of the output's RMS"
@@ -267,28 +295,35 @@ def reserve(path: Path, size: int) -> None:
                 raise
 
 
-def save(network: nn.Module, values: Mapping[str, object], path: Path) -> None:
-    """Not frozen: the parameter names survive, for loaders that take the weights and bring their own network."""
-    scripted = torch.jit.script(network)
-    torch.jit.save(scripted, str(path), _extra_files=metadata(values))
-    del scripted
-    gc.collect()  # its objects refer to each other, and to the weights
+def size_of(network: nn.Module) -> int:
+    """Bytes of its weights."""
+    return sum(t.numel() * t.element_size() for t in network.state_dict().values())
+
+
+def in_type(arguments: tuple[Tensor, ...], dtype: torch.dtype, device: str) -> tuple[Tensor, ...]:
+    """As a network of this type takes them. The second, of networks that have one, is t; it stays as it is."""
+    return tuple(
+        a.to(device, dtype if a.is_floating_point() and i != 1 else a.dtype) for i, a in enumerate(arguments)
+    )
 
 
 @torch.no_grad()
-def outputs(network: nn.Module, arguments: tuple[Tensor, ...]) -> Tensor:
-    return network.eval()(*arguments).float()
+def outputs(network: Callable[..., Tensor], arguments: tuple[Tensor, ...]) -> Tensor:
+    return network(*arguments).float().cpu()
 
 
-def largest_difference(archive: Path, cases: list[tuple[tuple[Tensor, ...], Tensor]]) -> float:
+def largest_difference(
+    written: list[tuple[int, Callable[..., Tensor]]],
+    dtype: torch.dtype,
+    device: str,
+    cases: list[tuple[tuple[Tensor, ...], Tensor]],
+) -> float:
     """From the outputs that belong to these arguments, relative to their RMS."""
-    loaded = torch.jit.load(archive, map_location="cpu").eval()
-    dtype = next(loaded.parameters()).dtype
     worst = 0.0
-    for arguments, expected in cases:
-        # The second argument, of networks that have one, is the timestep; it comes in the sampler's type.
-        given = (a.to(dtype) if a.is_floating_point() and i != 1 else a for i, a in enumerate(arguments))
-        difference = (outputs(loaded, tuple(given)) - expected).abs().max()
+    for (most, function), (arguments, expected) in itertools.product(written, cases):
+        if len(expected) > most:
+            continue
+        difference = (outputs(function, in_type(arguments, dtype, device)) - expected).abs().max()
         worst = max(worst, (difference / expected.square().mean().sqrt().clamp_min(1e-6)).item())
     return worst
 

@@ -8,14 +8,13 @@ the latents of the diffusion model are written beside the network, for the calle
 """
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from autoencoder import ACTIVATIONS, AutoencoderKL, AutoencoderTiny, KLConfig, TinyConfig, modern_names
-from common import TOLERANCE, Config, add_variant, component, fill, find_diffusers, load_weights, say, write
+from common import TOLERANCE, Config, Inputs, add_variant, component, fill, find_diffusers, load_weights, say, write
 
 
 def read_config(config: Config) -> tuple[KLConfig | TinyConfig, dict[str, object]]:
@@ -117,7 +116,7 @@ def peer(config: Config, network: nn.Module, part: str) -> nn.Module | None:
     return Peer(model.eval(), part)
 
 
-def check_inputs(part: str, shape: KLConfig | TinyConfig) -> Callable[[int], tuple[Tensor, ...]]:
+def check_inputs(part: str, shape: KLConfig | TinyConfig) -> Inputs:
     generator = torch.Generator().manual_seed(0)
     if part == "decoder":
         return lambda rows: (torch.randn(rows, shape.latent_channels, 8, 8, generator=generator),)

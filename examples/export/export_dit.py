@@ -1,4 +1,4 @@
-"""Writes a DiT (arXiv 2212.09748) or SiT (arXiv 2401.08740) as a TorchScript file that tstitch loads.
+"""Writes a DiT (arXiv 2212.09748) or SiT (arXiv 2401.08740) as a file that tstitch loads: TorchScript, or compiled.
 
 CHECKPOINT is a .pt or .safetensors file in the layout of the official checkpoints: the tensors alone, or a training
 checkpoint with "model" and "ema". Or it is a folder of diffusers: a DiTPipeline, or its transformer/ with config.json
@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from aot_inductor import add_form, form_of
 from common import TOLERANCE, Config, add_variant, component, fail, fill, find_diffusers, load_weights, say, some, write
 from dit import DiT, DiTConfig, random_inputs, sin_cos_position_embedding
 
@@ -503,7 +504,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = " (default: %(default)s)"
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a file, or a folder of diffusers")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt file to write")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt or .pt2 file to write")
     parser.add_argument(
         "--kind", choices=["dit", "sit"], default="dit", help="which network it is; the file does not tell" + default
     )
@@ -529,6 +530,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--training-data", default="", help="what the network was trained on")
     parser.add_argument("--license", default="", help="licence of the weights")
+    add_form(parser)
     args = parser.parse_args()
     if not math.isfinite(args.guidance_scale):
         fail(f"--guidance-scale: must be a finite number, got {args.guidance_scale}")
@@ -541,6 +543,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    form = form_of(args)
     source = open_folder(args) if args.checkpoint.is_dir() else open_file(args)
     if args.class_names:
         source.class_names = read_class_names(args.class_names, source.shape.num_classes)
@@ -555,8 +558,8 @@ def main() -> None:
         f"patches of {shape.patch}, {shape.num_classes} classes; x is {shape.channels}x{shape.size}x{shape.size}, "
         f"{shape.flops() / 1e9:.2f} GFLOP an image"
     )
-    say(f"scripting as {args.dtype}, checking and writing {args.output}")
-    write(args.output, source.network, metadata(source, args), random_inputs(shape), args.dtype, source.peer)
+    say(f"{'compiling' if form.whole_size else 'scripting'} as {args.dtype}, checking and writing {args.output}")
+    write(args.output, source.network, metadata(source, args), random_inputs(shape), args.dtype, source.peer, form)
 
 
 if __name__ == "__main__":

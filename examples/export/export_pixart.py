@@ -1,4 +1,4 @@
-"""Writes a PixArt transformer of diffusers as a TorchScript file that tstitch loads.
+"""Writes a PixArt transformer of diffusers as a file that tstitch loads: TorchScript, or compiled.
 
 FOLDER is a pipeline of diffusers, or its transformer/: config.json and weights of a PixArtTransformer2DModel
 (PixArt-alpha and PixArt-Sigma of all sizes, and what was distilled from them), which older folders call a
@@ -10,13 +10,25 @@ below say it for a network without, and are believed where both do.
 
 import argparse
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from common import TOLERANCE, Config, add_variant, component, fail, fill, find_diffusers, load_weights, say, write
+from aot_inductor import add_form, form_of, require_sizes
+from common import (
+    TOLERANCE,
+    Config,
+    Inputs,
+    add_variant,
+    component,
+    fail,
+    fill,
+    find_diffusers,
+    load_weights,
+    say,
+    write,
+)
 from export_unet import IGNORED, SCHEDULES, latents, noise, positive, sides, token_count
 from pixart import PixArtConfig, conditions, make_pixart
 
@@ -142,10 +154,9 @@ def peer(config: Config, network: nn.Module) -> nn.Module | None:
     return Peer(model)
 
 
-def check_inputs(shape: PixArtConfig, size: tuple[int, int], timesteps: int) -> Callable[[int], tuple[Tensor, ...]]:
-    # Any size will do, and small ones are quick.
-    height, width = (min(side, patches * shape.patch) for side, patches in zip(size, (4, 6)))
-    tokens = 20
+def check_inputs(shape: PixArtConfig, size: tuple[int, int], timesteps: int, tokens: int, whole: bool) -> Inputs:
+    """@whole: of the network's own size; else any will do, and small ones are quick."""
+    height, width = size if whole else (min(side, patches * shape.patch) for side, patches in zip(size, (4, 6)))
     generator = torch.Generator().manual_seed(0)
 
     def inputs(rows: int) -> tuple[Tensor, ...]:
@@ -170,7 +181,7 @@ def check_inputs(shape: PixArtConfig, size: tuple[int, int], timesteps: int) -> 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a pipeline of diffusers, or its transformer/")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt file to write")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt or .pt2 file to write")
     parser.add_argument("--weights", type=Path, help="a file of weights, instead of the one beside config.json")
     add_variant(parser)
     parser.add_argument("--name", help="name of the network (default: the output's file name)")
@@ -197,6 +208,7 @@ def parse_arguments() -> argparse.Namespace:
         "--guidance-scale", type=float, default=4.5, help="the default a sampler should use (default: %(default)s)"
     )
     parser.add_argument("--license", default="", help="licence of the weights")
+    add_form(parser)
     args = parser.parse_args()
     if not math.isfinite(args.guidance_scale):
         fail(f"--guidance-scale: must be a finite number, got {args.guidance_scale}")
@@ -205,6 +217,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    form = form_of(args)
     folder = component(args.folder, "transformer")
     config = Config(folder / "config.json")
     shape = read_config(config)
@@ -212,7 +225,9 @@ def main() -> None:
     if any(side % shape.patch for side in size):
         fail(f"--size: must be multiples of the network's patches of {shape.patch}, got {size[0]} and {size[1]}")
     # 0 is what was not given; None is any number.
-    found = conditions(shape, tokens_of(args.folder) if args.text_tokens == 0 else args.text_tokens)
+    tokens = tokens_of(args.folder) if args.text_tokens == 0 else args.text_tokens
+    require_sizes(form, tokens)
+    found = conditions(shape, tokens)
     lines = (f"{name} {kind} {' '.join('*' if n is None else str(n) for n in sizes)}" for name, kind, sizes in found)
     values = {
         "format": 1,
@@ -242,7 +257,8 @@ def main() -> None:
         network = make_pixart(shape)
     fill(network, load_weights(args.weights or folder, args.variant), args.weights or folder)
     timesteps = values.get("num_train_timesteps", 1000)
-    write(args.output, network, values, check_inputs(shape, size, timesteps), args.dtype, peer(config, network))
+    inputs = check_inputs(shape, size, timesteps, tokens if form.whole_size else 20, form.whole_size)
+    write(args.output, network, values, inputs, args.dtype, peer(config, network), form)
 
 
 if __name__ == "__main__":

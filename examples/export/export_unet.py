@@ -1,4 +1,4 @@
-"""Writes a U-Net of diffusers as a TorchScript file that tstitch loads.
+"""Writes a U-Net of diffusers as a file that tstitch loads: TorchScript, or compiled.
 
 FOLDER is a pipeline of diffusers, or its unet/: config.json and weights of a UNet2DConditionModel (Stable Diffusion 1
 and 2, SDXL, and what was distilled from them: BK-SDM, SSD-1B, latent consistency models; also for inpainting) or of a
@@ -16,8 +16,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from aot_inductor import add_form, form_of, require_sizes
 from autoencoder import modern_names
-from common import TOLERANCE, Config, add_variant, component, fail, fill, find_diffusers, load_weights, say, write
+from common import (
+    TOLERANCE,
+    Config,
+    Inputs,
+    add_variant,
+    component,
+    fail,
+    fill,
+    find_diffusers,
+    load_weights,
+    say,
+    write,
+)
 from unet import CLASSES, UNetConfig, conditions, make_unet
 
 # What keeping an average of the weights left in config.json.
@@ -384,10 +397,10 @@ def peer(config: Config, network: nn.Module, shape: UNetConfig) -> nn.Module | N
     return Peer(model, shape)
 
 
-def check_inputs(shape: UNetConfig, size: tuple[int, int], timesteps: int) -> Callable[[int], tuple[Tensor, ...]]:
-    # Any size will do, and small ones are quick; diffusers' unconditional network wants them even on all levels.
-    unit = 2 ** (len(shape.widths) - 1)
-    height, width = (min(side, 2 * unit) for side in size)
+def check_inputs(shape: UNetConfig, size: tuple[int, int], timesteps: int, tokens: int, whole: bool) -> Inputs:
+    """@whole: of the network's own size; else any will do, and small ones are quick."""
+    unit = 2 ** (len(shape.widths) - 1)  # diffusers' unconditional network wants them even on all levels
+    height, width = size if whole else (min(side, 2 * unit) for side in size)
     generator = torch.Generator().manual_seed(0)
 
     def inputs(rows: int) -> tuple[Tensor, ...]:
@@ -397,7 +410,7 @@ def check_inputs(shape: UNetConfig, size: tuple[int, int], timesteps: int) -> Ca
         ]
         if shape.num_labels:
             values.append(torch.randint(shape.num_labels, (rows,), generator=generator))
-        for name, sizes in conditions(shape, height, width, 77):
+        for name, sizes in conditions(shape, height, width, tokens):
             value = torch.randn(rows, *sizes, generator=generator)
             values.append((value * 256 + 512).round().clamp(0, 1024) if name == "size_ids" else value)
         return tuple(values)
@@ -433,7 +446,7 @@ def positive(text: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a pipeline of diffusers, or its unet/")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt file to write")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt or .pt2 file to write")
     parser.add_argument("--weights", type=Path, help="a file of weights, instead of the one beside config.json")
     add_variant(parser)
     parser.add_argument("--name", help="name of the network (default: the output's file name)")
@@ -470,7 +483,10 @@ def main() -> None:
     )
     parser.add_argument("--guidance-scale", type=float, help="the default a sampler should use")
     parser.add_argument("--license", default="", help="licence of the weights")
+    add_form(parser)
     args = parser.parse_args()
+    form = form_of(args)
+    require_sizes(form, args.text_tokens)
 
     folder = component(args.folder, "unet")
     config = Config(folder / "config.json")
@@ -504,7 +520,8 @@ def main() -> None:
         network = make_unet(shape)
     fill(network, modern_names(load_weights(args.weights or folder, args.variant)), args.weights or folder)
     timesteps = values.get("num_train_timesteps", 1000)
-    write(args.output, network, values, check_inputs(shape, size, timesteps), args.dtype, peer(config, network, shape))
+    inputs = check_inputs(shape, size, timesteps, args.text_tokens or 77, form.whole_size)
+    write(args.output, network, values, inputs, args.dtype, peer(config, network, shape), form)
 
 
 def size_ids_of(folder: Path) -> int:

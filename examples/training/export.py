@@ -1,8 +1,8 @@
-"""Writes a trained network as a TorchScript file that tstitch loads.
+"""Writes a trained network as a file that tstitch loads: TorchScript, or compiled.
 
-The file is an ordinary TorchScript archive: `torch.jit.load` reads it too. What a sampler has to know about the network
+A TorchScript file is an ordinary archive: `torch.jit.load` reads it too. What a sampler has to know about the network
 (shape, prediction type, noise schedule, classes) rides along as extra files, one value per key, all under `tstitch/`.
-The same checkpoint always gives the same bytes.
+The same checkpoint always gives the same bytes. For compiled ones see ../export/aot_inductor.py.
 """
 
 import argparse
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
+from aot_inductor import add_form, form_of  # noqa: E402
 from common import TOLERANCE, fill, say, write  # noqa: E402
 from dit import DiT, DiTConfig, random_inputs  # noqa: E402
 
@@ -54,7 +55,7 @@ def metadata(config: DiTConfig, checkpoint: dict, args: argparse.Namespace) -> d
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="a checkpoint of train.py")
-    parser.add_argument("output", type=Path, help="the .pt file to write")
+    parser.add_argument("output", type=Path, help="the .pt or .pt2 file to write")
     parser.add_argument("--name", help="name of the network (default: the output's file name)")
     parser.add_argument(
         "--weights",
@@ -72,7 +73,9 @@ def main() -> None:
         "--training-data", default=TRAINING_DATA, help="what the network was trained on (default: %(default)s)"
     )
     parser.add_argument("--license", default="MIT", help="licence of the weights (default: %(default)s)")
+    add_form(parser)
     args = parser.parse_args()
+    form = form_of(args)
     args.name = args.name or args.output.stem
 
     checkpoint = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
@@ -80,7 +83,7 @@ def main() -> None:
     network = DiT(config)
     fill(network, checkpoint[args.weights], args.checkpoint)
     say(f"{config.flops() / 1e9:.2f} GFLOP a picture")
-    write(args.output, network, metadata(config, checkpoint, args), random_inputs(config), args.dtype)
+    write(args.output, network, metadata(config, checkpoint, args), random_inputs(config), args.dtype, form=form)
 
 
 if __name__ == "__main__":

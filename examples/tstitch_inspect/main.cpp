@@ -11,7 +11,9 @@
 #include <nlohmann/json.hpp>
 
 #include "../common/device.hpp"
+#include "../common/network.hpp"
 #include "../common/plot.hpp"
+#include "../common/request.hpp"
 #include "flops.hpp"
 
 namespace {
@@ -42,31 +44,6 @@ std::string grouped(std::int64_t number) {
   return text;
 }
 
-/// A request of n rows that the networks accept; zeros for conditions of which no file was given.
-tstitch::Request request_for(std::vector<tstitch::Network> const& networks,
-                             std::vector<tstitch::NamedCondition> const& given, std::int64_t rows) {
-  tstitch::Request request{.conditions = given, .count = rows};
-  for (tstitch::Network const& network : networks) {
-    tstitch::NetworkInfo const& info = network.info();
-    if (info.num_classes > 0 && request.labels.empty()) {
-      for (std::int64_t i = 0; i < rows; ++i) request.labels.push_back(i % info.num_classes);
-    }
-    for (tstitch::ConditionInfo const& wanted : info.conditions) {
-      const auto same = [&](tstitch::NamedCondition const& each) { return each.name == wanted.name; };
-      if (std::any_of(request.conditions.begin(), request.conditions.end(), same)) continue;
-      std::vector<std::int64_t> sizes{1};
-      for (const std::int64_t size : wanted.shape) sizes.push_back(size ? size : info.height);
-      const at::ScalarType type = wanted.floating ? at::kFloat : at::kLong;
-      request.conditions.push_back({wanted.name, tstitch::detail::host_tensor(sizes, type).zero_()});
-    }
-  }
-  // One row for all, or as many as there are rows.
-  for (tstitch::NamedCondition& each : request.conditions) {
-    if (each.value.size(0) != 1 && each.value.size(0) != rows) each.value = each.value.narrow(0, 0, 1);
-  }
-  return request;
-}
-
 /// The arguments of one evaluation of this many rows.
 struct Call {
   at::Tensor x, t;
@@ -80,6 +57,45 @@ struct Call {
     t = tstitch::detail::timestep_rows(network, x, network.noise_schedule().noisiest() / 2, rows);
   }
 };
+
+/// Weights and operations of a TorchScript file.
+void describe_module(std::string const& path, tstitch::Network const& network,
+                     std::vector<tstitch::NamedCondition> const& conditions, Json& json) {
+  const torch::jit::Module module = torch::jit::load(path, at::kCPU);
+  std::int64_t parameters = 0;
+  std::string type;
+  for (at::Tensor const& parameter : module.parameters()) {
+    parameters += parameter.numel();
+    if (type.empty()) type = at::toString(parameter.scalar_type());
+  }
+  print("parameters", grouped(parameters) + ", " + type);
+  json["parameters"] = parameters;
+
+  // Of the module as the file has it and at its first call: later ones run other operations.
+  torch::jit::Module plain = module;
+  plain.eval();
+  plain.to(at::kCPU, at::kFloat);
+  const Call call(network, conditions, 1);
+  std::vector<c10::IValue> inputs{call.x.cpu(), call.t.cpu()};
+  if (network.info().num_classes) inputs.emplace_back(call.condition.labels.cpu());
+  for (tstitch::ConditionInfo const& wanted : network.info().conditions) {
+    inputs.emplace_back(call.condition.at(wanted.name).cpu());
+  }
+  const FlopCounter counter;
+  plain.forward(std::move(inputs));
+  json["gflop"] = counter.count() / 1e9;
+  print("GFLOP a row", tstitch::detail::text(std::round(counter.count() / 1e6) / 1e3));
+}
+
+/// What an AOTInductor package was compiled for.
+void describe_package(std::string const& path, Json& json) {
+  caffe2::serialize::PyTorchStreamReader archive(path);
+  const tstitch::detail::MetadataReader file(archive, path);
+  std::string target = file.text("device");
+  if (target == "cuda") target += " " + file.text("compute_capability");
+  print("compiled for", target + ", " + file.text("dtype") + ", batches of " + file.text("batch"));
+  for (char const* key : {"device", "dtype", "batch"}) json["compiled_for"][key] = file.text(key);
+}
 
 Json describe(std::string const& path, tstitch::Network const& network, Arguments const& arguments,
               std::vector<tstitch::NamedCondition> const& conditions) {
@@ -106,32 +122,11 @@ Json describe(std::string const& path, tstitch::Network const& network, Argument
     if (!value.empty()) print(key, value);
   }
 
-  const torch::jit::Module module = torch::jit::load(path, at::kCPU);
-  std::int64_t parameters = 0;
-  std::string type;
-  for (at::Tensor const& parameter : module.parameters()) {
-    parameters += parameter.numel();
-    if (type.empty()) type = at::toString(parameter.scalar_type());
-  }
-  print("parameters", grouped(parameters) + ", " + type);
-  json["parameters"] = parameters;
-
   const c10::AutoGradMode no_gradients(false);
-  {
-    // Of the module as the file has it and at its first call: later ones run other operations.
-    torch::jit::Module plain = module;
-    plain.eval();
-    plain.to(at::kCPU, at::kFloat);
-    const Call call(network, conditions, 1);
-    std::vector<c10::IValue> inputs{call.x.cpu(), call.t.cpu()};
-    if (info.num_classes) inputs.emplace_back(call.condition.labels.cpu());
-    for (tstitch::ConditionInfo const& wanted : info.conditions) {
-      inputs.emplace_back(call.condition.at(wanted.name).cpu());
-    }
-    const FlopCounter counter;
-    plain.forward(std::move(inputs));
-    json["gflop"] = counter.count() / 1e9;
-    print("GFLOP a row", tstitch::detail::text(std::round(counter.count() / 1e6) / 1e3));
+  if (tstitch::is_aot_inductor(path)) {
+    describe_package(path, json);
+  } else {
+    describe_module(path, network, conditions, json);
   }
   for (const std::int64_t rows : arguments.rows) {
     const Call call(network, conditions, rows);
@@ -216,7 +211,7 @@ int inspect(Arguments const& arguments) {
   Json json;
   std::vector<tstitch::Network> networks;
   for (std::string const& path : arguments.files) {
-    networks.push_back(tstitch::load_torchscript(path, options));
+    networks.push_back(load_network(path, options));
     json["networks"].push_back(describe(path, networks.back(), arguments, conditions));
   }
   const std::vector<std::string> mismatches = tstitch::mismatches(networks);
@@ -239,10 +234,11 @@ int inspect(Arguments const& arguments) {
 int main(int count, char** values) {
   Arguments arguments;
   CLI::App app{
-      "What TorchScript networks are, whether they fit together, what they cost, and how far into a trajectory "
+      "What networks of files are, whether they fit together, what they cost, and how far into a trajectory "
       "the first agrees with the last. Without files: the bundled pair.",
       "tstitch_inspect"};
-  app.add_option("files", arguments.files, "TorchScript files in the order of use, small first")->type_name("FILE");
+  app.add_option("files", arguments.files, "TorchScript files or AOTInductor packages in the order of use, small first")
+      ->type_name("FILE");
   app.add_option("--device", arguments.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
   app.add_option("--dtype", arguments.dtype, "of the networks")
       ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}))

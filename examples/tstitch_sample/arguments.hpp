@@ -147,7 +147,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   };
 
   group = "Routing";
-  option("--model", arguments.models, "TorchScript file; repeat in the order of use, small first")
+  option("--model", arguments.models,
+         "TorchScript file or AOTInductor package; repeat in the order of use, small first")
       ->type_name("FILE")
       ->allow_extra_args(false);
   const auto ratio = shown("--ratio", arguments.ratio, "share of the steps for the first of two networks");
@@ -203,7 +204,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   group = "Machine";
   shown("--device", arguments.device, "auto, cpu, cuda or cuda:N");
   shown("--dtype", arguments.dtype,
-        "of the networks; auto is float32 on the CPU, the file's own on a GPU; float32 is without TF32")
+        "of the networks; auto is float32 on the CPU, the file's own on a GPU and of packages; float32 is without TF32")
       ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}));
   option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
   const auto pad = flag("--pad-batches", arguments.pad_batches,

@@ -21,6 +21,7 @@
 #include <numeric>
 
 #include "../common/device.hpp"
+#include "../common/network.hpp"
 #include "../common/text.hpp"
 #include "arguments.hpp"
 
@@ -660,7 +661,7 @@ int tstitch_sample(Arguments arguments) {
   // TorchScript compiles for a GPU in its first runs of a shape; they are kept out of the figures.
   if (job.device.is_cuda()) options.warm_up_rows = batch_rows(job, plan);
   const std::optional<tstitch::Decoder> decoder = load_decoder(job, options);
-  const std::vector<tstitch::Network> networks = tstitch::load_torchscript_networks(job.arguments.models, options);
+  const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options);
   return sweep ? run_sweep(job, networks, decoder) : run(job, networks, decoder);
 }
 

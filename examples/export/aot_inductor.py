@@ -1,0 +1,178 @@
+"""Networks as machine code: compiles them with AOTInductor into .pt2 packages that tstitch loads.
+
+A package is for one type of numbers, one size of x, one kind of processor (the one that compiles it: a GPU of the same
+compute capability, or the CPU) and certain batch sizes: all from 1 to some number, or a list of sizes, to the next of
+which smaller batches are filled up. Its keys are listed in include/tstitch/model/metadata.hpp and aot_inductor.hpp.
+`torch._inductor.aoti_load_package` reads it too.
+"""
+
+import argparse
+import dataclasses
+import logging
+import re
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from common import Inputs, TorchScript, fail, first_line, in_type, metadata, reserve, say, size_of
+
+LARGEST_BATCH = 1_000_000
+
+
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a network is written, for `form_of`."""
+    group = parser.add_argument_group("what is written")
+    group.add_argument(
+        "--format",
+        choices=["torchscript", "aot-inductor"],
+        default="torchscript",
+        help="a file that runs everywhere, or one compiled for this machine, which is faster there (default: %(default)s)",
+    )
+    group.add_argument("--device", choices=["cpu", "cuda"], help="what it is compiled for (default: cpu)")
+    group.add_argument(
+        "--batch",
+        type=batch_sizes,
+        metavar="SIZES",
+        help="the batch sizes that it is compiled for, twice that of pictures where there is guidance: a range from 1 "
+        "on, 1-512, or a list, 1,2,8 (default: 1-512)",
+    )
+
+
+def batch_sizes(text: str) -> "int | tuple[int, ...]":
+    """The largest of a range, or a list."""
+    if match := re.fullmatch(r"1-(\d{1,7})", text):
+        sizes = (1, int(match[1]))
+    elif re.fullmatch(r"\d{1,7}(,\d{1,7})*", text):
+        match, sizes = None, tuple(map(int, text.split(",")))
+    else:
+        raise argparse.ArgumentTypeError(f"must be a range as 1-512 or a list as 1,2,8, got '{text}'")
+    if not all(1 <= size <= LARGEST_BATCH for size in sizes) or not all(a < b for a, b in zip(sizes, sizes[1:])):
+        raise argparse.ArgumentTypeError(f"must be rising numbers in [1, {LARGEST_BATCH}], got '{text}'")
+    return sizes[1] if match else sizes
+
+
+def form_of(args: argparse.Namespace) -> "TorchScript | AOTInductor":
+    """How the network is to be written; refuses what cannot be, before anything is read."""
+    if args.format == "torchscript":
+        for option, value in (("--device", args.device), ("--batch", args.batch)):
+            if value is not None:
+                fail(f"{option}: is for --format aot-inductor, got torchscript, which runs everywhere")
+        return TorchScript()
+    device = args.device or "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        fail("--device: must be cpu where there is no GPU, because it compiles for the one that is there, got cuda")
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        fail("--format: aot-inductor needs a C++ compiler, got a machine without g++")
+    batch = 512 if args.batch is None else args.batch
+    return AOTInductor(device, *((batch, ()) if isinstance(batch, int) else (0, batch)))
+
+
+def require_sizes(form: "TorchScript | AOTInductor", tokens: int | None) -> None:
+    """@tokens: of text, None for any number."""
+    if isinstance(form, AOTInductor) and tokens is None:
+        fail("--text-tokens: must be a number for --format aot-inductor, got *")
+
+
+@dataclasses.dataclass(frozen=True)
+class AOTInductor:
+    """How a network is written: compiled. It has the members of `TorchScript`."""
+
+    device: str
+    most: int  # rows, or 0
+    sizes: tuple[int, ...]  # of batches, where most is 0
+
+    whole_size = True
+
+    @property
+    def models(self) -> dict[str, int]:
+        """Their names inside, and the rows that they are compiled with."""
+        return {f"{size}_rows": size for size in self.sizes} or {"model": min(self.most, 8)}
+
+    def facts(self, network: nn.Module) -> dict[str, object]:
+        """The keys that packages have besides those of every network."""
+        dtype = str(next(network.parameters()).dtype).removeprefix("torch.")
+        facts = {
+            "dtype": dtype,
+            "device": self.device,
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "torch": torch.__version__,
+            "batch": f"1-{self.most}" if self.most else " ".join(map(str, self.sizes)),
+        }
+        if self.device == "cuda":
+            facts["compute_capability"] = "{}.{}".format(*torch.cuda.get_device_capability())
+        return {key: str(value) for key, value in facts.items()}
+
+    def save(self, network: nn.Module, values: Mapping[str, object], inputs: Inputs, path: Path) -> None:
+        """Compiles a model for each batch size. The first has the weights in it, the others ask for them."""
+        from torch._inductor.utils import fresh_cache
+        from torch.export.pt2_archive import PT2ArchiveWriter
+
+        reserve(path, 3 * size_of(network))  # the compiler has copies
+        network.to(self.device)
+        with (
+            tempfile.TemporaryDirectory(prefix=path.name, dir=path.parent, ignore_cleanup_errors=True) as folder,
+            fresh_cache(dir=folder),
+            open(path, "wb") as file,
+            PT2ArchiveWriter(file) as archive,
+        ):
+            for name, value in metadata({**values, **self.facts(network)}).items():
+                archive.write_string(f"extra/{name}", value)
+            for number, (name, rows) in enumerate(self.models.items()):
+                say(f"compiling for batches of {f'1 to {self.most}' if self.most else rows} on {self.device}")
+                example = in_type(inputs(rows), next(network.parameters()).dtype, self.device)
+                for part in self.compiled(network, example, with_weights=number == 0):
+                    archive.write_file(f"data/aotinductor/{name}/{Path(part).name}", part)
+                    Path(part).unlink()
+
+    @torch.no_grad()
+    def compiled(self, network: nn.Module, example: tuple[Tensor, ...], with_weights: bool) -> list[str]:
+        """The paths of a model's files."""
+        options = {
+            "aot_inductor.package": True,
+            "aot_inductor.package_constants_in_so": with_weights,
+            "aot_inductor.precompile_headers": False,  # they are compiled once or twice here
+            "cpp.dynamic_threads": True,  # as many as torch has where it runs, not as many as it has here
+        }
+        rows = {0: torch.export.Dim("rows", min=1, max=self.most)} if self.most > 1 else None
+        logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # where there is no GPU
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                program = torch.export.export(network, example, dynamic_shapes=[rows] * len(example))
+                arguments, keywords = program.example_inputs
+                module = program.module(check_guards=False)
+                return torch._inductor.aot_compile(module, arguments, keywords, options=options)
+        except OSError:
+            raise
+        except Exception as error:
+            fail(f"--format: must be torchscript for a network that AOTInductor cannot compile, got '{first_line(error)}'")
+
+    def load(self, path: Path, network: nn.Module) -> list[tuple[int, Callable[..., Tensor]]]:
+        """What it wrote, as functions and the rows that each takes at most."""
+        weights = dict(network.state_dict())
+        if len(self.models) == 1:
+            network.to("meta")
+        functions = []
+        for number, (name, rows) in enumerate(self.models.items()):
+            loader = torch._C._aoti.AOTIModelPackageLoader(str(path), name, True, 1, -1)
+            if number:
+                own = {constant: weights[constant] for constant in loader.get_constant_fqns()}
+                loader.load_constants(own, False, True, True)
+            functions.append((self.most or rows, self.function(loader, 0 if self.most else rows)))
+        return functions
+
+    @staticmethod
+    def function(loader: "torch._C._aoti.AOTIModelPackageLoader", size: int) -> Callable[..., Tensor]:
+        """@size: to which a batch is filled up."""
+
+        def call(*arguments: Tensor) -> Tensor:
+            rows = len(arguments[0])
+            more = [torch.cat([a, *[a[-1:]] * (size - rows)]) if size > rows else a for a in arguments]
+            return loader.run(more)[0][:rows]
+
+        return call

@@ -1,0 +1,97 @@
+/// @file
+/// What loaders of networks share.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../plan/error.hpp"
+#include "host_tensor.hpp"
+#include "network.hpp"
+
+namespace tstitch::detail {
+
+/// @param place the loader, for messages
+inline void require_device(at::Device device, char const* place = "load_torchscript") {
+  if (device.is_cpu() || !device.is_cuda()) return;
+  const int count = at::detail::getCUDAHooks().hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
+  if (count == 0 || device.index() >= count) {
+    throw std::runtime_error("tstitch::" + std::string(place) + ": device " + device.str() +
+                             " must exist, got a machine with " + std::to_string(count) + " CUDA devices");
+  }
+}
+
+/// @param place the loader, for messages
+inline void require_type(char const* place, at::ScalarType type) {
+  if (type != at::kFloat && type != at::kHalf && type != at::kBFloat16) {
+    refuse(place, "dtype must be float32, float16 or bfloat16", at::toString(type));
+  }
+}
+
+/// What forward takes, in its order.
+struct Signature {
+  explicit Signature(NetworkInfo const& info) : labelled(info.num_classes > 0), conditions(info.conditions) {}
+
+  std::size_t count() const { return 2 + (labelled ? 1 : 0) + conditions.size(); }
+
+  /// "(x, t, labels, text_embedding)"
+  std::string text() const {
+    std::string names = labelled ? "(x, t, labels" : "(x, t";
+    for (ConditionInfo const& condition : conditions) names += ", " + condition.name;
+    return names + ")";
+  }
+
+  /// @param type of the network
+  /// @throws std::invalid_argument when a condition is missing
+  std::vector<at::Tensor> arguments(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
+                                    at::ScalarType type) const {
+    std::vector<at::Tensor> arguments{x.to(type), t};
+    arguments.reserve(count());
+    if (labelled) arguments.push_back(condition.labels);
+    for (ConditionInfo const& wanted : conditions) {
+      at::Tensor const& tensor = condition.at(wanted.name);
+      arguments.push_back(wanted.floating ? tensor.to(type) : tensor);
+    }
+    return arguments;
+  }
+
+  bool labelled;
+  std::vector<ConditionInfo> conditions;
+};
+
+/// Whether a condition may have any size, so that only calls tell the shapes.
+inline bool has_open_sizes(NetworkInfo const& info) {
+  return std::any_of(info.conditions.begin(), info.conditions.end(), [](ConditionInfo const& wanted) {
+    return std::find(wanted.shape.begin(), wanted.shape.end(), 0) != wanted.shape.end();
+  });
+}
+
+/// Runs a network on zeros, so that later runs of so many rows are fast.
+/// @param network whose info has no open sizes
+/// @returns the output of the last run
+inline at::Tensor run_on_zeros(Network const& network, std::int64_t rows, int runs) {
+  NetworkInfo const& info = network.info();
+  const at::Device device = network.device();
+  const at::Tensor x = host_tensor({rows, info.channels, info.height, info.width}, at::kFloat).zero_().to(device);
+  const at::Tensor integers = to_device(std::vector<std::int64_t>(std::size_t(rows), 0), device);
+  const at::Tensor t = info.timestep_type == TimestepType::int64 ? integers : integers.to(at::kFloat);
+  Condition condition{.labels = info.num_classes ? integers : at::Tensor()};
+  for (ConditionInfo const& wanted : info.conditions) {
+    std::vector<std::int64_t> sizes{rows};
+    for (const std::int64_t size : wanted.shape) sizes.push_back(size);
+    const at::ScalarType kind = wanted.floating ? at::kFloat : at::kLong;
+    condition.tensors.emplace_back(wanted.name, host_tensor(sizes, kind).zero_().to(device));
+  }
+  at::Tensor output;
+  for (int run = 0; run < runs; ++run) output = network(x, t, condition);
+  return output;
+}
+
+}  // namespace tstitch::detail

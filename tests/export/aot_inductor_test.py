@@ -1,0 +1,122 @@
+"""Compiled networks compute what TorchScript does: aot_inductor_test.py SAMPLE INSPECT CALLS EXPORT_FOLDER SCRATCH_FOLDER
+
+Exports a tiny DiT as TorchScript, compiled for any batch and compiled for two batch sizes; has tstitch_sample draw with
+each and with pairs of them, has a program call them in every way, and tries what must be refused.
+"""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+sample, inspect, calls, export, scratch = (Path(argument).resolve() for argument in sys.argv[1:])
+if shutil.which("g++") is None:
+    print("AOTInductor needs g++, which is not installed")
+    sys.exit(77)
+
+import torch  # noqa: E402
+
+sys.path.insert(0, str(export))
+import export_dit  # noqa: E402
+import harness  # noqa: E402
+from dit import DiT, DiTConfig  # noqa: E402
+
+TOLERANCE = 1e-5  # of the RMS of latents, for the RMS of differences
+
+shutil.rmtree(scratch, ignore_errors=True)
+scratch.mkdir(parents=True)
+os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def exported(name: str, *arguments: object) -> Path:
+    message = harness.run(export_dit, scratch / "weights.pt", scratch / name, "--heads", 2, "--name", "tiny", *arguments)
+    assert not message, message
+    return scratch / name
+
+
+def must_refuse(*arguments: object, says: str) -> None:
+    message = harness.run(export_dit, scratch / "weights.pt", scratch / "refused.pt2", "--heads", 2, *arguments)
+    harness.require_refusal(message, (says,), scratch)
+
+
+def tool(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sample, "--device", "cpu", "--class", 1, "--steps", 10, "--quiet", *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=scratch)
+
+
+def must_fail(*arguments: object, says: str) -> None:
+    ended = tool(*arguments, "--latents", "absent.npy")
+    assert ended.returncode in (1, 2) and says in ended.stderr, (says, ended)
+    assert ended.stderr.count("\n") == 1 and not (scratch / "absent.npy").exists(), ended
+
+
+def drawn(*models: Path, guidance: float = 1, batch: int = 3) -> torch.Tensor:
+    """Three pictures. By hand, because numpy is not everywhere."""
+    named = [word for model in models for word in ("--model", model)]
+    ended = tool(*named, "--count", 3, "--batch", batch, "--guidance", guidance, "--latents", "latents.npy")
+    assert ended.returncode == 0, ended
+    data = (scratch / "latents.npy").read_bytes()
+    start = 10 + int.from_bytes(data[8:10], "little")
+    header = ast.literal_eval(data[10:start].decode())
+    assert header["descr"] == "<f4" and not header["fortran_order"], header
+    return torch.frombuffer(bytearray(data[start:]), dtype=torch.float32).reshape(header["shape"])
+
+
+def must_agree(got: torch.Tensor, expected: torch.Tensor) -> None:
+    assert got.shape == expected.shape
+    difference = ((got - expected).square().mean() / expected.square().mean()).sqrt().item()
+    assert difference < TOLERANCE, f"difference {difference:.2e} of the RMS"
+
+
+config = DiTConfig(size=8, width=32, depth=1, heads=2, num_classes=3)
+torch.manual_seed(0)
+network = DiT(config)
+with torch.no_grad():
+    for parameter in network.parameters():  # the gates and the last layer begin at zero, which would hide everything
+        torch.nn.init.normal_(parameter, std=0.2)
+torch.save(network.state_dict(), scratch / "weights.pt")
+
+plain = exported("plain.pt")
+compiled = ("--format", "aot-inductor")
+anything = exported("any.pt2", *compiled)
+# Recognised by what is in it.
+several = exported("several.pt", *compiled, "--batch", "2,4")
+files = {path.name for path in scratch.iterdir()}
+assert files == {"weights.pt", "plain.pt", "any.pt2", "several.pt"}, f"nothing else must be left, got {files}"
+# The second model of a list shares the weights of the first.
+assert several.stat().st_size < 2 * anything.stat().st_size - plain.stat().st_size / 2
+
+expected = drawn(plain)
+for model in (anything, several):
+    must_agree(drawn(model), expected)
+    must_agree(drawn(model, batch=1), expected)  # filled up where batches are 2 and 4
+expected = drawn(plain, plain, guidance=2, batch=2)
+for pair in ((plain, several), (anything, plain), (several, anything)):
+    must_agree(drawn(*pair, guidance=2, batch=2), expected)
+
+ended = subprocess.run([calls, plain, anything, several], capture_output=True, text=True)
+assert ended.returncode == 0, ended
+ended = subprocess.run(
+    [inspect, "--device", "cpu", "--rows", "1", "--steps", "4", "--count", "2", anything, several], capture_output=True, text=True
+)
+assert ended.returncode == 0 and "these networks fit together" in ended.stdout, ended
+for target in ("cpu, float32, batches of 1-512", "cpu, float32, batches of 2 4"):
+    assert target in ended.stdout, ended.stdout
+
+must_fail("--model", several, "--count", 5, "--guidance", 1, says="a batch must have 1 to 4 rows, which it was compiled for")
+must_fail("--model", anything, "--dtype", "float16", says="must be compiled for float16, got one for float32")
+whole = anything.read_bytes()
+for share in (0.1, 0.5, 0.99):
+    (scratch / "cut.pt2").write_bytes(whole[: int(len(whole) * share)])
+    must_fail("--model", "cut.pt2", says="must be a TorchScript file or an AOTInductor package, got")
+
+must_refuse("--batch", "8", says="--batch: is for --format aot-inductor, got torchscript")
+must_refuse("--device", "cpu", says="--device: is for --format aot-inductor, got torchscript")
+must_refuse(*compiled, "--batch", "2-8", says="must be a range as 1-512 or a list as 1,2,8, got '2-8'")
+must_refuse(*compiled, "--batch", "2,2", says="must be rising numbers in [1, 1000000], got '2,2'")
+must_refuse(*compiled, "--batch", "1-0", says="must be rising numbers in [1, 1000000], got '1-0'")
+if not torch.cuda.is_available():
+    must_refuse(*compiled, "--device", "cuda", says="--device: must be cpu where there is no GPU")
+print("compiled, drawn and called")
