@@ -15,9 +15,16 @@
 #include <stb/stb_easy_font.h>
 #endif
 
+constexpr int font_scale = 2;  // pixels for one of the font's
+
+/// In pixels, of the longest line.
+inline int text_width(std::string text) {
+  return font_scale * stb_easy_font_width(text.data());
+}
+
 /// Black text, its first line's top left corner at (x, y); "\n" begins a new line.
 inline void draw_text(tstitch::Picture& picture, int x, int y, std::string text) {
-  constexpr int size = 2;  // pixels for one of the font's
+  constexpr int size = font_scale;
   struct Vertex {
     float x, y, z;
     unsigned char color[4];

@@ -1,0 +1,135 @@
+/// @file
+/// The command line of tstitch_benchmark.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../common/backend.hpp"
+#include "../common/device.hpp"
+
+struct Arguments {
+  std::vector<std::string> models{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};
+  std::vector<std::int64_t> batches;                 ///< ascending
+  std::vector<double> ratios{0, .2, .4, .6, .8, 1};  ///< ascending
+  std::vector<std::string> dtypes;
+  std::vector<std::string> backends{backend_names().front()};
+
+  std::string sampler = "ddim";
+  std::string spacing;  ///< empty: linspace, or shifted for flow matching
+  int steps = 0;
+  std::optional<double> guidance;  ///< not given: 1.5, or none for networks that know no "no class"
+  int repeats = 5;
+  bool first_picture = true;
+
+  std::string device_name = "auto";
+  at::Device device = at::kCPU;
+
+  std::string json;
+  std::string plot;
+  std::string latents;
+
+  /// Set in the processes that draw one first picture: when they were started, in nanoseconds of the steady clock.
+  std::optional<std::int64_t> started;
+};
+
+inline at::ScalarType type_named(std::string const& dtype) {
+  if (dtype == "float16") return at::kHalf;
+  return dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
+}
+
+/// @returns nothing when the program is to go on, else its exit code; help and errors have been printed then
+/// @throws std::invalid_argument for options that do not suit each other
+inline std::optional<int> parse(int count, char** values, Arguments& arguments) {
+  CLI::App app{
+      "Measures two networks and stitched trajectories of them: time of a forward pass, of whole trajectories at "
+      "several ratios, of the sampler by itself, of the first picture from the start of a process, and memory.\n"
+      "Figures are medians after a warm-up. Without arguments: the bundled pair.",
+      "tstitch_benchmark"};
+  app.get_formatter()->column_width(36);
+  char const* group = "";
+  const auto option = [&](char const* name, auto& value, char const* help) {
+    return app.add_option(name, value, help)->group(group);
+  };
+  const auto list = [&](char const* name, auto& value, char const* help) {
+    return option(name, value, help)->delimiter(',')->allow_extra_args(false);
+  };
+
+  group = "Cells (comma-separated lists; every combination is measured)";
+  option("--model", arguments.models, "network's file; twice, the small one first")
+      ->type_name("FILE")
+      ->allow_extra_args(false);
+  list("--batch", arguments.batches, "pictures at once [1,2,8,32 on a GPU, 1,4 on the CPU]")
+      ->check(CLI::Range(std::int64_t(1), std::int64_t(1'000'000)));
+  list("--ratio", arguments.ratios, "shares of the steps for the small network")->capture_default_str();
+  list("--dtype", arguments.dtypes, "of the networks [bfloat16 on a GPU, float32 on the CPU]")
+      ->check(CLI::IsMember({"float32", "float16", "bfloat16"}));
+  list("--backend", arguments.backends, "how the networks are run")
+      ->check(CLI::IsMember(backend_names()))
+      ->capture_default_str();
+
+  group = "Trajectories";
+  option("--sampler", arguments.sampler, "update rule")
+      ->check(CLI::IsMember({"ddim", "ddpm", "dpm-solver++"}))
+      ->capture_default_str();
+  option("--spacing", arguments.spacing, "of the timesteps [linspace; shifted for flow matching]")
+      ->check(CLI::IsMember({"leading", "linspace", "trailing", "shifted"}));
+  option("--steps", arguments.steps, "steps of a trajectory [100 on a GPU, 10 on the CPU]")->check(CLI::PositiveNumber);
+  option("--guidance", arguments.guidance, "classifier-free guidance scale; 1 is without [1.5]");
+
+  group = "Measuring";
+  option("--repeats", arguments.repeats, "how often each time is taken")
+      ->check(CLI::PositiveNumber)
+      ->capture_default_str();
+  bool no_first_picture = false;
+  app.add_flag("--no-first-picture", no_first_picture, "start no processes to see how soon the first picture is there")
+      ->group(group);
+  option("--device", arguments.device_name, "auto, cpu, cuda or cuda:N")->capture_default_str();
+
+  group = "Output";
+  option("--json", arguments.json, "everything, as JSON; written after every batch size")->type_name("FILE");
+  option("--plot", arguments.plot, "time over ratio and images/s over batch as a PNG")->type_name("FILE");
+  option("--latents", arguments.latents, "what the last trajectory made: .npy, float32 [n, C, H, W]; for one cell")
+      ->type_name("FILE");
+  app.add_option("--started", arguments.started)->group("");  // not in the help: for the program's own use
+
+  try {
+    app.parse(count, values);
+  } catch (CLI::ParseError const& error) {
+    return app.exit(error) == 0 ? 0 : 2;
+  }
+  if (arguments.models.size() != 2) {
+    throw std::invalid_argument("--model: must be two networks, got " + std::to_string(arguments.models.size()));
+  }
+  for (const double ratio : arguments.ratios) {
+    if (!(ratio >= 0 && ratio <= 1)) {
+      throw std::invalid_argument("--ratio: must be in [0, 1], got " + tstitch::detail::text(ratio));
+    }
+  }
+  arguments.first_picture = !no_first_picture;
+  arguments.device = device_of(arguments.device_name);
+  const bool gpu = arguments.device.is_cuda();
+  if (arguments.batches.empty()) {
+    arguments.batches = gpu ? std::vector<std::int64_t>{1, 2, 8, 32} : std::vector<std::int64_t>{1, 4};
+  }
+  if (arguments.dtypes.empty()) arguments.dtypes = {gpu ? "bfloat16" : "float32"};
+  if (arguments.steps == 0) arguments.steps = gpu ? 100 : 10;
+  const auto ascending = [](auto& measured) {
+    std::sort(measured.begin(), measured.end());
+    measured.erase(std::unique(measured.begin(), measured.end()), measured.end());
+  };
+  ascending(arguments.batches);
+  ascending(arguments.ratios);
+  const std::size_t cells =
+      arguments.batches.size() * arguments.ratios.size() * arguments.dtypes.size() * arguments.backends.size();
+  if (!arguments.latents.empty() && cells != 1) {
+    throw std::invalid_argument("--latents: is for one batch size, ratio, number format and backend, got " +
+                                std::to_string(cells) + " combinations");
+  }
+  return std::nullopt;
+}

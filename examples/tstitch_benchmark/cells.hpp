@@ -1,0 +1,110 @@
+/// @file
+/// What is measured: networks, single forward passes, stitched trajectories.
+#pragma once
+
+#include <tstitch/sampler/ddim.hpp>
+#include <tstitch/sampler/ddpm.hpp>
+#include <tstitch/sampler/dpm_solver.hpp>
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../common/request.hpp"
+#include "arguments.hpp"
+#include "measure.hpp"
+
+/// One combination of what is varied.
+struct Cell {
+  std::string backend, dtype;
+  std::int64_t batch;
+  double ratio;
+};
+
+inline std::vector<tstitch::Network> load_networks(Arguments const& arguments, std::string const& backend,
+                                                   std::string const& dtype) {
+  std::vector<tstitch::Network> networks;
+  for (std::string const& path : arguments.models) {
+    networks.push_back(load_network(path, backend, {.device = arguments.device, .dtype = type_named(dtype)}));
+  }
+  tstitch::require_compatible(networks);
+  return networks;
+}
+
+inline double guidance_scale(Arguments const& arguments, std::vector<tstitch::Network> const& networks) {
+  return arguments.guidance.value_or(networks.back().info().null_class ? 1.5 : 1);
+}
+
+/// Images with seeds 0, 1, ... and every class in turn.
+inline tstitch::Request make_request(Arguments const& arguments, std::vector<tstitch::Network> const& networks,
+                                     std::int64_t batch) {
+  tstitch::Request request = request_for(networks, {}, batch);
+  request.guidance.scale = guidance_scale(arguments, networks);
+  return request;
+}
+
+/// Stitched trajectories of one ratio.
+struct Run {
+  double ratio;
+  std::vector<int> calls;  ///< evaluations of each network
+  /// @returns x_0 [n, C, H, W] on the device, which may not have finished yet
+  std::function<at::Tensor(std::vector<tstitch::Network> const&, tstitch::Request const&)> draw;
+
+  /// The share of the evaluations that the small network makes.
+  double share() const { return double(calls[0]) / double(calls[0] + calls[1]); }
+};
+
+/// @throws std::invalid_argument when the sampler refuses
+inline Run make_run(Arguments const& arguments, std::vector<tstitch::Network> const& networks, double ratio) {
+  tstitch::NoiseSchedule const& noise = networks.back().noise_schedule();
+  std::string spacing = arguments.spacing;
+  if (spacing.empty()) spacing = noise.is_flow() ? "shifted" : "linspace";
+  const tstitch::SamplingOptions options{.steps = arguments.steps,
+                                         .spacing = spacing == "leading"    ? tstitch::Spacing::leading()
+                                                    : spacing == "trailing" ? tstitch::Spacing::trailing()
+                                                    : spacing == "shifted"  ? tstitch::Spacing::shifted()
+                                                                            : tstitch::Spacing::linspace()};
+  const auto with = [&](auto rule) {
+    const tstitch::Sampler sampler{noise, tstitch::Stitch{ratio}, options, std::move(rule)};
+    Run run{ratio, sampler.plan().calls(),
+            [sampler](std::vector<tstitch::Network> const& which, tstitch::Request const& request) {
+              return sampler.sample(which, request).images;
+            }};
+    run.calls.resize(networks.size());
+    return run;
+  };
+  if (arguments.sampler == "ddpm") return with(tstitch::DDPMUpdate{});
+  if (arguments.sampler == "dpm-solver++") return with(tstitch::DPMSolverUpdate{});
+  return with(tstitch::DDIMUpdate{});
+}
+
+/// One network asked again and again for the same: as many rows as a step of a trajectory asks for.
+class Forward {
+ public:
+  Forward(Arguments const& arguments, std::vector<tstitch::Network> const& networks, std::size_t index,
+          std::int64_t batch)
+      : network_(networks[index]) {
+    const tstitch::DDIM sampler{network_.noise_schedule(), tstitch::SingleNetwork{index}, {.steps = 2}};
+    const tstitch::Trajectory start = sampler.begin(networks, make_request(arguments, networks, batch));
+    const bool guided = guidance_scale(arguments, networks) != 1;
+    x_ = guided ? start.x.repeat({2, 1, 1, 1}) : start.x;
+    condition_ = guided ? start.condition.guided : start.condition.conditional;
+    timestep_ = tstitch::detail::network_timestep(network_, network_.noise_schedule().noisiest() / 2);
+    t_ = tstitch::detail::timestep_rows(network_, x_, timestep_, x_.size(0));
+    if (network_.prepares()) network_.prepare({&timestep_, 1}, condition_);
+  }
+
+  std::int64_t rows() const { return x_.size(0); }
+  void operator()() const {
+    const c10::AutoGradMode no_gradients(false);
+    network_(x_, t_, condition_, timestep_);
+  }
+
+ private:
+  tstitch::Network network_;
+  at::Tensor x_, t_;
+  tstitch::Condition condition_;
+  double timestep_ = 0;
+};

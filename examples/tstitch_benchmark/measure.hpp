@@ -1,0 +1,197 @@
+/// @file
+/// Clocks and memory. Nothing here waits for a GPU but `wait`.
+#pragma once
+
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/Event.h>
+#include <malloc.h>
+#include <sys/resource.h>
+#include <tstitch/model/network.hpp>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <fstream>
+#include <memory>
+#include <numeric>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#ifdef TSTITCH_BENCHMARK_CUDA
+#include <c10/cuda/CUDACachingAllocator.h>
+#include <cuda_runtime_api.h>
+#endif
+
+using Clock = std::chrono::steady_clock;
+
+inline double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// Until the device has done all that it was given.
+inline void wait(at::Device device) {
+  if (device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device.index());
+}
+
+/// Seconds of wall time from an idle device to an idle device.
+template <class Action>
+double timed(at::Device device, Action action) {
+  wait(device);
+  const Clock::time_point start = Clock::now();
+  action();
+  wait(device);
+  return seconds_since(start);
+}
+
+/// The mean of the two in the middle where there is an even number; 0 of none.
+inline double median(std::vector<double> values) {
+  if (values.empty()) return 0;
+  std::sort(values.begin(), values.end());
+  const std::size_t half = values.size() / 2;
+  return values.size() % 2 ? values[half] : (values[half - 1] + values[half]) / 2;
+}
+
+/// How long networks work while others do too.
+///
+/// On the CPU this is the time in their calls. On a GPU it is the time on its stream between events that are recorded
+/// before and after each call: the work itself, and where the GPU waits for the host the time to give the work out.
+class ForwardClock {
+ public:
+  explicit ForwardClock(at::Device device) : state_(std::make_shared<State>(State{device})) {}
+
+  /// The same networks, watched.
+  std::vector<tstitch::Network> watch(std::vector<tstitch::Network> const& networks) const {
+    std::vector<tstitch::Network> watched;
+    for (tstitch::Network const& network : networks) {
+      watched.emplace_back(Watched{network, state_}, network.info(), network.device());
+    }
+    return watched;
+  }
+
+  /// Since the clock was made. The device must be idle.
+  double seconds() const {
+    double seconds = state_->seconds;
+    for (auto const& [begin, end] : state_->events) seconds += begin.elapsedTime(end) / 1e3;
+    return seconds;
+  }
+
+ private:
+  struct State {
+    at::Device device;
+    double seconds = 0;
+    Clock::time_point start = {};
+    std::deque<std::pair<c10::Event, c10::Event>> events = {};
+
+    c10::Stream stream() const { return c10::impl::VirtualGuardImpl(device.type()).getStream(device); }
+
+    void begin() {
+      if (device.is_cpu()) {
+        start = Clock::now();
+        return;
+      }
+      constexpr auto timing = c10::EventFlag::BACKEND_DEFAULT;  // the other kind keeps no times
+      events.emplace_back(c10::Event(device.type(), timing), c10::Event(device.type(), timing));
+      events.back().first.record(stream());
+    }
+
+    void end() {
+      if (device.is_cpu()) {
+        seconds += seconds_since(start);
+      } else {
+        events.back().second.record(stream());
+      }
+    }
+  };
+
+  struct Watched {
+    tstitch::Network network;
+    std::shared_ptr<State> state;
+
+    at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, tstitch::Condition const& condition,
+                          std::optional<double> timestep) const {
+      state->begin();
+      at::Tensor output = network(x, t, condition, timestep);
+      state->end();
+      return output;
+    }
+
+    void prepare(std::span<const double> timesteps, tstitch::Condition const& condition) const {
+      state->begin();
+      network.prepare(timesteps, condition);
+      state->end();
+    }
+  };
+
+  std::shared_ptr<State> state_;
+};
+
+/// The most memory that was in use at once.
+struct PeakMemory {
+  std::int64_t bytes = 0;     ///< on a GPU what tensors took; on the CPU what was resident of the process
+  std::int64_t reserved = 0;  ///< on a GPU what the allocator had taken from it; 0 on the CPU
+  bool restarted = false;     ///< since `restart_peak_memory`; else since the process began
+};
+
+/// Gives back what the allocators keep for later, so that it does not count as used.
+inline void give_back_memory([[maybe_unused]] at::Device device) {
+  malloc_trim(0);
+#ifdef TSTITCH_BENCHMARK_CUDA
+  if (device.is_cuda()) c10::cuda::CUDACachingAllocator::emptyCache();
+#endif
+}
+
+/// Begins to look for the peak.
+/// @returns whether the peak before is forgotten; not every kernel allows that
+inline bool restart_peak_memory([[maybe_unused]] at::Device device) {
+#ifdef TSTITCH_BENCHMARK_CUDA
+  if (device.is_cuda()) {
+    c10::cuda::CUDACachingAllocator::resetPeakStats(device.index());
+    return true;
+  }
+#endif
+  std::ofstream file("/proc/self/clear_refs");
+  file << "5" << std::flush;
+  return device.is_cpu() && bool(file);
+}
+
+/// Since `restart_peak_memory`; nothing on a GPU that this program was not compiled for.
+inline std::optional<PeakMemory> peak_memory([[maybe_unused]] at::Device device, bool restarted) {
+#ifdef TSTITCH_BENCHMARK_CUDA
+  if (device.is_cuda()) {
+    const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device.index());
+    constexpr auto all = std::size_t(c10::CachingAllocator::StatType::AGGREGATE);
+    return PeakMemory{stats.allocated_bytes[all].peak, stats.reserved_bytes[all].peak, restarted};
+  }
+#endif
+  if (!device.is_cpu()) return {};
+  std::ifstream status("/proc/self/status");
+  for (std::string line; restarted && std::getline(status, line);) {
+    if (line.rfind("VmHWM:", 0) == 0) return PeakMemory{std::stoll(line.substr(6)) * 1024, 0, true};
+  }
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return PeakMemory{std::int64_t(usage.ru_maxrss) * 1024, 0, false};
+}
+
+/// What the processor calls itself.
+inline std::string processor_name() {
+  std::ifstream file("/proc/cpuinfo");
+  for (std::string line; std::getline(file, line);) {
+    const std::size_t colon = line.find(": ");
+    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) return line.substr(colon + 2);
+  }
+  return "unknown";
+}
+
+/// What the GPU calls itself; empty where it is not known.
+inline std::string gpu_name([[maybe_unused]] at::Device device) {
+#ifdef TSTITCH_BENCHMARK_CUDA
+  cudaDeviceProp properties{};
+  if (device.is_cuda() && cudaGetDeviceProperties(&properties, device.index()) == cudaSuccess) return properties.name;
+#endif
+  return {};
+}
