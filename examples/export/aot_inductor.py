@@ -31,7 +31,7 @@ def add_form(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=["torchscript", "aot-inductor"],
         default="torchscript",
-        help="a file that runs everywhere, or one compiled for this machine, which is faster there (default: %(default)s)",
+        help="a file that runs everywhere, or one compiled for machines like this (default: %(default)s)",
     )
     group.add_argument("--device", choices=["cpu", "cuda"], help="what it is compiled for (default: cpu)")
     group.add_argument(
@@ -150,7 +150,7 @@ class AOTInductor:
         except OSError:
             raise
         except Exception as error:
-            fail(f"--format: must be torchscript for a network that AOTInductor cannot compile, got '{first_line(error)}'")
+            fail(f"--format: aot-inductor must be able to compile the network, got '{first_line(error)}'")
 
     def load(self, path: Path, network: nn.Module) -> list[tuple[int, Callable[..., Tensor]]]:
         """What it wrote, as functions and the rows that each takes at most."""

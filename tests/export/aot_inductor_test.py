@@ -1,4 +1,4 @@
-"""Compiled networks compute what TorchScript does: aot_inductor_test.py SAMPLE INSPECT CALLS EXPORT_FOLDER SCRATCH_FOLDER
+"""Compiled networks compute what TorchScript does: aot_inductor_test.py SAMPLE INSPECT CALLS EXPORTERS SCRATCH
 
 Exports a tiny DiT as TorchScript, compiled for any batch and compiled for two batch sizes; has tstitch_sample draw with
 each and with pairs of them, has a program call them in every way, and tries what must be refused.
@@ -27,13 +27,15 @@ TOLERANCE = 1e-5  # of the RMS of latents, for the RMS of differences
 
 shutil.rmtree(scratch, ignore_errors=True)
 scratch.mkdir(parents=True)
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # of the programs
+torch.set_num_threads(2)  # so that code could be compiled for two
 
 
 def exported(name: str, *arguments: object) -> Path:
-    message = harness.run(export_dit, scratch / "weights.pt", scratch / name, "--heads", 2, "--name", "tiny", *arguments)
+    path = scratch / name
+    message = harness.run(export_dit, scratch / "weights.pt", path, "--heads", 2, "--name", "tiny", *arguments)
     assert not message, message
-    return scratch / name
+    return path
 
 
 def must_refuse(*arguments: object, says: str) -> None:
@@ -85,6 +87,8 @@ anything = exported("any.pt2", *compiled)
 several = exported("several.pt", *compiled, "--batch", "2,4")
 files = {path.name for path in scratch.iterdir()}
 assert files == {"weights.pt", "plain.pt", "any.pt2", "several.pt"}, f"nothing else must be left, got {files}"
+parallel = anything.read_bytes().count(b"#pragma omp parallel")
+assert parallel and b"num_threads(" not in anything.read_bytes(), "threads must be as many as there are where it runs"
 # The second model of a list shares the weights of the first.
 assert several.stat().st_size < 2 * anything.stat().st_size - plain.stat().st_size / 2
 
@@ -98,14 +102,13 @@ for pair in ((plain, several), (anything, plain), (several, anything)):
 
 ended = subprocess.run([calls, plain, anything, several], capture_output=True, text=True)
 assert ended.returncode == 0, ended
-ended = subprocess.run(
-    [inspect, "--device", "cpu", "--rows", "1", "--steps", "4", "--count", "2", anything, several], capture_output=True, text=True
-)
+few = ["--device", "cpu", "--rows", "1", "--steps", "4", "--count", "2"]
+ended = subprocess.run([inspect, *few, anything, several], capture_output=True, text=True)
 assert ended.returncode == 0 and "these networks fit together" in ended.stdout, ended
 for target in ("cpu, float32, batches of 1-512", "cpu, float32, batches of 2 4"):
     assert target in ended.stdout, ended.stdout
 
-must_fail("--model", several, "--count", 5, "--guidance", 1, says="a batch must have 1 to 4 rows, which it was compiled for")
+must_fail("--model", several, "--count", 5, "--guidance", 1, says="a batch must have 1 to 4 rows, which it was")
 must_fail("--model", anything, "--dtype", "float16", says="must be compiled for float16, got one for float32")
 whole = anything.read_bytes()
 for share in (0.1, 0.5, 0.99):

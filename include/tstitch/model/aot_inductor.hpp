@@ -20,9 +20,9 @@
 #pragma once
 
 #include <ATen/DynamicLibrary.h>
-#include <ATen/Version.h>
-#include <ATen/ops/cat.h>
+#include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
+#include <c10/macros/Export.h>
 #include <caffe2/serialize/inline_container.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/headeronly/version.h>
@@ -46,6 +46,11 @@
 #include "loading.hpp"
 #include "metadata.hpp"
 #include "network.hpp"
+
+namespace at {
+// Of ATen/Version.h, which includes most of ATen.
+TORCH_API std::string get_cpu_capability();
+}  // namespace at
 
 namespace tstitch {
 
@@ -297,10 +302,13 @@ class CompiledNetwork {
 
   /// Repeats the last row, which is a row that the network knows what to do with.
   static at::Tensor with_more_rows(at::Tensor const& input, std::int64_t rows) {
+    const std::int64_t given = input.size(0);
     std::vector<std::int64_t> sizes = input.sizes().vec();
-    const at::Tensor last = input.narrow(0, sizes[0] - 1, 1);
-    sizes[0] = rows - sizes[0];
-    return at::cat({input, last.expand(sizes)});
+    sizes[0] = rows;
+    const at::Tensor more = input.new_empty(sizes);
+    more.narrow(0, 0, given).copy_(input);
+    more.narrow(0, given, rows - given).copy_(input.narrow(0, given - 1, 1));
+    return more;
   }
 
   std::shared_ptr<CompiledModels> models_;
