@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "../common/backend.hpp"
 #include "../common/device.hpp"
+#include "../common/network.hpp"
 
 struct Arguments {
   std::vector<std::string> models{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};

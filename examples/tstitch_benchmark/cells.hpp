@@ -25,12 +25,7 @@ struct Cell {
 
 inline std::vector<tstitch::Network> load_networks(Arguments const& arguments, std::string const& backend,
                                                    std::string const& dtype) {
-  std::vector<tstitch::Network> networks;
-  for (std::string const& path : arguments.models) {
-    networks.push_back(load_network(path, backend, {.device = arguments.device, .dtype = type_named(dtype)}));
-  }
-  tstitch::require_compatible(networks);
-  return networks;
+  return load_networks(arguments.models, {.device = arguments.device, .dtype = type_named(dtype)}, backend);
 }
 
 inline double guidance_scale(Arguments const& arguments, std::vector<tstitch::Network> const& networks) {

@@ -21,7 +21,7 @@
 #include <utility>
 #include <vector>
 
-#ifdef TSTITCH_BENCHMARK_CUDA
+#ifdef TSTITCH_WITH_CUDA
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <cuda_runtime_api.h>
 #endif
@@ -139,7 +139,7 @@ struct PeakMemory {
 /// Gives back what the allocators keep for later, so that it does not count as used.
 inline void give_back_memory([[maybe_unused]] at::Device device) {
   malloc_trim(0);
-#ifdef TSTITCH_BENCHMARK_CUDA
+#ifdef TSTITCH_WITH_CUDA
   if (device.is_cuda()) c10::cuda::CUDACachingAllocator::emptyCache();
 #endif
 }
@@ -147,7 +147,7 @@ inline void give_back_memory([[maybe_unused]] at::Device device) {
 /// Begins to look for the peak.
 /// @returns whether the peak before is forgotten; not every kernel allows that
 inline bool restart_peak_memory([[maybe_unused]] at::Device device) {
-#ifdef TSTITCH_BENCHMARK_CUDA
+#ifdef TSTITCH_WITH_CUDA
   if (device.is_cuda()) {
     c10::cuda::CUDACachingAllocator::resetPeakStats(device.index());
     return true;
@@ -160,7 +160,7 @@ inline bool restart_peak_memory([[maybe_unused]] at::Device device) {
 
 /// Since `restart_peak_memory`; nothing on a GPU that this program was not compiled for.
 inline std::optional<PeakMemory> peak_memory([[maybe_unused]] at::Device device, bool restarted) {
-#ifdef TSTITCH_BENCHMARK_CUDA
+#ifdef TSTITCH_WITH_CUDA
   if (device.is_cuda()) {
     const auto stats = c10::cuda::CUDACachingAllocator::getDeviceStats(device.index());
     constexpr auto all = std::size_t(c10::CachingAllocator::StatType::AGGREGATE);
@@ -189,7 +189,7 @@ inline std::string processor_name() {
 
 /// What the GPU calls itself; empty where it is not known.
 inline std::string gpu_name([[maybe_unused]] at::Device device) {
-#ifdef TSTITCH_BENCHMARK_CUDA
+#ifdef TSTITCH_WITH_CUDA
   cudaDeviceProp properties{};
   if (device.is_cuda() && cudaGetDeviceProperties(&properties, device.index()) == cudaSuccess) return properties.name;
 #endif

@@ -13,6 +13,8 @@
 #include <string>
 #include <vector>
 
+#include "../common/network.hpp"
+
 struct Arguments {
   std::vector<std::string> models{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};
   double ratio = 0.4;
@@ -38,6 +40,7 @@ struct Arguments {
 
   std::string device = "auto";
   std::string dtype = "auto";
+  std::string backend = "auto";
 
   std::string decoder;
   std::int64_t tile = 0;
@@ -206,6 +209,11 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   shown("--dtype", arguments.dtype,
         "of the networks; auto is float32 on the CPU, the file's own on a GPU and of packages; float32 is without TF32")
       ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}));
+  shown("--backend", arguments.backend,
+        "how networks are run: torchscript, native (DiTs by an engine of the library's own), native-e4m3 (in 8 bits) "
+        "or aot-inductor, each with +graph for CUDA graphs; auto is the fastest that keeps the number format")
+      ->type_name("NAME")
+      ->check(CLI::IsMember(backend_names()));
   option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
   const auto pad = flag("--pad-batches", arguments.pad_batches,
                         "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them");

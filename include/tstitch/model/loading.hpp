@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/GradMode.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -95,3 +96,16 @@ inline at::Tensor run_on_zeros(Network const& network, std::int64_t rows, int ru
 }
 
 }  // namespace tstitch::detail
+
+namespace tstitch {
+
+/// Asks a network for zeros, so that what it does once for each shape (compiling, choosing kernels, capturing a graph)
+/// is done before a run. Nothing for networks with conditions of open sizes, whose shapes only a run tells.
+/// @param rows of the batches that it will see; under guidance twice the pictures
+inline void warm_up(Network const& network, std::vector<std::int64_t> const& rows) {
+  if (detail::has_open_sizes(network.info())) return;
+  const c10::AutoGradMode no_gradients(false);
+  for (const std::int64_t count : rows) detail::run_on_zeros(network, count, 3);
+}
+
+}  // namespace tstitch
