@@ -370,7 +370,7 @@ TEST_CASE("8 bits are rounded as torch rounds them, and cost the DiT engine litt
         detail::residual_norm_modulate(x.clone(), {}, modulation, 2, 5, 7, 1e-6, false, 0.02).to(at::kFloat);
     const at::Tensor expected =
         detail::residual_norm_modulate(x.clone(), {}, modulation, 2, 5, 7, 1e-6, true, 0.02).to(at::kFloat);
-    CHECK(rms(got, expected) < 1e-2);
+    CHECK(rms(got, expected) < 2e-2);  // torch's way rounds to the type in between
   }
   const TorchScriptOptions half{.device = cuda, .dtype = at::kBFloat16};
   for (std::string const& file : {small_file, large_file}) {

@@ -6,8 +6,11 @@
 /// and replayed, it does not. Replays give the same bits as plain calls.
 #pragma once
 
+#include <ATen/core/CachingHostAllocator.h>
+#include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/core/Event.h>
+#include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
 
@@ -38,6 +41,64 @@ struct CaptureOptions {
 };
 
 namespace detail {
+
+/// Records work on a stream that torch's pool does not hand out. cuBLAS keeps a workspace for each stream, so one stream
+/// for all captures keeps memory flat, and one that nobody else has keeps graphs of several networks apart.
+class CaptureStream {
+ public:
+  /// Of the device that is current.
+  CaptureStream() {
+    C10_CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
+    device_ = c10::cuda::current_device();
+  }
+  CaptureStream(CaptureStream const&) = delete;
+  CaptureStream& operator=(CaptureStream const&) = delete;
+  ~CaptureStream() { cudaStreamDestroy(stream_); }
+
+  c10::cuda::CUDAStream get() const { return c10::cuda::getStreamFromExternal(stream_, device_); }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  c10::DeviceIndex device_ = 0;
+};
+
+/// Begins a capture on the current stream without the default generator of random numbers.
+///
+/// A capture takes the generator's state with it, and one that fails leaves it unusable. So the graph gets a copy; a
+/// function that draws random numbers finds the generator outside the capture, which is refused.
+inline void begin_capture(at::cuda::CUDAGraph& graph, at::cuda::MempoolId_t pool) {
+  at::Generator generator = at::cuda::detail::getDefaultCUDAGenerator(c10::cuda::current_device());
+  auto* const own = generator.get<at::CUDAGeneratorImpl>();
+  const c10::intrusive_ptr<c10::GeneratorImpl> state = own->graphsafe_get_state();
+  own->graphsafe_set_state(generator.clone().getIntrusivePtr());
+  try {
+    // Thread-local: what other threads do meanwhile is no part of it and does not break it.
+    graph.capture_begin(pool, cudaStreamCaptureModeThreadLocal);
+  } catch (...) {
+    own->graphsafe_set_state(state);
+    throw;
+  }
+  own->graphsafe_set_state(state);
+}
+
+/// Ends a capture that failed, so that the process is as it was before: torch's own end stops half-way.
+inline void abandon_capture(at::cuda::CUDAGraph& graph, at::cuda::MempoolId_t pool) {
+  try {
+    graph.capture_end();
+  } catch (std::exception const&) {}
+  const auto give_back = [&](auto end, auto release) {
+    try {
+      end();  // throws where torch has done it
+      release();
+    } catch (std::exception const&) {}
+  };
+  namespace allocator = c10::cuda::CUDACachingAllocator;
+  const c10::DeviceIndex device = c10::cuda::current_device();
+  give_back([&] { allocator::endAllocateToPool(device, pool); }, [&] { allocator::releasePool(device, pool); });
+  at::HostAllocator* const host = at::getHostAllocator(at::kCUDA);
+  give_back([&] { host->end_allocate_to_pool(pool); }, [&] { host->release_pool(pool); });
+  cudaGetLastError();  // the failure is told once
+}
 
 /// Replays a function of tensors, one graph for each set of shapes and types.
 class CudaGraphs {
@@ -118,7 +179,8 @@ class CudaGraphs {
 
   void capture(Entry& entry, std::vector<at::Tensor> const& inputs) {
     const c10::cuda::CUDAStream caller = c10::cuda::getCurrentCUDAStream();
-    const c10::cuda::CUDAStream stream = c10::cuda::getStreamFromPool();
+    if (!stream_) stream_.emplace();
+    const c10::cuda::CUDAStream stream = stream_->get();
     for (at::Tensor const& input : inputs) entry.inputs.push_back(input.clone());
     c10::Event ready(c10::DeviceType::CUDA);
     ready.record(caller.unwrap());
@@ -129,19 +191,15 @@ class CudaGraphs {
       stream.synchronize();
       auto graph = std::make_unique<at::cuda::CUDAGraph>();
       if (!pool_) pool_ = at::cuda::graph_pool_handle();
-      // Thread-local: what other threads do meanwhile is no part of it and does not break it.
-      graph->capture_begin(*pool_, cudaStreamCaptureModeThreadLocal);
+      begin_capture(*graph, *pool_);
       try {
         entry.output = function_(entry.inputs);
+        graph->capture_end();
       } catch (...) {
-        // Ends what was begun, without which random numbers and later captures of the process would fail.
-        try {
-          graph->capture_end();
-        } catch (std::exception const&) {}
-        cudaGetLastError();  // the failure is told once
+        entry.output.reset();
+        abandon_capture(*graph, *pool_);
         throw;
       }
-      graph->capture_end();
       entry.graph = std::move(graph);
     }
     c10::Event captured(c10::DeviceType::CUDA);
@@ -152,6 +210,7 @@ class CudaGraphs {
   TensorFunction function_;
   CaptureOptions options_;
   std::mutex mutex_;
+  std::optional<CaptureStream> stream_;
   std::list<Entry> entries_;  ///< newest use first
   std::optional<at::cuda::MempoolId_t> pool_;
   std::optional<c10::Event> replayed_;

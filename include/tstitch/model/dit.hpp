@@ -55,7 +55,7 @@ struct DiTLinear {
   /// and rounded to e4m3. Undefined: in the type of the network.
   at::Tensor eighth = {};
   double weight_scale = 0, input_scale = 0;
-  at::Tensor scales = {};  ///< both on the device, float32 [2]
+  at::Tensor scales = {};  ///< both on the device, float32 [2, 4] with three zeros behind each: cuBLAS wants 16 bytes
 };
 
 /// The weights of a DiT, under the names of the official checkpoints but for the modulations.
@@ -114,9 +114,9 @@ inline void quantise(DiTLinear& linear, double largest_input) {
   linear.weight_scale = scale_of(linear.weight.abs().max().item<double>());
   linear.input_scale = scale_of(1.1 * largest_input);  // other trajectories may go further
   linear.eighth = to_e4m3(linear.weight, linear.weight_scale);
-  const at::Tensor host = host_tensor({2}, at::kFloat);
+  const at::Tensor host = host_tensor({2, 4}, at::kFloat).zero_();
   host.mutable_data_ptr<float>()[0] = float(linear.input_scale);
-  host.mutable_data_ptr<float>()[1] = float(linear.weight_scale);
+  host.mutable_data_ptr<float>()[4] = float(linear.weight_scale);
   linear.scales = host.to(linear.weight.device());
   linear.weight.reset();
 }
@@ -125,8 +125,12 @@ inline void quantise(DiTLinear& linear, double largest_input) {
 /// @returns [m, out] in this type
 inline at::Tensor linear_e4m3(at::Tensor const& x, DiTLinear const& by, at::ScalarType type) {
   if (x.is_cuda()) {
-    return at::_scaled_mm(x, by.eighth.t(), by.scales.narrow(0, 0, 1), by.scales.narrow(0, 1, 1), by.bias, {}, type,
-                          /*use_fast_accum=*/true);
+    const bool adds = type != at::kFloat;  // cuBLAS adds no bias in float32
+    const auto bias = adds ? std::optional<at::Tensor>(by.bias) : std::nullopt;
+    const auto scale = [&](int k) { return by.scales.select(0, k).narrow(0, 0, 1); };
+    const at::Tensor product =
+        at::_scaled_mm(x, by.eighth.t(), scale(0), scale(1), bias, {}, type, /*use_fast_accum=*/true);
+    return adds ? product : product.add(by.bias);
   }
   const at::Tensor product = at::linear(x.to(at::kFloat), by.eighth.to(at::kFloat));
   return product.mul(by.input_scale * by.weight_scale).add(by.bias).to(type);
