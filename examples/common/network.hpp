@@ -9,6 +9,9 @@
 #include <tstitch/model/cuda_graph.hpp>
 #endif
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
@@ -52,18 +55,27 @@ inline tstitch::Network load_network(std::string const& path, tstitch::TorchScri
     if (backend == "aot-inductor") {
       return tstitch::load_aot_inductor(path, {.device = options.device, .dtype = options.dtype});
     }
-    if (backend == "native") return tstitch::load_dit(path, options);
+    if (backend == "native") {
+      try {
+        return tstitch::load_dit(path, options);
+      } catch (std::runtime_error const& error) {
+        if (!choose) throw;
+        std::fprintf(stderr, "%s: is run by TorchScript: %s\n", path.c_str(), error.what());
+      }
+    }
     if (backend == "native-e4m3") {
-      return tstitch::load_dit(path, options, {.e4m3_inputs = tstitch::largest_inputs(path, options)});
+      std::vector<double> inputs = tstitch::read_network_info(path).architecture.e4m3_inputs;
+      if (inputs.empty()) inputs = tstitch::largest_inputs(path, options);  // the exporter did not look
+      return tstitch::load_dit(path, options, {.e4m3_inputs = inputs});
     }
     return tstitch::load_torchscript(path, options);
   }();
   if (graph) {
 #ifdef TSTITCH_WITH_CUDA
-    network = tstitch::captured(network, {.on_fallback = [path](std::string const& reason) {
-                                  std::fprintf(stderr, "%s: is run without CUDA graphs: %s\n", path.c_str(),
-                                               reason.c_str());
-                                }});
+    network =
+        tstitch::captured(network, {.on_fallback = [path](std::string const& reason) {
+                            std::fprintf(stderr, "%s: is run without CUDA graphs: %s\n", path.c_str(), reason.c_str());
+                          }});
 #else
     if (!choose) throw std::runtime_error("--backend: graphs need a CUDA build of torch, got one for the CPU");
 #endif
@@ -73,16 +85,23 @@ inline tstitch::Network load_network(std::string const& path, tstitch::TorchScri
 }
 
 /// Those of one run, in the order of use; what does not fit together is refused before any weights are read.
-/// @throws what loading throws
+/// @param backends one for all, or one for each
+/// @throws std::invalid_argument for another number of backends; what loading throws
 inline std::vector<tstitch::Network> load_networks(std::vector<std::string> const& paths,
                                                    tstitch::TorchScriptOptions const& options,
-                                                   std::string const& backend = "auto") {
+                                                   std::vector<std::string> const& backends = {"auto"}) {
+  if (backends.size() != 1 && backends.size() != paths.size()) {
+    throw std::invalid_argument("--backend: must be one, or one for each of the " + std::to_string(paths.size()) +
+                                " networks, got " + std::to_string(backends.size()));
+  }
   std::vector<tstitch::Network> networks;
   for (std::string const& path : paths) {
     networks.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; }, tstitch::read_network_info(path));
   }
   tstitch::require_compatible(networks);
   networks.clear();
-  for (std::string const& path : paths) networks.push_back(load_network(path, options, backend));
+  for (std::size_t k = 0; k < paths.size(); ++k) {
+    networks.push_back(load_network(paths[k], options, backends[backends.size() == 1 ? 0 : k]));
+  }
   return networks;
 }

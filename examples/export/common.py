@@ -417,6 +417,12 @@ def component(folder: Path, name: str) -> Path:
     fail(f"{folder}: must hold config.json or {name}/config.json, got {some(names_in(folder))}")
 
 
+def positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 65536:
+        raise argparse.ArgumentTypeError(f"must be a number in [1, 65536], got '{text}'")
+    return int(text)
+
+
 def say(message: str) -> None:
     """Progress goes to stderr: stdout is for results."""
     print(message, file=sys.stderr, flush=True)

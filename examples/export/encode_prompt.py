@@ -30,9 +30,9 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from common import Config, add_variant, fail, fill, first_line, load_weights, names_in, say, some
+from common import Config, add_variant, fail, fill, first_line, load_weights, names_in, positive, say, some
 from export_pixart import TEXT_TOKENS, asks_for_sizes, tokens_of
-from export_unet import positive, sides
+from export_unet import sides
 
 # What the refiner of SDXL is told of how pretty the picture is to be, with the prompt and without.
 AESTHETICS, AESTHETICS_NULL = 6.0, 2.5

@@ -27,7 +27,21 @@ import torch
 from torch import Tensor, nn
 
 from aot_inductor import add_form, form_of
-from common import TOLERANCE, Config, add_variant, component, fail, fill, find_diffusers, load_weights, say, some, write
+from calibrate import largest_inputs
+from common import (
+    TOLERANCE,
+    Config,
+    add_variant,
+    component,
+    fail,
+    fill,
+    find_diffusers,
+    load_weights,
+    positive,
+    say,
+    some,
+    write,
+)
 from dit import DiT, DiTConfig, random_inputs, sin_cos_position_embedding
 
 # The tensors do not tell the heads of the official networks S, B, L and XL; their width does.
@@ -352,6 +366,7 @@ class Source:
     schedule: dict[str, object] = dataclasses.field(default_factory=lambda: DEFAULT_SCHEDULE)
     latent_scale: float = 0.18215
     class_names: list[str] = dataclasses.field(default_factory=list)
+    largest_inputs: list[float] = dataclasses.field(default_factory=list)  # see calibrate.py
     peer: nn.Module | None = None
 
 
@@ -494,6 +509,7 @@ def metadata(source: Source, args: argparse.Namespace) -> dict[str, object]:
     }
     words = {
         "class_names": "\n".join(source.class_names),
+        "e4m3_inputs": "\n".join(f"{value:.6g}" for value in source.largest_inputs),
         "training_data": args.training_data,
         "license": args.license,
     }
@@ -530,6 +546,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--training-data", default="", help="what the network was trained on")
     parser.add_argument("--license", default="", help="licence of the weights")
+    parser.add_argument(
+        "--calibrate",
+        type=positive,
+        metavar="IMAGES",
+        help="draw so many and write how large the inputs of the layers become, for engines that compute in 8 bits",
+    )
     add_form(parser)
     args = parser.parse_args()
     if not math.isfinite(args.guidance_scale):
@@ -558,6 +580,10 @@ def main() -> None:
         f"patches of {shape.patch}, {shape.num_classes} classes; x is {shape.channels}x{shape.size}x{shape.size}, "
         f"{shape.flops() / 1e9:.2f} GFLOP an image"
     )
+    if args.calibrate:
+        source.largest_inputs = largest_inputs(
+            source.network, shape, source.schedule, args.guidance_scale, args.calibrate
+        )
     say(f"{'compiling' if form.whole_size else 'scripting'} as {args.dtype}, checking and writing {args.output}")
     write(args.output, source.network, metadata(source, args), random_inputs(shape), args.dtype, source.peer, form)
 

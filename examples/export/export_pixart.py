@@ -26,10 +26,11 @@ from common import (
     fill,
     find_diffusers,
     load_weights,
+    positive,
     say,
     write,
 )
-from export_unet import IGNORED, SCHEDULES, latents, noise, positive, sides, token_count
+from export_unet import IGNORED, SCHEDULES, latents, noise, sides, token_count
 from pixart import PixArtConfig, conditions, make_pixart
 
 # Tokens of a text in each of the pipelines, by how the names of their classes begin.

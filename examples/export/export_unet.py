@@ -28,6 +28,7 @@ from common import (
     fill,
     find_diffusers,
     load_weights,
+    positive,
     say,
     write,
 )
@@ -434,12 +435,6 @@ def token_count(text: str) -> int | None:
         return None
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a number from 1 on or *, got '{text}'")
-    return int(text)
-
-
-def positive(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 65536:
-        raise argparse.ArgumentTypeError(f"must be a number in [1, 65536], got '{text}'")
     return int(text)
 
 

@@ -40,7 +40,7 @@ struct Arguments {
 
   std::string device = "auto";
   std::string dtype = "auto";
-  std::string backend = "auto";
+  std::vector<std::string> backends{"auto"};
 
   std::string decoder;
   std::int64_t tile = 0;
@@ -209,10 +209,12 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   shown("--dtype", arguments.dtype,
         "of the networks; auto is float32 on the CPU, the file's own on a GPU and of packages; float32 is without TF32")
       ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}));
-  shown("--backend", arguments.backend,
-        "how networks are run: torchscript, native (DiTs by an engine of the library's own), native-e4m3 (in 8 bits) "
-        "or aot-inductor, each with +graph for CUDA graphs; auto is the fastest that keeps the number format")
+  shown("--backend", arguments.backends,
+        "how networks are run, for all or for each: torchscript, native (DiTs by the library's own engine), native-e4m3 "
+        "(in 8 bits) or aot-inductor, each with +graph for CUDA graphs; auto is the fastest that keeps the number format")
       ->type_name("NAME")
+      ->delimiter(',')
+      ->allow_extra_args(false)
       ->check(CLI::IsMember(backend_names()));
   option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
   const auto pad = flag("--pad-batches", arguments.pad_batches,

@@ -301,7 +301,7 @@ Json parameters(Job const& job) {
   json["batch"] = a.batch;
   json["device"] = job.device.str();
   json["dtype"] = a.dtype;
-  json["backend"] = a.backend;
+  json["backend"] = a.backends;
   json["version"] = TSTITCH_VERSION;
   return json;
 }
@@ -661,7 +661,7 @@ int tstitch_sample(Arguments arguments) {
   // TorchScript compiles for a GPU in its first runs of a shape; they are kept out of the figures.
   if (job.device.is_cuda()) options.warm_up_rows = batch_rows(job, plan);
   const std::optional<tstitch::Decoder> decoder = load_decoder(job, options);
-  const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backend);
+  const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
   return sweep ? run_sweep(job, networks, decoder) : run(job, networks, decoder);
 }
 

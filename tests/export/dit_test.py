@@ -26,6 +26,7 @@ from torch import Tensor
 here = Path(__file__).resolve().parent
 export = Path(sys.argv[2]) if len(sys.argv) == 4 else here.parent.parent / "examples/export"
 sys.path.insert(0, str(export))
+import calibrate  # noqa: E402
 import common  # noqa: E402
 import export_dit  # noqa: E402
 import harness  # noqa: E402
@@ -177,6 +178,53 @@ def check_half() -> None:
         # Read from half precision, whose table of positions is a rounded one.
         source = saved("half_source.pt", {key: tensor.to(dtype) for key, tensor in weights.items()})
         assert exported(source, "from_half.pt", "--heads", 3)[0].state_dict()["pos_embed"].equal(weights["pos_embed"])
+
+
+def check_calibration() -> None:
+    """What layers see on the way is written, and the tool computes in 8 bits with it."""
+    weights = random_weights(TINY)
+    network = network_of(TINY, weights)
+    schedule = export_dit.DEFAULT_SCHEDULE
+    # Of one step all is known: the network is asked for noise at t = 999.
+    seen: dict[str, float] = {}
+    for name, module in network.named_modules():
+        if name.startswith("blocks.") and name.endswith(calibrate.LAYERS):
+            module.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0].abs().max().item()}))
+    x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    network(torch.cat([x, x]), torch.full((4,), 999), torch.tensor([0, 1, 5, 5]))
+    first = calibrate.largest_inputs(network_of(TINY, weights), TINY, schedule, 1.5, 2, steps=1)
+    assert len(first) == 8 and len(seen) == 8, (first, seen)
+    assert first == [seen[f"blocks.{b}.{layer}"] for b in range(2) for layer in calibrate.LAYERS], (first, seen)
+    # Along a trajectory of a perfect network x is always alpha x_0 + sigma eps.
+    for each in (schedule, schedule | {"noise_schedule": "scaled_linear"}, schedule | {"noise_schedule": "cosine"}):
+        points = calibrate.trajectory(each, 20)
+        assert [t for t, _, _ in points][::19] == [999, 0] and len(points) == 20, points
+        assert all(abs(a * a + s * s - 1) < 1e-12 for _, a, s in points), points
+        assert all(later[1] > sooner[1] for sooner, later in zip(points, points[1:], strict=False)), points
+    assert abs(calibrate.trajectory(schedule, 2)[0][1] ** 2 - 4.0358e-5) < 1e-9
+
+    path, plain = scratch / "calibrated.pt", scratch / "uncalibrated.pt"
+    source = saved("to_calibrate.pt", weights)
+    for output, more in ((path, ("--calibrate", 3)), (plain, ())):
+        message = run(source, output, "--heads", 3, *more)
+        assert not message, message
+    extra = {"tstitch/e4m3_inputs": ""}
+    torch.jit.load(path, _extra_files=extra)
+    values = [float(line) for line in extra["tstitch/e4m3_inputs"].decode().splitlines()]
+    assert len(values) == 8 and min(values) > 0, values
+    pictures = {}
+    for output, backend in ((path, "native-e4m3"), (plain, "native-e4m3"), (plain, "native")):
+        latents = scratch / "latents.npy"
+        draw = [tool, "--model", output, "--device", "cpu", "--steps", "4", "--guidance", "1", "--class", "1"]
+        subprocess.run([str(word) for word in [*draw, "--backend", backend, "--latents", latents, "--quiet"]], check=True)
+        written = latents.read_bytes()  # without numpy, which is not everywhere: a header and the numbers
+        begin = 10 + int.from_bytes(written[8:10], "little")
+        pictures[output, backend] = torch.frombuffer(bytearray(written[begin:]), dtype=torch.float32)
+    exact = pictures[plain, "native"]
+    for output in (path, plain):
+        assert 1e-4 < relative(pictures[output, "native-e4m3"], exact) < 0.2, output
+    must_refuse(source, "--heads", 3, "--calibrate", 0, says="must be a number in [1, 65536], got '0'")
+    print("calibrated")
 
 
 def check_class_names() -> None:
@@ -705,6 +753,7 @@ check_plain_file()
 check_shapes()
 check_training_checkpoint()
 check_half()
+check_calibration()
 check_class_names()
 check_refusals()
 check_no_code_is_run()

@@ -120,6 +120,19 @@ TEST_CASE("in 8 bits the network is a little off, and layers see what the calibr
     CHECK(off > 1e-3);  // of 3 bits of mantissa
     CHECK(off < 4e-2);
   }
+  // Layers of 0 stay as they are, whichever they are. What the others do may cancel each other a little.
+  const double of_all =
+      relative(load_dit(small_file, {}, {.e4m3_inputs = largest})(x, times(500, 2), condition, 500.0), expected);
+  for (std::size_t kind = 0; kind < 4; ++kind) {
+    std::vector<double> some(largest.size(), 0.0);
+    for (std::size_t layer = kind; layer < some.size(); layer += 4) some[layer] = largest[layer];
+    for (const bool plain : {false, true}) {
+      const Network mixed = load_dit(small_file, {}, {.plain = plain, .e4m3_inputs = some});
+      const double off = relative(mixed(x, times(500, 2), condition, 500.0), expected);
+      CHECK(off > 1e-4);
+      CHECK(off < 1.2 * of_all);
+    }
+  }
   // Inputs beyond what was seen are clipped, which must not be free of charge.
   std::vector<double> narrow = largest;
   for (double& value : narrow) value /= 20;

@@ -259,6 +259,11 @@ TEST_CASE("metadata that makes no sense is refused with key, rule and value") {
   CHECK(message("class_names", "cat") ==
         "tstitch::read_network_info: the stream: tstitch/class_names must have one line for each of the 0 classes, got "
         "1 lines");
+  CHECK(message("e4m3_inputs", "-1") ==
+        "tstitch::read_network_info: the stream: tstitch/e4m3_inputs must be numbers of at least 0, got -1");
+  CHECK(message("e4m3_inputs", "1") ==
+        "tstitch::read_network_info: the stream: tstitch/e4m3_inputs must have one line for each of the 0 layers, got "
+        "1 lines");
   CHECK_THAT(message("beta_end", "2"),
              ContainsSubstring("tstitch/noise_schedule must be a schedule that makes sense, got "
                                "tstitch::NoiseSchedule::from_betas: each beta must be inside (0, 1), got"));

@@ -42,8 +42,8 @@ struct CaptureOptions {
 
 namespace detail {
 
-/// Records work on a stream that torch's pool does not hand out. cuBLAS keeps a workspace for each stream, so one stream
-/// for all captures keeps memory flat, and one that nobody else has keeps graphs of several networks apart.
+/// Records work on a stream that torch's pool does not hand out. cuBLAS keeps a workspace for each stream, so one
+/// stream for all captures keeps memory flat, and one that nobody else has keeps graphs of several networks apart.
 class CaptureStream {
  public:
   /// Of the device that is current.

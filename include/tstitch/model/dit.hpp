@@ -147,7 +147,7 @@ struct DiTOptions {
   bool plain = false;
   /// The largest absolute input of each linear layer (qkv, proj, fc1 and fc2 of the first block, then of the next)
   /// along trajectories, as `largest_inputs` finds them. Given, these layers compute in 8 bits (e4m3, one scale a
-  /// tensor): on GPUs of compute capability 8.9 and above faster, elsewhere slower.
+  /// tensor), but for those of 0: on GPUs of compute capability 8.9 and above faster, elsewhere slower.
   std::vector<double> e4m3_inputs = {};
   /// Sees the input of each of those layers, by the same order.
   std::function<void(std::size_t, at::Tensor const&)> observer = {};
@@ -168,7 +168,7 @@ class DiT {
     for (DiTWeights::Block& block : blocks) {
       for (DiTLinear* const each : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) {
         if (each->eighth.defined() || each->packed.defined()) continue;  // of another engine's weights
-        if (!inputs.empty()) {
+        if (!inputs.empty() && inputs[layer] > 0) {
           detail::quantise(*each, inputs[layer]);
         } else if (!options.plain) {
           detail::pack(*each, self_->weights.pos_embed.size(1));
@@ -418,9 +418,10 @@ class DiT {
       if (block.fc2.eighth.defined() && !options.observer) {
         return layer(to_e4m3(layer(x, block.fc1, first), block.fc2.input_scale, true), block.fc2, first + 1);
       }
-      if (options.observer) options.observer(first, x);
+      if (options.observer && !block.fc1.eighth.defined()) options.observer(first, x);
       const auto second = [&](at::Tensor const& hidden) { return layer(hidden, block.fc2, first + 1); };
       if (block.fc1.packed.defined()) return second(detail::packed_linear(x, block.fc1, true));
+      if (block.fc1.eighth.defined()) return second(at::gelu(layer(x, block.fc1, first), "tanh"));
       if (x.is_cuda() && !options.plain) {
         // cuBLASLt adds the bias and takes GELU, in its tanh form, while it writes the product.
         const at::Tensor hidden = at::_addmm_activation(block.fc1.bias, x.flatten(0, 1), block.fc1.weight.t(), 1, 1,

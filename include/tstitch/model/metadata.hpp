@@ -25,6 +25,7 @@
 ///     tstitch/guidance_scale            recommended by its makers
 ///     tstitch/training_data, license, images_seen
 ///     tstitch/architecture, width, depth, heads, patch_size, mlp_ratio
+///     tstitch/e4m3_inputs               one number a line, see NetworkInfo::Architecture
 ///
 /// and for the two halves of an autoencoder, whose forward takes and gives one tensor: format *, kind *, name *,
 /// latent_channels *, picture_channels (3), upsampling *, latent_scale *, latent_shift (0), license.
@@ -244,7 +245,18 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
                        file.number<std::int64_t>("depth", 0),
                        file.number<std::int64_t>("heads", 0),
                        file.number<std::int64_t>("patch_size", 0),
-                       file.number<double>("mlp_ratio", 0)};
+                       file.number<double>("mlp_ratio", 0),
+                       {}};
+  for (std::string const& line : file.lines("e4m3_inputs")) {
+    const double value = file.parse<double>("e4m3_inputs", line);
+    if (!(value >= 0)) file.fail("e4m3_inputs", "must be numbers of at least 0", line);
+    info.architecture.e4m3_inputs.push_back(value);
+  }
+  const std::int64_t layers = 4 * info.architecture.depth, inputs = std::int64_t(info.architecture.e4m3_inputs.size());
+  if (inputs != 0 && inputs != layers) {
+    file.fail("e4m3_inputs", "must have one line for each of the " + std::to_string(layers) + " layers",
+              std::to_string(inputs) + " lines");
+  }
   return info;
 }
 

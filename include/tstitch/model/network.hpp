@@ -79,6 +79,9 @@ struct NetworkInfo {
     std::int64_t heads = 0;
     std::int64_t patch_size = 0;
     double mlp_ratio = 0;
+    /// The largest absolute input of qkv, proj, fc1 and fc2 of the first block, then of the next, along trajectories:
+    /// what engines that compute in 8 bits divide by. 0: a layer that is better not in 8 bits. Empty when not stated.
+    std::vector<double> e4m3_inputs = {};
   };
   Architecture architecture = {};
 };
