@@ -456,8 +456,9 @@ def parse_arguments() -> argparse.Namespace:
                         help="(default: 0,0.4,1)")  # fmt: skip
     parser.add_argument("--dtype", type=listed(str, TYPES.__contains__), metavar="TYPE,...",
                         help="float32, float16, bfloat16 (default: bfloat16,float32; on a CPU float32)")  # fmt: skip
-    parser.add_argument("--backend", type=listed(str), default=["torchscript"], metavar="NAME,...",
-                        help="of tstitch_benchmark (default: torchscript)")  # fmt: skip
+    parser.add_argument("--backend", type=listed(str), metavar="NAME,...",
+                        help="of tstitch_benchmark (default: torchscript+graph,native+graph,native-e4m3+graph; on a CPU "
+                        "torchscript,native)")  # fmt: skip
     parser.add_argument("--peers", type=listed(str, ("eager", "compile", "").__contains__), default=["eager", "compile"],
                         metavar="NAME,...", help="eager, compile, or '' for none (default: eager,compile)")  # fmt: skip
     parser.add_argument("--compile-mode", help="of torch.compile (default: max-autotune; on a CPU default)")
@@ -494,6 +495,9 @@ def parse_arguments() -> argparse.Namespace:
     args.dtype = args.dtype or (["bfloat16", "float32"] if gpu else ["float32"])
     if "float32" in args.dtype:  # first: without the peer the others are compared with it
         args.dtype = ["float32", *(dtype for dtype in args.dtype if dtype != "float32")]
+    args.backend = args.backend or (
+        ["torchscript+graph", "native+graph", "native-e4m3+graph"] if gpu else ["torchscript", "native"]
+    )
     args.steps = args.steps or (100 if gpu else 10)
     args.compile_mode = args.compile_mode or ("max-autotune" if gpu else "default")
     args.peers = [peer for peer in args.peers if peer]

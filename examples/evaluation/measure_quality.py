@@ -98,6 +98,7 @@ class Piece:
             str(args.tool), *model, *draw, "--sampler", run.sampler, "--steps", str(run.steps),
             "--guidance", str(args.guidance), "--count", str(self.pictures // classes), "--seed", str(self.seed),
             "--batch", str(args.batch), "--output", str(output), "--report", str(self.report), "--quiet",
+            "--backend", args.backend, "--dtype", args.dtype,
         ]  # fmt: skip
 
     def images_per_second(self) -> list[float]:
@@ -247,6 +248,8 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--guidance", type=float, default=1.5, help="classifier-free guidance scale" + default)
     parser.add_argument("--batch", type=int, default=1000, help="pictures at once" + default)
+    for option, what in (("--backend", "how networks are run"), ("--dtype", "number format of the networks")):
+        parser.add_argument(option, default="auto", help=f"{what}, as tstitch_sample knows it{default}")
     parser.add_argument("--devices", nargs="+", metavar="DEVICE", help="cpu, cuda:0 ... (default: all GPUs)")
     parser.add_argument(
         "--work", type=Path, default=Path("samples/quality"), help="where pictures are until judged" + default

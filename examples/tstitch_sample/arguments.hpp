@@ -209,9 +209,10 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   shown("--dtype", arguments.dtype,
         "of the networks; auto is float32 on the CPU, the file's own on a GPU and of packages; float32 is without TF32")
       ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}));
-  shown("--backend", arguments.backends,
-        "how networks are run, for all or for each: torchscript, native (DiTs by the library's own engine), native-e4m3 "
-        "(in 8 bits) or aot-inductor, each with +graph for CUDA graphs; auto is the fastest that keeps the number format")
+  shown(
+      "--backend", arguments.backends,
+      "how networks are run, for all or for each: torchscript, native (DiTs by the library's own engine), native-e4m3 "
+      "(in 8 bits) or aot-inductor, each with +graph for CUDA graphs; auto is the fastest that keeps the number format")
       ->type_name("NAME")
       ->delimiter(',')
       ->allow_extra_args(false)

@@ -35,7 +35,7 @@ assert done.returncode == 0, done.stderr
 measured = json.loads(report.read_text())
 assert measured["skipped"] == [] and measured["threads"] == 1 and "exported the large network" in done.stdout
 cells = {(cell["dtype"], cell["batch"], cell["ratio"], cell["program"]): cell for cell in measured["cells"]}
-programs = ("tstitch torchscript", "diffusers eager")
+programs = ("tstitch torchscript", "tstitch native", "diffusers eager")
 assert set(cells) == {
     (dtype, batch, ratio, program)
     for dtype in ("float32", "bfloat16") for batch in (1, 2) for ratio in (0, 1) for program in programs
@@ -47,15 +47,15 @@ for entry in measured["accuracy"]:
     assert entry["ratio"] == 0.4 and entry["reference"] == "diffusers eager in float32"
     bound = 1e-5 if entry["dtype"] == "float32" else 0.05
     assert entry["relative_rms_difference"] < bound, entry
-assert len(measured["accuracy"]) == 4
+assert len(measured["accuracy"]) == 6
 assert f"{'float32':<9} {2:>5} {0:>5} " in done.stdout, done.stdout
 
 # Networks are made once, and tstitch can be measured alone.
 done = measure(tool, *small, "--peers", "", "--batch", "1", "--dtype", "float32")
 assert done.returncode == 0 and "exported" not in done.stdout, done.stdout + done.stderr
 measured = json.loads(report.read_text())
-assert {cell["program"] for cell in measured["cells"]} == {"tstitch torchscript"}
-assert [entry["reference"] for entry in measured["accuracy"]] == ["tstitch torchscript in float32"]
+assert {cell["program"] for cell in measured["cells"]} == set(programs[:2])
+assert {entry["reference"] for entry in measured["accuracy"]} == {"tstitch torchscript in float32"}
 
 for arguments, words in (
     (["nowhere"], "nowhere: must be the program tstitch_benchmark, got no file"),

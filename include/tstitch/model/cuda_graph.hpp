@@ -124,9 +124,6 @@ class CudaGraphs {
     return output;
   }
 
-  /// How many shapes are held, also those that fell back.
-  std::size_t size() const { return entries_.size(); }
-
  private:
   using Key = std::vector<std::int64_t>;
 
