@@ -1,6 +1,6 @@
 /// @file
-/// The whole library but for its opt-in parts: what reads files (model/torchscript.hpp, model/aot_inductor.hpp,
-/// model/condition_file.hpp), and output/.
+/// The whole library but for its opt-in parts: what reads files (model/torchscript.hpp, model/dit.hpp,
+/// model/aot_inductor.hpp, model/condition_file.hpp), CUDA graphs (model/cuda_graph.hpp), and output/.
 #pragma once
 
 #include "model/autoencoder.hpp"

@@ -195,12 +195,14 @@ def check_calibration() -> None:
     first = calibrate.largest_inputs(network_of(TINY, weights), TINY, schedule, 1.5, 2, steps=1)
     assert len(first) == 8 and len(seen) == 8, (first, seen)
     assert first == [seen[f"blocks.{b}.{layer}"] for b in range(2) for layer in calibrate.LAYERS], (first, seen)
-    # Along a trajectory of a perfect network x is always alpha x_0 + sigma eps.
+    # Steps go from noise to picture; alpha and sigma are those of the schedule.
     for each in (schedule, schedule | {"noise_schedule": "scaled_linear"}, schedule | {"noise_schedule": "cosine"}):
         points = calibrate.trajectory(each, 20)
         assert [t for t, _, _ in points][::19] == [999, 0] and len(points) == 20, points
         assert all(abs(a * a + s * s - 1) < 1e-12 for _, a, s in points), points
         assert all(later[1] > sooner[1] for sooner, later in zip(points, points[1:], strict=False)), points
+    flow = calibrate.trajectory(export_dit.FLOW_SCHEDULE, 4)
+    assert flow == [(1000 * s, 1 - s, s) for s in (1, 0.75, 0.5, 0.25)], flow
     assert abs(calibrate.trajectory(schedule, 2)[0][1] ** 2 - 4.0358e-5) < 1e-9
 
     path, plain = scratch / "calibrated.pt", scratch / "uncalibrated.pt"

@@ -260,7 +260,9 @@ TEST_CASE("metadata that makes no sense is refused with key, rule and value") {
         "tstitch::read_network_info: the stream: tstitch/class_names must have one line for each of the 0 classes, got "
         "1 lines");
   CHECK(message("e4m3_inputs", "-1") ==
-        "tstitch::read_network_info: the stream: tstitch/e4m3_inputs must be numbers of at least 0, got -1");
+        "tstitch::read_network_info: the stream: tstitch/e4m3_inputs must be finite numbers of at least 0, got -1");
+  CHECK(message("e4m3_inputs", "inf") ==
+        "tstitch::read_network_info: the stream: tstitch/e4m3_inputs must be finite numbers of at least 0, got inf");
   CHECK(message("e4m3_inputs", "1") ==
         "tstitch::read_network_info: the stream: tstitch/e4m3_inputs must have one line for each of the 0 layers, got "
         "1 lines");

@@ -37,6 +37,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -249,7 +250,9 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
                        {}};
   for (std::string const& line : file.lines("e4m3_inputs")) {
     const double value = file.parse<double>("e4m3_inputs", line);
-    if (!(value >= 0)) file.fail("e4m3_inputs", "must be numbers of at least 0", line);
+    if (!(value >= 0 && std::isfinite(value))) {
+      file.fail("e4m3_inputs", "must be finite numbers of at least 0", line);
+    }
     info.architecture.e4m3_inputs.push_back(value);
   }
   const std::int64_t layers = 4 * info.architecture.depth, inputs = std::int64_t(info.architecture.e4m3_inputs.size());
