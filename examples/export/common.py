@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 # Largest difference from the float32 network, relative to the RMS of its output, that rounding explains: of a decoder's
 # million values one is 2.4e-2 off in float16.
-TOLERANCE = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 2e-1}
+TOLERANCE = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1}
 
 
 def fail(message: str) -> None:
