@@ -26,6 +26,7 @@ struct Arguments {
   std::optional<double> guidance;  ///< not given: 1.5, or none for networks that know no "no class"
   int repeats = 5;
   bool first_picture = true;
+  bool accuracy = false;
 
   std::string device_name = "auto";
   at::Device device = at::kCPU;
@@ -88,6 +89,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
       ->capture_default_str();
   bool no_first_picture = false;
   app.add_flag("--no-first-picture", no_first_picture, "start no processes to see how soon the first picture is there")
+      ->group(group);
+  app.add_flag("--accuracy", arguments.accuracy, "say how far the networks are from what TorchScript makes in float32")
       ->group(group);
   option("--device", arguments.device_name, "auto, cpu, cuda or cuda:N")->capture_default_str();
 

@@ -6,6 +6,8 @@
 #include <tstitch/sampler/ddpm.hpp>
 #include <tstitch/sampler/dpm_solver.hpp>
 
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -92,9 +94,9 @@ class Forward {
   }
 
   std::int64_t rows() const { return x_.size(0); }
-  void operator()() const {
+  at::Tensor operator()() const {
     const c10::AutoGradMode no_gradients(false);
-    network_(x_, t_, condition_, timestep_);
+    return network_(x_, t_, condition_, timestep_);
   }
 
  private:
@@ -103,3 +105,20 @@ class Forward {
   tstitch::Condition condition_;
   double timestep_ = 0;
 };
+
+/// What each network answers in float32, by TorchScript; on the host.
+inline std::vector<at::Tensor> float32_outputs(Arguments const& arguments) {
+  const std::vector<tstitch::Network> networks = load_networks(arguments, "torchscript", "float32");
+  std::vector<at::Tensor> outputs;
+  for (std::size_t k = 0; k < networks.size(); ++k) {
+    outputs.push_back(Forward(arguments, networks, k, arguments.batches[0])().cpu());
+  }
+  return outputs;
+}
+
+/// The root of the mean squared difference, relative to that of what is expected.
+inline double relative_error(at::Tensor const& got, at::Tensor const& expected) {
+  const at::Tensor exact = expected.to(at::kDouble);
+  const at::Tensor squares = got.cpu().to(at::kDouble).sub(exact).square();
+  return std::sqrt(squares.mean().item<double>() / exact.square().mean().item<double>());
+}

@@ -7,6 +7,9 @@
 //
 //   forward         one network asked 1 to 100 times in a row for the same rows, so often that it takes 50 ms, a call;
 //                   2 batch rows where there is guidance
+//   error           with --accuracy: of the output of such a call, the root mean square difference from what
+//   TorchScript
+//                   makes in float32 there, as a share of the root mean square; the smallest batch
 //   seconds         Sampler::sample of one batch: noise, labels, all steps, the check of the values. The ratios take
 //                   turns, so that what else the machine does is shared by all of them. Before, a whole trajectory at
 //                   the smallest and at the largest ratio, in which every network sees all its timesteps, and four
@@ -91,8 +94,9 @@ void require_writable(std::string const& path) {
   std::remove(probe.c_str());
 }
 
+/// @param expected the output in float32, or undefined
 Json measure_forward(Arguments const& arguments, std::vector<tstitch::Network> const& networks, std::size_t index,
-                     Cell const& cell) {
+                     Cell const& cell, at::Tensor const& expected) {
   const Forward forward(arguments, networks, index, cell.batch);
   for (int run = 0; run < 4; ++run) forward();  // TorchScript compiles in the first ones
   const double once = timed(arguments.device, forward);
@@ -104,12 +108,14 @@ Json measure_forward(Arguments const& arguments, std::vector<tstitch::Network> c
     });
     milliseconds.push_back(seconds * 1e3 / calls);
   }
-  return {{"backend", cell.backend},
-          {"dtype", cell.dtype},
-          {"network", networks[index].info().name},
-          {"rows", forward.rows()},
-          {"milliseconds", median(milliseconds)},
-          {"all_milliseconds", milliseconds}};
+  Json json{{"backend", cell.backend},
+            {"dtype", cell.dtype},
+            {"network", networks[index].info().name},
+            {"rows", forward.rows()},
+            {"milliseconds", median(milliseconds)},
+            {"all_milliseconds", milliseconds}};
+  if (expected.defined()) json["error"] = relative_error(forward(), expected);
+  return json;
 }
 
 /// All ratios of one batch size.
@@ -188,6 +194,8 @@ int tstitch_benchmark(Arguments const& arguments) {
   }
   for (std::string const& path : {arguments.json, arguments.plot, arguments.latents}) require_writable(path);
   Json report = describe(arguments);
+  std::vector<at::Tensor> expected(arguments.models.size());
+  if (arguments.accuracy) expected = float32_outputs(arguments);
   bool described = false;
   for (std::string const& backend : arguments.backends) {
     for (std::string const& dtype : arguments.dtypes) {
@@ -214,7 +222,8 @@ int tstitch_benchmark(Arguments const& arguments) {
         for (const std::int64_t batch : arguments.batches) {
           const Cell cell{backend, dtype, batch, ratio};
           for (std::size_t k = 0; k < networks.size(); ++k) {
-            report["forwards"].push_back(measure_forward(arguments, networks, k, cell));
+            report["forwards"].push_back(measure_forward(arguments, networks, k, cell,
+                                                         batch == arguments.batches[0] ? expected[k] : at::Tensor()));
             print_forward(report["forwards"].back());
           }
           const std::vector<Json> cells = measure_trajectories(arguments, networks, runs, cell);

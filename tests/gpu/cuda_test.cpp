@@ -52,6 +52,66 @@ TEST_CASE("noise is the CPU's") {
     CHECK(noise(seeds, address, {3, 32, 32}, on_gpu).cpu().equal(host));
     CHECK(noise({seeds[5]}, address, {3, 32, 32}, on_gpu).cpu().equal(host.narrow(0, 5, 1)));
   }
+  // It is made there, of more images than a kernel takes at once, and of sizes that are no multiple of anything.
+  REQUIRE(detail::kernel_on<detail::NoiseKernel>(cuda));
+  std::vector<std::uint64_t> many;
+  for (std::uint64_t i = 0; i < 700; ++i) many.push_back(~i);
+  for (std::vector<std::int64_t> const& shape : {std::vector<std::int64_t>{1, 1, 1}, {3, 5, 7}, {1, 32, 32}}) {
+    const at::Tensor made =
+        noise(many, NoiseAddress::of_step(3, 2), shape, at::TensorOptions().dtype(at::kFloat).device(at::kCUDA));
+    CHECK(made.cpu().equal(noise(many, NoiseAddress::of_step(3, 2), shape, at::kFloat)));
+  }
+  // The host's word for words: 100 million values.
+  for (std::uint64_t seed = 0; seed < 25; ++seed) {
+    const std::vector<std::int64_t> shape{1, 2000, 2000};
+    const at::TensorOptions on_gpu = at::TensorOptions().dtype(at::kFloat).device(cuda);
+    REQUIRE(noise({seed}, NoiseAddress::initial(), shape, on_gpu)
+                .cpu()
+                .equal(noise({seed}, NoiseAddress::initial(), shape, at::kFloat)));
+  }
+  const at::TensorOptions exact = at::TensorOptions().dtype(at::kDouble).device(cuda);
+  CHECK(noise(seeds, NoiseAddress::initial(), {3, 8, 8}, exact)
+            .cpu()
+            .equal(noise(seeds, NoiseAddress::initial(), {3, 8, 8}, at::kDouble)));
+}
+
+TEST_CASE("weighted sums have the bits of torch's operations") {
+  REQUIRE(detail::kernel_on<detail::SumKernel>(cuda));
+  const auto normal = [](std::int64_t n, std::int64_t channels, std::int64_t width, std::uint64_t seed) {
+    std::vector<std::uint64_t> seeds;
+    for (std::int64_t i = 0; i < n; ++i) seeds.push_back(seed + std::uint64_t(i));
+    return noise(seeds, NoiseAddress::initial(), {channels, width, width},
+                 at::TensorOptions().dtype(at::kFloat).device(cuda));
+  };
+  for (const at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    for (const std::int64_t n : {1, 3, 64}) {
+      for (const std::int64_t width : {1, 3, 7, 32}) {
+        // A network's output of both halves of guidance, with a learned variance behind the picture.
+        const at::Tensor output = normal(2 * n, 8, width, 5).to(type), x = normal(n, 4, width, 500);
+        const at::Tensor with = output.narrow(0, 0, n).narrow(1, 0, 4),
+                         without = output.narrow(0, n, n).narrow(1, 0, 4);
+        WeightedSum sum;
+        sum.add(1.5, with).add(-0.5, without).scale(-0.731).add(1.913, x).add(0.25, normal(n, 4, width, 900));
+        const at::Tensor got = sum.value(at::kFloat);
+        INFO(at::toString(type) << " " << n << " " << width);
+        REQUIRE(got.is_contiguous());
+        REQUIRE(got.equal(sum.by_operations(at::kFloat)));
+        REQUIRE(weighted_sum(0.3, x, 0.7, with.to(at::kFloat))
+                    .equal(WeightedSum().add(0.3, x).add(0.7, with.to(at::kFloat)).by_operations(at::kFloat)));
+      }
+    }
+  }
+  // Columns that lie apart, numbers of terms and types that it does not take, go through the operations.
+  const at::Tensor x = normal(2, 4, 8, 1), y = normal(2, 4, 8, 2).transpose(2, 3);
+  CHECK(weighted_sum(1, x, 2, y).sub(x.add(y, 2)).abs().max().item<double>() < 1e-6);
+  CHECK(weighted_sum(1, x.to(at::kDouble), 2, y.to(at::kDouble)).scalar_type() == at::kDouble);
+  WeightedSum many;
+  at::Tensor expected = x.mul(0);
+  for (int k = 0; k < 12; ++k) {
+    many.add(k, normal(2, 4, 8, std::uint64_t(k)));
+    expected.add_(normal(2, 4, 8, std::uint64_t(k)), k);
+  }
+  CHECK(many.value().sub(expected).abs().max().item<double>() < 1e-4);
 }
 
 TEST_CASE("the loop never waits for the GPU") {
@@ -312,6 +372,29 @@ TEST_CASE("graphs give the bits of plain calls, in any order of shapes, and memo
     CHECK(reasons.empty());
     CHECK(allocated() <= settled + (std::int64_t(4) << 20));
   }
+}
+
+TEST_CASE("a thousand shapes in turn leave memory as it was") {
+  const Network network = captured(load_dit(small_file, {.device = cuda, .dtype = at::kHalf}), {.graphs = 4});
+  const auto reserved = [] { return c10::cuda::CUDACachingAllocator::getDeviceStats(0).reserved_bytes[0].current; };
+  const auto run = [&](std::int64_t n) {
+    network(normal(n, {3, 32, 32}), times(500, n), labelled(std::vector<std::int64_t>(std::size_t(n), 1)), 500.0);
+  };
+  std::vector<std::int64_t> in_use, taken;
+  for (int shape = 0; shape < 1000; ++shape) {
+    if (shape % 250 == 0) {  // after the largest shapes of all
+      for (const std::int64_t n : {250, 249, 248, 247}) run(n);
+      in_use.push_back(allocated());
+      taken.push_back(reserved());
+    }
+    run(1 + shape * 97 % 250);
+  }
+  for (std::size_t i = 0; i < in_use.size(); ++i) {
+    std::printf("after %zu shapes: %.1f MB in use, %.1f MB taken\n", 250 * i, double(in_use[i]) / 1e6,
+                double(taken[i]) / 1e6);
+  }
+  CHECK(in_use.back() <= in_use[1] + (std::int64_t(4) << 20));
+  CHECK(taken.back() <= taken[1] + (std::int64_t(64) << 20));
 }
 
 TEST_CASE("what cannot be captured is called plainly, and the process stays healthy") {

@@ -140,7 +140,7 @@ TEST_CASE("a package for something else is refused with what it is for") {
 }
 
 TEST_CASE("a package for another kind of GPU is refused where the driver tells which this is") {
-  const std::string found = detail::compute_capability({at::kCUDA, 0});
+  const std::string found = detail::capability_text({at::kCUDA, 0});
   CAPTURE(found);
   CHECK((found.empty() || found.find('.') != std::string::npos));
   detail::CompiledFor compiled{.device = "cuda", .compute_capability = "1.0"};

@@ -49,6 +49,35 @@ TEST_CASE("a tensor that comes again is one term, and one of weight 0 is none") 
   CHECK(WeightedSum().add(0, x).value().equal(x.mul(0)));
 }
 
+TEST_CASE("what is there already can be scaled") {
+  for (at::ScalarType type : {at::kFloat, at::kDouble}) {
+    const double unit = type == at::kFloat ? 4e-6 : 1e-14;
+    for (std::int64_t count : {5, 1024, 3000}) {
+      const at::Tensor x = numbers(count, type, 1), y = numbers(count, type, 2), z = numbers(count, type, 3);
+      const auto is = [&](WeightedSum const& sum, double of_x, double of_y, double of_z) {
+        const at::Tensor expected = x.to(at::kDouble).mul(of_x).add(y, of_y).add(z, of_z);
+        CHECK(largest(sum.value().sub(expected)) <= unit);
+        CHECK(largest(sum.by_operations(type).sub(expected)) <= unit);
+      };
+      is(WeightedSum().add(2, x).scale(3), 6, 0, 0);
+      is(WeightedSum().add(2, x).scale(3).add(1, y), 6, 1, 0);
+      is(WeightedSum().add(2, x).add(3, y).scale(-0.5).add(4, z), -1, -1.5, 4);
+      is(WeightedSum().add(2, x).add(3, y).scale(-0.5).add(4, x), 3, -1.5,
+         0);  // x comes again, and is not the scaled one
+      is(WeightedSum().add(2, x).add(3, y).scale(2).scale(2).add(1, z).add(2, z).add(1, x), 9, 12, 3);
+      is(WeightedSum().add(2, x).add(3, y).scale(2), 4, 6, 0);
+      is(WeightedSum().add(2, x).add(3, y).scale(2).add(0, z), 4, 6, 0);
+    }
+  }
+}
+
+TEST_CASE("terms of other types are brought to that of the result") {
+  const at::Tensor x = numbers(7, at::kFloat, 1), y = numbers(7, at::kBFloat16, 2);
+  const at::Tensor sum = WeightedSum().add(2, y).add(3, x).value(at::kFloat);
+  CHECK(sum.scalar_type() == at::kFloat);
+  CHECK(largest(sum.sub(x.mul(3).add(y.to(at::kFloat), 2))) < 1e-6);
+}
+
 TEST_CASE("the sum is a tensor of its own") {
   const at::Tensor x = numbers(5, at::kDouble, 1), before = x.clone();
   WeightedSum().add(1, x).value().zero_();

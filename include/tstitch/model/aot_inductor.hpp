@@ -19,7 +19,6 @@
 /// allow programs to run and is removed with the last copy of the network.
 #pragma once
 
-#include <ATen/DynamicLibrary.h>
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
 #include <c10/macros/Export.h>
@@ -41,6 +40,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda_kernel.hpp"
 #include "file.hpp"
 #include "host_tensor.hpp"
 #include "loading.hpp"
@@ -140,23 +140,12 @@ inline CompiledFor read_compiled_for(MetadataReader const& file) {
   return compiled;
 }
 
-/// "9.0". The driver is asked, because torch's own answer is in headers that need CUDA's.
+/// "9.0", as packages say it. The driver is asked, because torch's own answer is in headers that need CUDA's.
 /// @returns empty where there is no such driver
-inline std::string compute_capability(at::Device device) {
+inline std::string capability_text(at::Device device) {
   const int index = device.has_index() ? device.index() : int(at::detail::getCUDAHooks().getCurrentDevice());
-  try {
-    at::DynamicLibrary driver("libcuda.so.1");
-    const auto get_device = reinterpret_cast<int (*)(int*, int)>(driver.sym("cuDeviceGet"));
-    const auto get_attribute = reinterpret_cast<int (*)(int*, int, int)>(driver.sym("cuDeviceGetAttribute"));
-    // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
-    int handle = 0, before_dot = 0, after_dot = 0;
-    if (get_device(&handle, index) || get_attribute(&before_dot, 75, handle) || get_attribute(&after_dot, 76, handle)) {
-      return "";
-    }
-    return std::to_string(before_dot) + "." + std::to_string(after_dot);
-  } catch (c10::Error const&) {
-    return "";
-  }
+  const int capability = compute_capability(index);
+  return capability ? std::to_string(capability / 10) + "." + std::to_string(capability % 10) : "";
 }
 
 /// Whether a processor runs what was compiled for another, in the words of torch.
@@ -184,7 +173,7 @@ inline void require_compiled_for(CompiledFor const& compiled, AOTInductorOptions
   if (compiled.device != device) must_be_for(device, compiled.device);
   if (options.dtype && *options.dtype != compiled.dtype) must_be_for(name_of(*options.dtype), name_of(compiled.dtype));
   if (options.device.is_cuda()) {
-    const std::string found = compute_capability(options.device);
+    const std::string found = capability_text(options.device);
     if (!found.empty() && found != compiled.compute_capability) {
       must_be_for("GPUs of compute capability " + found, compiled.compute_capability);
     }

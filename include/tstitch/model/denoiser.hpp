@@ -9,7 +9,6 @@
 #include <optional>
 #include <span>
 #include <string>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -75,7 +74,7 @@ inline at::Tensor one_each(std::vector<double> const& values, at::Device device,
   return host.to(device, type, /*non_blocking=*/device.is_cuda());
 }
 
-/// One network evaluation; the output checked for its shape and brought to the type of x.
+/// One network evaluation; the output checked for its shape, and of the network's own type.
 template <class Points>
 at::Tensor evaluate(Network const& network, at::Tensor const& x, Points const& points, Condition const& condition) {
   at::Tensor output = network(x, points.timesteps(network, x, x.size(0)), condition, points.timestep(network));
@@ -86,27 +85,34 @@ at::Tensor evaluate(Network const& network, at::Tensor const& x, Points const& p
                              shape_text({x.size(0), channels, x.size(2), x.size(3)}) + ", got " +
                              (output.defined() ? shape_text(output.sizes()) : "an undefined tensor"));
   }
-  return output.scalar_type() == x.scalar_type() ? output : output.to(x.scalar_type());
+  return output;
 }
 
 /// What a network answers, taken apart.
 struct RawOutput {
+  WeightedSum output;            ///< [n, C, H, W]; a sum that is not computed yet
+  at::Tensor variance_fraction;  ///< [n, C, H, W] in the type of x, or undefined
+};
+
+/// The halves of a network's output with a learned variance.
+struct OutputHalves {
   at::Tensor output;             ///< [n, C, H, W]
   at::Tensor variance_fraction;  ///< [n, C, H, W] or undefined
 };
 
-inline RawOutput split(Network const& network, at::Tensor const& all, std::int64_t channels) {
+inline OutputHalves split(Network const& network, at::Tensor const& all, at::Tensor const& x) {
   if (!network.info().learned_variance) return {all, {}};
-  return {all.narrow(1, 0, channels), all.narrow(1, channels, channels)};
+  const std::int64_t channels = x.size(1);
+  return {all.narrow(1, 0, channels), all.narrow(1, channels, channels).to(x.scalar_type())};
 }
 
-/// With the condition and without it, in one evaluation of 2n rows.
+/// With the condition, and the output [n, C, H, W] without it, in one evaluation of 2n rows.
 template <class Points>
-std::pair<RawOutput, RawOutput> with_and_without(Network const& network, at::Tensor const& x, Points const& points,
-                                                 BatchCondition const& condition) {
+std::pair<OutputHalves, at::Tensor> with_and_without(Network const& network, at::Tensor const& x, Points const& points,
+                                                     BatchCondition const& condition) {
   const std::int64_t n = x.size(0);
   const at::Tensor all = evaluate(network, x.repeat({2, 1, 1, 1}), points, condition.guided);
-  return {split(network, all.narrow(0, 0, n), x.size(1)), split(network, all.narrow(0, n, n), x.size(1))};
+  return {split(network, all.narrow(0, 0, n), x), all.narrow(0, n, n).narrow(1, 0, x.size(1))};
 }
 
 /// The network's output under classifier-free guidance.
@@ -116,20 +122,20 @@ RawOutput guided_output(Network const& network, at::Tensor const& x, Points cons
                         BatchCondition const& condition, EvaluationGuidance const& guidance) {
   const std::int64_t channels = x.size(1);
   if (guidance.scale == 1) {
-    return split(network, evaluate(network, x, points, condition.conditional), channels);
+    const OutputHalves halves = split(network, evaluate(network, x, points, condition.conditional), x);
+    return {WeightedSum().add(1, halves.output), halves.variance_fraction};
   }
   const auto [with, without] = with_and_without(network, x, points, condition);
   const std::int64_t guided = guidance.channels ? guidance.channels : channels;
-  // Never in place: the tensor may be one that the network keeps.
-  at::Tensor output = guided == channels ? with.output.mul(guidance.scale) : with.output.clone();
-  if (guided != channels) output.narrow(1, 0, guided).mul_(guidance.scale);
-  output.narrow(1, 0, guided).add_(without.output.narrow(1, 0, guided), 1 - guidance.scale);
+  const at::Tensor conditional = with.output.narrow(1, 0, guided);
+  WeightedSum sum;
+  sum.add(guidance.scale, conditional).add(1 - guidance.scale, without.narrow(1, 0, guided));
+  if (guided == channels && guidance.rescale == 0) return {std::move(sum), with.variance_fraction};
+  at::Tensor part = sum.value(x.scalar_type());
   if (guidance.rescale > 0) {
-    const at::Tensor part = output.narrow(1, 0, guided);
-    const at::Tensor factor = rescale_factor(part, with.output.narrow(1, 0, guided), guidance.rescale);
-    output = with_first_channels(output, part.mul(factor));
+    part = part.mul(rescale_factor(part, conditional.to(x.scalar_type()), guidance.rescale));
   }
-  return {output, with.variance_fraction};
+  return {WeightedSum().add(1, with_first_channels(with.output.to(x.scalar_type()), part)), with.variance_fraction};
 }
 
 /// x_0 = of_x x + of_output output.
@@ -159,9 +165,9 @@ struct SharedPoint {
 
   std::optional<double> timestep(Network const& network) const { return network_timestep(network, point.t); }
 
-  at::Tensor x_0(Network const& network, at::Tensor const& x, at::Tensor const& output) const {
+  at::Tensor x_0(Network const& network, at::Tensor const& x, WeightedSum output) const {
     const ToX0 to = to_x_0(network.info().prediction_type, point.level);
-    return to.of_x == 0 ? output.clone() : weighted_sum(to.of_x, x, to.of_output, output);
+    return output.scale(to.of_output).add(to.of_x, x).value(x.scalar_type());
   }
 
   /// x_0 where the score is larger by this.
@@ -184,14 +190,14 @@ struct PointEach {
 
   static std::optional<double> timestep(Network const&) { return {}; }
 
-  at::Tensor x_0(Network const& network, at::Tensor const& x, at::Tensor const& output) const {
+  at::Tensor x_0(Network const& network, at::Tensor const& x, WeightedSum const& output) const {
     std::vector<double> of_x, of_output;
     for (Timestep const& point : points) {
       const ToX0 to = to_x_0(network.info().prediction_type, point.level);
       of_x.push_back(to.of_x);
       of_output.push_back(to.of_output);
     }
-    return x.mul(column(of_x, x)).addcmul_(output, column(of_output, x));
+    return x.mul(column(of_x, x)).addcmul_(output.value(x.scalar_type()), column(of_output, x));
   }
 
   at::Tensor moved(at::Tensor const& x_0, at::Tensor const& score, double scale) const {
@@ -214,7 +220,7 @@ Prediction guided_x_0(Network const& network, at::Tensor const& x, Points const&
                       BatchCondition const& condition, EvaluationGuidance const& guidance) {
   if (guidance.scale == 1 || (!guidance.guide && !guidance.projected)) {
     auto [output, variance_fraction] = guided_output(network, x, points, condition, guidance);
-    return {points.x_0(network, x, output), {}, std::move(variance_fraction)};
+    return {points.x_0(network, x, std::move(output)), {}, std::move(variance_fraction)};
   }
   RawOutput with;
   at::Tensor worse;  // than x_0, which moves away from it
@@ -223,9 +229,9 @@ Prediction guided_x_0(Network const& network, at::Tensor const& x, Points const&
     with = guided_output(network, x, points, condition, plain);
     worse = points.x_0(*guidance.guide, x, guided_output(*guidance.guide, x, points, condition, plain).output);
   } else {
-    RawOutput without;
-    std::tie(with, without) = with_and_without(network, x, points, condition);
-    worse = points.x_0(network, x, without.output);
+    const auto [conditional, unconditional] = with_and_without(network, x, points, condition);
+    with = {WeightedSum().add(1, conditional.output), conditional.variance_fraction};
+    worse = points.x_0(network, x, WeightedSum().add(1, unconditional));
   }
   Prediction prediction{points.x_0(network, x, with.output), {}, with.variance_fraction};
   const std::int64_t guided = guidance.channels ? guidance.channels : x.size(1);

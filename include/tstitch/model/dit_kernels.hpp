@@ -1,11 +1,6 @@
 /// @file
-/// The elementwise halves of a DiT block in one pass: a CUDA kernel compiled at its first use by NVRTC, and a loop for
-/// the CPU. Everything else in a block is a matrix product.
-///
-/// NVRTC rather than nvcc, because it is where every CUDA build of torch runs (torch's own fuser needs it), asks
-/// nothing of the program's build, and makes code for the very GPU and width. What it made is kept in the folder that
-/// TSTITCH_KERNEL_CACHE names, else $XDG_CACHE_HOME/tstitch or ~/.cache/tstitch; an empty TSTITCH_KERNEL_CACHE keeps
-/// nothing.
+/// The elementwise halves of a DiT block in one pass: a CUDA kernel compiled for the width at its first use, and a loop
+/// for the CPU. Everything else in a block is a matrix product.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -13,27 +8,16 @@
 #include <ATen/ops/addcmul.h>
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/layer_norm.h>
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/Stream.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
-#include <dlfcn.h>
 
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <map>
 #include <mutex>
-#include <stdexcept>
 #include <string>
 #include <tuple>
-#include <vector>
 
-#include "../output/write_file.hpp"
+#include "cuda_kernel.hpp"
 #include "vector_code.hpp"
 
 namespace tstitch::detail {
@@ -218,143 +202,26 @@ struct DiTKernelShape {
   static bool fits(std::int64_t width) { return width % 8 == 0 && width >= 8 && width <= 8192; }
 };
 
-/// A library that the program need not be linked with.
-class SharedLibrary {
- public:
-  /// @param names tried in turn
-  explicit SharedLibrary(std::vector<std::string> const& names) {
-    for (std::string const& name : names) {
-      if (!handle_) handle_ = dlopen(name.c_str(), RTLD_LAZY | RTLD_GLOBAL);
-    }
-  }
-
-  explicit operator bool() const { return handle_; }
-
-  template <class Function>
-  Function* get(char const* name) const {
-    void* const found = handle_ ? dlsym(handle_, name) : nullptr;
-    if (!found) throw std::runtime_error(std::string("tstitch: must find ") + name + ", got no such function");
-    return reinterpret_cast<Function*>(found);
-  }
-
- private:
-  void* handle_ = nullptr;  // for the life of the program
-};
-
-/// Machine code of the kernel by NVRTC; needs no GPU.
 /// @param element 0 float32, 1 float16, 2 bfloat16
-/// @param architecture 90 for compute capability 9.0; at least 80
-/// @throws std::runtime_error when there is no NVRTC or it refuses
-inline std::string compile_dit_kernel(int element, DiTKernelShape shape, int architecture) {
-  static const SharedLibrary nvrtc({"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"});
-  if (!nvrtc) throw std::runtime_error("tstitch: must find NVRTC (libnvrtc.so), got none");
-  using Program = void*;
-  const auto check = [&](int error, std::string const& log) {
-    if (error == 0) return;
-    throw std::runtime_error(std::string("tstitch: NVRTC must compile the kernel, got ") +
-                             nvrtc.get<char const*(int)>("nvrtcGetErrorString")(error) + "\n" + log);
-  };
-  Program program = nullptr;
-  check(nvrtc.get<int(Program*, char const*, char const*, int, char const* const*, char const* const*)>(
-            "nvrtcCreateProgram")(&program, dit_kernel_source, "tstitch_dit.cu", 0, nullptr, nullptr),
-        "");
-  const std::array<std::string, 6> options{"-arch=sm_" + std::to_string(architecture),
-                                           "-DELEMENT=" + std::to_string(element),
-                                           "-DWIDTH=" + std::to_string(shape.width),
-                                           "-DCHUNKS=" + std::to_string(shape.chunks()),
-                                           "-std=c++17",
-                                           "-lineinfo"};
-  std::array<char const*, options.size()> words{};
-  for (std::size_t i = 0; i < options.size(); ++i) words[i] = options[i].c_str();
-  const int error =
-      nvrtc.get<int(Program, int, char const* const*)>("nvrtcCompileProgram")(program, int(words.size()), words.data());
-  std::string log, code;
-  std::size_t size = 0;
-  nvrtc.get<int(Program, std::size_t*)>("nvrtcGetProgramLogSize")(program, &size);
-  log.resize(size);
-  nvrtc.get<int(Program, char*)>("nvrtcGetProgramLog")(program, log.data());
-  if (error == 0) {
-    check(nvrtc.get<int(Program, std::size_t*)>("nvrtcGetCUBINSize")(program, &size), "");
-    code.resize(size);
-    check(nvrtc.get<int(Program, char*)>("nvrtcGetCUBIN")(program, code.data()), "");
-  }
-  nvrtc.get<int(Program*)>("nvrtcDestroyProgram")(&program);
-  check(error, log);
-  return code;
+inline CudaSource dit_kernel(int element, DiTKernelShape shape) {
+  return {"dit",
+          dit_kernel_source,
+          {"-DELEMENT=" + std::to_string(element), "-DWIDTH=" + std::to_string(shape.width),
+           "-DCHUNKS=" + std::to_string(shape.chunks())}};
 }
 
-/// Where compiled kernels are kept; empty: nowhere.
-inline std::filesystem::path kernel_cache_folder() {
-  if (char const* const named = std::getenv("TSTITCH_KERNEL_CACHE")) return named;
-  if (char const* const cache = std::getenv("XDG_CACHE_HOME"); cache && *cache) {
-    return std::filesystem::path(cache) / "tstitch";
-  }
-  char const* const home = std::getenv("HOME");
-  return home && *home ? std::filesystem::path(home) / ".cache" / "tstitch" : std::filesystem::path();
-}
-
-/// The same, from the cache where it is there. A cache that cannot be read or written is as good as none.
-inline std::string cached_dit_kernel(int element, DiTKernelShape shape, int architecture) {
-  const std::filesystem::path folder = kernel_cache_folder();
-  if (folder.empty()) return compile_dit_kernel(element, shape, architecture);
-  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a of the source
-  for (char const* c = dit_kernel_source; *c; ++c) hash = (hash ^ std::uint64_t(*c)) * 0x100000001b3;
-  char name[96];
-  std::snprintf(name, sizeof name, "dit-%d-%d-sm%d-%016llx.cubin", element, shape.width, architecture,
-                static_cast<unsigned long long>(hash));
-  if (std::ifstream file(folder / name, std::ios::binary); file) {
-    std::string code{std::istreambuf_iterator<char>(file), {}};
-    if (code.compare(0, 4,
-                     "\x7f"
-                     "ELF") == 0) {
-      return code;
-    }
-  }
-  std::string code = compile_dit_kernel(element, shape, architecture);
-  try {
-    std::filesystem::create_directories(folder);
-    write_file((folder / name).string(), code);
-  } catch (std::exception const&) {}
-  return code;
-}
-
-/// The kernels on a GPU.
+/// The kernels for an element and a width on a GPU.
 class DiTKernels {
  public:
-  /// For the device that is current.
   /// @throws std::runtime_error when they cannot be had there
-  DiTKernels(int element, DiTKernelShape shape) : shape_(shape) {
-    static const SharedLibrary driver({"libcuda.so.1"});
-    using Module = void*;
-    int device = 0, first = 0, second = 0;
-    const auto check = [](char const* what, int error) {
-      if (error) {
-        throw std::runtime_error(std::string("tstitch: ") + what + " must succeed, got CUDA error " +
-                                 std::to_string(error));
-      }
-    };
-    check("cuCtxGetDevice", driver.get<int(int*)>("cuCtxGetDevice")(&device));
-    const auto attribute = driver.get<int(int*, int, int)>("cuDeviceGetAttribute");
-    check("cuDeviceGetAttribute", attribute(&first, 75, device));  // COMPUTE_CAPABILITY_MAJOR and _MINOR
-    check("cuDeviceGetAttribute", attribute(&second, 76, device));
-    const int architecture = 10 * first + second;
-    if (architecture < 80) {
-      throw std::runtime_error("tstitch: the GPU must have compute capability 8.0 or more, got " +
-                               std::to_string(first) + "." + std::to_string(second));
+  DiTKernels(int element, DiTKernelShape shape, c10::Device device)
+      : shape_(shape),
+        kernels_(dit_kernel(element, shape), device),
+        modulate_(kernels_.function("residual_norm_modulate")) {
+    if (kernels_.architecture() >= 89) {
+      modulate_e4m3_ = kernels_.function("residual_norm_modulate_e4m3");
+      quantise_ = kernels_.function("quantise_e4m3");
     }
-    const std::string code = cached_dit_kernel(element, shape, architecture);
-    Module module = nullptr;  // stays loaded: graphs may hold the kernels
-    check("cuModuleLoadData", driver.get<int(Module*, void const*)>("cuModuleLoadData")(&module, code.data()));
-    const auto function = [&](char const* name, void** found) {
-      check("cuModuleGetFunction",
-            driver.get<int(void**, Module, char const*)>("cuModuleGetFunction")(found, module, name));
-    };
-    function("residual_norm_modulate", &modulate_);
-    if (architecture >= 89) {
-      function("residual_norm_modulate_e4m3", &modulate_e4m3_);
-      function("quantise_e4m3", &quantise_);
-    }
-    launch_ = driver.get<Launch>("cuLaunchKernel");
   }
 
   bool has_e4m3() const { return quantise_; }
@@ -370,8 +237,8 @@ class DiTKernels {
     float epsilon = float(eps), times = float(factor);
     std::array<void*, 11> arguments{&x_data, &y_data, &modulation_data, &normed_data, &tokens, &slots,
                                     &gate,   &shift,  &scale,           &epsilon,     &times};
-    start(normed.scalar_type() == x.scalar_type() ? modulate_ : modulate_e4m3_, x.size(0) * x.size(1), shape_.threads(),
-          x, arguments.data());
+    kernels_.start(normed.scalar_type() == x.scalar_type() ? modulate_ : modulate_e4m3_, x.size(0) * x.size(1),
+                   shape_.threads(), arguments.data());
   }
 
   /// @param out e4m3, as many elements as x
@@ -382,26 +249,15 @@ class DiTKernels {
     float times = float(factor);
     int with_gelu = gelu;
     std::array<void*, 5> arguments{&x_data, &out_data, &eighths, &times, &with_gelu};
-    start(quantise_, (eighths + 255) / 256, 256, x, arguments.data());
+    kernels_.start(quantise_, (eighths + 255) / 256, 256, arguments.data());
   }
 
  private:
-  using Launch = int(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**,
-                     void**);
-
-  void start(void* function, std::int64_t blocks, int threads, at::Tensor const& on, void** arguments) const {
-    const c10::DeviceGuard device(on.device());  // the default stream is that of the current device
-    const c10::impl::VirtualGuardImpl streams(on.device().type());
-    const int error = launch_(function, unsigned(blocks), 1, 1, unsigned(threads), 1, 1, 0,
-                              streams.getStream(on.device()).native_handle(), arguments, nullptr);
-    if (error) throw std::runtime_error("tstitch: a DiT kernel must start, got CUDA error " + std::to_string(error));
-  }
-
   DiTKernelShape shape_;
-  void* modulate_ = nullptr;
+  CudaKernels kernels_;
+  void* modulate_;
   void* modulate_e4m3_ = nullptr;
   void* quantise_ = nullptr;
-  Launch* launch_ = nullptr;
 };
 
 /// The kernels for tensors like x, which is [n, tokens, width]; null where there are none.
@@ -417,8 +273,7 @@ inline DiTKernels const* dit_kernels(at::Tensor const& x) {
   const std::tuple key{int(x.device().index()), element, int(x.size(2))};
   auto found = kernels.find(key);
   if (found == kernels.end()) {
-    const c10::DeviceGuard device(x.device());
-    found = kernels.emplace(key, DiTKernels(element, DiTKernelShape{int(x.size(2))})).first;
+    found = kernels.emplace(key, DiTKernels(element, DiTKernelShape{int(x.size(2))}, x.device())).first;
   }
   return &found->second;
 }

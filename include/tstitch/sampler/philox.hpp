@@ -20,9 +20,94 @@ namespace tstitch::detail {
 using PhiloxKey = std::array<std::uint32_t, 2>;
 using PhiloxCounter = std::array<std::uint32_t, 4>;
 
+// What stands in this macro is compiled by the host's compiler and, as text, by NVRTC for GPUs, so that there is one
+// formula and both make the same bits. It is told what TSTITCH_INLINE, bits_of and float_of are there.
+#define TSTITCH_ALSO_AS_TEXT(name, ...) \
+  __VA_ARGS__                           \
+  inline constexpr char name[] = #__VA_ARGS__;
+#define TSTITCH_INLINE [[gnu::always_inline]] inline
+
+TSTITCH_INLINE std::uint32_t bits_of(float value) {
+  return std::bit_cast<std::uint32_t>(value);
+}
+TSTITCH_INLINE float float_of(std::uint32_t bits) {
+  return std::bit_cast<float>(bits);
+}
+
+// clang-format off
+TSTITCH_ALSO_AS_TEXT(normal_source,
+
 /// Philox 4x32-10 (Salmon, Moraes, Dror and Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3").
 inline constexpr int philox_rounds = 10;
-inline constexpr std::uint32_t philox_multiplier_0 = 0xD2511F53, philox_multiplier_1 = 0xCD9E8D57;
+inline constexpr std::uint32_t philox_multiplier_0 = 0xD2511F53;
+inline constexpr std::uint32_t philox_multiplier_1 = 0xCD9E8D57;
+inline constexpr std::uint32_t philox_key_step_0 = 0x9E3779B9;
+inline constexpr std::uint32_t philox_key_step_1 = 0xBB67AE85;
+
+/// One round.
+/// @param counter [4]
+TSTITCH_INLINE void philox_round(std::uint32_t* counter, std::uint32_t key_0, std::uint32_t key_1) {
+  const std::uint64_t a = std::uint64_t{philox_multiplier_0} * counter[0];
+  const std::uint64_t b = std::uint64_t{philox_multiplier_1} * counter[2];
+  counter[0] = std::uint32_t(b >> 32) ^ counter[1] ^ key_0;
+  counter[1] = std::uint32_t(b);
+  counter[2] = std::uint32_t(a >> 32) ^ counter[3] ^ key_1;
+  counter[3] = std::uint32_t(a);
+}
+
+/// What Box and Muller's transform has before the square root: normals are sqrt(radius_squared) times cosine and sine.
+struct PolarNormal {
+  float radius_squared;
+  float cosine;
+  float sine;
+};
+
+TSTITCH_INLINE float select(std::uint32_t mask, float yes, float no) {
+  return float_of((bits_of(yes) & mask) | (bits_of(no) & ~mask));
+}
+
+TSTITCH_INLINE float with_sign(std::uint32_t sign, float value) {
+  return float_of(bits_of(value) ^ (sign & 0x80000000));
+}
+
+/// Off by at most 8e-7 from box_muller. Without branches and calls, so that loops over it become vector code, and by
+/// sums, products, a quotient and a root alone, which all machines round alike: every processor has the same noise,
+/// except where a compiler is told to contract products and sums (-march=native) and changes last bits.
+TSTITCH_INLINE PolarNormal polar_normal(std::uint32_t a, std::uint32_t b) {
+  // The number in (0, 1/2) whose distance from 0 is known best: u = (a + 1/2) / 2^32, or 1 - u in the upper half.
+  const std::uint32_t upper = std::uint32_t(std::int32_t(a) >> 31);  // all bits or none
+  const float x = (float(std::int32_t(a ^ upper)) + 0.5f) * 0x1p-32f;
+  // u = 2^e (1 + f), with 1 + f in [sqrt(1/2), sqrt(2)) in the lower half and e = 0 in the upper. 0x3F3504F3 is the
+  // float sqrt(1/2).
+  const std::uint32_t bits = bits_of(x);
+  const std::int32_t exponent = std::int32_t(bits - 0x3F3504F3) >> 23;
+  const float mantissa = float_of(bits - (std::uint32_t(exponent) << 23));
+  const float f = select(upper, -x, mantissa - 1);
+  const float e = float(std::int32_t(std::uint32_t(exponent) & ~upper));
+  // log(1 + f) = 2 atanh(s), s = f / (2 + f); the best polynomial in s^2, to 5e-9. The last constant is log 2.
+  const float s = f / (f + 2);
+  const float z = s * s;
+  const float half_square = 0.5f * f * f;
+  const float series = z * (0.66666413f + z * (0.40021699f + z * (0.27999141f + z * 0.28024459f)));
+  const float log_1p = f - (half_square - s * (half_square + series));
+  const float radius_squared = -2 * (log_1p + e * 0.693147182f);
+  // The angle is (b + 1/2) / 2^32 of a turn: quarters, the upper two bits of `turn`, and d, at most an eighth of a turn
+  // either way. The best polynomials in d^2, to 4e-9. Odd quarters exchange cosine and sine; the second and third have
+  // a negative cosine, the third and fourth a negative sine.
+  const std::uint32_t turn = b + 0x20000000;
+  const float d = (float(std::int32_t(turn & 0x3FFFFFFF) - 0x20000000) + 0.5f) * 0x1p-32f;
+  const float d2 = d * d;
+  const float sine = d * (6.28318529f + d2 * (-41.34166145f + d2 * (81.59235355f + d2 * -75.39356273f)));
+  const float cosine = 1 + d2 * (-19.73920863f + d2 * (64.93931074f + d2 * (-85.44229797f + d2 * 59.20279605f)));
+  const std::uint32_t odd = std::uint32_t(std::int32_t(turn << 1) >> 31);
+  return {radius_squared, with_sign(turn + 0x40000000, select(odd, sine, cosine)),
+          with_sign(turn, select(odd, cosine, sine))};
+}
+
+)
+// clang-format on
+#undef TSTITCH_INLINE
+#undef TSTITCH_ALSO_AS_TEXT
 
 /// The key of each round, two words in the low halves of 64 bits.
 using PhiloxKeys = std::array<std::array<std::uint64_t, 2>, philox_rounds>;
@@ -31,19 +116,14 @@ inline PhiloxKeys philox_keys(PhiloxKey key) {
   PhiloxKeys keys;
   for (auto& round : keys) {
     round = {key[0], key[1]};
-    key = {key[0] + 0x9E3779B9, key[1] + 0xBB67AE85};
+    key = {key[0] + philox_key_step_0, key[1] + philox_key_step_1};
   }
   return keys;
 }
 
 [[gnu::always_inline]] inline std::array<std::uint32_t, 4> philox(PhiloxCounter counter, PhiloxKeys const& keys) {
 #pragma GCC unroll 10
-  for (auto const& key : keys) {
-    const std::uint64_t a = std::uint64_t{philox_multiplier_0} * counter[0];
-    const std::uint64_t b = std::uint64_t{philox_multiplier_1} * counter[2];
-    counter = {std::uint32_t(b >> 32) ^ counter[1] ^ std::uint32_t(key[0]), std::uint32_t(b),
-               std::uint32_t(a >> 32) ^ counter[3] ^ std::uint32_t(key[1]), std::uint32_t(a)};
-  }
+  for (auto const& key : keys) philox_round(counter.data(), std::uint32_t(key[0]), std::uint32_t(key[1]));
   return counter;
 }
 
@@ -114,49 +194,6 @@ inline std::array<double, 2> box_muller(std::uint32_t a, std::uint32_t b) {
   const double radius = std::sqrt(-2 * std::log((a + 0.5) * 0x1p-32));
   const double angle = 2 * std::numbers::pi * 0x1p-32 * (b + 0.5);
   return {radius * std::cos(angle), radius * std::sin(angle)};
-}
-
-/// What box_muller has in float32, before the square root: normals are sqrt(radius_squared) times cosine and sine.
-struct PolarNormal {
-  float radius_squared, cosine, sine;
-};
-
-/// Off by at most 8e-7 from box_muller. Without branches and calls, so that loops over it become vector code, and by
-/// sums, products, a quotient and a root alone, which all machines round alike: every processor has the same noise,
-/// except where a compiler is told to contract products and sums (-march=native) and changes last bits.
-[[gnu::always_inline]] inline PolarNormal polar_normal(std::uint32_t a, std::uint32_t b) {
-  const auto select = [](std::uint32_t mask, float yes, float no) __attribute__((always_inline)) {
-    return std::bit_cast<float>((std::bit_cast<std::uint32_t>(yes) & mask) |
-                                (std::bit_cast<std::uint32_t>(no) & ~mask));
-  };
-  // The number in (0, 1/2) whose distance from 0 is known best: u = (a + 1/2) / 2^32, or 1 - u in the upper half.
-  const std::uint32_t upper = std::uint32_t(std::int32_t(a) >> 31);  // all bits or none
-  const float x = (float(std::int32_t(a ^ upper)) + 0.5f) * 0x1p-32f;
-  // u = 2^e (1 + f), with 1 + f in [sqrt(1/2), sqrt(2)) in the lower half and e = 0 in the upper. 0x3F3504F3 is the
-  // float sqrt(1/2).
-  const std::uint32_t bits = std::bit_cast<std::uint32_t>(x);
-  const std::int32_t exponent = std::int32_t(bits - 0x3F3504F3) >> 23;
-  const float mantissa = std::bit_cast<float>(bits - (std::uint32_t(exponent) << 23));
-  const float f = select(upper, -x, mantissa - 1);
-  const float e = float(std::int32_t(std::uint32_t(exponent) & ~upper));
-  // log(1 + f) = 2 atanh(s), s = f / (2 + f); the best polynomial in s^2, to 5e-9.
-  const float s = f / (f + 2), z = s * s, half_square = 0.5f * f * f;
-  const float series = z * (0.66666413f + z * (0.40021699f + z * (0.27999141f + z * 0.28024459f)));
-  const float log_1p = f - (half_square - s * (half_square + series));
-  const float radius_squared = -2 * (log_1p + e * float(std::numbers::ln2));
-  // The angle is (b + 1/2) / 2^32 of a turn: quarters, the upper two bits of `turn`, and d, at most an eighth of a turn
-  // either way. The best polynomials in d^2, to 4e-9. Odd quarters exchange cosine and sine; the second and third have
-  // a negative cosine, the third and fourth a negative sine.
-  const std::uint32_t turn = b + 0x20000000;
-  const float d = (float(std::int32_t(turn & 0x3FFFFFFF) - 0x20000000) + 0.5f) * 0x1p-32f, d2 = d * d;
-  const float sine = d * (6.28318529f + d2 * (-41.34166145f + d2 * (81.59235355f + d2 * -75.39356273f)));
-  const float cosine = 1 + d2 * (-19.73920863f + d2 * (64.93931074f + d2 * (-85.44229797f + d2 * 59.20279605f)));
-  const std::uint32_t odd = std::uint32_t(std::int32_t(turn << 1) >> 31);
-  const auto with_sign = [](std::uint32_t sign, float value) __attribute__((always_inline)) {
-    return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) ^ (sign & 0x80000000));
-  };
-  return {radius_squared, with_sign(turn + 0x40000000, select(odd, sine, cosine)),
-          with_sign(turn, select(odd, cosine, sine))};
 }
 
 /// The roots of so many numbers at once, in place. std::sqrt may have to set errno, which keeps it out of vectors.

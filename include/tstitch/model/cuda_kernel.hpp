@@ -1,0 +1,250 @@
+/// @file
+/// CUDA kernels that are compiled at their first use, and started through the driver.
+///
+/// By NVRTC rather than nvcc, because it is where every CUDA build of torch runs (torch's own fuser needs it), asks
+/// nothing of the program's build, and makes code for the very GPU. What it made is kept in the folder that
+/// TSTITCH_KERNEL_CACHE names, else $XDG_CACHE_HOME/tstitch or ~/.cache/tstitch; an empty TSTITCH_KERNEL_CACHE keeps
+/// nothing.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/Stream.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+#include <dlfcn.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../output/write_file.hpp"
+
+namespace tstitch::detail {
+
+/// A library that the program need not be linked with.
+class SharedLibrary {
+ public:
+  /// @param names tried in turn
+  explicit SharedLibrary(std::vector<std::string> const& names) {
+    for (std::string const& name : names) {
+      if (!handle_) handle_ = dlopen(name.c_str(), RTLD_LAZY | RTLD_GLOBAL);
+    }
+  }
+
+  explicit operator bool() const { return handle_; }
+
+  template <class Function>
+  Function* get(char const* name) const {
+    void* const found = handle_ ? dlsym(handle_, name) : nullptr;
+    if (!found) throw std::runtime_error(std::string("tstitch: must find ") + name + ", got no such function");
+    return reinterpret_cast<Function*>(found);
+  }
+
+ private:
+  void* handle_ = nullptr;  // for the life of the program
+};
+
+/// CUDA's driver, which is there where a GPU is.
+inline SharedLibrary const& cuda_driver() {
+  static const SharedLibrary driver({"libcuda.so.1"});
+  return driver;
+}
+
+/// 90 for compute capability 9.0; 0 where there is no such GPU.
+/// @param index in CUDA's order
+inline int compute_capability(int index) {
+  if (!cuda_driver()) return 0;
+  int device = 0, major_number = 0, minor_number = 0;
+  const auto attribute = cuda_driver().get<int(int*, int, int)>("cuDeviceGetAttribute");
+  if (cuda_driver().get<int(unsigned)>("cuInit")(0) ||
+      cuda_driver().get<int(int*, int)>("cuDeviceGet")(&device, index) || attribute(&major_number, 75, device) ||
+      attribute(&minor_number, 76, device)) {
+    return 0;
+  }
+  return 10 * major_number + minor_number;
+}
+
+/// CUDA C++, which includes nothing, and what to compile it with.
+struct CudaSource {
+  char const* name;  ///< of files in the cache
+  std::string text;
+  std::vector<std::string> options = {};  ///< of NVRTC
+};
+
+/// Machine code by NVRTC; needs no GPU.
+/// @param architecture 90 for compute capability 9.0
+/// @throws std::runtime_error when there is no NVRTC or it refuses
+inline std::string compile_cuda(CudaSource const& source, int architecture) {
+  static const SharedLibrary nvrtc({"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"});
+  if (!nvrtc) throw std::runtime_error("tstitch: must find NVRTC (libnvrtc.so), got none");
+  using Program = void*;
+  const auto check = [&](int error, std::string const& log) {
+    if (error == 0) return;
+    throw std::runtime_error(std::string("tstitch: NVRTC must compile the kernel '") + source.name + "', got " +
+                             nvrtc.get<char const*(int)>("nvrtcGetErrorString")(error) + "\n" + log);
+  };
+  Program program = nullptr;
+  check(nvrtc.get<int(Program*, char const*, char const*, int, char const* const*, char const* const*)>(
+            "nvrtcCreateProgram")(&program, source.text.c_str(), source.name, 0, nullptr, nullptr),
+        "");
+  std::vector<std::string> options{"-arch=sm_" + std::to_string(architecture), "-std=c++17", "-lineinfo"};
+  options.insert(options.end(), source.options.begin(), source.options.end());
+  std::vector<char const*> words;
+  for (std::string const& option : options) words.push_back(option.c_str());
+  const int error =
+      nvrtc.get<int(Program, int, char const* const*)>("nvrtcCompileProgram")(program, int(words.size()), words.data());
+  std::string log, code;
+  std::size_t size = 0;
+  nvrtc.get<int(Program, std::size_t*)>("nvrtcGetProgramLogSize")(program, &size);
+  log.resize(size);
+  nvrtc.get<int(Program, char*)>("nvrtcGetProgramLog")(program, log.data());
+  if (error == 0) {
+    check(nvrtc.get<int(Program, std::size_t*)>("nvrtcGetCUBINSize")(program, &size), "");
+    code.resize(size);
+    check(nvrtc.get<int(Program, char*)>("nvrtcGetCUBIN")(program, code.data()), "");
+  }
+  nvrtc.get<int(Program*)>("nvrtcDestroyProgram")(&program);
+  check(error, log);
+  return code;
+}
+
+/// Where compiled kernels are kept; empty: nowhere.
+inline std::filesystem::path kernel_cache_folder() {
+  if (char const* const named = std::getenv("TSTITCH_KERNEL_CACHE")) return named;
+  if (char const* const cache = std::getenv("XDG_CACHE_HOME"); cache && *cache) {
+    return std::filesystem::path(cache) / "tstitch";
+  }
+  char const* const home = std::getenv("HOME");
+  return home && *home ? std::filesystem::path(home) / ".cache" / "tstitch" : std::filesystem::path();
+}
+
+/// The same, from the cache where it is there. A cache that cannot be read or written is as good as none.
+inline std::string cached_cuda(CudaSource const& source, int architecture) {
+  const std::filesystem::path folder = kernel_cache_folder();
+  if (folder.empty()) return compile_cuda(source, architecture);
+  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
+  const auto add = [&](std::string const& text) {
+    for (const char c : text + '\n') hash = (hash ^ std::uint64_t(static_cast<unsigned char>(c))) * 0x100000001b3;
+  };
+  add(source.text);
+  for (std::string const& option : source.options) add(option);
+  char name[96];
+  std::snprintf(name, sizeof name, "%s-sm%d-%016llx.cubin", source.name, architecture,
+                static_cast<unsigned long long>(hash));
+  constexpr char elf[] =
+      "\x7f"
+      "ELF";
+  if (std::ifstream file(folder / name, std::ios::binary); file) {
+    std::string code{std::istreambuf_iterator<char>(file), {}};
+    if (code.starts_with(elf)) return code;
+  }
+  std::string code = compile_cuda(source, architecture);
+  try {
+    std::filesystem::create_directories(folder);
+    const std::string own = (folder / name).string() + "." + std::to_string(getpid());  // others may compile it too
+    write_file(own, code);
+    std::filesystem::rename(own, folder / name);
+  } catch (std::exception const&) {}
+  return code;
+}
+
+/// The kernels of a source on one GPU.
+class CudaKernels {
+ public:
+  /// @throws std::runtime_error when they cannot be had there
+  CudaKernels(CudaSource const& source, c10::Device device) : device_(device) {
+    architecture_ = compute_capability(device.index());
+    if (architecture_ < 80) {
+      throw std::runtime_error("tstitch: the GPU must have compute capability 8.0 or more, got " +
+                               std::to_string(architecture_ / 10) + "." + std::to_string(architecture_ % 10));
+    }
+    const std::string code = cached_cuda(source, architecture_);
+    const c10::DeviceGuard guard(device);
+    require_context();
+    check("cuModuleLoadData", cuda_driver().get<int(void**, void const*)>("cuModuleLoadData")(&module_, code.data()));
+    launch_ = cuda_driver().get<Launch>("cuLaunchKernel");
+  }
+
+  /// 90 for compute capability 9.0
+  int architecture() const { return architecture_; }
+
+  /// A kernel of the source, by the name that it has there.
+  void* function(char const* name) const {
+    void* found = nullptr;
+    check("cuModuleGetFunction",
+          cuda_driver().get<int(void**, void*, char const*)>("cuModuleGetFunction")(&found, module_, name));
+    return found;
+  }
+
+  /// Queues a kernel on the stream that is current there.
+  /// @param arguments addresses of what the kernel takes
+  void start(void* function, std::int64_t blocks, int threads, void** arguments) const {
+    const c10::DeviceGuard guard(device_);  // the default stream is that of the current device
+    require_context();
+    const c10::impl::VirtualGuardImpl streams(device_.type());
+    check("cuLaunchKernel", launch_(function, unsigned(blocks), 1, 1, unsigned(threads), 1, 1, 0,
+                                    streams.getStream(device_).native_handle(), arguments, nullptr));
+  }
+
+ private:
+  using Launch = int(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**,
+                     void**);
+
+  static void check(char const* what, int error) {
+    if (error) {
+      throw std::runtime_error(std::string("tstitch: ") + what + " must succeed, got CUDA error " +
+                               std::to_string(error));
+    }
+  }
+
+  /// A thread that has not called CUDA's runtime yet has no context, which the runtime would give it and the driver
+  /// does not.
+  void require_context() const {
+    static const auto current = cuda_driver().get<int(void**)>("cuCtxGetCurrent");
+    void* context = nullptr;
+    check("cuCtxGetCurrent", current(&context));
+    if (context) return;
+    int device = 0;
+    check("cuDeviceGet", cuda_driver().get<int(int*, int)>("cuDeviceGet")(&device, device_.index()));
+    check("cuDevicePrimaryCtxRetain",
+          cuda_driver().get<int(void**, int)>("cuDevicePrimaryCtxRetain")(&context, device));
+    check("cuCtxSetCurrent", cuda_driver().get<int(void*)>("cuCtxSetCurrent")(context));
+  }
+
+  c10::Device device_;
+  int architecture_ = 0;
+  void* module_ = nullptr;  // stays loaded: graphs may hold its kernels
+  Launch* launch_ = nullptr;
+};
+
+/// A kernel of the samplers on a GPU, or null where it cannot be had: on an old one, or without NVRTC. Torch's
+/// operations or the host then do what it does.
+/// @tparam Kernel is made of a device
+template <class Kernel>
+Kernel const* kernel_on(c10::Device device) {
+  static std::mutex mutex;
+  static std::map<int, std::optional<Kernel>> kernels;
+  const std::lock_guard lock(mutex);
+  const auto [found, is_new] = kernels.try_emplace(device.index());
+  if (is_new) {
+    try {
+      found->second.emplace(device);
+    } catch (std::exception const&) {}
+  }
+  return found->second ? &*found->second : nullptr;
+}
+
+}  // namespace tstitch::detail
