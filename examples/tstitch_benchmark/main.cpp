@@ -7,9 +7,8 @@
 //
 //   forward         one network asked 1 to 100 times in a row for the same rows, so often that it takes 50 ms, a call;
 //                   2 batch rows where there is guidance
-//   error           with --accuracy: of the output of such a call, the root mean square difference from what
-//   TorchScript
-//                   makes in float32 there, as a share of the root mean square; the smallest batch
+//   error           with --accuracy, at the smallest batch: how far the output of such a call is from the one that
+//                   TorchScript makes in float32, root mean square over root mean square
 //   seconds         Sampler::sample of one batch: noise, labels, all steps, the check of the values. The ratios take
 //                   turns, so that what else the machine does is shared by all of them. Before, a whole trajectory at
 //                   the smallest and at the largest ratio, in which every network sees all its timesteps, and four
