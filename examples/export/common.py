@@ -14,7 +14,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 
@@ -175,9 +175,9 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> Non
 # ------------------------------------------------------------------------------------------------ writing
 
 
-def metadata(values: Mapping[str, object]) -> dict[str, str]:
+def metadata(values: Mapping[str, object]) -> dict[str, str | bytes]:
     """The `tstitch/` keys. Numbers are written with repr(), so that reading them back gives the same double."""
-    return {f"tstitch/{key}": v if isinstance(v, str) else repr(v) for key, v in values.items()}
+    return {f"tstitch/{key}": v if isinstance(v, (str, bytes)) else repr(v) for key, v in values.items()}
 
 
 def sort_constants(code: bytes) -> bytes:
@@ -187,25 +187,42 @@ def sort_constants(code: bytes) -> bytes:
     return b"".join(line for constants, run in runs for line in (sorted(run) if constants else run))
 
 
-def make_canonical(archive: Path, output: Path) -> None:
+def make_canonical(archive: Path, output: Path, values: Mapping[str, object] | None = None) -> None:
     """Rewrites a TorchScript archive without what the exporting machine left in it.
 
     That is the order of constants, which changes from run to run, and the `.debug_pkl` records, which hold the paths of
-    the source files. Record by record: a network may be too large to be in memory twice.
+    the source files. Record by record: a network may be too large to be in memory twice. @values: of `tstitch/` keys
+    that are added, or take the place of those in the archive.
     """
+    added = metadata(values or {}).items()
+    new = {f"extra/{key}": v.encode() if isinstance(v, str) else v for key, v in added}
     reader = torch._C.PyTorchFileReader(str(archive))
     # Of a name the writer would make the name of the folder inside; of an open file it makes "archive".
     with open(output, "wb") as file:
         writer = torch._C.PyTorchFileWriter(file)
-        for name in sorted(reader.get_all_records()):
+        for name in sorted({*reader.get_all_records(), *new}):
             # The writer makes a serialization_id of its own.
             if name.endswith(".debug_pkl") or name == ".data/serialization_id":
                 continue
-            record = reader.get_record(name)
+            record = new[name] if name in new else reader.get_record(name)
             if name.startswith("code/"):
                 record = sort_constants(record)
             writer.write_record(name, record, len(record))
         writer.write_end_of_file()
+
+
+@contextlib.contextmanager
+def replacing(output: Path) -> Iterator[Path]:
+    """A file of another name to write to, which becomes @output at the end; what fails leaves @output as it was."""
+    temporary = output.with_name(output.name + ".tmp")
+    try:
+        yield temporary
+        os.replace(temporary, output)
+    except OSError as error:
+        fail(f"{output}: must be a file that can be written, got '{error.strerror}'")
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 Inputs = Callable[[int], tuple[Tensor, ...]]
@@ -220,7 +237,7 @@ class TorchScript:
     def save(self, network: nn.Module, values: Mapping[str, object], inputs: Inputs, path: Path) -> None:
         """Not frozen: the parameter names survive, for loaders that take the weights and bring their own network."""
         raw = path.with_name(path.name + ".raw.tmp")
-        size = size_of(network)
+        size = size_of(network) + sum(len(v) for v in values.values() if isinstance(v, bytes))
         try:
             for file in (path, raw):
                 reserve(file, size)
@@ -260,8 +277,7 @@ def write(
     cases = [(arguments, outputs(exact.eval(), arguments)) for arguments in map(inputs, (1, 3))]
     if exact is not source:
         exact.to("meta")  # whose weights may be the same memory
-    temporary = output.with_name(output.name + ".tmp")
-    try:
+    with replacing(output) as temporary:
         source.eval().to(getattr(torch, dtype))
         form.save(source, values, inputs, temporary)
         difference = largest_difference(form.load(temporary, source), getattr(torch, dtype), form.device, cases)
@@ -272,12 +288,6 @@ def write(
                 f"more than {TOLERANCE[dtype]:.0e}"
             )
         size = temporary.stat().st_size
-        os.replace(temporary, output)
-    except OSError as error:
-        fail(f"{output}: must be a file that can be written, got '{error.strerror}'")
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
     print(
         f"{output}: {size:,} bytes, {dtype}, {sum(p.numel() for p in source.parameters()):,} parameters, "
         f"largest difference {difference:.1e} of the output's RMS"
