@@ -1,17 +1,68 @@
-"""How large the inputs of a DiT's linear layers become along trajectories, for engines that compute them in 8 bits."""
+"""Gives a DiT what engines need that compute its linear layers in 8 bits (e4m3): writes a copy of MODEL as OUTPUT.
 
+MODEL is a TorchScript file that export_dit.py or ../training/export.py wrote. The copy says besides how large the
+inputs of the layers become, and has their weights rounded to 8 bits so that the errors cancel out; all else in it is
+the same. OUTPUT may be MODEL. "export_dit.py --calibrate" does this while it exports.
+
+The weights are rounded as in GPTQ (Frantar et al. 2022, arXiv 2210.17323): one input of a layer after another, and what
+rounding it changes in the layer's outputs is made up for by the weights of the inputs that are still to come. How the
+inputs go together is seen while the network draws pictures, on the GPU where there is one. It needs memory for the
+weights in float32 and as much again.
+"""
+
+import argparse
+import dataclasses
 import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from common import fail, say
-from dit import DiT, DiTConfig
+from common import (
+    TOLERANCE,
+    fail,
+    fill,
+    first_line,
+    largest_difference,
+    make_canonical,
+    outputs,
+    positive,
+    replacing,
+    reserve,
+    say,
+)
+from dit import DiT, DiTConfig, random_inputs
 
 LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
 
+LARGEST = 448.0  # number of e4m3
+ROWS = 1024  # of a layer's inputs that are looked at in a step, at most
+COLUMNS = 128  # of a weight that are rounded before the others are told
 
-def alphas_cumprod(schedule: dict[str, object]) -> Tensor:
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """What is known of qkv, proj, fc1 and fc2 of the first block, then of the next."""
+
+    largest_inputs: list[float] = dataclasses.field(default_factory=list)  # absolute values
+    weight_scales: list[float] = dataclasses.field(default_factory=list)  # float32; a weight is its code times this
+    weights: bytes = b""  # codes of e4m3 of each weight [out, in], row by row
+
+    def keys(self) -> dict[str, str | bytes]:
+        """The `tstitch/` keys and their values, for `common.metadata`; without those that are empty."""
+        values = {
+            "e4m3_inputs": "\n".join(f"{value:.6g}" for value in self.largest_inputs),
+            "e4m3_weight_scales": "\n".join(f"{value:.9g}" for value in self.weight_scales),
+            "e4m3_weights": self.weights,
+        }
+        return {key: value for key, value in values.items() if value}
+
+
+# ------------------------------------------------------------------------------------------------ trajectories
+
+
+def alphas_cumprod(schedule: Mapping[str, object]) -> Tensor:
     """Of the keys of a file's noise schedule; float64 [num_train_timesteps]."""
     kind, count = schedule["noise_schedule"], int(schedule.get("num_train_timesteps", 0))
     if kind == "alphas_cumprod":
@@ -24,7 +75,7 @@ def alphas_cumprod(schedule: dict[str, object]) -> Tensor:
     return (1 - torch.linspace(*ends, count, dtype=torch.float64) ** (1 / root)).cumprod(0)
 
 
-def trajectory(schedule: dict[str, object], steps: int) -> list[tuple[float, float, float]]:
+def trajectory(schedule: Mapping[str, object], steps: int) -> list[tuple[float, float, float]]:
     """Timestep, alpha and sigma of x = alpha x_0 + sigma noise, from noise to picture."""
     if schedule["noise_schedule"] == "flow":
         return [(1000 * s, 1 - s, s) for s in torch.linspace(1, 0, steps + 1)[:-1].tolist()]
@@ -33,28 +84,28 @@ def trajectory(schedule: dict[str, object], steps: int) -> list[tuple[float, flo
     return [(t, table[t].item() ** 0.5, (1 - table[t].item()) ** 0.5) for t in times]
 
 
-@torch.no_grad()
-def largest_inputs(network: DiT, shape: DiTConfig, schedule: dict[str, object], guidance: float, images: int,
-                   steps: int = 20) -> list[float]:  # fmt: skip
-    """The largest absolute input of qkv, proj, fc1 and fc2 of the first block, then of the next.
+def layers_of(network: DiT) -> list[nn.Linear]:
+    return [block.get_submodule(name) for block in network.blocks for name in LAYERS]
 
-    DDIM with classifier-free guidance draws pictures of classes 0, 1, 2 ... On the GPU where there is one.
+
+def draw(
+    network: DiT,
+    shape: DiTConfig,
+    schedule: Mapping[str, object],
+    guidance: float,
+    images: int,
+    steps: int,
+    look: Callable[[int, int, Tensor], None],
+) -> None:
+    """DDIM with classifier-free guidance draws pictures of classes 0, 1, 2 ... with a network on any device.
+
+    @look sees of every layer and step, numbers both, the input [rows, in].
     """
-    if (prediction := schedule.get("prediction", "epsilon")) not in ("epsilon", "flow"):
-        fail(f"--calibrate: must be for a network that predicts epsilon or flow, got {prediction}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = network.to(device)
-    largest: list[Tensor] = []
-    handles = []
-    for block in network.blocks:
-        for name in LAYERS:
-            index = len(largest)
-            largest.append(torch.zeros((), device=device))
-
-            def look(_: nn.Module, inputs: tuple[Tensor], index: int = index) -> None:
-                largest[index] = torch.maximum(largest[index], inputs[0].abs().max())
-
-            handles.append(block.get_submodule(name).register_forward_pre_hook(look))
+    step, device = 0, network.pos_embed.device
+    handles = [
+        layer.register_forward_pre_hook(lambda _, inputs, index=index: look(index, step, inputs[0].flatten(0, -2)))
+        for index, layer in enumerate(layers_of(network))
+    ]
     labels = torch.arange(images, device=device) % shape.num_classes
     labels = torch.cat([labels, torch.full_like(labels, shape.num_classes)])
     generator = torch.Generator().manual_seed(0)
@@ -73,8 +124,303 @@ def largest_inputs(network: DiT, shape: DiTConfig, schedule: dict[str, object], 
         x = alpha * picture + sigma * eps
     for handle in handles:
         handle.remove()
+
+
+def some_rows(x: Tensor, step: int) -> Tensor:
+    """At most ROWS of x [rows, in], evenly spread; in each step others.
+
+    The stride is odd, because pictures have an even number of tokens: an even one would see the same few places of all.
+    """
+    stride = -(-len(x) // ROWS) | 1
+    return x[step % stride :: stride]
+
+
+# ------------------------------------------------------------------------------------------------ rounding
+
+
+def nearest(values: Tensor) -> Tensor:
+    """As numbers of e4m3, which has no infinity: what is too large becomes the largest."""
+    return values.clamp(-LARGEST, LARGEST).float().to(torch.float8_e4m3fn)
+
+
+def inverse_root(hessian: Tensor) -> Tensor | None:
+    """Upper triangular U [in, in] with U^T U the inverse of the Hessian, float64; None where there is none.
+
+    The Hessian of few rows, or of inputs that depend on each other, has no inverse, and nearly having none is as bad:
+    something is added to its diagonal, a hundredth of the mean as GPTQ does, or more if it must be.
+    """
+    for damping in (0.01, 0.1, 1.0):
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * hessian.diagonal().mean())
+        # From the last row and column to the first: the factor of H is upper triangular then, and its inverse is U.
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        if failed:
+            continue
+        identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+        root = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+        if root.isfinite().all():
+            return root
+    return None
+
+
+def compensated(weight: Tensor, scale: float, hessian: Tensor) -> Tensor | None:
+    """Numbers of e4m3 [out, in] that times @scale compute what @weight computes; None where the Hessian does not help.
+
+    @weight [out, in], @hessian [in, in], both float64 on one device.
+    """
+    # The inputs that weigh most come first, while there are many others to make up for them.
+    order = hessian.diagonal().argsort(descending=True, stable=True)
+    root = inverse_root(hessian[order][:, order])
+    if root is None:
+        return None
+    # The largest weight stays the largest number, whatever the others have handed to it.
+    largest = (weight.abs() == weight.abs().max())[:, order]
+    left = weight[:, order] / scale
+    codes = torch.empty_like(left, dtype=torch.uint8)
+    for begin in range(0, left.shape[1], COLUMNS):
+        end = min(begin + COLUMNS, left.shape[1])
+        block, errors = left[:, begin:end].T.contiguous(), []  # whose rows are together in memory
+        factors = root[begin:end, begin:end]
+        for i, column in enumerate(block):
+            near = nearest(torch.where(largest[:, begin + i], column.sign() * LARGEST, column))
+            codes[:, begin + i] = near.view(torch.uint8)
+            errors.append((column - near.double()) / factors[i, i])
+            block[i + 1 :].addr_(factors[i, i + 1 :], errors[-1], alpha=-1)
+        left[:, end:] -= torch.stack(errors, dim=1) @ root[begin:end, end:]
+    return codes[:, order.argsort()].view(torch.float8_e4m3fn)
+
+
+def output_error(error: Tensor, weight: Tensor, hessian: Tensor) -> float:
+    """RMS of what an error of the weight makes of the inputs, relative to that of the weight's own outputs."""
+    first, second = (((w @ hessian) * w).sum().item() for w in (error, weight))
+    return math.sqrt(max(first, 0.0) / second) if second > 0 else 0.0
+
+
+def round_weight(weight: Tensor, hessian: Tensor) -> tuple[Tensor, float, float, float]:
+    """In e4m3: the codes uint8 [out, in], the scale, the error of the outputs, and that of rounding to the nearest.
+
+    @weight float32 [out, in]. @hessian [in, in]: the mean of x x^T over inputs x of the layer.
+    """
+    scale = torch.tensor(weight.abs().max().item() / LARGEST, dtype=torch.float32).item() or 1.0
+    weight, hessian = weight.double(), hessian.double()
+    best = nearest(weight / scale)
+    plain = error = output_error(best.double() * scale - weight, weight, hessian)
+    other = compensated(weight, scale, hessian)
+    if other is not None and (less := output_error(other.double() * scale - weight, weight, hessian)) < error:
+        best, error = other, less
+    return best.view(torch.uint8), scale, error, plain
+
+
+@torch.no_grad()
+def calibrate(
+    network: DiT,
+    shape: DiTConfig,
+    schedule: Mapping[str, object],
+    guidance: float,
+    images: int,
+    steps: int = 20,
+    weights: bool = True,
+    place: str = "--calibrate",
+) -> Calibration:
+    """Of a float32 network, along trajectories of so many pictures.
+
+    @weights: whether they are rounded, too. @place: how messages begin.
+    """
+    if (prediction := schedule.get("prediction", "epsilon")) not in ("epsilon", "flow"):
+        fail(f"{place}: must be for a network that predicts epsilon or flow, got {prediction}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    layers = layers_of(network.to(device))
+    largest = [torch.zeros((), device=device) for _ in layers]
+    # float32, because those of DiT-XL/2 together are as large as its weights.
+    hessians = [torch.zeros(layer.in_features, layer.in_features, device=device) for layer in layers if weights]
+    rows = [0] * len(layers)
+
+    def look(index: int, step: int, x: Tensor) -> None:
+        largest[index] = torch.maximum(largest[index], x.abs().max())
+        if weights:
+            some = some_rows(x, step)
+            hessians[index].addmm_(some.T, some)
+            rows[index] += len(some)
+
+    draw(network, shape, schedule, guidance, images, steps, look)
+    found = [value.item() for value in largest]
+    if wrong := [value for value in found if not math.isfinite(value)]:
+        fail(f"{place}: inputs must be finite, got {wrong[0]}; a smaller --guidance-scale may help")
+    codes, scales, errors = [], [], []
+    for index, layer in enumerate(layers if weights else []):
+        if index % len(LAYERS) == 0:
+            say(f"rounding: block {index // len(LAYERS) + 1} of {shape.depth} on {device.type}")
+        code, scale, *both = round_weight(layer.weight, hessians[index] / rows[index])
+        hessians[index] = torch.empty(0)
+        codes.append(code.cpu().numpy().tobytes())
+        scales.append(scale)
+        errors.append(both)
     network.cpu()
-    values = [value.item() for value in largest]
-    if not all(map(math.isfinite, values)):
-        fail(f"--calibrate: inputs must be finite, got {max(values)}; a smaller --guidance-scale may help")
-    return values
+    if weights:
+        ours, plain = (sum(each) / len(errors) for each in zip(*errors, strict=True))
+        say(f"rounded: outputs of a layer are {ours:.2%} off in the mean, rounded to the nearest {plain:.2%}")
+    return Calibration(found, scales, b"".join(codes))
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+class Metadata:
+    """The `tstitch/` keys of a TorchScript file that are text; every failure names the file, the key and the value."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        if not path.is_file():
+            fail(f"{path}: must be a TorchScript file, got {'a folder' if path.is_dir() else 'none'}")
+        try:
+            reader = torch._C.PyTorchFileReader(str(path))
+            records, folder = reader.get_all_records(), "extra/tstitch/"
+            names = [name for name in records if name.startswith(folder) and name != folder + "e4m3_weights"]
+            texts = {name: reader.get_record(name) for name in names}
+        except RuntimeError as error:
+            fail(f"{path}: must be a TorchScript file, got '{first_line(error)}'")
+        if "constants.pkl" not in records:
+            package = "archive_format" in records
+            fail(f"{path}: must be a TorchScript file, got {'a compiled package' if package else 'another archive'}")
+        self.values = {name.removeprefix(folder): text.decode(errors="replace") for name, text in texts.items()}
+
+    def refuse(self, key: str, rule: str, got: str) -> None:
+        fail(f"{self.path}: tstitch/{key} {rule}, got {got}")
+
+    def only(self, key: str, *allowed: str) -> str:
+        value = self.values.get(key)
+        if value not in allowed:
+            words = " or ".join(filter(None, (", ".join(allowed[:-1]), allowed[-1])))
+            self.refuse(key, f"must be {words}", "nothing" if value is None else f"'{value}'")
+        return value
+
+    def integer(self, key: str) -> int:
+        value = self.values.get(key, "")
+        if not value.isdecimal() or not 1 <= int(value) <= 1_000_000:
+            self.refuse(key, "must be an integer in [1, 1000000]", f"'{value}'")
+        return int(value)
+
+    def real(self, key: str, otherwise: str = "") -> float:
+        text = self.values.get(key, otherwise)
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            self.refuse(key, "must be a number", f"'{text}'")
+        return value
+
+
+def read_shape(file: Metadata) -> DiTConfig:
+    """What the metadata tells of it."""
+    file.only("format", "1")
+    file.only("architecture", "dit", "dit_diffusers", "sit")
+    size, patch = file.integer("input_height"), file.integer("patch_size")
+    width, heads, ratio = file.integer("width"), file.integer("heads"), file.real("mlp_ratio")
+    classes = file.integer("num_classes")
+    file.only("input_width", str(size))
+    file.only("null_class", str(classes))
+    if size % patch:
+        file.refuse("input_height", f"must be a multiple of patch_size {patch}", str(size))
+    if width % 4 or width % heads:
+        file.refuse("width", f"must be a multiple of 4 and of heads {heads}", str(width))
+    if not 1 <= width * ratio <= 1_000_000:
+        file.refuse("mlp_ratio", f"times the width {width} must be in [1, 1000000]", str(ratio))
+    return DiTConfig(
+        channels=file.integer("input_channels"),
+        size=size,
+        patch=patch,
+        width=width,
+        depth=file.integer("depth"),
+        heads=heads,
+        mlp_ratio=ratio,
+        num_classes=classes,
+        learned_variance=file.values.get("variance") == "learned_range",
+    )
+
+
+def read_schedule(file: Metadata) -> dict[str, object]:
+    """The noise schedule and prediction type, for `trajectory`."""
+    kind = file.only("noise_schedule", "linear", "scaled_linear", "cosine", "flow", "alphas_cumprod")
+    if kind == "alphas_cumprod":
+        values = file.values.get(kind, "").splitlines()
+        try:
+            sensible = len(values) > 1 and all(0 < float(line) <= 1 for line in values)
+        except ValueError:
+            sensible = False
+        if not sensible:
+            file.refuse(kind, "must be numbers in (0, 1], one a line", f"{len(values)} lines")
+    else:
+        file.integer("num_train_timesteps")
+    for key in ("beta_start", "beta_end") if "linear" in kind else ():
+        if not 0 < file.real(key) < 1:
+            file.refuse(key, "must be in (0, 1)", file.values[key])
+    prediction = file.only("prediction", "epsilon", "flow")
+    if (kind == "flow") != (prediction == "flow"):
+        file.refuse("noise_schedule", "must be flow where the prediction is, and only there", f"'{kind}'")
+    return dict(file.values)
+
+
+def open_network(file: Metadata, shape: DiTConfig) -> tuple[DiT, DiTConfig]:
+    """As float32, after a check that the file's own network computes the same; its shape with the file's constants."""
+    try:
+        module = torch.jit.load(file.path, map_location="cpu").eval().float()
+    except RuntimeError as error:
+        fail(f"{file.path}: must be a TorchScript file, got '{first_line(error)}'")
+    # Constants that older files lack; the first block's stand for all.
+    embedder = getattr(module, "t_embedder", None)
+    block = dict(module.blocks.named_children()).get("0") if hasattr(module, "blocks") else None
+    shape = dataclasses.replace(
+        shape,
+        frequency_steps=getattr(embedder, "frequency_steps", DiTConfig.frequency_steps),
+        flow=getattr(embedder, "flow", DiTConfig.flow),
+        mlp_norm_eps=getattr(getattr(block, "norm2", None), "eps", DiTConfig.mlp_norm_eps),
+    )
+    if (prediction := file.values["prediction"]) != (own := "flow" if shape.flow else "epsilon"):
+        file.refuse("prediction", f"must be {own} as the network's", f"'{prediction}'")
+    with torch.device("meta"):
+        network = DiT(shape).eval()
+    fill(network, module.state_dict(), file.path)
+    arguments = random_inputs(shape)(1)
+    difference = largest_difference([(1, module)], torch.float32, "cpu", [(arguments, outputs(network, arguments))])
+    if not difference <= TOLERANCE["float32"]:
+        rule = "must compute what a DiT of its weights computes"
+        fail(f"{file.path}: {rule}, got {difference:.2e} of the output's RMS beside it")
+    return network, shape
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path, help="a TorchScript file of a DiT or SiT")
+    parser.add_argument("output", type=Path, help="the .pt file to write")
+    parser.add_argument("--images", type=positive, default=16, help="how many are drawn (default: %(default)s)")
+    parser.add_argument(
+        "--guidance-scale", type=float, help="with which they are drawn (default: what the file recommends)"
+    )
+    args = parser.parse_args()
+    if args.guidance_scale is not None and not math.isfinite(args.guidance_scale):
+        fail(f"--guidance-scale: must be a finite number, got {args.guidance_scale}")
+    if not args.output.absolute().parent.is_dir():
+        fail(f"{args.output}: must be in a folder that exists, got none")
+    if args.output.is_dir():
+        fail(f"{args.output}: must be a file, got a folder")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    file = Metadata(args.model)
+    shape, schedule = read_shape(file), read_schedule(file)
+    guidance = file.real("guidance_scale", "1") if args.guidance_scale is None else args.guidance_scale
+    say(f"reading {args.model}")
+    network, shape = open_network(file, shape)
+    found = calibrate(network, shape, schedule, guidance, args.images, place=str(args.model))
+    with replacing(args.output) as temporary:
+        reserve(temporary, args.model.stat().st_size + len(found.weights))
+        make_canonical(args.model, temporary, found.keys())
+        size = temporary.stat().st_size
+    print(f"{args.output}: {size:,} bytes, {len(found.weight_scales)} layers in 8 bits beside the others")
+
+
+if __name__ == "__main__":
+    main()

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from aot_inductor import add_form, form_of
-from calibrate import largest_inputs
+from calibrate import Calibration, calibrate
 from common import (
     TOLERANCE,
     Config,
@@ -366,7 +366,7 @@ class Source:
     schedule: dict[str, object] = dataclasses.field(default_factory=lambda: DEFAULT_SCHEDULE)
     latent_scale: float = 0.18215
     class_names: list[str] = dataclasses.field(default_factory=list)
-    largest_inputs: list[float] = dataclasses.field(default_factory=list)  # see calibrate.py
+    calibration: Calibration = dataclasses.field(default_factory=Calibration)
     peer: nn.Module | None = None
 
 
@@ -509,11 +509,10 @@ def metadata(source: Source, args: argparse.Namespace) -> dict[str, object]:
     }
     words = {
         "class_names": "\n".join(source.class_names),
-        "e4m3_inputs": "\n".join(f"{value:.6g}" for value in source.largest_inputs),
         "training_data": args.training_data,
         "license": args.license,
     }
-    return values | {key: text for key, text in words.items() if text}
+    return values | {key: text for key, text in words.items() if text} | source.calibration.keys()
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -550,7 +549,8 @@ def parse_arguments() -> argparse.Namespace:
         "--calibrate",
         type=positive,
         metavar="IMAGES",
-        help="draw so many and write how large the inputs of the layers become, for engines that compute in 8 bits",
+        help="draw so many and write what calibrate.py writes, for engines that compute in 8 bits; into compiled ones "
+        "only how large the inputs of the layers become",
     )
     add_form(parser)
     args = parser.parse_args()
@@ -581,8 +581,13 @@ def main() -> None:
         f"{shape.flops() / 1e9:.2f} GFLOP an image"
     )
     if args.calibrate:
-        source.largest_inputs = largest_inputs(
-            source.network, shape, source.schedule, args.guidance_scale, args.calibrate
+        source.calibration = calibrate(
+            source.network,
+            shape,
+            source.schedule,
+            args.guidance_scale,
+            args.calibrate,
+            weights=not form.whole_size,  # compiled networks bring their own
         )
     say(f"{'compiling' if form.whole_size else 'scripting'} as {args.dtype}, checking and writing {args.output}")
     write(args.output, source.network, metadata(source, args), random_inputs(shape), args.dtype, source.peer, form)

@@ -17,6 +17,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -192,7 +193,9 @@ def check_calibration() -> None:
             module.register_forward_pre_hook(lambda _, given, name=name: seen.update({name: given[0].abs().max().item()}))
     x = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     network(torch.cat([x, x]), torch.full((4,), 999), torch.tensor([0, 1, 5, 5]))
-    first = calibrate.largest_inputs(network_of(TINY, weights), TINY, schedule, 1.5, 2, steps=1)
+    found = calibrate.calibrate(network_of(TINY, weights), TINY, schedule, 1.5, 2, steps=1, weights=False)
+    first = found.largest_inputs
+    assert list(found.keys()) == ["e4m3_inputs"], "which is all that compiled networks get"
     assert len(first) == 8 and len(seen) == 8, (first, seen)
     assert first == [seen[f"blocks.{b}.{layer}"] for b in range(2) for layer in calibrate.LAYERS], (first, seen)
     # Steps go from noise to picture; alpha and sigma are those of the schedule.
@@ -210,9 +213,7 @@ def check_calibration() -> None:
     for output, more in ((path, ("--calibrate", 3)), (plain, ())):
         message = run(source, output, "--heads", 3, *more)
         assert not message, message
-    extra = {"tstitch/e4m3_inputs": ""}
-    torch.jit.load(path, _extra_files=extra)
-    values = [float(line) for line in extra["tstitch/e4m3_inputs"].decode().splitlines()]
+    values = [float(line) for line in extra_of(path, "e4m3_inputs").splitlines()]
     assert len(values) == 8 and min(values) > 0, values
     pictures = {}
     for output, backend in ((path, "native-e4m3"), (plain, "native-e4m3"), (plain, "native")):
@@ -227,6 +228,165 @@ def check_calibration() -> None:
         assert 1e-4 < relative(pictures[output, "native-e4m3"], exact) < 0.2, output
     must_refuse(source, "--heads", 3, "--calibrate", 0, says="must be a number in [1, 65536], got '0'")
     print("calibrated")
+
+
+def records_of(path: Path) -> dict[str, bytes]:
+    """All but the checksum of the others."""
+    reader = torch._C.PyTorchFileReader(str(path))
+    return {name: reader.get_record(name) for name in reader.get_all_records() if name != ".data/serialization_id"}
+
+
+def extra_of(path: Path, key: str) -> bytes:
+    return records_of(path)[f"extra/tstitch/{key}"]
+
+
+def decoded(codes: Tensor, scale: float) -> Tensor:
+    """What codes of e4m3 mean, by its definition; uint8 of any shape."""
+    values = codes.int()
+    exponent, mantissa = (values >> 3) & 15, values & 7
+    assert not ((exponent == 15) & (mantissa == 7)).any(), "all must be numbers"
+    size = torch.where(exponent == 0, mantissa / 8 * 2.0**-6, (1 + mantissa / 8) * 2.0 ** (exponent - 7))
+    return torch.where(values >= 128, -size, size).double() * scale
+
+
+def check_rounding() -> None:
+    """Rounded weights compute nearly what the weights compute, on inputs that they were not rounded for."""
+    generator = torch.Generator().manual_seed(5)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def error(codes: Tensor, scale: float, weight: Tensor, x: Tensor) -> float:
+        difference = x.double() @ (decoded(codes, scale) - weight.double()).T
+        return (difference.norm() / (x @ weight.T).norm()).item()
+
+    def to_nearest(weight: Tensor) -> tuple[Tensor, float]:
+        scale = (weight.abs().max() / 448).item()
+        return (weight / scale).to(torch.float8_e4m3fn).view(torch.uint8), scale
+
+    # Inputs of which a quarter says nearly all, as those of trained networks do; more than a block of columns.
+    mix, weight = normal(50, 200), normal(64, 200) * 0.05
+    seen, unseen = (normal(4000, 50) @ mix + 0.1 * normal(4000, 200) for _ in range(2))
+    codes, scale, claimed, plain = calibrate.round_weight(weight, seen.T @ seen / len(seen))
+    ours, nearest = error(codes, scale, weight, unseen), error(*to_nearest(weight), weight, unseen)
+    print(f"outputs with weights in 8 bits: {ours:.2%} off, rounded to the nearest {nearest:.2%}")
+    # In theory the error of an input's weights counts H_ii to the nearest, and 1 / U_ii^2 when it is made up for.
+    hessian = (seen.T @ seen / len(seen)).double()
+    order = hessian.diagonal().argsort(descending=True)
+    counts = calibrate.inverse_root(hessian[order][:, order]).diagonal() ** -2
+    theory = nearest * (counts.mean() / hessian.diagonal().mean()).sqrt().item()
+    assert ours < nearest / 2 and abs(ours / theory - 1) < 0.5, (ours, nearest, theory)
+    assert abs(claimed / error(codes, scale, weight, seen) - 1) < 1e-3, claimed
+    assert abs(plain / error(*to_nearest(weight), weight, seen) - 1) < 1e-3, plain
+    assert scale == (weight.abs().max() / 448).item() and codes.shape == weight.shape and codes.dtype == torch.uint8
+    top = weight.abs() == weight.abs().max()
+    assert (codes[top] & 127 == 126).all() and (decoded(codes, scale)[top] / weight[top] - 1).abs().max() < 1e-6
+
+    # Inputs that are always 0, fewer rows than inputs, inputs that are copies, and no inputs at all.
+    dead = seen.clone()
+    dead[:, ::7] = 0
+    for x in (dead, seen[:20], seen[:, torch.arange(200) // 50], seen * 1e-15, seen * 1e15):
+        codes, scale, claimed, plain = calibrate.round_weight(weight, x.T @ x / len(x))
+        assert claimed < plain and error(codes, scale, weight, x) < error(*to_nearest(weight), weight, x)
+    for hessian in (torch.zeros(200, 200), torch.full((200, 200), float("inf"))):
+        codes, scale, *_ = calibrate.round_weight(weight, hessian)
+        assert codes.equal(to_nearest(weight)[0]), "where nothing is known it must be the nearest"
+    # What others hand to it goes beyond the largest number.
+    codes, scale, *_ = calibrate.round_weight(weight.sign() * 0.3, seen.T @ seen / len(seen))
+    assert decoded(codes, scale).abs().max() == 448 * scale
+    codes, scale, *_ = calibrate.round_weight(weight * 0, seen.T @ seen)
+    assert scale == 1 and (codes & 127 == 0).all()
+
+
+def check_calibrated_weights() -> None:
+    """The exporter writes them, of the weights before their conversion; calibrate.py does the same with a file."""
+    keys = ("e4m3_inputs", "e4m3_weight_scales", "e4m3_weights")
+    weights = random_weights(TINY)
+    path, plain, again = scratch / "calibrated.pt", scratch / "uncalibrated.pt", scratch / "calibrated_again.pt"
+    scales = extra_of(path, "e4m3_weight_scales").decode().splitlines()
+    codes, at = torch.frombuffer(bytearray(extra_of(path, "e4m3_weights")), dtype=torch.uint8), 0
+    names = [f"blocks.{block}.{layer}.weight" for block in range(2) for layer in calibrate.LAYERS]
+    assert len(scales) == 8, scales
+    for name, line in zip(names, scales, strict=True):
+        weight, scale = weights[name], float(torch.tensor(float(line), dtype=torch.float32))
+        assert f"{scale:.9g}" == line and scale == (weight.abs().max() / 448).item(), (name, line)
+        values = decoded(codes[at : at + weight.numel()].view(weight.shape), scale)
+        at += weight.numel()
+        assert values.abs().max() == 448 * scale, name
+        assert relative(values, weight) < 1 and (values - weight).norm() / weight.norm() < 0.08, name
+    assert at == len(codes), (at, len(codes))
+
+    def calibrated(source: Path, output: Path, *arguments: object) -> str:
+        return harness.run(calibrate, source, output, *arguments)
+
+    half = scratch / "calibrated_half.pt"
+    source = scratch / "to_calibrate.pt"
+    assert not run(source, half, "--heads", 3, "--dtype", "float16", "--calibrate", 3)
+    for key in keys:
+        assert extra_of(half, key) == extra_of(path, key), key
+    # Each kind of network, from the same checkpoint; guided as the exporter guides.
+    for arguments in ((), ("--kind", "sit"), ("--arithmetic", "diffusers")):
+        arguments = ("--heads", 3, "--name", "it", "--guidance-scale", 1.5, *arguments)
+        assert not run(source, plain, *arguments) and not run(source, path, *arguments, "--calibrate", 3)
+        message = calibrated(plain, again, "--images", 3)
+        assert not message, message
+        assert again.read_bytes() == path.read_bytes(), "one way or the other, the same bytes"
+        before, after = records_of(plain), records_of(again)
+        assert {name: after[name] for name in before} == before
+        assert set(after) - set(before) == {f"extra/tstitch/{key}" for key in keys}, set(after) - set(before)
+    # In its own place, and once more with other pictures.
+    message = calibrated(again, again, "--images", 2, "--guidance-scale", 3)
+    assert not message, message
+    other = records_of(again)
+    assert set(other) == set(after) and {name: other[name] for name in before} == before
+    differ = {name for name in after if other[name] != after[name]}
+    assert differ == {"extra/tstitch/e4m3_inputs", "extra/tstitch/e4m3_weights"}, differ
+    assert calibrated(plain, again, "--images", 3) == "" and again.read_bytes() == path.read_bytes()
+    assert calibrated(half, again) == "", "of half precision, too"
+
+    def refuse(says: str, source: Path, *arguments: object) -> None:
+        require_refusal(calibrated(source, scratch / "refused.pt", *arguments), (says, ": ", ", got "), scratch)
+
+    def changed(**values: object) -> Path:
+        common.make_canonical(plain, scratch / "changed.pt", values)
+        return scratch / "changed.pt"
+
+    assert not run(source, plain, "--heads", 3)
+    text = scratch / "text_model.pt"
+    text.write_text("not a network\n")
+    refuse("must be a TorchScript file, got 'PytorchStreamReader failed", text)
+    refuse("must be a TorchScript file, got none", scratch / "absent.pt")
+    refuse("must be a TorchScript file, got a folder", scratch)
+    refuse("must be a TorchScript file, got another archive", source)
+    with zipfile.ZipFile(scratch / "package.pt2", "w") as package:
+        for name, content in (("archive_format", "pt2"), ("version", "3"), ("byteorder", "little")):
+            package.writestr(f"package/{name}", content)
+    refuse("must be a TorchScript file, got a compiled package", scratch / "package.pt2")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), scratch / "linear.pt")
+    refuse("tstitch/format must be 1, got nothing", scratch / "linear.pt")
+    for values, says in (
+        ({"architecture": "unet"}, "tstitch/architecture must be dit, dit_diffusers or sit, got 'unet'"),
+        ({"prediction": "v_prediction"}, "tstitch/prediction must be epsilon or flow, got 'v_prediction'"),
+        ({"prediction": "flow"}, "tstitch/noise_schedule must be flow where the prediction is, and only there, got"),
+        ({"prediction": "flow", "noise_schedule": "flow"}, "prediction must be epsilon as the network's, got 'flow'"),
+        ({"noise_schedule": "alphas_cumprod", "alphas_cumprod": "1\nx"}, "alphas_cumprod must be numbers in (0, 1]"),
+        ({"beta_end": 2.0}, "tstitch/beta_end must be in (0, 1), got 2.0"),
+        ({"num_train_timesteps": 0}, "num_train_timesteps must be an integer in [1, 1000000], got '0'"),
+        ({"width": 50}, "tstitch/width must be a multiple of 4 and of heads 3, got 50"),
+        ({"patch_size": 3}, "tstitch/input_height must be a multiple of patch_size 3, got 16"),
+        ({"null_class": "none"}, "tstitch/null_class must be 5, got 'none'"),
+        ({"mlp_ratio": "nan"}, "tstitch/mlp_ratio must be a number, got 'nan'"),
+        ({"depth": 3}, "must hold every tensor of the network, got none called blocks.2."),
+        ({"depth": 1}, "must hold the tensors of this network only, got also blocks.1."),
+        ({"heads": 4}, "must compute what a DiT of its weights computes, got "),
+        ({"guidance_scale": 1e38}, "inputs must be finite, got "),
+    ):
+        refuse(says, changed(**values), "--images", 1)
+    refuse("must be a number in [1, 65536], got '0'", plain, "--images", 0)
+    refuse("--guidance-scale: must be a finite number, got inf", plain, "--guidance-scale", "inf")
+    message = calibrated(plain, scratch / "no_folder/x.pt")
+    assert message.endswith("must be in a folder that exists, got none"), message
+    print("calibrated files")
 
 
 def check_class_names() -> None:
@@ -337,13 +497,18 @@ def check_full_disk() -> None:
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000));"
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
-    arguments = [str(export / "export_dit.py"), str(scratch / "official.pt"), str(output), "--heads", "3"]
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True)
-    last = done.stderr.splitlines()[-1]
-    assert done.returncode == 1 and last == f"{output}: must be a file that can be written, got 'File too large'", done
-    assert output.read_text() == "before"
-    left = [path.name for path in scratch.iterdir() if path.suffix == ".tmp"]
-    assert not left, left
+    for arguments in (
+        ("export_dit.py", scratch / "official.pt", output, "--heads", 3),
+        ("calibrate.py", scratch / "tiny.pt", output, "--images", 1),
+    ):
+        words = [str(export / arguments[0]), *map(str, arguments[1:])]
+        done = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True)
+        last = done.stderr.splitlines()[-1]
+        says = f"{output}: must be a file that can be written, got 'File too large'"
+        assert done.returncode == 1 and last == says, done
+        assert output.read_text() == "before"
+        left = [path.name for path in scratch.iterdir() if path.suffix == ".tmp"]
+        assert not left, left
 
 
 def check_variants() -> None:
@@ -756,6 +921,8 @@ check_shapes()
 check_training_checkpoint()
 check_half()
 check_calibration()
+check_rounding()
+check_calibrated_weights()
 check_class_names()
 check_refusals()
 check_no_code_is_run()
