@@ -2,7 +2,7 @@
 /// What files of networks say about them, which is the same for TorchScript and AOTInductor.
 ///
 /// It travels inside, as flat key/value extra files (`_extra_files` of torch.jit.save, `extra/` of a .pt2 package),
-/// each a line of UTF-8 text; required keys are marked *:
+/// each a line of UTF-8 text unless said otherwise; required keys are marked *:
 ///
 ///     tstitch/format *                  1
 ///     tstitch/kind                      network (default), or what autoencoder.hpp describes: decoder or encoder
@@ -26,6 +26,10 @@
 ///     tstitch/training_data, license, images_seen
 ///     tstitch/architecture, width, depth, heads, patch_size, mlp_ratio
 ///     tstitch/e4m3_inputs               one number a line, see NetworkInfo::Architecture
+///     tstitch/e4m3_weight_scales        one number a line, a float32 in 9 digits: of the same layers in that order,
+///                                       what a code of the weight is multiplied by (TorchScript only)
+///     tstitch/e4m3_weights              binary: the codes (e4m3fn, one byte each) of the weights [out, in] of these
+///                                       layers, row by row and one layer after another (TorchScript only)
 ///
 /// and for the two halves of an autoencoder, whose forward takes and gives one tensor: format *, kind *, name *,
 /// latent_channels *, picture_channels (3), upsampling *, latent_scale *, latent_shift (0), license.
