@@ -197,7 +197,9 @@ def check_calibration() -> None:
     first = found.largest_inputs
     assert list(found.keys()) == ["e4m3_inputs"], "which is all that compiled networks get"
     assert len(first) == 8 and len(seen) == 8, (first, seen)
-    assert first == [seen[f"blocks.{b}.{layer}"] for b in range(2) for layer in calibrate.LAYERS], (first, seen)
+    expected = [seen[f"blocks.{b}.{layer}"] for b in range(2) for layer in calibrate.LAYERS]
+    expected[1::4] = 0, 0  # proj stays as it is
+    assert first == expected, (first, seen)
     # Steps go from noise to picture; alpha and sigma are those of the schedule.
     for each in (schedule, schedule | {"noise_schedule": "scaled_linear"}, schedule | {"noise_schedule": "cosine"}):
         points = calibrate.trajectory(each, 20)
@@ -214,7 +216,7 @@ def check_calibration() -> None:
         message = run(source, output, "--heads", 3, *more)
         assert not message, message
     values = [float(line) for line in extra_of(path, "e4m3_inputs").splitlines()]
-    assert len(values) == 8 and min(values) > 0, values
+    assert [value > 0 for value in values] == 2 * [True, False, True, True], values
     pictures = {}
     for output, backend in ((path, "native-e4m3"), (plain, "native-e4m3"), (plain, "native")):
         latents = scratch / "latents.npy"
@@ -308,6 +310,9 @@ def check_calibrated_weights() -> None:
     names = [f"blocks.{block}.{layer}.weight" for block in range(2) for layer in calibrate.LAYERS]
     assert len(scales) == 8, scales
     for name, line in zip(names, scales, strict=True):
+        if name.endswith("attn.proj.weight"):
+            assert line == "0", line
+            continue
         weight, scale = weights[name], float(torch.tensor(float(line), dtype=torch.float32))
         assert f"{scale:.9g}" == line and scale == (weight.abs().max() / 448).item(), (name, line)
         values = decoded(codes[at : at + weight.numel()].view(weight.shape), scale)
