@@ -318,11 +318,11 @@ TEST_CASE("the kernel of the DiT engine computes what torch's operations compute
       const at::Tensor x = normal(images, {tokens, width}).mul(3).add(1).to(type);
       const at::Tensor y = normal(images, {tokens, width}, 10).to(type);
       const at::Tensor modulation = normal(images, {9, width}, 20).to(type);
-      for (at::Tensor const& added : {y, at::Tensor()}) {
+      for (auto const& [added, gate] : {std::pair{y, 2}, {at::Tensor(), 2}, {y.narrow(0, 1, 1), -1}}) {
         const at::Tensor mine = x.clone(), exact = x.to(at::kDouble);
-        const at::Tensor got = detail::residual_norm_modulate(mine, added, modulation, 2, 5, 7, 1e-6);
+        const at::Tensor got = detail::residual_norm_modulate(mine, added, modulation, gate, 5, 7, 1e-6);
         const at::Tensor expected = detail::residual_norm_modulate(
-            exact, added.defined() ? added.to(at::kDouble) : added, modulation.to(at::kDouble), 2, 5, 7, 1e-6, true);
+            exact, added.defined() ? added.to(at::kDouble) : added, modulation.to(at::kDouble), gate, 5, 7, 1e-6, true);
         // A rounding of the type at the sum, and one at the end.
         const double unit = type == at::kFloat ? 1e-6 : type == at::kHalf ? 1e-3 : 8e-3;
         INFO(at::toString(type) << " " << width);
@@ -455,6 +455,38 @@ TEST_CASE("8 bits are rounded as torch rounds them") {
         detail::residual_norm_modulate(x.clone(), {}, modulation, 2, 5, 7, 1e-6, true, 0.02).to(at::kFloat);
     CHECK(rms(got, expected) < 2e-2);  // torch's way rounds to the type in between
   }
+}
+
+TEST_CASE("a product in 8 bits with GELU in its epilogue is that of separate steps") {
+  const at::Device device = cuda;
+  if (detail::compute_capability(0) < 89) return;
+  for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+    for (const std::int64_t rows : {16, 512, 4096}) {
+      const at::Tensor x = detail::to_e4m3(normal(1, {rows, 384}).select(0, 0), 0.02);
+      const at::Tensor weight = detail::to_e4m3(normal(1, {1536, 384}, 1).select(0, 0).mul(0.1), 0.001);
+      const at::Tensor bias = normal(1, {1536}, 2).select(0, 0).to(type);
+      const at::Tensor scales = at::full({3, 4}, 0.0, at::TensorOptions(device).dtype(at::kFloat));
+      scales.select(0, 0).fill_(0.02);
+      scales.select(0, 1).fill_(0.001);
+      scales.select(0, 2).fill_(1 / 0.03);
+      const auto scale = [&](int k) { return scales.select(0, k).narrow(0, 0, 1); };
+      const at::Tensor got = detail::gelu_product_e4m3({x, weight, bias, scale(0), scale(1), scale(2)});
+      REQUIRE(got.defined());
+      REQUIRE(got.scalar_type() == at::kFloat8_e4m3fn);
+      const at::Tensor exact =
+          at::linear(x.to(at::kDouble).mul(0.02), weight.to(at::kDouble).mul(0.001), bias.to(at::kDouble));
+      const at::Tensor expected = detail::to_e4m3(exact, 0.03, true);
+      // The same but for neighbours, where fast accumulation or the approximate tangent moves a value over a boundary.
+      CHECK(rms(got.to(at::kFloat), expected.to(at::kFloat)) < 1e-2);
+      const double off = got.to(at::kFloat).ne(expected.to(at::kFloat)).to(at::kDouble).mean().item<double>();
+      std::printf("GELU in 8 bits, %d rows: %.2f %% are neighbours\n", int(rows), 100 * off);
+      CHECK(off < 0.05);
+    }
+  }
+  // In float32 cuBLASLt has none.
+  const at::Tensor x = detail::to_e4m3(normal(1, {16, 64}).select(0, 0), 0.02);
+  const at::Tensor one = at::full({4}, 1.0, at::TensorOptions(device).dtype(at::kFloat)).narrow(0, 0, 1);
+  CHECK_FALSE(detail::gelu_product_e4m3({x, x, at::full({16}, 0.0, one.options()), one, one, one}).defined());
 }
 
 TEST_CASE("8 bits cost the DiT engine little") {

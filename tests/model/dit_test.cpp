@@ -107,7 +107,13 @@ TEST_CASE("in 8 bits the network is a little off, and layers see what the calibr
   const c10::AutoGradMode no_gradients(false);
   const std::vector<double> largest = largest_inputs(small_file, {}, {.steps = 4, .images = 2});
   REQUIRE(largest.size() == 4 * 6);
-  for (const double value : largest) CHECK((value > 0.1 && value < 1000));
+  for (std::size_t layer = 0; layer < largest.size(); ++layer) {
+    if (layer % 4 == 1) {
+      CHECK(largest[layer] == 0);
+    } else {
+      CHECK((largest[layer] > 0.1 && largest[layer] < 1000));
+    }
+  }
   const at::Tensor x = pictures(2);
   const Condition condition = labelled({1, 10});
   const at::Tensor expected = load_torchscript(small_file)(x, times(500, 2), condition);
@@ -124,7 +130,7 @@ TEST_CASE("in 8 bits the network is a little off, and layers see what the calibr
       relative(load_dit(small_file, {}, {.e4m3_inputs = largest})(x, times(500, 2), condition, 500.0), expected);
   for (std::size_t kind = 0; kind < 4; ++kind) {
     std::vector<double> some(largest.size(), 0.0);
-    for (std::size_t layer = kind; layer < some.size(); layer += 4) some[layer] = largest[layer];
+    for (std::size_t layer = kind; layer < some.size(); layer += 4) some[layer] = kind == 1 ? 5 : largest[layer];
     for (const bool plain : {false, true}) {
       const Network mixed = load_dit(small_file, {}, {.plain = plain, .e4m3_inputs = some});
       const double off = relative(mixed(x, times(500, 2), condition, 500.0), expected);
@@ -134,7 +140,7 @@ TEST_CASE("in 8 bits the network is a little off, and layers see what the calibr
   }
   // Inputs beyond what was seen are clipped, which must not be free of charge.
   std::vector<double> narrow = largest;
-  for (double& value : narrow) value /= 20;
+  for (double& value : narrow) value /= 40;
   CHECK(relative(load_dit(small_file, {}, {.e4m3_inputs = narrow})(x, times(500, 2), condition, 500.0), expected) >
         0.2);
   CHECK_THAT(message_of<std::invalid_argument>([] {
@@ -148,6 +154,82 @@ TEST_CASE("in 8 bits the network is a little off, and layers see what the calibr
   const at::Tensor rounded = detail::to_e4m3(values, 2).to(at::kFloat).mul(2);
   const std::array<float, 4> nearest{-896, 0.3125f, 1.0f, 3};  // 3 bits; ties to even; twice 448 is the largest
   for (int i = 0; i < 4; ++i) CHECK(rounded.const_data_ptr<float>()[i] == nearest[std::size_t(i)]);
+}
+
+/// What a file says about its network.
+torch::jit::ExtraFilesMap metadata_of(std::string const& path) {
+  caffe2::serialize::PyTorchStreamReader archive(path);
+  torch::jit::ExtraFilesMap found;
+  for (std::string const& name : archive.getAllRecords()) {
+    if (!name.starts_with("extra/")) continue;
+    const auto [data, size] = archive.getRecord(name);
+    found[name.substr(6)] = std::string(static_cast<char const*>(data.get()), size);
+  }
+  return found;
+}
+
+TEST_CASE("weights in 8 bits are those of the file where it has them") {
+  const c10::AutoGradMode no_gradients(false);
+  const std::string path = TSTITCH_TEST_DATA "/e4m3.pt";
+  std::filesystem::create_directories(TSTITCH_TEST_DATA);
+  const torch::jit::Module module = torch::jit::load(small_file);
+  const auto weights = detail::tensors_of(module);
+  constexpr std::array<char const*, 4> names{"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"};
+  // The nearest to half of each weight, which no loader would find by itself; none for proj.
+  std::string codes, scales;
+  for (int layer = 0; layer < 4 * 6; ++layer) {
+    if (layer % 4 == 1) {
+      scales += "0\n";
+      continue;
+    }
+    const at::Tensor weight =
+        weights.at("blocks." + std::to_string(layer / 4) + "." + names[std::size_t(layer % 4)] + ".weight")
+            .to(at::kFloat);
+    const double scale = weight.abs().max().item<double>() / 448;
+    const at::Tensor rounded = detail::to_e4m3(weight.div(2), scale);
+    codes.append(static_cast<char const*>(rounded.const_data_ptr()), std::size_t(rounded.numel()));
+    char text[32];
+    std::snprintf(text, sizeof text, "%.9g\n", scale);
+    scales += text;
+  }
+  const auto write = [&](std::string const& bytes) {
+    torch::jit::ExtraFilesMap extra = metadata_of(small_file);
+    std::string inputs;
+    for (int layer = 0; layer < 4 * 6; ++layer) inputs += "20\n";
+    extra["tstitch/e4m3_inputs"] = inputs;
+    extra["tstitch/e4m3_weight_scales"] = scales;
+    extra["tstitch/e4m3_weights"] = bytes;
+    module.save(path, extra);
+  };
+  write(codes);
+  const std::vector<double> inputs = read_network_info(path).architecture.e4m3_inputs;
+  const at::Tensor x = pictures(2);
+  const Condition condition = labelled({1, 10});
+  const auto of = [&](Network const& network) { return network(x, times(500, 2), condition, 500.0); };
+  // What they stand for: the same network with half of these weights.
+  torch::jit::Module halved = torch::jit::load(small_file);
+  for (auto const& each : halved.named_parameters()) {
+    for (char const* const name : {"attn.qkv.weight", "mlp.fc1.weight", "mlp.fc2.weight"}) {
+      if (each.name.starts_with("blocks.") && each.name.ends_with(name)) each.value.div_(2);
+    }
+  }
+  const std::string expected_path = TSTITCH_TEST_DATA "/halved.pt";
+  halved.save(expected_path, metadata_of(small_file));
+  CHECK(relative(of(load_dit(path, {}, {.e4m3_inputs = inputs})), of(load_dit(expected_path))) < 4e-2);
+  CHECK(of(load_dit(path)).equal(of(load_dit(small_file))));  // in other types the weights are the others
+  std::vector<double> none(inputs.size(), 0.0);
+  CHECK(of(load_dit(path, {}, {.e4m3_inputs = none})).equal(of(load_dit(small_file))));
+
+  const auto message = [&](std::string const& bytes) {
+    write(bytes);
+    return message_of<std::runtime_error>([&] { load_dit(path, {}, {.e4m3_inputs = inputs}); });
+  };
+  CHECK_THAT(message(codes.substr(1)),
+             ContainsSubstring("e4m3.pt': tstitch/e4m3_weights must have " + std::to_string(codes.size()) +
+                               " bytes, got " + std::to_string(codes.size() - 1)));
+  std::string broken = codes;
+  broken.back() = char(0xff);
+  CHECK_THAT(message(broken), ContainsSubstring("tstitch/e4m3_weights must be finite, got NaN in layer 23"));
 }
 
 TEST_CASE("only what follows the modulations is captured") {

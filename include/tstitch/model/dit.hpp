@@ -34,10 +34,12 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <tuple>
 #include <utility>
 #include <vector>
 
 #include "../sampler/ddim.hpp"
+#include "cublas_lt.hpp"
 #include "dit_kernels.hpp"
 #include "host_tensor.hpp"
 #include "network.hpp"
@@ -55,7 +57,11 @@ struct DiTLinear {
   /// and rounded to e4m3. Undefined: in the type of the network.
   at::Tensor eighth = {};
   double weight_scale = 0, input_scale = 0;
-  at::Tensor scales = {};  ///< both on the device, float32 [2, 4] with three zeros behind each: cuBLAS wants 16 bytes
+  /// Both, and one over input_scale, on the device: float32 [3, 4] with three zeros behind each, for cuBLAS wants 16
+  /// bytes.
+  at::Tensor scales = {};
+
+  at::Tensor scale(int k) const { return scales.select(0, k).narrow(0, 0, 1); }
 };
 
 /// The weights of a DiT, under the names of the official checkpoints but for the modulations.
@@ -106,18 +112,21 @@ inline void pack(DiTLinear& linear, std::int64_t rows) {
   }
 }
 
-/// Gives the weight 8 bits.
+/// Gives the weight 8 bits, unless it has them.
 /// @param largest_input see DiTOptions::e4m3_inputs
 inline void quantise(DiTLinear& linear, double largest_input) {
   constexpr double largest = 448;  // of e4m3
   const auto scale_of = [&](double value) { return value > 0 && std::isfinite(value) ? value / largest : 1.0; };
-  linear.weight_scale = scale_of(linear.weight.abs().max().item<double>());
   linear.input_scale = scale_of(1.1 * largest_input);  // other trajectories may go further
-  linear.eighth = to_e4m3(linear.weight, linear.weight_scale);
-  const at::Tensor host = host_tensor({2, 4}, at::kFloat).zero_();
+  if (!linear.eighth.defined()) {
+    linear.weight_scale = scale_of(linear.weight.abs().max().item<double>());
+    linear.eighth = to_e4m3(linear.weight, linear.weight_scale);
+  }
+  const at::Tensor host = host_tensor({3, 4}, at::kFloat).zero_();
   host.mutable_data_ptr<float>()[0] = float(linear.input_scale);
   host.mutable_data_ptr<float>()[4] = float(linear.weight_scale);
-  linear.scales = host.to(linear.weight.device());
+  host.mutable_data_ptr<float>()[8] = float(1 / linear.input_scale);
+  linear.scales = host.to(linear.eighth.device());
   linear.weight.reset();
 }
 
@@ -127,9 +136,8 @@ inline at::Tensor linear_e4m3(at::Tensor const& x, DiTLinear const& by, at::Scal
   if (x.is_cuda()) {
     const bool adds = type != at::kFloat;  // cuBLAS adds no bias in float32
     const auto bias = adds ? std::optional<at::Tensor>(by.bias) : std::nullopt;
-    const auto scale = [&](int k) { return by.scales.select(0, k).narrow(0, 0, 1); };
     const at::Tensor product =
-        at::_scaled_mm(x, by.eighth.t(), scale(0), scale(1), bias, {}, type, /*use_fast_accum=*/true);
+        at::_scaled_mm(x, by.eighth.t(), by.scale(0), by.scale(1), bias, {}, type, /*use_fast_accum=*/true);
     return adds ? product : product.add(by.bias);
   }
   const at::Tensor product = at::linear(x.to(at::kFloat), by.eighth.to(at::kFloat));
@@ -147,7 +155,8 @@ struct DiTOptions {
   bool plain = false;
   /// The largest absolute input of each linear layer (qkv, proj, fc1 and fc2 of the first block, then of the next)
   /// along trajectories, as `largest_inputs` finds them. Given, these layers compute in 8 bits (e4m3, one scale a
-  /// tensor), but for those of 0: on GPUs of compute capability 8.9 and above faster, elsewhere slower.
+  /// tensor), but for those of 0: on GPUs of compute capability 8.9 and above faster, elsewhere slower. Their weights
+  /// are the e4m3 ones of the file where it has them, else the nearest to its others.
   std::vector<double> e4m3_inputs = {};
   /// Sees the input of each of those layers, by the same order.
   std::function<void(std::size_t, at::Tensor const&)> observer = {};
@@ -167,13 +176,14 @@ class DiT {
     std::size_t layer = 0;
     for (DiTWeights::Block& block : blocks) {
       for (DiTLinear* const each : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) {
-        if (each->eighth.defined() || each->packed.defined()) continue;  // of another engine's weights
-        if (!inputs.empty() && inputs[layer] > 0) {
-          detail::quantise(*each, inputs[layer]);
-        } else if (!options.plain) {
-          detail::pack(*each, self_->weights.pos_embed.size(1));
+        const double input = inputs.empty() ? 0 : inputs[layer++];
+        if (each->scales.defined() || each->packed.defined()) continue;  // of another engine's weights
+        if (input > 0) {
+          detail::quantise(*each, input);
+          continue;
         }
-        ++layer;
+        each->eighth.reset();
+        if (!options.plain) detail::pack(*each, self_->weights.pos_embed.size(1));
       }
     }
     self_->forward = [self = self_.get()](std::vector<at::Tensor> const& given) {
@@ -363,7 +373,7 @@ class DiT {
       DiTWeights const& w = weights;
       const at::ScalarType type = w.pos_embed.scalar_type();
       const at::Tensor patches = at::pixel_unshuffle(x.to(type), w.patch).flatten(2).transpose(1, 2);
-      const at::Tensor tokens = linear(patches, w.x_embedder).add_(w.pos_embed);
+      const at::Tensor tokens = linear(patches, w.x_embedder);
       // Adds y and makes the input of the layer that follows.
       const auto norm = [&](at::Tensor const& y, int gate, int shift, double eps, DiTLinear const& next) {
         return detail::residual_norm_modulate(tokens, y, modulations, gate, shift, shift + 1, eps, options.plain,
@@ -371,7 +381,7 @@ class DiT {
       };
       constexpr double eps = 1e-6;
       const std::size_t depth = w.blocks.size();
-      at::Tensor normed = norm({}, 0, 0, eps, w.blocks[0].qkv);
+      at::Tensor normed = norm(w.pos_embed, -1, 0, eps, w.blocks[0].qkv);
       for (std::size_t b = 0; b < depth; ++b) {
         DiTWeights::Block const& block = w.blocks[b];
         // Slots of a block: shift, scale and gate of the attention, then of the MLP.
@@ -394,9 +404,13 @@ class DiT {
     at::Tensor layer(at::Tensor const& x, DiTLinear const& by, std::size_t index) const {
       if (options.observer) options.observer(index, x);
       if (!by.eighth.defined()) return linear(x, by);
-      const at::Tensor eighth = x.scalar_type() == at::kFloat8_e4m3fn ? x : to_e4m3(x, by.input_scale, false);
-      return detail::linear_e4m3(eighth.flatten(0, 1), by, weights.pos_embed.scalar_type())
+      return detail::linear_e4m3(input_e4m3(x, by).flatten(0, 1), by, weights.pos_embed.scalar_type())
           .view({x.size(0), x.size(1), by.bias.size(0)});
+    }
+
+    /// What a layer in 8 bits is given, unless what came before has made it so.
+    at::Tensor input_e4m3(at::Tensor const& x, DiTLinear const& by) const {
+      return x.scalar_type() == at::kFloat8_e4m3fn ? x : to_e4m3(x, by.input_scale, false);
     }
 
     at::Tensor to_e4m3(at::Tensor const& x, double scale, bool gelu) const {
@@ -416,6 +430,15 @@ class DiT {
     at::Tensor mlp(at::Tensor const& x, DiTWeights::Block const& block, std::size_t b) const {
       const std::size_t first = 4 * b + 2;
       if (block.fc2.eighth.defined() && !options.observer) {
+        if (x.is_cuda() && block.fc1.eighth.defined() && !options.plain) {
+          const at::Tensor hidden = detail::gelu_product_e4m3({.x = input_e4m3(x, block.fc1).flatten(0, 1),
+                                                               .weight = block.fc1.eighth,
+                                                               .bias = block.fc1.bias,
+                                                               .x_scale = block.fc1.scale(0),
+                                                               .weight_scale = block.fc1.scale(1),
+                                                               .out_factor = block.fc2.scale(2)});
+          if (hidden.defined()) return layer(hidden.view({x.size(0), x.size(1), hidden.size(1)}), block.fc2, first + 1);
+        }
         return layer(to_e4m3(layer(x, block.fc1, first), block.fc2.input_scale, true), block.fc2, first + 1);
       }
       if (options.observer && !block.fc1.eighth.defined()) options.observer(first, x);
@@ -515,6 +538,51 @@ inline DiTWeights dit_weights(torch::jit::Module const& module, NetworkInfo cons
 
 }  // namespace detail
 
+namespace detail {
+
+/// Gives layers of the blocks the weights in e4m3 that the file has for those whose scale is not 0. Its exporter
+/// rounded them so that each makes up for the errors of others (calibrate.py), which the nearest values do not.
+inline void take_e4m3(DiTWeights& weights, caffe2::serialize::PyTorchStreamReader& archive, NetworkInfo const& info,
+                      std::string const& source) {
+  std::vector<double> const& scales = info.architecture.e4m3_weight_scales;
+  if (scales.empty()) return;
+  std::vector<DiTLinear*> layers;
+  std::size_t bytes = 0;
+  for (DiTWeights::Block& block : weights.blocks) {
+    for (DiTLinear* const each : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) {
+      if (scales[layers.size()] > 0) bytes += std::size_t(each->weight.numel());
+      layers.push_back(each);
+    }
+  }
+  constexpr char record[] = "extra/tstitch/e4m3_weights";
+  at::DataPtr data;
+  std::size_t size = 0;
+  if (archive.hasRecord(record)) std::tie(data, size) = archive.getRecord(record);
+  if (size != bytes) {
+    throw std::runtime_error("tstitch::load_dit: " + source + ": tstitch/e4m3_weights must have " +
+                             std::to_string(bytes) + " bytes, got " + std::to_string(size));
+  }
+  auto const* next = static_cast<std::uint8_t const*>(data.get());
+  for (std::size_t k = 0; k < layers.size(); ++k) {
+    if (!(scales[k] > 0)) continue;
+    at::Tensor const& weight = layers[k]->weight;
+    const std::size_t count = std::size_t(weight.numel());
+    std::uint8_t largest = 0;
+    for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::uint8_t(next[i] & 0x7f));
+    if (largest == 0x7f) {
+      throw std::runtime_error("tstitch::load_dit: " + source +
+                               ": tstitch/e4m3_weights must be finite, got NaN in layer " + std::to_string(k));
+    }
+    const at::Tensor codes = host_tensor(weight.sizes(), at::kFloat8_e4m3fn);
+    std::copy_n(next, count, static_cast<std::uint8_t*>(codes.mutable_data_ptr()));
+    next += count;
+    layers[k]->eighth = codes.to(weight.device());
+    layers[k]->weight_scale = scales[k];
+  }
+}
+
+}  // namespace detail
+
 /// Whether `load_dit` knows the network of this file.
 inline bool is_dit(NetworkInfo const& info) {
   std::string const& kind = info.architecture.kind;
@@ -538,8 +606,9 @@ inline Network load_dit(std::string const& path, TorchScriptOptions const& optio
     const c10::AutoGradMode no_gradients(false);
     const torch::jit::Module module = torch::jit::load(path);
     const at::ScalarType type = detail::type_of(module, options);
-    DiT dit(detail::dit_weights(module, info, options.device, type, detail::quoted(path)), how);
-    return Network(std::move(dit), std::move(info), options.device);
+    DiTWeights weights = detail::dit_weights(module, info, options.device, type, detail::quoted(path));
+    if (!how.e4m3_inputs.empty()) detail::take_e4m3(weights, archive, info, detail::quoted(path));
+    return Network(DiT(std::move(weights), how), std::move(info), options.device);
   });
 }
 
@@ -551,8 +620,11 @@ struct CalibrationOptions {
   std::uint64_t seed = 0;
 };
 
-/// What DiTOptions::e4m3_inputs asks for, along DDIM trajectories by the network of this file in its own type.
-/// Waits for the GPU.
+/// What DiTOptions::e4m3_inputs asks for, along DDIM trajectories by the network of this file in its own type. Waits
+/// for the GPU.
+///
+/// It is 0 for the projections behind the attention (proj). Their inputs would have to be rounded in a pass of its own,
+/// which takes what 8 bits save in so small a product, and is not free of errors.
 /// @throws as load_dit does; std::runtime_error for values that are not finite
 inline std::vector<double> largest_inputs(std::string const& path, TorchScriptOptions const& options = {},
                                           CalibrationOptions const& calibration = {}) {
@@ -576,7 +648,7 @@ inline std::vector<double> largest_inputs(std::string const& path, TorchScriptOp
                      {.steps = calibration.steps, .spacing = flow ? Spacing::shifted() : Spacing::linspace()}};
   sampler.sample({network}, request);
   std::vector<double> found;
-  for (at::Tensor const& each : largest) found.push_back(each.item<double>());
+  for (at::Tensor const& each : largest) found.push_back(found.size() % 4 == 1 ? 0 : each.item<double>());
   return found;
 }
 

@@ -86,7 +86,7 @@ __device__ uint2 to_e4m3(const float* values) {
 // x += gate * y, then normed = layer_norm(x) * (1 + scale) + shift; with QUANTISE that times `factor` in e4m3.
 //
 // x, y, normed [images * tokens, WIDTH]; modulation [images, slots, WIDTH], of which gate, shift and scale are the slots.
-// Without y nothing is added.
+// Without y nothing is added; of a gate below 0, y is [tokens, WIDTH] and added as it is.
 template <bool QUANTISE>
 __device__ void modulated(Element* x, const Element* y, const Element* modulation, void* normed, int tokens, int slots,
                           int gate, int shift, int scale, float eps, float factor) {
@@ -95,21 +95,30 @@ __device__ void modulated(Element* x, const Element* y, const Element* modulatio
   const Element* const of_image = modulation + row / tokens * slots * WIDTH;
   Element* const x_row = x + row * WIDTH;
   float values[CHUNKS][8];
+  Eight scales[CHUNKS], shifts[CHUNKS];
   float total = 0;
 #pragma unroll
   for (int chunk = 0; chunk < CHUNKS; ++chunk) {
     const int channel = (chunk * THREADS + threadIdx.x) * 8;
     const bool mine = threadIdx.x < THREADS && channel < WIDTH;
     Eight own = {};
-    if (mine) own = *reinterpret_cast<const Eight*>(x_row + channel);
+    if (mine) {
+      own = *reinterpret_cast<const Eight*>(x_row + channel);
+      // Long before they are needed: the sums below wait for the whole block.
+      scales[chunk] = *reinterpret_cast<const Eight*>(of_image + scale * WIDTH + channel);
+      shifts[chunk] = *reinterpret_cast<const Eight*>(of_image + shift * WIDTH + channel);
+    }
 #pragma unroll
     for (int i = 0; i < 8; ++i) values[chunk][i] = mine ? to_float(own.values[i]) : 0;
     if (y && mine) {
-      const Eight added = *reinterpret_cast<const Eight*>(y + row * WIDTH + channel);
-      const Eight gates = *reinterpret_cast<const Eight*>(of_image + gate * WIDTH + channel);
+      const long long of_y = gate < 0 ? row % tokens : row;
+      const Eight added = *reinterpret_cast<const Eight*>(y + of_y * WIDTH + channel);
+      Eight gates = {};
+      if (gate >= 0) gates = *reinterpret_cast<const Eight*>(of_image + gate * WIDTH + channel);
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
-        own.values[i] = from_float(values[chunk][i] + to_float(gates.values[i]) * to_float(added.values[i]));
+        const float times = gate < 0 ? 1 : to_float(gates.values[i]);
+        own.values[i] = from_float(values[chunk][i] + times * to_float(added.values[i]));
         values[chunk][i] = to_float(own.values[i]);  // the norm is of what is stored
       }
       *reinterpret_cast<Eight*>(x_row + channel) = own;
@@ -134,13 +143,11 @@ __device__ void modulated(Element* x, const Element* y, const Element* modulatio
   for (int chunk = 0; chunk < CHUNKS; ++chunk) {
     const int channel = (chunk * THREADS + threadIdx.x) * 8;
     if (threadIdx.x >= THREADS || channel >= WIDTH) continue;
-    const Eight scales = *reinterpret_cast<const Eight*>(of_image + scale * WIDTH + channel);
-    const Eight shifts = *reinterpret_cast<const Eight*>(of_image + shift * WIDTH + channel);
     float results[8];
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float value = (values[chunk][i] - mean) * inverse;
-      results[i] = value * (1 + to_float(scales.values[i])) + to_float(shifts.values[i]);
+      results[i] = value * (1 + to_float(scales[chunk].values[i])) + to_float(shifts[chunk].values[i]);
     }
     if (QUANTISE) {
 #if __CUDA_ARCH__ >= 890
@@ -352,7 +359,8 @@ inline at::Tensor to_e4m3(at::Tensor const& x, double scale, bool gelu = false, 
 ///
 /// @param x [n, tokens, width], contiguous
 /// @param y the same, or undefined: nothing is added
-/// @param modulation [n, slots, width], contiguous; `gate`, `shift` and `scale` are slots
+/// @param modulation [n, slots, width], contiguous; `gate`, `shift` and `scale` are slots; of a gate below 0, y is
+///   [1, tokens, width] and added as it is
 /// @param plain with torch's operations, one after another
 /// @param e4m3_scale not 0: the result is divided by it and rounded to e4m3
 /// @returns [n, tokens, width]
@@ -369,6 +377,10 @@ inline at::Tensor residual_norm_modulate(at::Tensor const& x, at::Tensor const& 
                         e4m3_scale == 0 ? 1 : 1 / e4m3_scale);
       return normed;
     }
+  }
+  if (y.defined() && gate < 0) {
+    x.add_(y);
+    return residual_norm_modulate(x, {}, modulation, 0, shift, scale, eps, plain, e4m3_scale);
   }
   if (e4m3_scale != 0) {
     return to_e4m3(residual_norm_modulate(x, y, modulation, gate, shift, scale, eps, plain), e4m3_scale);

@@ -27,9 +27,9 @@
 ///     tstitch/architecture, width, depth, heads, patch_size, mlp_ratio
 ///     tstitch/e4m3_inputs               one number a line, see NetworkInfo::Architecture
 ///     tstitch/e4m3_weight_scales        one number a line, a float32 in 9 digits: of the same layers in that order,
-///                                       what a code of the weight is multiplied by (TorchScript only)
-///     tstitch/e4m3_weights              binary: the codes (e4m3fn, one byte each) of the weights [out, in] of these
-///                                       layers, row by row and one layer after another (TorchScript only)
+///                                       what a code of the weight is multiplied by; 0: it has none
+///     tstitch/e4m3_weights              binary, in TorchScript files: the codes (e4m3fn, one byte each) of these
+///                                       weights [out, in], row by row and one layer after another
 ///
 /// and for the two halves of an autoencoder, whose forward takes and gives one tensor: format *, kind *, name *,
 /// latent_channels *, picture_channels (3), upsampling *, latent_scale *, latent_shift (0), license.
@@ -67,7 +67,7 @@ class MetadataReader {
   MetadataReader(caffe2::serialize::PyTorchStreamReader& archive, std::string source) : source_(std::move(source)) {
     const std::string folder = "extra/tstitch/";
     for (std::string const& record : archive.getAllRecords()) {
-      if (!record.starts_with(folder)) continue;
+      if (!record.starts_with(folder) || record == folder + "e4m3_weights") continue;  // bytes, and many of them
       const auto [data, size] = archive.getRecord(record);
       values_[record.substr(folder.size())] = {static_cast<char const*>(data.get()), size};
     }
@@ -251,18 +251,20 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
                        file.number<std::int64_t>("heads", 0),
                        file.number<std::int64_t>("patch_size", 0),
                        file.number<double>("mlp_ratio", 0),
+                       {},
                        {}};
-  for (std::string const& line : file.lines("e4m3_inputs")) {
-    const double value = file.parse<double>("e4m3_inputs", line);
-    if (!(value >= 0 && std::isfinite(value))) {
-      file.fail("e4m3_inputs", "must be finite numbers of at least 0", line);
+  for (auto [key, numbers] : {std::pair{"e4m3_inputs", &info.architecture.e4m3_inputs},
+                              std::pair{"e4m3_weight_scales", &info.architecture.e4m3_weight_scales}}) {
+    for (std::string const& line : file.lines(key)) {
+      const double value = file.parse<double>(key, line);
+      if (!(value >= 0 && std::isfinite(value))) file.fail(key, "must be finite numbers of at least 0", line);
+      numbers->push_back(value);
     }
-    info.architecture.e4m3_inputs.push_back(value);
-  }
-  const std::int64_t layers = 4 * info.architecture.depth, inputs = std::int64_t(info.architecture.e4m3_inputs.size());
-  if (inputs != 0 && inputs != layers) {
-    file.fail("e4m3_inputs", "must have one line for each of the " + std::to_string(layers) + " layers",
-              std::to_string(inputs) + " lines");
+    const std::int64_t layers = 4 * info.architecture.depth, lines = std::int64_t(numbers->size());
+    if (lines != 0 && lines != layers) {
+      file.fail(key, "must have one line for each of the " + std::to_string(layers) + " layers",
+                std::to_string(lines) + " lines");
+    }
   }
   return info;
 }
