@@ -43,6 +43,7 @@
 #include "dit_kernels.hpp"
 #include "host_tensor.hpp"
 #include "network.hpp"
+#include "parallel_file.hpp"
 #include "torchscript.hpp"
 
 namespace tstitch {
@@ -593,10 +594,10 @@ inline bool is_dit(NetworkInfo const& info) {
 /// @param options as for load_torchscript
 /// @throws std::runtime_error naming the file and what is wrong with it, or that it is no DiT
 inline Network load_dit(std::string const& path, TorchScriptOptions const& options = {}, DiTOptions const& how = {}) {
-  detail::require_readable(detail::torchscript_file, path);
+  const auto file = detail::open_file(detail::torchscript_file, path);
   detail::require_device(options.device);
   return detail::reading(detail::torchscript_file, detail::quoted(path), [&] {
-    caffe2::serialize::PyTorchStreamReader archive(path);
+    caffe2::serialize::PyTorchStreamReader archive(file);
     NetworkInfo info = detail::read_network_info(archive, detail::quoted(path), options.info);
     if (!is_dit(info)) {
       throw std::runtime_error("tstitch::load_dit: " + detail::quoted(path) +
@@ -604,7 +605,7 @@ inline Network load_dit(std::string const& path, TorchScriptOptions const& optio
                                info.architecture.kind + "'");
     }
     const c10::AutoGradMode no_gradients(false);
-    const torch::jit::Module module = torch::jit::load(path);
+    const torch::jit::Module module = torch::jit::load(file);
     const at::ScalarType type = detail::type_of(module, options);
     DiTWeights weights = detail::dit_weights(module, info, options.device, type, detail::quoted(path));
     if (!how.e4m3_inputs.empty()) detail::take_e4m3(weights, archive, info, detail::quoted(path));

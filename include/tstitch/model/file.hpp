@@ -26,14 +26,16 @@ struct FileKind {
                            got);
 }
 
+[[noreturn]] inline void refuse_unreadable(FileKind kind, std::string const& path) {
+  throw std::runtime_error("tstitch::" + std::string(kind.place) + ": " + quoted(path) +
+                           ": must be a file that can be read, got none");
+}
+
 /// @throws std::runtime_error
 inline void require_readable(FileKind kind, std::string const& path) {
   std::ifstream file(path, std::ios::binary);
   char byte;
-  if (!file) {
-    throw std::runtime_error("tstitch::" + std::string(kind.place) + ": '" + path +
-                             "': must be a file that can be read, got none");
-  }
+  if (!file) refuse_unreadable(kind, path);
   if (!file.get(byte)) refuse_file(kind, quoted(path), "an empty file or a folder");
 }
 

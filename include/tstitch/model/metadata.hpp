@@ -53,6 +53,7 @@
 #include "autoencoder.hpp"
 #include "file.hpp"
 #include "network.hpp"
+#include "parallel_file.hpp"
 
 namespace tstitch {
 namespace detail {
@@ -315,9 +316,9 @@ inline bool is_package(caffe2::serialize::PyTorchStreamReader& archive) {
 /// @param path a TorchScript file or an AOTInductor package
 /// @throws std::runtime_error for files that cannot be read or say nothing
 inline NetworkInfo read_network_info(std::string const& path) {
-  detail::require_readable(detail::network_file, path);
+  const auto file = detail::open_file(detail::network_file, path);
   return detail::reading(detail::network_file, detail::quoted(path), [&] {
-    caffe2::serialize::PyTorchStreamReader archive(path);
+    caffe2::serialize::PyTorchStreamReader archive(file);
     return detail::read_network_info(archive, detail::quoted(path));
   });
 }

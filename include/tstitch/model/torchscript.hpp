@@ -27,6 +27,7 @@
 #include "loading.hpp"
 #include "metadata.hpp"
 #include "network.hpp"
+#include "parallel_file.hpp"
 
 namespace tstitch {
 
@@ -114,13 +115,13 @@ inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchSc
 /// Loads a network, freezes it, and warms it up.
 /// @throws std::runtime_error naming the file and what is wrong with it
 inline Network load_torchscript(std::string const& path, TorchScriptOptions const& options = {}) {
-  detail::require_readable(detail::torchscript_file, path);
+  const auto file = detail::open_file(detail::torchscript_file, path);
   detail::require_device(options.device);
   return detail::reading(detail::torchscript_file, detail::quoted(path), [&] {
-    caffe2::serialize::PyTorchStreamReader archive(path);
+    caffe2::serialize::PyTorchStreamReader archive(file);
     detail::require_torchscript(archive, detail::quoted(path));
     NetworkInfo info = detail::read_network_info(archive, detail::quoted(path), options.info);
-    return detail::make_network(torch::jit::load(path), std::move(info), options, detail::quoted(path));
+    return detail::make_network(torch::jit::load(file), std::move(info), options, detail::quoted(path));
   });
 }
 
@@ -159,12 +160,12 @@ namespace detail {
 /// One half of an autoencoder, ready to run.
 inline Autoencoder load_autoencoder(std::string const& path, std::string const& kind,
                                     TorchScriptOptions const& options) {
-  require_readable(torchscript_file, path);
+  const auto file = open_file(torchscript_file, path);
   require_device(options.device);
   return reading(torchscript_file, quoted(path), [&] {
-    caffe2::serialize::PyTorchStreamReader archive(path);
+    caffe2::serialize::PyTorchStreamReader archive(file);
     AutoencoderInfo info = read_autoencoder_info(MetadataReader(archive, quoted(path)), kind);
-    torch::jit::Module module = torch::jit::load(path);
+    torch::jit::Module module = torch::jit::load(file);
     const c10::AutoGradMode no_gradients(false);
     const at::ScalarType type = type_of(module, options);
     const auto forward = module.find_method("forward");

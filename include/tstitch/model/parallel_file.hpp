@@ -1,0 +1,125 @@
+/// @file
+/// Files that torch reads through several threads.
+#pragma once
+
+#include <c10/util/Exception.h>
+#include <caffe2/serialize/read_adapter_interface.h>
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstddef>
+#include <cstdint>
+#include <future>
+#include <memory>
+#include <string>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#include "file.hpp"
+
+namespace tstitch::detail {
+
+/// A file whose large parts are read by several threads at once: copying out of the page cache, into memory that the
+/// system clears meanwhile, is too much for one. Several threads may ask at the same time.
+class ParallelFile final : public caffe2::serialize::ReadAdapterInterface {
+ public:
+  /// @param kind, source for messages
+  /// @throws std::runtime_error where there is no byte to read
+  ParallelFile(FileKind kind, std::string const& path) : descriptor_(open_for_reading(path)) {
+    if (descriptor_ < 0) refuse_unreadable(kind, path);
+    char byte;
+    const off_t size = read_some(&byte, 1, 0) == 1 ? ::lseek(descriptor_, 0, SEEK_END) : 0;
+    if (size < 1) {
+      ::close(descriptor_);
+      refuse_file(kind, quoted(path), "an empty file or a folder");
+    }
+    size_ = std::uint64_t(size);
+  }
+
+  ParallelFile(ParallelFile const&) = delete;
+  ParallelFile& operator=(ParallelFile const&) = delete;
+  ~ParallelFile() override { ::close(descriptor_); }
+
+  /// Bytes, when it was opened.
+  std::size_t size() const override { return std::size_t(size_); }
+
+  /// @returns the number of bytes read: fewer than `count` only where size() ends them
+  /// @throws c10::Error when the file cannot be read, or has become shorter
+  std::size_t read(std::uint64_t position, void* buffer, std::size_t count, char const* /*what*/ = "") const override {
+    position = std::min(position, size_);
+    count = std::size_t(std::min<std::uint64_t>(count, size_ - position));
+    const std::size_t parts = std::clamp<std::size_t>(count / smallest_part, 1, most_threads());
+    std::vector<int> errors(parts);
+    const auto read_part = [&](std::size_t part) {
+      const std::size_t begin = count / parts * part, end = part + 1 == parts ? count : begin + count / parts;
+      errors[part] = read_all(static_cast<char*>(buffer) + begin, end - begin, position + begin);
+    };
+    {
+      std::vector<std::future<void>> others;  // waits for them at its end
+      others.reserve(parts);
+      std::size_t part = 1;
+      try {
+        for (; part < parts; ++part) others.push_back(std::async(std::launch::async, read_part, part));
+      } catch (std::system_error const&) {
+        for (; part < parts; ++part) read_part(part);  // there can be no more threads
+      }
+      read_part(0);
+    }
+    for (const int error : errors) {
+      TORCH_CHECK(error != ends_early, "the file became shorter while it was read");
+      TORCH_CHECK(error == 0, "the file cannot be read: ", std::generic_category().message(error));
+    }
+    return count;
+  }
+
+ private:
+  static constexpr std::size_t smallest_part = std::size_t(1) << 20;
+  static constexpr int ends_early = -1;
+
+  static std::size_t most_threads() {
+    static const std::size_t most = std::clamp(std::thread::hardware_concurrency(), 1u, 8u);
+    return most;
+  }
+
+  static int open_for_reading(std::string const& path) {
+    int descriptor;
+    do {
+      descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    } while (descriptor < 0 && errno == EINTR);
+    return descriptor;
+  }
+
+  ssize_t read_some(char* buffer, std::size_t count, std::uint64_t position) const {
+    ssize_t got;
+    do {
+      got = ::pread(descriptor_, buffer, count, off_t(position));
+    } while (got < 0 && errno == EINTR);
+    return got;
+  }
+
+  /// @returns 0, or what went wrong
+  int read_all(char* buffer, std::size_t count, std::uint64_t position) const {
+    while (count > 0) {
+      const ssize_t got = read_some(buffer, count, position);
+      if (got < 0) return errno;
+      if (got == 0) return ends_early;
+      buffer += got;
+      count -= std::size_t(got);
+      position += std::uint64_t(got);
+    }
+    return 0;
+  }
+
+  int descriptor_;
+  std::uint64_t size_ = 0;
+};
+
+/// @throws std::runtime_error naming the file where there is no byte to read
+inline std::shared_ptr<caffe2::serialize::ReadAdapterInterface> open_file(FileKind kind, std::string const& path) {
+  return std::make_shared<ParallelFile>(kind, path);
+}
+
+}  // namespace tstitch::detail
