@@ -67,6 +67,8 @@ class CaptureStream {
 /// A capture takes the generator's state with it, and one that fails leaves it unusable. So the graph gets a copy; a
 /// function that draws random numbers finds the generator outside the capture, which is refused.
 inline void begin_capture(at::cuda::CUDAGraph& graph, at::cuda::MempoolId_t pool) {
+  static std::mutex one_at_a_time;  // else one thread would take another's copy for the state to go back to
+  const std::lock_guard lock(one_at_a_time);
   at::Generator generator = at::cuda::detail::getDefaultCUDAGenerator(c10::cuda::current_device());
   auto* const own = generator.get<at::CUDAGeneratorImpl>();
   const c10::intrusive_ptr<c10::GeneratorImpl> state = own->graphsafe_get_state();
