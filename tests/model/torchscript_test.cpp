@@ -1,10 +1,13 @@
 #include <tstitch/model/torchscript.hpp>
 #include <tstitch/tstitch.hpp>
 
+#include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <map>
 #include <sstream>
 #include <thread>
+#include <tuple>
 
 #include "../catch.hpp"
 
@@ -288,12 +291,69 @@ TEST_CASE("a set of files that does not fit together is refused before weights a
   CHECK(load_torchscript_networks({a, a}).size() == 2);
 }
 
+TEST_CASE("networks that load at the same time are those that load one by one") {
+  const auto together = load_torchscript_networks({small_path, large_path, small_path});
+  REQUIRE(together.size() == 3);
+  const at::Tensor x = noise({1, 2}, NoiseAddress::initial(), {3, 32, 32}, at::kFloat);
+  const at::Tensor t = detail::to_device({5, 500}, at::kCPU);
+  const Condition condition{.labels = detail::to_device({3, 10}, at::kCPU)};
+  const c10::AutoGradMode no_gradients(false);
+  for (std::size_t k = 0; k < 3; ++k) {
+    const Network alone = load_torchscript(k == 1 ? large_path : small_path);
+    CHECK(together[k].info().name == alone.info().name);
+    CHECK(together[k](x, t, condition).equal(alone(x, t, condition)));
+  }
+}
+
+TEST_CASE("of networks that load at the same time the first that fails is named") {
+  const std::string bytes = saved(tiny("def forward(self, x):\n  return x\n"), valid());
+  const std::string good = path_of("good.pt", saved(tiny(), valid())), first = path_of("first.pt", bytes),
+                    second = path_of("second.pt", bytes);
+  const auto message = [](std::vector<std::string> const& paths) {
+    return message_of<std::runtime_error>([&] { load_torchscript_networks(paths); });
+  };
+  const auto names = [](std::string const& path) { return ContainsSubstring(path + "': forward must take (x, t)"); };
+  CHECK_THAT(message({first, second}), names(first));
+  CHECK_THAT(message({second, first}), names(second));
+  CHECK_THAT(message({good, second, first}), names(second));
+  CHECK_THAT(message({good, good, second}), names(second));
+}
+
+TEST_CASE("what is done at once is done in threads like this one") {
+  const c10::AutoGradMode no_gradients(false);
+  const auto threads = detail::at_once(at::kCPU, 3, [](std::size_t k) {
+    return std::tuple(k, std::this_thread::get_id(), c10::GradMode::is_enabled());
+  });
+  REQUIRE(threads.size() == 3);
+  for (std::size_t k = 0; k < 3; ++k) {
+    CHECK(std::get<0>(threads[k]) == k);
+    CHECK((std::get<1>(threads[k]) == std::this_thread::get_id()) == (k == 0));
+    CHECK_FALSE(std::get<2>(threads[k]));
+  }
+  CHECK(detail::at_once(at::kCPU, 0, [](std::size_t k) { return k; }).empty());
+
+  std::atomic<int> ended = 0;
+  CHECK(message_of<std::runtime_error>([&] {
+          detail::at_once(at::kCPU, 4, [&](std::size_t k) -> int {
+            std::this_thread::sleep_for(std::chrono::milliseconds(20 * (4 - k)));
+            ++ended;
+            if (k > 0) throw std::runtime_error(std::to_string(k));
+            return 0;
+          });
+        }) == "1");
+  CHECK(ended == 4);
+}
+
 TEST_CASE("a device that is not there is refused") {
   const int count = at::detail::getCUDAHooks().hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
   const at::Device missing(at::kCUDA, at::DeviceIndex(count));
   CHECK(message_of<std::runtime_error>([&] { load_torchscript(small_path, {.device = missing}); }) ==
         "tstitch::load_torchscript: device cuda:" + std::to_string(count) + " must exist, got a machine with " +
             std::to_string(count) + " CUDA devices");
+  CHECK_THAT(message_of<std::runtime_error>([&] {
+               load_torchscript_networks({small_path, small_path}, {.device = missing});
+             }),
+             ContainsSubstring("must exist, got a machine with"));
 }
 
 TEST_CASE("a picture of the bundled network depends on its seed only, bit for bit when batches are padded") {

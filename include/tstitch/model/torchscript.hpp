@@ -138,8 +138,8 @@ inline Network load_torchscript(std::istream& stream, TorchScriptOptions const& 
 }
 
 /// Loads the networks of one run, in the order of use, and refuses those that do not fit together before any weights
-/// are read.
-/// @throws std::runtime_error naming every mismatch
+/// are read. They load at the same time, each in a thread, so that the host needs memory for all files at once.
+/// @throws std::runtime_error naming every mismatch; what load_torchscript throws for the first that fails, in order
 inline std::vector<Network> load_torchscript_networks(std::vector<std::string> const& paths,
                                                       TorchScriptOptions const& options = {}) {
   if (!options.info) {
@@ -149,8 +149,8 @@ inline std::vector<Network> load_torchscript_networks(std::vector<std::string> c
     }
     require_compatible(stated);
   }
-  std::vector<Network> networks;
-  for (std::string const& path : paths) networks.push_back(load_torchscript(path, options));
+  std::vector<Network> networks =
+      detail::at_once(options.device, paths.size(), [&](std::size_t k) { return load_torchscript(paths[k], options); });
   require_compatible(networks);
   return networks;
 }
