@@ -36,22 +36,27 @@ inline std::vector<std::string> const& backend_names() {
   return names;
 }
 
+/// Whether a GPU is to replay what it was asked before.
+/// @param backend one of `backend_names`
+inline bool has_graphs(std::string const& backend, at::Device device) {
+  return backend.find('+') != std::string::npos || (backend == "auto" && device.is_cuda());
+}
+
+/// The network as it is before graphs.
 /// @param backend one of `backend_names`
 /// @throws std::runtime_error when the file is none for this backend; what loading throws
-inline tstitch::Network load_network(std::string const& path, tstitch::TorchScriptOptions options,
-                                     std::string backend = "auto") {
+inline tstitch::Network load_plain_network(std::string const& path, tstitch::TorchScriptOptions options,
+                                           std::string backend) {
   const std::vector<std::int64_t> rows = options.warm_up_rows;
-  options.warm_up_rows.clear();  // graphs are captured below
+  options.warm_up_rows.clear();
   const bool choose = backend == "auto";
   if (choose) {
     backend = tstitch::is_aot_inductor(path)                      ? "aot-inductor"
               : tstitch::is_dit(tstitch::read_network_info(path)) ? "native"
                                                                   : "torchscript";
   }
-  const std::size_t plus = backend.find('+');
-  const bool graph = plus != std::string::npos || (choose && options.device.is_cuda());
-  backend.resize(std::min(plus, backend.size()));
-  tstitch::Network network = [&] {
+  backend.resize(std::min(backend.find('+'), backend.size()));
+  const tstitch::Network network = [&] {
     if (backend == "aot-inductor") {
       return tstitch::load_aot_inductor(path, {.device = options.device, .dtype = options.dtype});
     }
@@ -70,38 +75,69 @@ inline tstitch::Network load_network(std::string const& path, tstitch::TorchScri
     }
     return tstitch::load_torchscript(path, options);
   }();
-  if (graph) {
-#ifdef TSTITCH_WITH_CUDA
-    network =
-        tstitch::captured(network, {.on_fallback = [path](std::string const& reason) {
-                            std::fprintf(stderr, "%s: is run without CUDA graphs: %s\n", path.c_str(), reason.c_str());
-                          }});
-#else
-    if (!choose) throw std::runtime_error("--backend: graphs need a CUDA build of torch, got one for the CPU");
-#endif
-  }
   tstitch::warm_up(network, rows);
   return network;
 }
 
-/// Those of one run, in the order of use; what does not fit together is refused before any weights are read.
+/// The network with graphs, which are captured when it is called.
+///
+/// While one is captured, another thread must not make the GPU's context wait, and what compiles or loads kernels may.
+/// So plain networks are called first, which may be at the same time, and those with graphs after that, one by one.
+/// @throws std::runtime_error without a CUDA build of torch, where the backend names graphs
+inline tstitch::Network with_graphs(tstitch::Network const& plain, [[maybe_unused]] std::string const& path,
+                                    std::string const& backend) {
+  if (!has_graphs(backend, plain.device())) return plain;
+#ifdef TSTITCH_WITH_CUDA
+  // What plain calls left to the allocator is no use to graphs, and a capture that runs out of memory cannot free it.
+  if (plain.device().is_cuda()) c10::cuda::CUDACachingAllocator::emptyCache();
+  return tstitch::captured(plain, {.on_fallback = [path](std::string const& reason) {
+                             std::fprintf(stderr, "%s: is run without CUDA graphs: %s\n", path.c_str(), reason.c_str());
+                           }});
+#else
+  if (backend != "auto") throw std::runtime_error("--backend: graphs need a CUDA build of torch, got one for the CPU");
+  return plain;
+#endif
+}
+
+/// @param backend one of `backend_names`
+/// @throws std::runtime_error when the file is none for this backend; what loading throws
+inline tstitch::Network load_network(std::string const& path, tstitch::TorchScriptOptions const& options,
+                                     std::string const& backend = "auto") {
+  const tstitch::Network network = with_graphs(load_plain_network(path, options, backend), path, backend);
+  if (has_graphs(backend, options.device)) tstitch::warm_up(network, options.warm_up_rows);
+  return network;
+}
+
+/// Those of one run before graphs, in the order of use, loaded at the same time; what does not fit together is refused
+/// before any weights are read.
 /// @param backends one for all, or one for each
 /// @throws std::invalid_argument for another number of backends; what loading throws
-inline std::vector<tstitch::Network> load_networks(std::vector<std::string> const& paths,
-                                                   tstitch::TorchScriptOptions const& options,
-                                                   std::vector<std::string> const& backends = {"auto"}) {
+inline std::vector<tstitch::Network> load_plain_networks(std::vector<std::string> const& paths,
+                                                         tstitch::TorchScriptOptions const& options,
+                                                         std::vector<std::string> const& backends) {
   if (backends.size() != 1 && backends.size() != paths.size()) {
     throw std::invalid_argument("--backend: must be one, or one for each of the " + std::to_string(paths.size()) +
                                 " networks, got " + std::to_string(backends.size()));
   }
-  std::vector<tstitch::Network> networks;
+  std::vector<tstitch::Network> stated;
   for (std::string const& path : paths) {
-    networks.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; }, tstitch::read_network_info(path));
+    stated.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; }, tstitch::read_network_info(path));
   }
-  tstitch::require_compatible(networks);
-  networks.clear();
-  for (std::size_t k = 0; k < paths.size(); ++k) {
-    networks.push_back(load_network(paths[k], options, backends[backends.size() == 1 ? 0 : k]));
+  tstitch::require_compatible(stated);
+  return tstitch::detail::at_once(options.device, paths.size(), [&](std::size_t k) {
+    return load_plain_network(paths[k], options, backends[backends.size() == 1 ? 0 : k]);
+  });
+}
+
+/// Those of one run with graphs; see `with_graphs` and `load_plain_networks`.
+inline std::vector<tstitch::Network> load_networks(std::vector<std::string> const& paths,
+                                                   tstitch::TorchScriptOptions const& options,
+                                                   std::vector<std::string> const& backends = {"auto"}) {
+  std::vector<tstitch::Network> networks = load_plain_networks(paths, options, backends);
+  for (std::size_t k = 0; k < networks.size(); ++k) {
+    std::string const& backend = backends[backends.size() == 1 ? 0 : k];
+    networks[k] = with_graphs(networks[k], paths[k], backend);
+    if (has_graphs(backend, options.device)) tstitch::warm_up(networks[k], options.warm_up_rows);
   }
   return networks;
 }

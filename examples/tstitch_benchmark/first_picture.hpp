@@ -23,8 +23,9 @@ using Json = nlohmann::ordered_json;
 /// started, as JSON.
 ///
 ///     starting   until main, most of which is loading torch's libraries
-///     loading    reading the files, moving the weights to the device
-///     warming    the first call of each network that has steps, in which TorchScript compiles
+///     loading    reading the files, moving the weights to the device, all networks at the same time
+///     warming    the first call of each network that has steps, in which TorchScript compiles, at the same time; then
+///                graphs are captured
 ///     sampling   the batch, up to x_0 in the host's memory
 inline void draw_first_picture(Arguments const& arguments, Clock::time_point main_began) {
   const Clock::time_point started{std::chrono::nanoseconds(arguments.started.value())};
@@ -37,13 +38,21 @@ inline void draw_first_picture(Arguments const& arguments, Clock::time_point mai
   part("starting", main_began);
   const at::Device device = arguments.device;
   const Cell cell{arguments.backends[0], arguments.dtypes[0], arguments.batches[0], arguments.ratios[0]};
-  const std::vector<tstitch::Network> networks = load_networks(arguments, cell.backend, cell.dtype);
+  std::vector<tstitch::Network> networks =
+      load_plain_networks(arguments.models, {.device = device, .dtype = type_named(cell.dtype)}, {cell.backend});
   wait(device);
   part("loading", Clock::now());
   const Run run = make_run(arguments, networks, cell.ratio);
   const tstitch::Request request = make_request(arguments, networks, cell.batch);
+  const auto warm = [&](std::size_t k) {
+    return run.calls[k] > 0 ? Forward(arguments, networks, k, cell.batch)() : at::Tensor();
+  };
+  tstitch::detail::at_once(device, networks.size(), warm);
+  wait(device);
   for (std::size_t k = 0; k < networks.size(); ++k) {
-    if (run.calls[k] > 0) Forward(arguments, networks, k, cell.batch)();
+    if (!has_graphs(cell.backend, device)) continue;
+    networks[k] = with_graphs(networks[k], arguments.models[k], cell.backend);
+    warm(k);
   }
   wait(device);
   part("warming", Clock::now());
