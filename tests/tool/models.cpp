@@ -1,5 +1,5 @@
-// Writes models into the folder given, those that tstitch_sample must refuse and small ones for latents: models FOLDER
-// GOOD_MODEL
+// Writes models into the folder given, those that tstitch_sample must refuse or run in another way and small ones for
+// latents: models FOLDER GOOD_MODEL
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/pickle.h>
 #include <tstitch/model/host_tensor.hpp>
@@ -40,7 +40,7 @@ using Metadata = std::vector<std::pair<char const*, std::string>>;
 void save(std::string const& path, std::string const& definition, Metadata const& metadata) {
   torch::jit::ExtraFilesMap files;
   for (auto const& [key, value] : metadata) files[std::string("tstitch/") + key] = value;
-  torch::jit::Module module("latent");
+  torch::jit::Module module("small");
   module.define(definition);
   module.save(path, files);
 }
@@ -91,6 +91,29 @@ void save_latent_models(std::string const& folder) {
   prompts("three_prompts.pt", 3);
 }
 
+/// A network that says it is a DiT and has none of its weights.
+void save_false_dit(std::string const& path) {
+  save(path, "def forward(self, x, t):\n  return x\n",
+       {{"format", "1"},
+        {"name", "false dit"},
+        {"input_channels", "3"},
+        {"input_height", "32"},
+        {"input_width", "32"},
+        {"prediction", "epsilon"},
+        {"timestep_type", "int64"},
+        {"noise_schedule", "linear"},
+        {"num_train_timesteps", "1000"},
+        {"beta_start", "0.0001"},
+        {"beta_end", "0.02"},
+        {"decoding", "pixels"},
+        {"architecture", "dit"},
+        {"width", "8"},
+        {"depth", "1"},
+        {"heads", "1"},
+        {"patch_size", "2"},
+        {"mlp_ratio", "4"}});
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -112,4 +135,5 @@ int main(int count, char** arguments) {
   save(folder + "/not_alone.pt", "assert x.size(0) > 1, 'not alone'\n  return x", "3");
   save(folder + "/wrong_shape.pt", "return x[:, :1]", "3");
   save_latent_models(folder);
+  save_false_dit(folder + "/false_dit.pt");
 }
