@@ -37,6 +37,7 @@ struct Arguments {
   std::uint64_t seed = 0;
   std::int64_t batch = 0;
   bool pad_batches = false;
+  bool fastest_batch = false;
 
   std::string device = "auto";
   std::string dtype = "auto";
@@ -220,6 +221,9 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
   const auto pad = flag("--pad-batches", arguments.pad_batches,
                         "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them");
+  flag("--fastest-batch", arguments.fastest_batch,
+       "measure batches of 1, 2, 4 ... pictures up to --batch first, and draw in the fastest")
+      ->excludes(pad);
 
   group = "Output";
   const auto decoder =

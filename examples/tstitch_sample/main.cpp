@@ -5,6 +5,7 @@
 #include <tstitch/output/image.hpp>
 #include <tstitch/output/npy.hpp>
 #include <tstitch/output/progress.hpp>
+#include <tstitch/sampler/fastest_batch.hpp>
 #include <tstitch/tstitch.hpp>
 
 #include <ATen/Context.h>
@@ -638,7 +639,7 @@ std::vector<std::int64_t> batch_rows(Job const& job, tstitch::Plan const& plan) 
 }
 
 int tstitch_sample(Arguments arguments) {
-  const Job job = prepare(std::move(arguments));
+  Job job = prepare(std::move(arguments));
   const bool sweep = !job.arguments.sweep.empty();
   // The plan, of a sweep's first ratio, checks ratios, steps and guidance before any weights are read.
   const tstitch::AnyModelSchedule schedule =
@@ -659,9 +660,21 @@ int tstitch_sample(Arguments arguments) {
   if (job.arguments.dtype == "float16") options.dtype = at::kHalf;
   if (job.arguments.dtype == "bfloat16") options.dtype = at::kBFloat16;
   // TorchScript compiles for a GPU in its first runs of a shape; they are kept out of the figures.
-  if (job.device.is_cuda()) options.warm_up_rows = batch_rows(job, plan);
+  if (job.device.is_cuda() && !job.arguments.fastest_batch) options.warm_up_rows = batch_rows(job, plan);
   const std::optional<tstitch::Decoder> decoder = load_decoder(job, options);
   const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
+  if (job.arguments.fastest_batch) {
+    const std::vector<tstitch::BatchTime> times = tstitch::time_batches(plan, networks, job.arguments.batch);
+    job.arguments.batch = tstitch::fastest_batch(times);
+    std::string found;
+    for (tstitch::BatchTime const& time : times) {
+      char text[64];
+      std::snprintf(text, sizeof text, "%s%lld: %.4g", found.empty() ? "" : ", ", static_cast<long long>(time.batch),
+                    time.seconds);
+      found += text;
+    }
+    say(job, "seconds a picture by batch: ", found, "; drawing in batches of ", job.arguments.batch);
+  }
   return sweep ? run_sweep(job, networks, decoder) : run(job, networks, decoder);
 }
 

@@ -93,7 +93,11 @@ inline at::Tensor run_on_zeros(Network const& network, std::int64_t rows, int ru
   const at::Tensor x = host_tensor({rows, info.channels, info.height, info.width}, at::kFloat).zero_().to(device);
   const at::Tensor integers = to_device(std::vector<std::int64_t>(std::size_t(rows), 0), device);
   const at::Tensor t = info.timestep_type == TimestepType::int64 ? integers : integers.to(at::kFloat);
-  Condition condition{.labels = info.num_classes ? integers : at::Tensor()};
+  Condition condition;
+  if (info.num_classes) {
+    condition.labels = integers;
+    condition.host_labels.assign(std::size_t(rows), 0);
+  }
   for (ConditionInfo const& wanted : info.conditions) {
     std::vector<std::int64_t> sizes{rows};
     for (const std::int64_t size : wanted.shape) sizes.push_back(size);
@@ -101,7 +105,7 @@ inline at::Tensor run_on_zeros(Network const& network, std::int64_t rows, int ru
     condition.tensors.emplace_back(wanted.name, host_tensor(sizes, kind).zero_().to(device));
   }
   at::Tensor output;
-  for (int run = 0; run < runs; ++run) output = network(x, t, condition);
+  for (int run = 0; run < runs; ++run) output = network(x, t, condition, 0.0);
   return output;
 }
 
