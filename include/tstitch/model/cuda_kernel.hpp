@@ -12,6 +12,7 @@
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <array>
@@ -20,7 +21,6 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <map>
@@ -122,18 +122,27 @@ inline std::string compile_cuda(CudaSource const& source, int architecture) {
 }
 
 /// Where compiled kernels are kept; empty: nowhere.
-inline std::filesystem::path kernel_cache_folder() {
+inline std::string kernel_cache_folder() {
   if (char const* const named = std::getenv("TSTITCH_KERNEL_CACHE")) return named;
-  if (char const* const cache = std::getenv("XDG_CACHE_HOME"); cache && *cache) {
-    return std::filesystem::path(cache) / "tstitch";
-  }
+  if (char const* const cache = std::getenv("XDG_CACHE_HOME"); cache && *cache) return cache + std::string("/tstitch");
   char const* const home = std::getenv("HOME");
-  return home && *home ? std::filesystem::path(home) / ".cache" / "tstitch" : std::filesystem::path();
+  return home && *home ? home + std::string("/.cache/tstitch") : "";
+}
+
+/// Keeps a file there, with the folders above it; by its name others see all of it or nothing.
+/// @throws std::runtime_error
+inline void keep_in_cache(std::string const& path, std::string const& bytes) {
+  for (std::size_t end = path.find('/', 1); end != std::string::npos; end = path.find('/', end + 1)) {
+    mkdir(path.substr(0, end).c_str(), 0777);  // where one cannot be made, the file cannot either
+  }
+  const std::string own = path + "." + std::to_string(getpid());  // others may compile it too
+  write_file(own, bytes);
+  if (std::rename(own.c_str(), path.c_str()) != 0) std::remove(own.c_str());
 }
 
 /// The same, from the cache where it is there. A cache that cannot be read or written is as good as none.
 inline std::string cached_cuda(CudaSource const& source, int architecture) {
-  const std::filesystem::path folder = kernel_cache_folder();
+  const std::string folder = kernel_cache_folder();
   if (folder.empty()) return compile_cuda(source, architecture);
   std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
   const auto add = [&](std::string const& text) {
@@ -147,16 +156,14 @@ inline std::string cached_cuda(CudaSource const& source, int architecture) {
   constexpr char elf[] =
       "\x7f"
       "ELF";
-  if (std::ifstream file(folder / name, std::ios::binary); file) {
+  const std::string path = folder + "/" + name;
+  if (std::ifstream file(path, std::ios::binary); file) {
     std::string code{std::istreambuf_iterator<char>(file), {}};
     if (code.starts_with(elf)) return code;
   }
   std::string code = compile_cuda(source, architecture);
   try {
-    std::filesystem::create_directories(folder);
-    const std::string own = (folder / name).string() + "." + std::to_string(getpid());  // others may compile it too
-    write_file(own, code);
-    std::filesystem::rename(own, folder / name);
+    keep_in_cache(path, code);
   } catch (std::exception const&) {}
   return code;
 }
