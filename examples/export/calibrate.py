@@ -11,6 +11,7 @@ weights in float32 and as much again.
 """
 
 import argparse
+import ctypes
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
@@ -263,7 +264,8 @@ def calibrate(
             say(f"rounding: block {index // a_block + 1} of {shape.depth} on {device.type}")
         code, scale, *both = round_weight(layer.weight, hessians[index] / rows[index])
         hessians[index] = torch.empty(0)
-        codes.append(code.cpu().numpy().tobytes())
+        host = code.cpu().contiguous()
+        codes.append(ctypes.string_at(host.data_ptr(), host.numel()))  # numpy may not be there
         scales.append(scale)
         errors.append(both)
     network.cpu()
