@@ -30,6 +30,7 @@ from common import (
     outputs,
     positive,
     replacing,
+    require_place,
     reserve,
     say,
 )
@@ -414,10 +415,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.guidance_scale is not None and not math.isfinite(args.guidance_scale):
         fail(f"--guidance-scale: must be a finite number, got {args.guidance_scale}")
-    if not args.output.absolute().parent.is_dir():
-        fail(f"{args.output}: must be in a folder that exists, got none")
-    if args.output.is_dir():
-        fail(f"{args.output}: must be a file, got a folder")
+    require_place(args.output)
     return args
 
 

@@ -427,6 +427,14 @@ def component(folder: Path, name: str) -> Path:
     fail(f"{folder}: must hold config.json or {name}/config.json, got {some(names_in(folder))}")
 
 
+def require_place(output: Path) -> None:
+    """Where a file can be written; refused before the work rather than after it."""
+    if not output.absolute().parent.is_dir():
+        fail(f"{output}: must be in a folder that exists, got none")
+    if output.is_dir():
+        fail(f"{output}: must be a file, got a folder")
+
+
 def positive(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 65536:
         raise argparse.ArgumentTypeError(f"must be a number in [1, 65536], got '{text}'")

@@ -38,6 +38,7 @@ from common import (
     find_diffusers,
     load_weights,
     positive,
+    require_place,
     say,
     some,
     write,
@@ -556,10 +557,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not math.isfinite(args.guidance_scale):
         fail(f"--guidance-scale: must be a finite number, got {args.guidance_scale}")
-    if not args.output.absolute().parent.is_dir():
-        fail(f"{args.output}: must be in a folder that exists, got none")
-    if args.output.is_dir():
-        fail(f"{args.output}: must be a file, got a folder")
+    require_place(args.output)
     return args
 
 

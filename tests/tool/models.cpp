@@ -12,29 +12,6 @@
 
 namespace {
 
-void save(std::string const& path, std::string const& forward, std::string const& channels, bool metadata = true) {
-  torch::jit::ExtraFilesMap files;
-  for (auto const& [key, value] : {std::pair{"format", std::string("1")},
-                                   {"name", "bad"},
-                                   {"input_channels", channels},
-                                   {"input_height", "32"},
-                                   {"input_width", "32"},
-                                   {"prediction", "epsilon"},
-                                   {"timestep_type", "int64"},
-                                   {"noise_schedule", "linear"},
-                                   {"num_train_timesteps", "1000"},
-                                   {"beta_start", "0.0001"},
-                                   {"beta_end", "0.02"},
-                                   {"num_classes", "10"},
-                                   {"null_class", "10"},
-                                   {"decoding", "pixels"}}) {
-    if (metadata) files[std::string("tstitch/") + key] = value;
-  }
-  torch::jit::Module module("bad");
-  module.define("def forward(self, x, t, labels):\n  " + forward + "\n");
-  module.save(path, files);
-}
-
 using Metadata = std::vector<std::pair<char const*, std::string>>;
 
 void save(std::string const& path, std::string const& definition, Metadata const& metadata) {
@@ -43,6 +20,29 @@ void save(std::string const& path, std::string const& definition, Metadata const
   torch::jit::Module module("small");
   module.define(definition);
   module.save(path, files);
+}
+
+/// Of a network that makes pictures of 32x32 pixels.
+Metadata of_pixels(std::string const& name, std::string const& channels) {
+  return {{"format", "1"},
+          {"name", name},
+          {"input_channels", channels},
+          {"input_height", "32"},
+          {"input_width", "32"},
+          {"prediction", "epsilon"},
+          {"timestep_type", "int64"},
+          {"noise_schedule", "linear"},
+          {"num_train_timesteps", "1000"},
+          {"beta_start", "0.0001"},
+          {"beta_end", "0.02"},
+          {"decoding", "pixels"}};
+}
+
+void save(std::string const& path, std::string const& forward, std::string const& channels, bool with_metadata = true) {
+  Metadata metadata = of_pixels("bad", channels);
+  metadata.insert(metadata.end(), {{"num_classes", "10"}, {"null_class", "10"}});
+  if (!with_metadata) metadata.clear();
+  save(path, "def forward(self, x, t, labels):\n  " + forward + "\n", metadata);
 }
 
 /// A network of 4-channel latents that takes the embedding of a prompt, a decoder that shows 3 of them at twice the
@@ -93,25 +93,14 @@ void save_latent_models(std::string const& folder) {
 
 /// A network that says it is a DiT and has none of its weights.
 void save_false_dit(std::string const& path) {
-  save(path, "def forward(self, x, t):\n  return x\n",
-       {{"format", "1"},
-        {"name", "false dit"},
-        {"input_channels", "3"},
-        {"input_height", "32"},
-        {"input_width", "32"},
-        {"prediction", "epsilon"},
-        {"timestep_type", "int64"},
-        {"noise_schedule", "linear"},
-        {"num_train_timesteps", "1000"},
-        {"beta_start", "0.0001"},
-        {"beta_end", "0.02"},
-        {"decoding", "pixels"},
-        {"architecture", "dit"},
-        {"width", "8"},
-        {"depth", "1"},
-        {"heads", "1"},
-        {"patch_size", "2"},
-        {"mlp_ratio", "4"}});
+  Metadata metadata = of_pixels("false dit", "3");
+  metadata.insert(metadata.end(), {{"architecture", "dit"},
+                                   {"width", "8"},
+                                   {"depth", "1"},
+                                   {"heads", "1"},
+                                   {"patch_size", "2"},
+                                   {"mlp_ratio", "4"}});
+  save(path, "def forward(self, x, t):\n  return x\n", metadata);
 }
 
 }  // namespace

@@ -15,7 +15,6 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -59,7 +58,7 @@ class CublasLt {
     const c10::DeviceGuard guard(device_);
     try {
       return run(of, *algorithm);
-    } catch (std::exception const&) {
+    } catch (std::runtime_error const&) {  // not of memory, which torch reports in another way
       algorithm.reset();
       return {};
     }
