@@ -6,6 +6,7 @@
 #include <tstitch/tstitch.hpp>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <iostream>
 #include <nlohmann/json.hpp>
@@ -118,6 +119,16 @@ Json describe(std::string const& path, tstitch::Network const& network, Argument
   print("noise schedule", network.noise_schedule().name());
   json["noise_schedule"] = network.noise_schedule().name();
   print("makes", info.decoding == tstitch::Decoding::pixels ? "pictures" : "latents");
+  if (std::vector<double> const& inputs = info.architecture.e4m3_inputs; !inputs.empty()) {
+    const auto layers = [](std::vector<double> const& of) {
+      return std::int64_t(of.size()) - std::ranges::count(of, 0.0);
+    };
+    const std::int64_t eighth = layers(inputs), weights = layers(info.architecture.e4m3_weight_scales);
+    print("8 bits", std::to_string(eighth) + " of " + std::to_string(inputs.size()) + " layers, " +
+                        std::to_string(weights) + " with weights for it");
+    json["e4m3_layers"] = eighth;
+    json["e4m3_weights"] = weights;
+  }
   for (auto const& [key, value] : {std::pair{"trained on", info.training_data}, std::pair{"licence", info.license}}) {
     if (!value.empty()) print(key, value);
   }

@@ -99,7 +99,9 @@ void save_false_dit(std::string const& path) {
                                    {"depth", "1"},
                                    {"heads", "1"},
                                    {"patch_size", "2"},
-                                   {"mlp_ratio", "4"}});
+                                   {"mlp_ratio", "4"},
+                                   {"e4m3_inputs", "1.5\n0\n2\n3\n"},
+                                   {"e4m3_weight_scales", "0.5\n0\n0\n0.25\n"}});
   save(path, "def forward(self, x, t):\n  return x\n", metadata);
 }
 
