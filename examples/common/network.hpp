@@ -79,20 +79,24 @@ inline tstitch::Network load_plain_network(std::string const& path, tstitch::Tor
   return network;
 }
 
-/// The network with graphs, which are captured when it is called.
+/// The network with graphs, which are captured when it is called; here for so many rows, later for others.
 ///
 /// While one is captured, another thread must not make the GPU's context wait, and what compiles or loads kernels may.
 /// So plain networks are called first, which may be at the same time, and those with graphs after that, one by one.
 /// @throws std::runtime_error without a CUDA build of torch, where the backend names graphs
 inline tstitch::Network with_graphs(tstitch::Network const& plain, [[maybe_unused]] std::string const& path,
-                                    std::string const& backend) {
+                                    std::string const& backend,
+                                    [[maybe_unused]] std::vector<std::int64_t> const& warm_up_rows = {}) {
   if (!has_graphs(backend, plain.device())) return plain;
 #ifdef TSTITCH_WITH_CUDA
   // What plain calls left to the allocator is no use to graphs, and a capture that runs out of memory cannot free it.
   if (plain.device().is_cuda()) c10::cuda::CUDACachingAllocator::emptyCache();
-  return tstitch::captured(plain, {.on_fallback = [path](std::string const& reason) {
-                             std::fprintf(stderr, "%s: is run without CUDA graphs: %s\n", path.c_str(), reason.c_str());
-                           }});
+  const tstitch::Network network =
+      tstitch::captured(plain, {.on_fallback = [path](std::string const& reason) {
+                          std::fprintf(stderr, "%s: is run without CUDA graphs: %s\n", path.c_str(), reason.c_str());
+                        }});
+  tstitch::warm_up(network, warm_up_rows);
+  return network;
 #else
   if (backend != "auto") throw std::runtime_error("--backend: graphs need a CUDA build of torch, got one for the CPU");
   return plain;
@@ -103,9 +107,7 @@ inline tstitch::Network with_graphs(tstitch::Network const& plain, [[maybe_unuse
 /// @throws std::runtime_error when the file is none for this backend; what loading throws
 inline tstitch::Network load_network(std::string const& path, tstitch::TorchScriptOptions const& options,
                                      std::string const& backend = "auto") {
-  const tstitch::Network network = with_graphs(load_plain_network(path, options, backend), path, backend);
-  if (has_graphs(backend, options.device)) tstitch::warm_up(network, options.warm_up_rows);
-  return network;
+  return with_graphs(load_plain_network(path, options, backend), path, backend, options.warm_up_rows);
 }
 
 /// Those of one run before graphs, in the order of use, loaded at the same time; what does not fit together is refused
@@ -136,8 +138,7 @@ inline std::vector<tstitch::Network> load_networks(std::vector<std::string> cons
   std::vector<tstitch::Network> networks = load_plain_networks(paths, options, backends);
   for (std::size_t k = 0; k < networks.size(); ++k) {
     std::string const& backend = backends[backends.size() == 1 ? 0 : k];
-    networks[k] = with_graphs(networks[k], paths[k], backend);
-    if (has_graphs(backend, options.device)) tstitch::warm_up(networks[k], options.warm_up_rows);
+    networks[k] = with_graphs(networks[k], paths[k], backend, options.warm_up_rows);
   }
   return networks;
 }

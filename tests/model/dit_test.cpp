@@ -37,6 +37,18 @@ at::Tensor times(double t, std::int64_t n) {
   return detail::to_device(std::vector<std::int64_t>(std::size_t(n), std::int64_t(t)), at::kCPU);
 }
 
+/// What a file says about its network.
+torch::jit::ExtraFilesMap metadata_of(std::string const& path) {
+  caffe2::serialize::PyTorchStreamReader archive(path);
+  torch::jit::ExtraFilesMap found;
+  for (std::string const& name : archive.getAllRecords()) {
+    if (!name.starts_with("extra/")) continue;
+    const auto [data, size] = archive.getRecord(name);
+    found[name.substr(6)] = std::string(static_cast<char const*>(data.get()), size);
+  }
+  return found;
+}
+
 }  // namespace
 
 TEST_CASE("the native engine computes what the TorchScript network computes") {
@@ -154,18 +166,6 @@ TEST_CASE("in 8 bits the network is a little off, and layers see what the calibr
   const at::Tensor rounded = detail::to_e4m3(values, 2).to(at::kFloat).mul(2);
   const std::array<float, 4> nearest{-896, 0.3125f, 1.0f, 3};  // 3 bits; ties to even; twice 448 is the largest
   for (int i = 0; i < 4; ++i) CHECK(rounded.const_data_ptr<float>()[i] == nearest[std::size_t(i)]);
-}
-
-/// What a file says about its network.
-torch::jit::ExtraFilesMap metadata_of(std::string const& path) {
-  caffe2::serialize::PyTorchStreamReader archive(path);
-  torch::jit::ExtraFilesMap found;
-  for (std::string const& name : archive.getAllRecords()) {
-    if (!name.starts_with("extra/")) continue;
-    const auto [data, size] = archive.getRecord(name);
-    found[name.substr(6)] = std::string(static_cast<char const*>(data.get()), size);
-  }
-  return found;
 }
 
 TEST_CASE("weights in 8 bits are those of the file where it has them") {

@@ -41,7 +41,10 @@ class CublasLt {
  public:
   /// @throws std::runtime_error where it cannot be had
   explicit CublasLt(c10::Device device) : device_(device) {
-    if (compute_capability(device.index()) < 89) throw std::runtime_error("tstitch: 8 bits need a newer GPU");
+    if (const int capability = compute_capability(device.index()); capability < 89) {
+      throw std::runtime_error("tstitch: for 8 bits the GPU must have compute capability 8.9 or more, got " +
+                               std::to_string(capability / 10) + "." + std::to_string(capability % 10));
+    }
     const c10::DeviceGuard guard(device);
     check(library().get<int(void**)>("cublasLtCreate")(&handle_));
   }

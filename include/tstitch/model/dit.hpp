@@ -537,10 +537,6 @@ inline DiTWeights dit_weights(torch::jit::Module const& module, NetworkInfo cons
   return w;
 }
 
-}  // namespace detail
-
-namespace detail {
-
 /// Gives layers of the blocks the weights in e4m3 that the file has for those whose scale is not 0. Its exporter
 /// rounded them so that each makes up for the errors of others (calibrate.py), which the nearest values do not.
 inline void take_e4m3(DiTWeights& weights, caffe2::serialize::PyTorchStreamReader& archive, NetworkInfo const& info,
@@ -624,8 +620,8 @@ struct CalibrationOptions {
 /// What DiTOptions::e4m3_inputs asks for, along DDIM trajectories by the network of this file in its own type. Waits
 /// for the GPU.
 ///
-/// It is 0 for the projections behind the attention (proj). Their inputs would have to be rounded in a pass of its own,
-/// which takes what 8 bits save in so small a product, and is not free of errors.
+/// It is 0 for the projections behind the attention (proj). Their inputs would have to be rounded in a pass of their
+/// own, which takes what 8 bits save in so small a product, and is not free of errors.
 /// @throws as load_dit does; std::runtime_error for values that are not finite
 inline std::vector<double> largest_inputs(std::string const& path, TorchScriptOptions const& options = {},
                                           CalibrationOptions const& calibration = {}) {

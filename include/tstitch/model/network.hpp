@@ -82,8 +82,8 @@ struct NetworkInfo {
     /// The largest absolute input of qkv, proj, fc1 and fc2 of the first block, then of the next, along trajectories:
     /// what engines that compute in 8 bits divide by. 0: a layer that is better not in 8 bits. Empty when not stated.
     std::vector<double> e4m3_inputs = {};
-    /// What the file's own e4m3 weights of these layers (its record tstitch/e4m3_weights) are times. Empty: it has
-    /// none.
+    /// What the file's own e4m3 weights of these layers (tstitch/e4m3_weights) are multiplied by. 0: a layer without;
+    /// empty: the file has none.
     std::vector<double> e4m3_weight_scales = {};
   };
   Architecture architecture = {};
