@@ -124,18 +124,22 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y)
 
 
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """[n, tokens, 3 * width] -> [n, tokens, width]"""
+    parts = qkv.unflatten(2, (3, heads, qkv.size(2) // (3 * heads)))
+    q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)  # each [n, heads, tokens, head width]
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 class Attention(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
         self.heads = heads
-        self.head_width = width // heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(2, (3, self.heads, self.head_width))
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [n, heads, tokens, head_width]
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(attend(self.qkv(x), self.heads))
 
 
 class Mlp(nn.Module):
@@ -212,6 +216,32 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
 
+    def scripted_blocks(self, x: Tensor, c: Tensor) -> Tensor:
+        """What the blocks do one after another, as a loop over their weights.
+
+        TorchScript would write a loop over modules out and compile the fused kernels of each block by themselves, which
+        for 28 blocks takes seconds. Those of this loop it compiles once.
+        """
+        heads, eps, width = self.blocks[0].attn.heads, self.blocks[0].norm2.eps, x.size(2)
+        weights = [
+            (
+                block.adaLN_modulation[1].weight, block.adaLN_modulation[1].bias,
+                block.attn.qkv.weight, block.attn.qkv.bias, block.attn.proj.weight, block.attn.proj.bias,
+                block.mlp.fc1.weight, block.mlp.fc1.bias, block.mlp.fc2.weight, block.mlp.fc2.bias,
+            )
+            for block in self.blocks
+        ]  # fmt: skip
+        condition = F.silu(c)
+        for adaln, adaln_bias, qkv, qkv_bias, proj, proj_bias, fc1, fc1_bias, fc2, fc2_bias in weights:
+            shift1, scale1, gate1, shift2, scale2, gate2 = F.linear(condition, adaln, adaln_bias).chunk(6, dim=1)
+            normed = modulate(F.layer_norm(x, (width,), None, None, 1e-6), shift1, scale1)
+            values = attend(F.linear(normed, qkv, qkv_bias), heads)
+            x = x + gate1.unsqueeze(1) * F.linear(values, proj, proj_bias)
+            normed = modulate(F.layer_norm(x, (width,), None, None, eps), shift2, scale2)
+            hidden = F.gelu(F.linear(normed, fc1, fc1_bias), approximate="tanh")
+            x = x + gate2.unsqueeze(1) * F.linear(hidden, fc2, fc2_bias)
+        return x
+
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predicted noise, or for SiT noise minus picture, and, with learned variance, variance interpolation.
 
@@ -222,8 +252,11 @@ class DiT(nn.Module):
         tokens = self.x_embedder(x)
         tokens = tokens + self.pos_embed.to(tokens.dtype)
         c = self.t_embedder(t) + self.y_embedder(y)
-        for block in self.blocks:
-            tokens = block(tokens, c)
+        if torch.jit.is_scripting():
+            tokens = self.scripted_blocks(tokens, c)
+        else:
+            for block in self.blocks:
+                tokens = block(tokens, c)
         patches = self.final_layer(tokens, c)
         patches = patches.unflatten(2, (self.patch, self.patch, self.out_channels))
         patches = patches.unflatten(1, (self.grid, self.grid))

@@ -573,6 +573,17 @@ def check_variants() -> None:
     must_refuse(scratch / "official.pt", "--heads", 3, "--variant", "fp16", says=says.removesuffix(" "))
 
 
+def check_one_loop() -> None:
+    """TorchScript compiles one block, however many there are. (Loops of up to 8 turns it writes out.)"""
+    deep = dataclasses.replace(TINY, depth=10)
+    network = network_of(deep, random_weights(deep))
+    scripted = torch.jit.freeze(torch.jit.script(network))  # as the library runs it
+    for _ in range(3):
+        must_agree(scripted(*inputs(deep)), network(*inputs(deep)))
+    compiled = str(torch.jit.last_executed_optimized_graph())
+    assert compiled.count("aten::scaled_dot_product_attention") == 1, compiled
+
+
 # ------------------------------------------------------------------------------------------------ SiT
 
 
@@ -933,6 +944,7 @@ check_refusals()
 check_no_code_is_run()
 check_full_disk()
 check_variants()
+check_one_loop()
 check_sit()
 check_sit_sampling()
 check_command_line()
