@@ -333,6 +333,37 @@ TEST_CASE("the kernel of the DiT engine computes what torch's operations compute
   }
 }
 
+TEST_CASE("the attention of the DiT engine computes what torch's computes") {
+  for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+    for (const std::int64_t head : {8, 16, 64, 72, 128}) {
+      // Of fewer queries than a warp has, of whole and of broken blocks, of one and of many turns of the ring.
+      for (const std::int64_t tokens : {1, 17, 64, 100, 128, 256, 700}) {
+        const std::int64_t n = 2, heads = 3;
+        // Scores of up to some hundreds, and far from 0 on the average.
+        const at::Tensor qkv = normal(n, {tokens, 3, heads, head}).mul(3).add(1).to(type);
+        const auto attention = [](at::Tensor const& given) {
+          const at::Tensor parts = given.permute({2, 0, 3, 1, 4});
+          return at::scaled_dot_product_attention(parts[0], parts[1], parts[2]).transpose(1, 2);
+        };
+        const at::Tensor exact = attention(qkv.to(at::kDouble));
+        const double of_torch = rms(attention(qkv), exact);
+        INFO(at::toString(type) << ", heads of " << head << ", " << tokens << " tokens; torch is " << of_torch
+                                << " off");
+        const at::Tensor got = detail::attention_of_few(qkv, true);
+        REQUIRE(got.defined());
+        REQUIRE(rms(got, exact) <= 1.1 * of_torch);
+      }
+    }
+  }
+  // It is used for few rows only.
+  const at::Tensor one = normal(1, {256, 3, 4, 64}).to(at::kHalf);
+  CHECK(detail::attention_of_few(one).defined());
+  CHECK_FALSE(detail::attention_of_few(one.repeat({500, 1, 1, 1, 1})).defined());
+  CHECK_FALSE(detail::attention_of_few(one.repeat({1, 2, 1, 1, 1})).defined());
+  CHECK_FALSE(detail::attention_of_few(one.to(at::kFloat)).defined());
+  CHECK_FALSE(detail::attention_of_few(one.narrow(4, 0, 60)).defined());
+}
+
 TEST_CASE("the DiT engine computes what the TorchScript network computes") {
   for (std::string const& file : {small_file, large_file}) {
     const at::Tensor x = normal(6, {3, 32, 32});

@@ -320,6 +320,14 @@ TEST_CASE("the kernel compiles for every type and width, without a GPU") {
     }
   }
   CHECK_FALSE(detail::DiTKernelShape::fits(12));
+  for (const int element : {1, 2}) {
+    for (const int head : {8, 16, 64, 72, 128}) {
+      REQUIRE(detail::AttentionShape::fits(head));
+      REQUIRE(detail::compile_cuda(detail::attention_kernel(element, {head}), 90).substr(1, 3) == "ELF");
+    }
+  }
+  CHECK_FALSE(detail::AttentionShape::fits(12));
+  CHECK_FALSE(detail::AttentionShape::fits(136));
   // Threads with channels, in whole warps, and no channel left out.
   for (int width = 8; width <= 8192; width += 8) {
     const detail::DiTKernelShape shape{width};

@@ -63,18 +63,21 @@ inline SharedLibrary const& cuda_driver() {
   return driver;
 }
 
-/// 90 for compute capability 9.0; 0 where there is no such GPU.
+/// A number that the driver knows of a GPU, a CUdevice_attribute; 0 where there is no such GPU.
 /// @param index in CUDA's order
-inline int compute_capability(int index) {
-  if (!cuda_driver()) return 0;
-  int device = 0, major_number = 0, minor_number = 0;
-  const auto attribute = cuda_driver().get<int(int*, int, int)>("cuDeviceGetAttribute");
-  if (cuda_driver().get<int(unsigned)>("cuInit")(0) ||
-      cuda_driver().get<int(int*, int)>("cuDeviceGet")(&device, index) || attribute(&major_number, 75, device) ||
-      attribute(&minor_number, 76, device)) {
+inline int gpu_attribute(int index, int attribute) {
+  int device = 0, value = 0;
+  if (!cuda_driver() || cuda_driver().get<int(unsigned)>("cuInit")(0) ||
+      cuda_driver().get<int(int*, int)>("cuDeviceGet")(&device, index) ||
+      cuda_driver().get<int(int*, int, int)>("cuDeviceGetAttribute")(&value, attribute, device)) {
     return 0;
   }
-  return 10 * major_number + minor_number;
+  return value;
+}
+
+/// 90 for compute capability 9.0; 0 where there is no such GPU.
+inline int compute_capability(int index) {
+  return 10 * gpu_attribute(index, 75) + gpu_attribute(index, 76);
 }
 
 /// CUDA C++, which includes nothing, and what to compile it with.
@@ -196,13 +199,21 @@ class CudaKernels {
     return found;
   }
 
+  /// Lets starts of a kernel ask for so much shared memory.
+  void allow_shared(void* function, int bytes) const {
+    constexpr int largest_dynamic_shared = 8;
+    check("cuFuncSetAttribute",
+          cuda_driver().get<int(void*, int, int)>("cuFuncSetAttribute")(function, largest_dynamic_shared, bytes));
+  }
+
   /// Queues a kernel on the stream that is current there.
   /// @param arguments addresses of what the kernel takes
-  void start(void* function, std::int64_t blocks, int threads, void** arguments) const {
+  /// @param shared bytes of shared memory that a block has beside what the kernel declares
+  void start(void* function, std::int64_t blocks, int threads, void** arguments, int shared = 0) const {
     const c10::DeviceGuard guard(device_);  // the default stream is that of the current device
     require_context();
     const c10::impl::VirtualGuardImpl streams(device_.type());
-    check("cuLaunchKernel", launch_(function, unsigned(blocks), 1, 1, unsigned(threads), 1, 1, 0,
+    check("cuLaunchKernel", launch_(function, unsigned(blocks), 1, 1, unsigned(threads), 1, 1, unsigned(shared),
                                     streams.getStream(device_).native_handle(), arguments, nullptr));
   }
 

@@ -39,6 +39,7 @@
 #include <vector>
 
 #include "../sampler/ddim.hpp"
+#include "attention_kernel.hpp"
 #include "cublas_lt.hpp"
 #include "dit_kernels.hpp"
 #include "host_tensor.hpp"
@@ -421,11 +422,15 @@ class DiT {
     }
 
     at::Tensor attention(at::Tensor const& x, DiTWeights::Block const& block, std::size_t b) const {
-      const at::Tensor qkv = layer(x, block.qkv, 4 * b)
-                                 .view({x.size(0), x.size(1), 3, weights.heads, x.size(2) / weights.heads})
-                                 .permute({2, 0, 3, 1, 4});  // [3, n, heads, tokens, head width]
-      const at::Tensor values = at::scaled_dot_product_attention(qkv.select(0, 0), qkv.select(0, 1), qkv.select(0, 2));
-      return layer(values.transpose(1, 2).flatten(2), block.proj, 4 * b + 1);
+      const at::Tensor qkv =
+          layer(x, block.qkv, 4 * b).view({x.size(0), x.size(1), 3, weights.heads, x.size(2) / weights.heads});
+      at::Tensor values = options.plain ? at::Tensor() : detail::attention_of_few(qkv);
+      if (!values.defined()) {
+        const at::Tensor parts = qkv.permute({2, 0, 3, 1, 4});  // [3, n, heads, tokens, head width]
+        values = at::scaled_dot_product_attention(parts.select(0, 0), parts.select(0, 1), parts.select(0, 2))
+                     .transpose(1, 2);
+      }
+      return layer(values.flatten(2), block.proj, 4 * b + 1);
     }
 
     at::Tensor mlp(at::Tensor const& x, DiTWeights::Block const& block, std::size_t b) const {
