@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <iterator>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -61,13 +63,24 @@ inline void print_first_picture(Json const& first) {
 }
 
 /// Seconds a picture over ratio, with the straight lines between the ends, and images a second over batch size. With
-/// more curves than can be told apart those between the first and the last are left out.
+/// more curves than can be told apart, ratios or batch sizes between the first and the last are left out, of all
+/// backends and number formats the same.
 inline tstitch::Picture draw_report(Json const& report) {
   constexpr std::size_t most = 8;
   // Cells by what they share, in the order in which they were measured.
   const auto grouped = [&](char const* shared) {
+    std::set<double> values;
+    std::set<std::pair<std::string, std::string>> kinds;
+    for (Json const& cell : report["cells"]) {
+      values.insert(cell[shared].get<double>());
+      kinds.emplace(cell["backend"].get<std::string>(), cell["dtype"].get<std::string>());
+    }
+    while (kinds.size() * values.size() > most && values.size() > 2) {
+      values.erase(std::next(values.begin(), std::ptrdiff_t(std::min((values.size() + 1) / 2, values.size() - 2))));
+    }
     std::vector<std::pair<std::string, std::vector<Json>>> groups;
     for (Json const& cell : report["cells"]) {
+      if (!values.contains(cell[shared].get<double>())) continue;
       std::string name = cell["backend"].get<std::string>() + " " + cell["dtype"].get<std::string>() + ", " + shared;
       char text[32];
       std::snprintf(text, sizeof text, " %.4g", cell[shared].get<double>());
@@ -76,7 +89,6 @@ inline tstitch::Picture draw_report(Json const& report) {
       const auto found = std::find_if(groups.begin(), groups.end(), same);
       (found == groups.end() ? groups.emplace_back(name, std::vector<Json>()) : *found).second.push_back(cell);
     }
-    while (groups.size() > most) groups.erase(groups.begin() + std::ptrdiff_t(groups.size() / 2));
     return groups;
   };
   const std::string steps =
