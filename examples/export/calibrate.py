@@ -18,7 +18,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from common import (
     TOLERANCE,
@@ -100,6 +102,19 @@ def of_all_layers(values: list[float], depth: int) -> list[float]:
     return [0.0 if name == NOT_IN_8_BITS else next(given) for _ in range(depth) for name in LAYERS]
 
 
+class WatchProducts(TorchFunctionMode):
+    """Shows the input [..., in] and the weight of each F.linear before it is computed."""
+
+    def __init__(self, look: Callable[[Tensor, Tensor], None]):
+        super().__init__()
+        self.look = look
+
+    def __torch_function__(self, function, types, arguments=(), keywords=None):
+        if function is F.linear:
+            self.look(*arguments[:2])
+        return function(*arguments, **(keywords or {}))
+
+
 def draw(
     network: DiT,
     shape: DiTConfig,
@@ -114,10 +129,12 @@ def draw(
     @look sees of every layer and step, numbers both, the input [rows, in].
     """
     step, device = 0, network.pos_embed.device
-    handles = [
-        layer.register_forward_pre_hook(lambda _, inputs, index=index: look(index, step, inputs[0].flatten(0, -2)))
-        for index, layer in enumerate(layers_of(network))
-    ]
+    numbers = {id(layer.weight): number for number, layer in enumerate(layers_of(network))}
+
+    def look_at(x: Tensor, weight: Tensor) -> None:
+        if id(weight) in numbers:
+            look(numbers[id(weight)], step, x.flatten(0, -2))
+
     labels = torch.arange(images, device=device) % shape.num_classes
     labels = torch.cat([labels, torch.full_like(labels, shape.num_classes)])
     generator = torch.Generator().manual_seed(0)
@@ -126,7 +143,8 @@ def draw(
     for step, (t, alpha, sigma) in enumerate(points):
         say(f"calibrating: step {step + 1} of {steps} on {device.type}")
         time = torch.full((2 * images,), t, device=device, dtype=torch.float32 if shape.flow else torch.int64)
-        given, null = network(torch.cat([x, x]), time, labels)[:, : shape.channels].chunk(2)
+        with WatchProducts(look_at):
+            given, null = network(torch.cat([x, x]), time, labels)[:, : shape.channels].chunk(2)
         output = null + guidance * (given - null)
         if shape.flow:  # eps - x_0
             picture, eps = x - sigma * output, x + alpha * output
@@ -134,8 +152,6 @@ def draw(
             picture, eps = (x - sigma * output) / alpha, output
         _, alpha, sigma = points[step + 1] if step + 1 < steps else (0, 1.0, 0.0)
         x = alpha * picture + sigma * eps
-    for handle in handles:
-        handle.remove()
 
 
 def some_rows(x: Tensor, step: int) -> Tensor:

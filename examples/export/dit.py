@@ -11,7 +11,7 @@ integers, no arithmetic is done on tensor shapes, and nothing remembers the devi
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -124,22 +124,43 @@ class LabelEmbedder(nn.Module):
         return self.embedding_table(y)
 
 
-def attend(qkv: Tensor, heads: int) -> Tensor:
-    """[n, tokens, 3 * width] -> [n, tokens, width]"""
-    parts = qkv.unflatten(2, (3, heads, qkv.size(2) // (3 * heads)))
-    q, k, v = parts.permute(2, 0, 3, 1, 4).unbind(0)  # each [n, heads, tokens, head width]
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+class BlockWeights(NamedTuple):
+    """Weights [out, in] and biases [out] of a block's products."""
+
+    modulation: Tensor
+    modulation_bias: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor
+    proj: Tensor
+    proj_bias: Tensor
+    fc1: Tensor
+    fc1_bias: Tensor
+    fc2: Tensor
+    fc2_bias: Tensor
+
+
+def transform(x: Tensor, c: Tensor, w: BlockWeights, heads: int, mlp_norm_eps: float) -> Tensor:
+    """A block: attention and MLP of x [n, tokens, width], each shifted, scaled and gated by c (adaLN-zero).
+
+    c [n, width] is SiLU of the condition.
+    """
+    width = x.size(2)
+    shift1, scale1, gate1, shift2, scale2, gate2 = F.linear(c, w.modulation, w.modulation_bias).chunk(6, dim=1)
+    normed = modulate(F.layer_norm(x, (width,), None, None, 1e-6), shift1, scale1)
+    qkv = F.linear(normed, w.qkv, w.qkv_bias).unflatten(2, (3, heads, width // heads))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [n, heads, tokens, head width]
+    values = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+    x = x + gate1.unsqueeze(1) * F.linear(values, w.proj, w.proj_bias)
+    normed = modulate(F.layer_norm(x, (width,), None, None, mlp_norm_eps), shift2, scale2)
+    hidden = F.gelu(F.linear(normed, w.fc1, w.fc1_bias), approximate="tanh")
+    return x + gate2.unsqueeze(1) * F.linear(hidden, w.fc2, w.fc2_bias)
 
 
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int):
+    def __init__(self, width: int):
         super().__init__()
-        self.heads = heads
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.proj(attend(self.qkv(x), self.heads))
 
 
 class Mlp(nn.Module):
@@ -148,25 +169,23 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x), approximate="tanh"))
-
 
 class Block(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the condition c [n, width] (adaLN-zero)."""
+    """What `transform` needs of a block, under the names of the official checkpoints."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, mlp_norm_eps: float):
+    def __init__(self, width: int, mlp_ratio: float, mlp_norm_eps: float):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attn = Attention(width, heads)
-        self.norm2 = nn.LayerNorm(width, eps=mlp_norm_eps, elementwise_affine=False)
+        self.attn = Attention(width)
+        self.norm2 = nn.LayerNorm(width, eps=mlp_norm_eps, elementwise_affine=False)  # a reader of files asks its eps
         self.mlp = Mlp(width, int(width * mlp_ratio))
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
-    def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.adaLN_modulation(c).chunk(6, dim=1)
-        x = x + gate1.unsqueeze(1) * self.attn(modulate(self.norm1(x), shift1, scale1))
-        return x + gate2.unsqueeze(1) * self.mlp(modulate(self.norm2(x), shift2, scale2))
+    def weights(self) -> BlockWeights:
+        modulation, attn, mlp = self.adaLN_modulation[1], self.attn, self.mlp
+        return BlockWeights(
+            modulation.weight, modulation.bias, attn.qkv.weight, attn.qkv.bias, attn.proj.weight, attn.proj.bias,
+            mlp.fc1.weight, mlp.fc1.bias, mlp.fc2.weight, mlp.fc2.bias,
+        )  # fmt: skip
 
 
 class FinalLayer(nn.Module):
@@ -187,6 +206,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig):
         super().__init__()
         width = config.width
+        self.heads = config.heads
         self.patch = config.patch
         self.grid = config.size // config.patch
         self.out_channels = config.out_channels
@@ -195,9 +215,7 @@ class DiT(nn.Module):
         self.t_embedder = TimestepEmbedder(width, config.frequency_steps, config.flow)
         self.y_embedder = LabelEmbedder(config.num_classes, width)
         self.register_buffer("pos_embed", sin_cos_position_embedding(width, self.grid))
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, config.mlp_norm_eps) for _ in range(config.depth)
-        )
+        self.blocks = nn.ModuleList(Block(width, config.mlp_ratio, config.mlp_norm_eps) for _ in range(config.depth))
         self.final_layer = FinalLayer(width, config.patch, self.out_channels)
         self.initialize()
 
@@ -216,32 +234,6 @@ class DiT(nn.Module):
         nn.init.zeros_(self.final_layer.adaLN_modulation[1].weight)
         nn.init.zeros_(self.final_layer.linear.weight)
 
-    def scripted_blocks(self, x: Tensor, c: Tensor) -> Tensor:
-        """What the blocks do one after another, as a loop over their weights.
-
-        TorchScript would write a loop over modules out and compile the fused kernels of each block by themselves, which
-        for 28 blocks takes seconds. Those of this loop it compiles once.
-        """
-        heads, eps, width = self.blocks[0].attn.heads, self.blocks[0].norm2.eps, x.size(2)
-        weights = [
-            (
-                block.adaLN_modulation[1].weight, block.adaLN_modulation[1].bias,
-                block.attn.qkv.weight, block.attn.qkv.bias, block.attn.proj.weight, block.attn.proj.bias,
-                block.mlp.fc1.weight, block.mlp.fc1.bias, block.mlp.fc2.weight, block.mlp.fc2.bias,
-            )
-            for block in self.blocks
-        ]  # fmt: skip
-        condition = F.silu(c)
-        for adaln, adaln_bias, qkv, qkv_bias, proj, proj_bias, fc1, fc1_bias, fc2, fc2_bias in weights:
-            shift1, scale1, gate1, shift2, scale2, gate2 = F.linear(condition, adaln, adaln_bias).chunk(6, dim=1)
-            normed = modulate(F.layer_norm(x, (width,), None, None, 1e-6), shift1, scale1)
-            values = attend(F.linear(normed, qkv, qkv_bias), heads)
-            x = x + gate1.unsqueeze(1) * F.linear(values, proj, proj_bias)
-            normed = modulate(F.layer_norm(x, (width,), None, None, eps), shift2, scale2)
-            hidden = F.gelu(F.linear(normed, fc1, fc1_bias), approximate="tanh")
-            x = x + gate2.unsqueeze(1) * F.linear(hidden, fc2, fc2_bias)
-        return x
-
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predicted noise, or for SiT noise minus picture, and, with learned variance, variance interpolation.
 
@@ -252,11 +244,11 @@ class DiT(nn.Module):
         tokens = self.x_embedder(x)
         tokens = tokens + self.pos_embed.to(tokens.dtype)
         c = self.t_embedder(t) + self.y_embedder(y)
-        if torch.jit.is_scripting():
-            tokens = self.scripted_blocks(tokens, c)
-        else:
-            for block in self.blocks:
-                tokens = block(tokens, c)
+        activated = F.silu(c)
+        # Over tensors: a loop over modules TorchScript would write out, and compile the fused kernels of every block by
+        # themselves, for seconds.
+        for weights in [block.weights() for block in self.blocks]:
+            tokens = transform(tokens, activated, weights, self.heads, self.blocks[0].norm2.eps)
         patches = self.final_layer(tokens, c)
         patches = patches.unflatten(2, (self.patch, self.patch, self.out_channels))
         patches = patches.unflatten(1, (self.grid, self.grid))

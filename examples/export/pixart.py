@@ -9,7 +9,7 @@ hold, and nothing remembers the device or the dtype it was built on. Batch, pict
 """
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -129,57 +129,94 @@ class TextProjection(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(text), approximate="tanh"))
 
 
-class Attention(nn.Module):
+class Linear(NamedTuple):
+    weight: Tensor  # [out, in]
+    bias: Optional[Tensor]  # [out]
+
+
+class AttentionWeights(NamedTuple):
+    q: Linear
+    k: Linear
+    v: Linear
+    out: Linear
+
+
+class BlockWeights(NamedTuple):
+    scale_shift_table: Tensor  # [6, width]
+    norm1: tuple[Optional[Tensor], Optional[Tensor]]
+    norm2: tuple[Optional[Tensor], Optional[Tensor]]
+    attn1: AttentionWeights
+    attn2: AttentionWeights
+    ff1: Linear
+    ff2: Linear
+
+
+def linear(x: Tensor, w: Linear) -> Tensor:
+    return F.linear(x, w.weight, w.bias)
+
+
+def attend(x: Tensor, source: Tensor, mask: Optional[Tensor], w: AttentionWeights, heads: int) -> Tensor:
     """Attention of x [n, places, width] to `source` [n, tokens, source_width]; `mask` joins the scores.
 
     Checkpoints may ask for attention in float32 (upcast_attention). There is nothing to do for that:
     scaled_dot_product_attention adds up and takes the softmax in float32 whatever its inputs are.
     """
+    split = (heads, x.size(2) // heads)  # [n, tokens, width] -> [n, heads, tokens, head width]
+    q = linear(x, w.q).unflatten(2, split).transpose(1, 2)
+    k = linear(source, w.k).unflatten(2, split).transpose(1, 2)
+    v = linear(source, w.v).unflatten(2, split).transpose(1, 2)
+    return linear(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2), w.out)
 
+
+def transform(
+    x: Tensor, c: Tensor, text: Tensor, mask: Tensor, w: BlockWeights, heads: int, norm_eps: float
+) -> Tensor:
+    """A block: attention between places, attention to the text, and an MLP, each added to its input.
+
+    The first and the last are shifted, scaled and gated by c [n, 6, width]. The one in between has neither that nor a
+    norm.
+    """
+    width = (x.size(2),)
+    # Each [n, 1, width].
+    shift1, scale1, gate1, shift2, scale2, gate2 = (w.scale_shift_table + c).chunk(6, dim=1)
+    y = F.layer_norm(x, width, w.norm1[0], w.norm1[1], norm_eps) * (1 + scale1) + shift1
+    x = x + gate1 * attend(y, y, None, w.attn1, heads)
+    x = x + attend(x, text, mask, w.attn2, heads)
+    y = F.layer_norm(x, width, w.norm2[0], w.norm2[1], norm_eps) * (1 + scale2) + shift2
+    return x + gate2 * linear(F.gelu(linear(y, w.ff1), approximate="tanh"), w.ff2)
+
+
+class Attention(nn.Module):
     def __init__(self, config: PixArtConfig, source_width: int):
         super().__init__()
         width, bias = config.width, config.attention_bias
-        self.heads = config.heads
-        self.head_width = width // config.heads
         self.to_q = nn.Linear(width, width, bias=bias)
         self.to_k = nn.Linear(source_width, width, bias=bias)
         self.to_v = nn.Linear(source_width, width, bias=bias)
         self.to_out = nn.Sequential(nn.Linear(width, width))
 
-    def split(self, x: Tensor) -> Tensor:
-        """[n, tokens, width] -> [n, heads, tokens, head_width]"""
-        return x.unflatten(2, (self.heads, self.head_width)).transpose(1, 2)
-
-    def forward(self, x: Tensor, source: Tensor, mask: Optional[Tensor] = None) -> Tensor:
-        q, k, v = self.split(self.to_q(x)), self.split(self.to_k(source)), self.split(self.to_v(source))
-        return self.to_out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+    def weights(self) -> AttentionWeights:
+        q, k, v, out = self.to_q, self.to_k, self.to_v, self.to_out[0]
+        return AttentionWeights(
+            Linear(q.weight, q.bias), Linear(k.weight, k.bias), Linear(v.weight, v.bias), Linear(out.weight, out.bias)
+        )
 
 
-class Gelu(nn.Module):
+class Projection(nn.Module):
     def __init__(self, width: int, hidden: int):
         super().__init__()
         self.proj = nn.Linear(width, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.proj(x), approximate="tanh")
 
 
 class FeedForward(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         # The middle one is where a checkpoint counts its dropout.
-        self.net = nn.Sequential(Gelu(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        self.net = nn.ModuleList([Projection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
 
 
 class Block(nn.Module):
-    """Attention between places, attention to the text, and an MLP, each added to its input.
-
-    The first and the last are shifted, scaled and gated by c [n, 6, width]. The one in between has neither that nor a
-    norm.
-    """
+    """What `transform` needs of a block, under the names of diffusers' checkpoints."""
 
     def __init__(self, config: PixArtConfig):
         super().__init__()
@@ -191,13 +228,12 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width, eps, elementwise_affine=affine)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, c: Tensor, text: Tensor, mask: Tensor) -> Tensor:
-        # Each [n, 1, width].
-        shift1, scale1, gate1, shift2, scale2, gate2 = (self.scale_shift_table + c).chunk(6, dim=1)
-        y = self.norm1(x) * (1 + scale1) + shift1
-        x = x + gate1 * self.attn1(y, y)
-        x = x + self.attn2(x, text, mask)
-        return x + gate2 * self.ff(self.norm2(x) * (1 + scale2) + shift2)
+    def weights(self) -> BlockWeights:
+        ff1, ff2 = self.ff.net[0].proj, self.ff.net[2]
+        return BlockWeights(
+            self.scale_shift_table, (self.norm1.weight, self.norm1.bias), (self.norm2.weight, self.norm2.bias),
+            self.attn1.weights(), self.attn2.weights(), Linear(ff1.weight, ff1.bias), Linear(ff2.weight, ff2.bias),
+        )  # fmt: skip
 
 
 class PixArt(nn.Module):
@@ -207,6 +243,8 @@ class PixArt(nn.Module):
         super().__init__()
         width = config.width
         self.patch = config.patch
+        self.heads = config.heads
+        self.norm_eps = config.norm_eps
         self.out_channels = config.out_channels
 
         self.pos_embed = PatchEmbed(config)
@@ -238,8 +276,10 @@ class PixArt(nn.Module):
         # Joins the scores, [n, 1, 1, tokens]. float16 holds the number, and its exponential is 0. Of a row without any
         # text the softmax is still one, where with minus infinity it would be nan.
         mask = ((1 - text_mask.to(tokens.dtype)) * -10000.0).unsqueeze(1).unsqueeze(1)
-        for block in self.transformer_blocks:
-            tokens = block(tokens, modulation, text, mask)
+        # Over tensors: a loop over modules TorchScript would write out, and compile the fused kernels of every block by
+        # themselves, for seconds.
+        for weights in [block.weights() for block in self.transformer_blocks]:
+            tokens = transform(tokens, modulation, text, mask, weights, self.heads, self.norm_eps)
         shift, scale = (self.scale_shift_table + c.unsqueeze(1)).chunk(2, dim=1)
         patches = self.proj_out(self.norm_out(tokens) * (1 + scale) + shift)
         patches = patches.unflatten(2, (self.patch, self.patch, self.out_channels))

@@ -185,6 +185,15 @@ for changes in ({}, {"sample_size": 64}, {"use_additional_conditions": False}):
     assert ours == theirs, set(ours) ^ set(theirs)
     assert 0.6e9 < sum(map(math.prod, ours.values())) < 0.62e9
 
+# TorchScript compiles one block, of two attentions, however many there are. (Loops of up to 8 turns it writes out.)
+deep = pixart.make_pixart(pixart.PixArtConfig(size=8, width=24, depth=10, heads=2, text_width=16, sizes=False)).eval()
+given = torch.randn(2, 4, 8, 8), torch.tensor([3, 500]), torch.randn(2, 3, 16), torch.ones(2, 3, dtype=torch.int64)
+scripted = torch.jit.freeze(torch.jit.script(deep))  # as the library runs it
+for _ in range(3):
+    assert relative(scripted(*given), deep(*given)) <= 3e-5
+compiled = str(torch.jit.last_executed_optimized_graph())
+assert compiled.count("aten::scaled_dot_product_attention") == 2, compiled
+
 # ---------------------------------------------------------------------------------------- pipelines
 
 pipeline, out = scratch / "pipeline", scratch / "out.pt"
