@@ -139,12 +139,11 @@ class BlockWeights(NamedTuple):
     fc2_bias: Tensor
 
 
-def transform(x: Tensor, c: Tensor, w: BlockWeights, heads: int, mlp_norm_eps: float) -> Tensor:
+def transform(x: Tensor, c: Tensor, w: BlockWeights, width: int, heads: int, mlp_norm_eps: float) -> Tensor:
     """A block: attention and MLP of x [n, tokens, width], each shifted, scaled and gated by c (adaLN-zero).
 
     c [n, width] is SiLU of the condition.
     """
-    width = x.size(2)
     shift1, scale1, gate1, shift2, scale2, gate2 = F.linear(c, w.modulation, w.modulation_bias).chunk(6, dim=1)
     normed = modulate(F.layer_norm(x, (width,), None, None, 1e-6), shift1, scale1)
     qkv = F.linear(normed, w.qkv, w.qkv_bias).unflatten(2, (3, heads, width // heads))
@@ -206,6 +205,7 @@ class DiT(nn.Module):
     def __init__(self, config: DiTConfig):
         super().__init__()
         width = config.width
+        self.width = width
         self.heads = config.heads
         self.patch = config.patch
         self.grid = config.size // config.patch
@@ -248,7 +248,7 @@ class DiT(nn.Module):
         # Over tensors: a loop over modules TorchScript would write out, and compile the fused kernels of every block by
         # themselves, for seconds.
         for weights in [block.weights() for block in self.blocks]:
-            tokens = transform(tokens, activated, weights, self.heads, self.blocks[0].norm2.eps)
+            tokens = transform(tokens, activated, weights, self.width, self.heads, self.blocks[0].norm2.eps)
         patches = self.final_layer(tokens, c)
         patches = patches.unflatten(2, (self.patch, self.patch, self.out_channels))
         patches = patches.unflatten(1, (self.grid, self.grid))

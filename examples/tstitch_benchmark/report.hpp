@@ -64,7 +64,7 @@ inline void print_first_picture(Json const& first) {
 
 /// Seconds a picture over ratio, with the straight lines between the ends, and images a second over batch size. With
 /// more curves than can be told apart, ratios or batch sizes between the first and the last are left out, of all
-/// backends and number formats the same.
+/// backends and number formats the same; where these are too many by themselves, some of them.
 inline tstitch::Picture draw_report(Json const& report) {
   constexpr std::size_t most = 8;
   // Cells by what they share, in the order in which they were measured.
@@ -89,6 +89,7 @@ inline tstitch::Picture draw_report(Json const& report) {
       const auto found = std::find_if(groups.begin(), groups.end(), same);
       (found == groups.end() ? groups.emplace_back(name, std::vector<Json>()) : *found).second.push_back(cell);
     }
+    while (groups.size() > most) groups.erase(groups.begin() + std::ptrdiff_t(groups.size() / 2));
     return groups;
   };
   const std::string steps =
