@@ -2,8 +2,7 @@
 /// Attention for few rows: a CUDA kernel compiled for the width of a head at its first use.
 ///
 /// For one picture a pass of a DiT is a chain of small kernels, and attention a fifth of its time when torch runs it,
-/// by cuDNN, whose kernels are made for more. This one takes two thirds to three quarters of that; for many rows, or
-/// long sequences, cuDNN's is faster.
+/// by cuDNN, whose kernels are made for more. This one is faster there; for many rows, or long sequences, cuDNN's is.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -292,11 +291,11 @@ class AttentionKernel {
 /// What one GPU has of the kernel.
 class AttentionKernels {
  public:
-  /// @param index in CUDA's order
-  explicit AttentionKernels(int index)
-      : multiprocessors_(gpu_attribute(index, 16)),
-        shared_(gpu_attribute(index, 81)),
-        largest_shared_(gpu_attribute(index, 97)) {}
+  explicit AttentionKernels(c10::Device device)
+      : device_(device),
+        multiprocessors_(gpu_attribute(device.index(), 16)),
+        shared_(gpu_attribute(device.index(), 81)),
+        largest_shared_(gpu_attribute(device.index(), 97)) {}
 
   /// How many blocks run at once, of up to two on a multiprocessor.
   int blocks_at_once(AttentionShape shape) const {
@@ -305,19 +304,22 @@ class AttentionKernels {
   }
 
   /// The kernel for an element and a head, which stays; null where there is none.
-  AttentionKernel const* get(int element, AttentionShape shape, c10::Device device) {
+  AttentionKernel const* get(int element, AttentionShape shape) const {
+    const std::lock_guard lock(mutex_);
     const auto [found, is_new] = kernels_.try_emplace({element, shape.head});
     if (is_new && shape.shared() <= largest_shared_) {
       try {
-        found->second.emplace(element, shape, device);
+        found->second.emplace(element, shape, device_);
       } catch (std::exception const&) {}  // torch has another way
     }
     return found->second ? &*found->second : nullptr;
   }
 
  private:
+  c10::Device device_;
   int multiprocessors_, shared_, largest_shared_;
-  std::map<std::pair<int, int>, std::optional<AttentionKernel>> kernels_ = {};
+  mutable std::mutex mutex_;
+  mutable std::map<std::pair<int, int>, std::optional<AttentionKernel>> kernels_;
 };
 
 /// softmax(q k^T / sqrt(head width)) v by the kernel, where it is the faster way.
@@ -328,18 +330,12 @@ inline at::Tensor attention_of_few(at::Tensor const& qkv, bool always = false) {
   const int element = qkv.scalar_type() == at::kHalf ? 1 : qkv.scalar_type() == at::kBFloat16 ? 2 : 0;
   const std::int64_t head = qkv.size(4);
   if (!qkv.is_cuda() || !element || !AttentionShape::fits(head) || !qkv.is_contiguous()) return {};
-  static std::mutex mutex;
-  static std::map<int, AttentionKernels> of_gpus;
-  AttentionKernel const* kernel = nullptr;
-  {
-    const std::lock_guard lock(mutex);
-    const int index = qkv.device().index();
-    AttentionKernels& kernels = of_gpus.try_emplace(index, index).first->second;
-    const AttentionShape shape{int(head)};
-    // As measured beside cuDNN on an H200.
-    if (!always && (qkv.size(1) > 256 || AttentionKernel::blocks(qkv) > kernels.blocks_at_once(shape))) return {};
-    kernel = kernels.get(element, shape, qkv.device());
-  }
+  AttentionKernels const* const kernels = kernel_on<AttentionKernels>(qkv.device());
+  if (!kernels) return {};
+  const AttentionShape shape{int(head)};
+  // As measured beside cuDNN on an H200.
+  if (!always && (qkv.size(1) > 256 || AttentionKernel::blocks(qkv) > kernels->blocks_at_once(shape))) return {};
+  AttentionKernel const* const kernel = kernels->get(element, shape);
   if (!kernel) return {};
   at::Tensor out = qkv.new_empty({qkv.size(0), qkv.size(1), qkv.size(3), head});
   (*kernel)(qkv, out);
