@@ -4,6 +4,9 @@ MODEL is a TorchScript file that export_dit.py or ../training/export.py wrote. T
 inputs of the layers become, and has their weights rounded to 8 bits so that the errors cancel out; all else in it is
 the same. OUTPUT may be MODEL. "export_dit.py --calibrate" does this while it exports.
 
+The layers are qkv, proj, fc1 and fc2 of every block, but for those that --keep names. Pictures are a little nearer to
+those of more bits with "--keep proj", and take a little longer.
+
 The weights are rounded as in GPTQ (Frantar et al. 2022, arXiv 2210.17323): one input of a layer after another, and what
 rounding it changes in the layer's outputs is made up for by the weights of the inputs that are still to come. How the
 inputs go together is seen while the network draws pictures, on the GPU where there is one. It needs memory for the
@@ -14,7 +17,7 @@ import argparse
 import ctypes
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -38,10 +41,7 @@ from common import (
 )
 from dit import DiT, DiTConfig, random_inputs
 
-LAYERS = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-# Stays as it is: its input would have to be rounded in a pass of its own, which takes what 8 bits save in so small a
-# product, and is not free of errors.
-NOT_IN_8_BITS = "attn.proj"
+LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
 LARGEST = 448.0  # number of e4m3
 ROWS = 1024  # of a layer's inputs that are looked at in a step, at most
@@ -91,15 +91,15 @@ def trajectory(schedule: Mapping[str, object], steps: int) -> list[tuple[float, 
     return [(t, table[t].item() ** 0.5, (1 - table[t].item()) ** 0.5) for t in times]
 
 
-def layers_of(network: DiT) -> list[nn.Linear]:
-    """Those that are calibrated, one after another."""
-    return [block.get_submodule(name) for block in network.blocks for name in LAYERS if name != NOT_IN_8_BITS]
+def layers_of(network: DiT, keep: Collection[str]) -> list[nn.Linear]:
+    """Those that are calibrated, one after another: all of LAYERS but @keep."""
+    return [block.get_submodule(path) for block in network.blocks for name, path in LAYERS.items() if name not in keep]
 
 
-def of_all_layers(values: list[float], depth: int) -> list[float]:
+def of_all_layers(values: list[float], depth: int, keep: Collection[str]) -> list[float]:
     """Of `layers_of`, with 0 for the others."""
     given = iter(values)
-    return [0.0 if name == NOT_IN_8_BITS else next(given) for _ in range(depth) for name in LAYERS]
+    return [0.0 if name in keep else next(given) for _ in range(depth) for name in LAYERS]
 
 
 class WatchProducts(TorchFunctionMode):
@@ -122,14 +122,15 @@ def draw(
     guidance: float,
     images: int,
     steps: int,
+    layers: Sequence[nn.Linear],
     look: Callable[[int, int, Tensor], None],
 ) -> None:
     """DDIM with classifier-free guidance draws pictures of classes 0, 1, 2 ... with a network on any device.
 
-    @look sees of every layer and step, numbers both, the input [rows, in].
+    @look sees of each of @layers and each step, numbers both, the input [rows, in].
     """
     step, device = 0, network.pos_embed.device
-    numbers = {id(layer.weight): number for number, layer in enumerate(layers_of(network))}
+    numbers = {id(layer.weight): number for number, layer in enumerate(layers)}
 
     def look_at(x: Tensor, weight: Tensor) -> None:
         if id(weight) in numbers:
@@ -248,16 +249,17 @@ def calibrate(
     images: int,
     steps: int = 20,
     weights: bool = True,
+    keep: Collection[str] = (),
     place: str = "--calibrate",
 ) -> Calibration:
     """Of a float32 network, along trajectories of so many pictures.
 
-    @weights: whether they are rounded, too. @place: how messages begin.
+    @weights: whether they are rounded, too. @keep: those of LAYERS that stay as they are. @place: how messages begin.
     """
     if (prediction := schedule.get("prediction", "epsilon")) not in ("epsilon", "flow"):
         fail(f"{place}: must be for a network that predicts epsilon or flow, got {prediction}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    layers = layers_of(network.to(device))
+    layers = layers_of(network.to(device), keep)
     largest = [torch.zeros((), device=device) for _ in layers]
     # float32, because those of DiT-XL/2 together are as large as its weights.
     hessians = [torch.zeros(layer.in_features, layer.in_features, device=device) for layer in layers if weights]
@@ -270,7 +272,7 @@ def calibrate(
             hessians[index].addmm_(some.T, some)
             rows[index] += len(some)
 
-    draw(network, shape, schedule, guidance, images, steps, look)
+    draw(network, shape, schedule, guidance, images, steps, layers, look)
     found = [value.item() for value in largest]
     if wrong := [value for value in found if not math.isfinite(value)]:
         fail(f"{place}: inputs must be finite, got {wrong[0]}; a smaller --guidance-scale may help")
@@ -289,8 +291,8 @@ def calibrate(
     if weights:
         ours, plain = (sum(each) / len(errors) for each in zip(*errors, strict=True))
         say(f"rounded: outputs of a layer are {ours:.2%} off in the mean, rounded to the nearest {plain:.2%}")
-        scales = of_all_layers(scales, shape.depth)
-    return Calibration(of_all_layers(found, shape.depth), scales, b"".join(codes))
+        scales = of_all_layers(scales, shape.depth, keep)
+    return Calibration(of_all_layers(found, shape.depth, keep), scales, b"".join(codes))
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -428,6 +430,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--guidance-scale", type=float, help="with which they are drawn (default: what the file recommends)"
     )
+    parser.add_argument(
+        "--keep",
+        action="append",
+        choices=[*LAYERS],
+        default=[],
+        metavar="LAYER",
+        help="of qkv, proj, fc1 and fc2, one that stays as it is; again for another one",
+    )
     args = parser.parse_args()
     if args.guidance_scale is not None and not math.isfinite(args.guidance_scale):
         fail(f"--guidance-scale: must be a finite number, got {args.guidance_scale}")
@@ -442,7 +452,7 @@ def main() -> None:
     guidance = file.real("guidance_scale", "1") if args.guidance_scale is None else args.guidance_scale
     say(f"reading {args.model}")
     network, shape = open_network(file, shape)
-    found = calibrate(network, shape, schedule, guidance, args.images, place=str(args.model))
+    found = calibrate(network, shape, schedule, guidance, args.images, keep=args.keep, place=str(args.model))
     with replacing(args.output) as temporary:
         reserve(temporary, args.model.stat().st_size + len(found.weights))
         make_canonical(args.model, temporary, found.keys())

@@ -190,7 +190,7 @@ def check_calibration() -> None:
     # Of one step all is known: the network is asked for noise at t = 999.
     seen: dict[str, float] = {}
     names = {id(network.get_submodule(f"blocks.{b}.{layer}").weight): f"blocks.{b}.{layer}"
-             for b in range(2) for layer in calibrate.LAYERS}  # fmt: skip
+             for b in range(2) for layer in calibrate.LAYERS.values()}  # fmt: skip
 
     def look(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if id(weight) in names:
@@ -205,9 +205,13 @@ def check_calibration() -> None:
     first = found.largest_inputs
     assert list(found.keys()) == ["e4m3_inputs"], "which is all that compiled networks get"
     assert len(first) == 8 and len(seen) == 8, (first, seen)
-    expected = [seen[f"blocks.{b}.{layer}"] for b in range(2) for layer in calibrate.LAYERS]
-    expected[1::4] = 0, 0  # proj stays as it is
+    expected = [seen[f"blocks.{b}.{layer}"] for b in range(2) for layer in calibrate.LAYERS.values()]
     assert first == expected, (first, seen)
+    kept = calibrate.calibrate(network_of(TINY, weights), TINY, schedule, 1.5, 2, steps=1, keep=["proj", "fc1"])
+    expected[1::4] = expected[2::4] = 0, 0
+    assert kept.largest_inputs == expected, (kept, seen)
+    assert [scale > 0 for scale in kept.weight_scales] == 2 * [True, False, False, True], kept.weight_scales
+    assert len(kept.weights) == 2 * (3 * 48 * 48 + 48 * 192), len(kept.weights)
     # Steps go from noise to picture; alpha and sigma are those of the schedule.
     for each in (schedule, schedule | {"noise_schedule": "scaled_linear"}, schedule | {"noise_schedule": "cosine"}):
         points = calibrate.trajectory(each, 20)
@@ -224,7 +228,7 @@ def check_calibration() -> None:
         message = run(source, output, "--heads", 3, *more)
         assert not message, message
     values = [float(line) for line in extra_of(path, "e4m3_inputs").splitlines()]
-    assert [value > 0 for value in values] == 2 * [True, False, True, True], values
+    assert len(values) == 8 and min(values) > 0, values
     pictures = {}
     for output, backend in ((path, "native-e4m3"), (plain, "native-e4m3"), (plain, "native")):
         latents = scratch / "latents.npy"
@@ -315,12 +319,9 @@ def check_calibrated_weights() -> None:
     path, plain, again = scratch / "calibrated.pt", scratch / "uncalibrated.pt", scratch / "calibrated_again.pt"
     scales = extra_of(path, "e4m3_weight_scales").decode().splitlines()
     codes, at = torch.frombuffer(bytearray(extra_of(path, "e4m3_weights")), dtype=torch.uint8), 0
-    names = [f"blocks.{block}.{layer}.weight" for block in range(2) for layer in calibrate.LAYERS]
+    names = [f"blocks.{block}.{layer}.weight" for block in range(2) for layer in calibrate.LAYERS.values()]
     assert len(scales) == 8, scales
     for name, line in zip(names, scales, strict=True):
-        if name.endswith("attn.proj.weight"):
-            assert line == "0", line
-            continue
         weight, scale = weights[name], float(torch.tensor(float(line), dtype=torch.float32))
         assert f"{scale:.9g}" == line and scale == (weight.abs().max() / 448).item(), (name, line)
         values = decoded(codes[at : at + weight.numel()].view(weight.shape), scale)
@@ -355,6 +356,11 @@ def check_calibrated_weights() -> None:
     differ = {name for name in after if other[name] != after[name]}
     assert differ == {"extra/tstitch/e4m3_inputs", "extra/tstitch/e4m3_weights"}, differ
     assert calibrated(plain, again, "--images", 3) == "" and again.read_bytes() == path.read_bytes()
+    assert calibrated(plain, again, "--images", 3, "--keep", "proj", "--keep", "fc2") == ""
+    for key in ("e4m3_inputs", "e4m3_weight_scales"):
+        values = [float(line) > 0 for line in extra_of(again, key).splitlines()]
+        assert values == 2 * [True, False, True, False], (key, values)
+    assert calibrated(plain, again, "--images", 3) == ""
     assert calibrated(half, again) == "", "of half precision, too"
 
     def refuse(says: str, source: Path, *arguments: object) -> None:

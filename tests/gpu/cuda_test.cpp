@@ -333,35 +333,81 @@ TEST_CASE("the kernel of the DiT engine computes what torch's operations compute
   }
 }
 
-TEST_CASE("the attention of the DiT engine computes what torch's computes") {
+namespace {
+
+/// [n, tokens, 3, heads, head width] of which the softmax is of scores of up to some hundreds, and far from 0 on the
+/// average.
+at::Tensor queries_keys_values(std::int64_t n, std::int64_t tokens, std::int64_t heads, std::int64_t head) {
+  return normal(n, {tokens, 3, heads, head}).mul(3).add(1);
+}
+
+at::Tensor attention_of_torch(at::Tensor const& qkv) {
+  const at::Tensor parts = qkv.permute({2, 0, 3, 1, 4});
+  return at::scaled_dot_product_attention(parts[0], parts[1], parts[2]).transpose(1, 2);
+}
+
+/// In the type of qkv and in 8 bits.
+void check_attention(at::Tensor const& qkv, detail::AttentionBy by) {
+  const at::Tensor exact = attention_of_torch(qkv.to(at::kDouble));
+  const double of_torch = rms(attention_of_torch(qkv), exact);
+  INFO(at::toString(qkv.scalar_type()) << ", " << qkv.sizes() << "; torch is " << of_torch << " off");
+  const at::Tensor got = detail::attention_kernel(qkv, 0, by);
+  REQUIRE(got.defined());
+  REQUIRE(got.scalar_type() == qkv.scalar_type());
+  REQUIRE(rms(got, exact) <= 1.1 * of_torch);
+  if (detail::compute_capability(0) < 89) return;
+  const double factor = 448 / exact.abs().max().item<double>() / 2;
+  const at::Tensor rounded = detail::attention_kernel(qkv, factor, by);
+  REQUIRE(rounded.defined());
+  REQUIRE(rounded.scalar_type() == at::kFloat8_e4m3fn);
+  const double of_rounding =
+      rms(exact.mul(factor).to(at::kFloat).to(at::kFloat8_e4m3fn).to(at::kDouble), exact.mul(factor));
+  REQUIRE(rms(rounded.to(at::kDouble), exact.mul(factor)) <= 1.02 * of_rounding);
+  // What does not fit becomes the largest number.
+  REQUIRE(detail::attention_kernel(qkv, 1e6, by).to(at::kFloat).abs().max().item<double>() == 448);
+}
+
+}  // namespace
+
+TEST_CASE("the attention kernel for few rows computes what torch computes") {
   for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
     for (const std::int64_t head : {8, 16, 64, 72, 128}) {
       // Of fewer queries than a warp has, of whole and of broken blocks, of one and of many turns of the ring.
       for (const std::int64_t tokens : {1, 17, 64, 100, 128, 256, 700}) {
-        const std::int64_t n = 2, heads = 3;
-        // Scores of up to some hundreds, and far from 0 on the average.
-        const at::Tensor qkv = normal(n, {tokens, 3, heads, head}).mul(3).add(1).to(type);
-        const auto attention = [](at::Tensor const& given) {
-          const at::Tensor parts = given.permute({2, 0, 3, 1, 4});
-          return at::scaled_dot_product_attention(parts[0], parts[1], parts[2]).transpose(1, 2);
-        };
-        const at::Tensor exact = attention(qkv.to(at::kDouble));
-        const double of_torch = rms(attention(qkv), exact);
-        INFO(at::toString(type) << ", heads of " << head << ", " << tokens << " tokens; torch is " << of_torch
-                                << " off");
-        const at::Tensor got = detail::attention_of_few(qkv, true);
-        REQUIRE(got.defined());
-        REQUIRE(rms(got, exact) <= 1.1 * of_torch);
+        check_attention(queries_keys_values(2, tokens, 3, head).to(type), detail::AttentionBy::few_rows);
       }
     }
   }
-  // It is used for few rows only.
-  const at::Tensor one = normal(1, {256, 3, 4, 64}).to(at::kHalf);
-  CHECK(detail::attention_of_few(one).defined());
-  CHECK_FALSE(detail::attention_of_few(one.repeat({500, 1, 1, 1, 1})).defined());
-  CHECK_FALSE(detail::attention_of_few(one.repeat({1, 2, 1, 1, 1})).defined());
-  CHECK_FALSE(detail::attention_of_few(one.to(at::kFloat)).defined());
-  CHECK_FALSE(detail::attention_of_few(one.narrow(4, 0, 60)).defined());
+}
+
+TEST_CASE("the attention kernel for many rows computes what torch computes") {
+  if (detail::compute_capability(0) != 90) {
+    std::puts("skipped: needs a GPU of compute capability 9.0");
+    return;
+  }
+  for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+    for (const std::int64_t head : {64, 72}) {
+      // Of broken chunks, of groups of warps without queries; fewer heads than multiprocessors, and many for each.
+      for (const std::int64_t tokens : {1, 17, 64, 100, 192, 256}) {
+        for (const std::int64_t n : {2, 45, 300}) {
+          check_attention(queries_keys_values(n, tokens, 3, head).to(type), detail::AttentionBy::many_rows);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("the attention kernels are used where they are the faster way") {
+  const bool hopper = detail::compute_capability(0) == 90;
+  const auto used = [](at::Tensor const& qkv) { return detail::attention_kernel(qkv).defined(); };
+  const at::Tensor one = queries_keys_values(1, 256, 4, 64).to(at::kHalf);
+  CHECK(used(one));
+  CHECK(used(one.repeat({500, 1, 1, 1, 1})) == hopper);
+  CHECK_FALSE(used(one.repeat({1, 2, 1, 1, 1})));
+  CHECK_FALSE(used(queries_keys_values(500, 256, 4, 32).to(at::kHalf)));
+  CHECK_FALSE(used(one.to(at::kFloat)));
+  CHECK_FALSE(used(one.narrow(4, 0, 56)));
+  CHECK_FALSE(used(one.flatten().narrow(0, 4, 3 * 256 * 64).view({1, 256, 3, 1, 64})));  // 8 bytes off
 }
 
 TEST_CASE("the DiT engine computes what the TorchScript network computes") {

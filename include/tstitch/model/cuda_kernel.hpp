@@ -85,6 +85,7 @@ struct CudaSource {
   char const* name;  ///< of files in the cache
   std::string text;
   std::vector<std::string> options = {};  ///< of NVRTC
+  bool architecture_alone = false;        ///< it has instructions that no later architecture has
 };
 
 /// Machine code by NVRTC; needs no GPU.
@@ -103,7 +104,8 @@ inline std::string compile_cuda(CudaSource const& source, int architecture) {
   check(nvrtc.get<int(Program*, char const*, char const*, int, char const* const*, char const* const*)>(
             "nvrtcCreateProgram")(&program, source.text.c_str(), source.name, 0, nullptr, nullptr),
         "");
-  std::vector<std::string> options{"-arch=sm_" + std::to_string(architecture), "-std=c++17", "-lineinfo"};
+  std::vector<std::string> options{"-arch=sm_" + std::to_string(architecture) + (source.architecture_alone ? "a" : ""),
+                                   "-std=c++17", "-lineinfo"};
   options.insert(options.end(), source.options.begin(), source.options.end());
   std::vector<char const*> words;
   for (std::string const& option : options) words.push_back(option.c_str());

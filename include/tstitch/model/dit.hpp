@@ -39,7 +39,7 @@
 #include <vector>
 
 #include "../sampler/ddim.hpp"
-#include "attention_kernel.hpp"
+#include "attention.hpp"
 #include "cublas_lt.hpp"
 #include "dit_kernels.hpp"
 #include "host_tensor.hpp"
@@ -424,7 +424,11 @@ class DiT {
     at::Tensor attention(at::Tensor const& x, DiTWeights::Block const& block, std::size_t b) const {
       const at::Tensor qkv =
           layer(x, block.qkv, 4 * b).view({x.size(0), x.size(1), 3, weights.heads, x.size(2) / weights.heads});
-      at::Tensor values = options.plain ? at::Tensor() : detail::attention_of_few(qkv);
+      at::Tensor values;
+      if (!options.plain) {
+        const bool rounds = block.proj.eighth.defined() && !options.observer;
+        values = detail::attention_kernel(qkv, rounds ? 1 / block.proj.input_scale : 0);
+      }
       if (!values.defined()) {
         const at::Tensor parts = qkv.permute({2, 0, 3, 1, 4});  // [3, n, heads, tokens, head width]
         values = at::scaled_dot_product_attention(parts.select(0, 0), parts.select(0, 1), parts.select(0, 2))
@@ -624,9 +628,6 @@ struct CalibrationOptions {
 
 /// What DiTOptions::e4m3_inputs asks for, along DDIM trajectories by the network of this file in its own type. Waits
 /// for the GPU.
-///
-/// It is 0 for the projections behind the attention (proj). Their inputs would have to be rounded in a pass of their
-/// own, which takes what 8 bits save in so small a product, and is not free of errors.
 /// @throws as load_dit does; std::runtime_error for values that are not finite
 inline std::vector<double> largest_inputs(std::string const& path, TorchScriptOptions const& options = {},
                                           CalibrationOptions const& calibration = {}) {
@@ -650,7 +651,7 @@ inline std::vector<double> largest_inputs(std::string const& path, TorchScriptOp
                      {.steps = calibration.steps, .spacing = flow ? Spacing::shifted() : Spacing::linspace()}};
   sampler.sample({network}, request);
   std::vector<double> found;
-  for (at::Tensor const& each : largest) found.push_back(found.size() % 4 == 1 ? 0 : each.item<double>());
+  for (at::Tensor const& each : largest) found.push_back(each.item<double>());
   return found;
 }
 

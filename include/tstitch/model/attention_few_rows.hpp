@@ -2,7 +2,7 @@
 /// Attention for few rows: a CUDA kernel compiled for the width of a head at its first use.
 ///
 /// For one picture a pass of a DiT is a chain of small kernels, and attention a fifth of its time when torch runs it,
-/// by cuDNN, whose kernels are made for more. This one is faster there; for many rows, or long sequences, cuDNN's is.
+/// by cuDNN, whose kernels are made for more.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,20 +11,15 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
-#include <exception>
-#include <map>
-#include <mutex>
-#include <optional>
 #include <string>
-#include <utility>
 
 #include "cuda_kernel.hpp"
 
 namespace tstitch::detail {
 
 /// CUDA C++ of the kernel, which needs no headers. ELEMENT is 1 for __half, 2 for __nv_bfloat16; HEAD the width of a
-/// head, a multiple of 8 up to 128; WARPS, KEYS and STAGES as AttentionShape has them.
-inline constexpr char attention_kernel_source[] = R"cuda(
+/// head, a multiple of 8 up to 128; WARPS, KEYS and STAGES as FewRowsShape has them.
+inline constexpr char attention_few_rows_source[] = R"cuda(
 typedef unsigned short Element;
 #if ELEMENT == 1
 #define TYPE "f16"
@@ -42,6 +37,14 @@ constexpr int QUERIES = 16 * WARPS, THREADS = 32 * WARPS, CHUNK = KEYS * STRIDE;
 __device__ unsigned pack(float low, float high) {
   unsigned result;
   asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+
+__device__ unsigned short pack_e4m3(float low, float high) {  // the nearest, and the largest for what is beyond it
+  unsigned short result = 0;
+#if __CUDA_ARCH__ >= 890
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(result) : "f"(high), "f"(low));
+#endif
   return result;
 }
 
@@ -94,9 +97,10 @@ __device__ void multiply8(float (&c)[4], unsigned a0, unsigned a1, unsigned b) {
 // come to, by which it shrinks earlier sums when a larger one comes (Dao et al. 2022, FlashAttention, arXiv 2205.14135,
 // algorithm 1).
 //
-// qkv [images, tokens, 3, heads, HEAD], out [images, tokens, heads, HEAD]; scale in units of log2(e)
-extern "C" __global__ void __launch_bounds__(THREADS) attention(const Element* qkv, Element* out, int tokens, int heads,
-                                                                float scale) {
+// qkv [images, tokens, 3, heads, HEAD], out [images, tokens, heads, HEAD], of QUANTISE times `factor` in e4m3; scale in
+// units of log2(e)
+template <bool QUANTISE>
+__device__ void attend(const Element* qkv, void* out, int tokens, int heads, float scale, float factor) {
   extern __shared__ __align__(16) Element shared[];  // q [QUERIES], then STAGES of k [KEYS] and v [KEYS]
   Element* const ring = shared + QUERIES * STRIDE;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -218,25 +222,48 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const Element* q
   for (int h = 0; h < 2; ++h) {
     total[h] += __shfl_xor_sync(0xffffffffu, total[h], 1);
     total[h] += __shfl_xor_sync(0xffffffffu, total[h], 2);
-    const float inverse = 1 / total[h];
-    Element* const row = shared + (warp * 16 + lane / 4 + 8 * h) * STRIDE + lane % 4 * 2;
+    const float inverse = (QUANTISE ? factor : 1) / total[h];
+    Element* const row = shared + (warp * 16 + lane / 4 + 8 * h) * STRIDE;
 #pragma unroll
     for (int n = 0; n < PIECES; ++n) {
-      *(unsigned*)(row + n * 8) = pack(sums[n][2 * h] * inverse, sums[n][2 * h + 1] * inverse);
+      const int column = n * 8 + lane % 4 * 2;
+      const float low = sums[n][2 * h] * inverse, high = sums[n][2 * h + 1] * inverse;
+      if constexpr (QUANTISE) {
+        *(unsigned short*)((unsigned char*)row + column) = pack_e4m3(low, high);
+      } else {
+        *(unsigned*)(row + column) = pack(low, high);
+      }
     }
   }
   __syncwarp();
   for (int i = lane; i < 16 * PIECES; i += 32) {
     const int row = warp * 16 + i / PIECES, piece = i % PIECES * 8;
     if (first + row >= tokens) continue;
-    *(uint4*)(out + (((long long)image * tokens + first + row) * heads + head) * HEAD + piece) =
-        *(const uint4*)(shared + row * STRIDE + piece);
+    const long long at = (((long long)image * tokens + first + row) * heads + head) * HEAD + piece;
+    const Element* const from = shared + row * STRIDE;
+    if constexpr (QUANTISE) {
+      *(uint2*)((unsigned char*)out + at) = *(const uint2*)((const unsigned char*)from + piece);
+    } else {
+      *(uint4*)((Element*)out + at) = *(const uint4*)(from + piece);
+    }
   }
 }
+
+extern "C" __global__ void __launch_bounds__(THREADS) attention(const Element* qkv, void* out, int tokens, int heads,
+                                                                float scale, float factor) {
+  attend<false>(qkv, out, tokens, heads, scale, factor);
+}
+
+#if __CUDA_ARCH__ >= 890
+extern "C" __global__ void __launch_bounds__(THREADS) attention_e4m3(const Element* qkv, void* out, int tokens,
+                                                                     int heads, float scale, float factor) {
+  attend<true>(qkv, out, tokens, heads, scale, factor);
+}
+#endif
 )cuda";
 
 /// How the kernel works on a head of this width.
-struct AttentionShape {
+struct FewRowsShape {
   int head;
   static constexpr int warps = 4;   ///< of a block, each of which has 16 queries
   static constexpr int keys = 128;  ///< at a time
@@ -250,96 +277,64 @@ struct AttentionShape {
 };
 
 /// @param element 1 float16, 2 bfloat16
-inline CudaSource attention_kernel(int element, AttentionShape shape) {
-  return {"attention",
-          attention_kernel_source,
+inline CudaSource attention_few_rows(int element, FewRowsShape shape) {
+  return {"attention_few_rows",
+          attention_few_rows_source,
           {"-DELEMENT=" + std::to_string(element), "-DHEAD=" + std::to_string(shape.head),
            "-DWARPS=" + std::to_string(shape.warps), "-DKEYS=" + std::to_string(shape.keys),
            "-DSTAGES=" + std::to_string(shape.stages)}};
 }
 
 /// The kernel for an element and a width of a head on a GPU.
-class AttentionKernel {
+class FewRowsAttention {
  public:
   /// @throws std::runtime_error when it cannot be had there
-  AttentionKernel(int element, AttentionShape shape, c10::Device device)
-      : shape_(shape), kernels_(attention_kernel(element, shape), device), attention_(kernels_.function("attention")) {
-    kernels_.allow_shared(attention_, shape.shared());
+  FewRowsAttention(int element, int head, c10::Device device)
+      : shape_{head}, kernels_(attention_few_rows(element, shape_), device) {
+    const auto function = [&](char const* name) {
+      void* const found = kernels_.function(name);
+      kernels_.allow_shared(found, shape_.shared());
+      return found;
+    };
+    attention_ = function("attention");
+    if (kernels_.architecture() >= 89) attention_e4m3_ = function("attention_e4m3");
+    constexpr int reserved = 1024;  // bytes of each block
+    const int fit = gpu_attribute(device.index(), 81) / (shape_.shared() + reserved);
+    blocks_at_once_ = gpu_attribute(device.index(), 16) * std::min(2, fit);
   }
 
+  static bool fits(std::int64_t head) { return FewRowsShape::fits(head); }
+
+  /// Whether this is faster than others, as measured on an H200: where all blocks run at once, of up to two on a
+  /// multiprocessor.
+  bool is_fast(at::Tensor const& qkv) const { return qkv.size(1) <= 256 && blocks(qkv) <= blocks_at_once_; }
+
   /// @param qkv [n, tokens, 3, heads, head width], contiguous
-  /// @param out [n, tokens, heads, head width], contiguous
-  void operator()(at::Tensor const& qkv, at::Tensor const& out) const {
+  /// @param out [n, tokens, heads, head width], contiguous, in the type of qkv or in e4m3
+  /// @param factor with which it is multiplied before it becomes e4m3
+  /// @returns false when this GPU has no e4m3
+  bool operator()(at::Tensor const& qkv, at::Tensor const& out, double factor) const {
+    void* const function = out.scalar_type() == at::kFloat8_e4m3fn ? attention_e4m3_ : attention_;
+    if (!function) return false;
     void* qkv_data = qkv.data_ptr();
     void* out_data = out.data_ptr();
     int tokens = int(qkv.size(1)), heads = int(qkv.size(3));
-    float scale = float(1 / (std::log(2.0) * std::sqrt(double(shape_.head))));
-    std::array<void*, 5> arguments{&qkv_data, &out_data, &tokens, &heads, &scale};
-    kernels_.start(attention_, blocks(qkv), 32 * shape_.warps, arguments.data(), shape_.shared());
+    float scale = float(1 / (std::log(2.0) * std::sqrt(double(shape_.head)))), times = float(factor);
+    std::array<void*, 6> arguments{&qkv_data, &out_data, &tokens, &heads, &scale, &times};
+    kernels_.start(function, blocks(qkv), 32 * shape_.warps, arguments.data(), shape_.shared());
+    return true;
   }
 
+ private:
   static std::int64_t blocks(at::Tensor const& qkv) {
-    return qkv.size(0) * qkv.size(3) * ((qkv.size(1) + AttentionShape::queries - 1) / AttentionShape::queries);
+    return qkv.size(0) * qkv.size(3) * ((qkv.size(1) + FewRowsShape::queries - 1) / FewRowsShape::queries);
   }
 
- private:
-  AttentionShape shape_;
+  FewRowsShape shape_;
   CudaKernels kernels_;
-  void* attention_;
+  void* attention_ = nullptr;
+  void* attention_e4m3_ = nullptr;
+  std::int64_t blocks_at_once_ = 0;
 };
-
-/// What one GPU has of the kernel.
-class AttentionKernels {
- public:
-  explicit AttentionKernels(c10::Device device)
-      : device_(device),
-        multiprocessors_(gpu_attribute(device.index(), 16)),
-        shared_(gpu_attribute(device.index(), 81)),
-        largest_shared_(gpu_attribute(device.index(), 97)) {}
-
-  /// How many blocks run at once, of up to two on a multiprocessor.
-  int blocks_at_once(AttentionShape shape) const {
-    constexpr int reserved = 1024;  // bytes of each block
-    return multiprocessors_ * std::min(2, shared_ / (shape.shared() + reserved));
-  }
-
-  /// The kernel for an element and a head, which stays; null where there is none.
-  AttentionKernel const* get(int element, AttentionShape shape) const {
-    const std::lock_guard lock(mutex_);
-    const auto [found, is_new] = kernels_.try_emplace({element, shape.head});
-    if (is_new && shape.shared() <= largest_shared_) {
-      try {
-        found->second.emplace(element, shape, device_);
-      } catch (std::exception const&) {}  // torch has another way
-    }
-    return found->second ? &*found->second : nullptr;
-  }
-
- private:
-  c10::Device device_;
-  int multiprocessors_, shared_, largest_shared_;
-  mutable std::mutex mutex_;
-  mutable std::map<std::pair<int, int>, std::optional<AttentionKernel>> kernels_;
-};
-
-/// softmax(q k^T / sqrt(head width)) v by the kernel, where it is the faster way.
-/// @param qkv [n, tokens, 3, heads, head width]
-/// @param always also where another way is faster, as long as there is the kernel
-/// @returns [n, tokens, heads, head width], or an undefined tensor
-inline at::Tensor attention_of_few(at::Tensor const& qkv, bool always = false) {
-  const int element = qkv.scalar_type() == at::kHalf ? 1 : qkv.scalar_type() == at::kBFloat16 ? 2 : 0;
-  const std::int64_t head = qkv.size(4);
-  if (!qkv.is_cuda() || !element || !AttentionShape::fits(head) || !qkv.is_contiguous()) return {};
-  AttentionKernels const* const kernels = kernel_on<AttentionKernels>(qkv.device());
-  if (!kernels) return {};
-  const AttentionShape shape{int(head)};
-  // As measured beside cuDNN on an H200.
-  if (!always && (qkv.size(1) > 256 || AttentionKernel::blocks(qkv) > kernels->blocks_at_once(shape))) return {};
-  AttentionKernel const* const kernel = kernels->get(element, shape);
-  if (!kernel) return {};
-  at::Tensor out = qkv.new_empty({qkv.size(0), qkv.size(1), qkv.size(3), head});
-  (*kernel)(qkv, out);
-  return out;
-}
 
 }  // namespace tstitch::detail
