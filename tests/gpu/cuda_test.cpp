@@ -427,6 +427,69 @@ TEST_CASE("the DiT engine computes what the TorchScript network computes") {
   }
 }
 
+namespace {
+
+/// Of two blocks with two heads of 72 channels, for pictures of 256 tokens.
+DiTWeights wide_heads(at::ScalarType type) {
+  constexpr std::int64_t width = 144, depth = 2, classes = 10, channels = 4, patch = 2;
+  std::uint64_t seed = 0;
+  const auto random = [&](std::int64_t out, std::int64_t in, double deviation) {
+    return normal(out, {in}, seed += 10000).mul(deviation).to(type);
+  };
+  const auto linear = [&](std::int64_t out, std::int64_t in) {
+    return DiTLinear{random(out, in, 1 / std::sqrt(double(in))), random(1, out, 0.1).flatten()};
+  };
+  DiTWeights made{.x_embedder = linear(width, channels * patch * patch),
+                  .t_embedder0 = linear(width, 256),
+                  .t_embedder2 = linear(width, width),
+                  .y_embedder = random(classes + 1, width, 1),
+                  .pos_embed = random(256, width, 1).unsqueeze(0),
+                  .modulation = linear((6 * depth + 2) * width, width),
+                  .blocks = {},
+                  .final_layer = linear(patch * patch * channels, width),
+                  .heads = 2,
+                  .patch = patch};
+  for (std::int64_t b = 0; b < depth; ++b) {
+    made.blocks.push_back(
+        {linear(3 * width, width), linear(width, width), linear(4 * width, width), linear(width, 4 * width)});
+  }
+  return made;
+}
+
+}  // namespace
+
+TEST_CASE("the DiT engine attends by its own kernels as by torch's") {
+  const NetworkInfo info{
+      .name = "wide heads", .channels = 4, .height = 32, .width = 32, .num_classes = 10, .null_class = 10};
+  for (const std::int64_t n : {2, 200}) {  // few rows and many
+    const at::Tensor x = normal(n, {4, 32, 32});
+    const Condition condition = labelled(std::vector<std::int64_t>(std::size_t(n), 3));
+    const auto run = [&](auto const& network) { return network(x, times(400, n), condition, 400.0); };
+    const at::Tensor exact = run(DiT(wide_heads(at::kFloat), {.plain = true}));
+    for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+      for (const bool eighth : {false, true}) {
+        if (eighth && detail::compute_capability(0) < 89) continue;
+        const auto made = [&](bool plain) {
+          const std::vector<double> inputs(eighth ? 8 : 0, 20.0);
+          return DiT(wide_heads(type), {.plain = plain, .e4m3_inputs = inputs});
+        };
+        const double of_torch = rms(run(made(true)), exact);
+        const Network engine(made(false), info, cuda);
+        const at::Tensor got = run(engine);
+        INFO(n << " rows, " << at::toString(type) << (eighth ? ", 8 bits" : "") << "; torch's is " << of_torch
+               << " off");
+        CHECK(rms(got, exact) < 1.2 * of_torch);
+        CHECK(rms(got, exact) > 0.1 * of_torch);
+        std::vector<std::string> reasons;
+        const Network graph =
+            captured(engine, {.on_fallback = [&](std::string const& reason) { reasons.push_back(reason); }});
+        CHECK(run(graph).equal(got));
+        CHECK(reasons.empty());
+      }
+    }
+  }
+}
+
 TEST_CASE("graphs give the bits of plain calls, in any order of shapes, and memory stays flat") {
   const TorchScriptOptions options{.device = cuda, .dtype = at::kHalf};
   for (Network const& plain : {load_torchscript(small_file, options), load_dit(small_file, options)}) {

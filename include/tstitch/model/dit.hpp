@@ -158,7 +158,8 @@ struct DiTOptions {
   /// The largest absolute input of each linear layer (qkv, proj, fc1 and fc2 of the first block, then of the next)
   /// along trajectories, as `largest_inputs` finds them. Given, these layers compute in 8 bits (e4m3, one scale a
   /// tensor), but for those of 0: on GPUs of compute capability 8.9 and above faster, elsewhere slower. Their weights
-  /// are the e4m3 ones of the file where it has them, else the nearest to its others.
+  /// are the e4m3 ones of the file where it has them, else the nearest to its others. For proj that is faster only
+  /// where the attention before it is by a kernel of ours; others leave the rounding to a pass of its own.
   std::vector<double> e4m3_inputs = {};
   /// Sees the input of each of those layers, by the same order.
   std::function<void(std::size_t, at::Tensor const&)> observer = {};
