@@ -9,50 +9,23 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdint>
 #include <string>
 
+#include "attention_kernel.hpp"
 #include "cuda_kernel.hpp"
 
 namespace tstitch::detail {
 
-/// CUDA C++ of the kernel, which needs no headers. ELEMENT is 1 for __half, 2 for __nv_bfloat16; HEAD the width of a
-/// head, a multiple of 8 up to 128; WARPS, KEYS and STAGES as FewRowsShape has them.
+/// CUDA C++ of the kernel, behind `attention_prelude`. HEAD is a multiple of 8 up to 128; WARPS, KEYS and STAGES are as
+/// FewRowsShape has them.
 inline constexpr char attention_few_rows_source[] = R"cuda(
 typedef unsigned short Element;
-#if ELEMENT == 1
-#define TYPE "f16"
-#else
-#define TYPE "bf16"
-#endif
 
 // Elements from a row in shared memory to the next: an odd number of 16 bytes, so that eight rows lie in other banks.
 constexpr int STRIDE = HEAD / 8 % 2 ? HEAD : HEAD + 8;
-constexpr int PIECES = HEAD / 8;  // of 16 bytes in a row
 constexpr bool ODD = HEAD % 16 != 0;
-#define INFINITE __int_as_float(0x7f800000)
 constexpr int QUERIES = 16 * WARPS, THREADS = 32 * WARPS, CHUNK = KEYS * STRIDE;
-
-__device__ unsigned pack(float low, float high) {
-  unsigned result;
-  asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  return result;
-}
-
-__device__ unsigned short pack_e4m3(float low, float high) {  // the nearest, and the largest for what is beyond it
-  unsigned short result = 0;
-#if __CUDA_ARCH__ >= 890
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(result) : "f"(high), "f"(low));
-#endif
-  return result;
-}
-
-__device__ float exp2_of(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
 
 __device__ unsigned address_of(const void* shared) { return (unsigned)__cvta_generic_to_shared(shared); }
 
@@ -278,11 +251,9 @@ struct FewRowsShape {
 
 /// @param element 1 float16, 2 bfloat16
 inline CudaSource attention_few_rows(int element, FewRowsShape shape) {
-  return {"attention_few_rows",
-          attention_few_rows_source,
-          {"-DELEMENT=" + std::to_string(element), "-DHEAD=" + std::to_string(shape.head),
-           "-DWARPS=" + std::to_string(shape.warps), "-DKEYS=" + std::to_string(shape.keys),
-           "-DSTAGES=" + std::to_string(shape.stages)}};
+  return attention_source("attention_few_rows", attention_few_rows_source, element, shape.head,
+                          {"-DWARPS=" + std::to_string(shape.warps), "-DKEYS=" + std::to_string(shape.keys),
+                           "-DSTAGES=" + std::to_string(shape.stages)});
 }
 
 /// The kernel for an element and a width of a head on a GPU.
@@ -319,7 +290,7 @@ class FewRowsAttention {
     void* qkv_data = qkv.data_ptr();
     void* out_data = out.data_ptr();
     int tokens = int(qkv.size(1)), heads = int(qkv.size(3));
-    float scale = float(1 / (std::log(2.0) * std::sqrt(double(shape_.head)))), times = float(factor);
+    float scale = attention_scale(shape_.head), times = float(factor);
     std::array<void*, 6> arguments{&qkv_data, &out_data, &tokens, &heads, &scale, &times};
     kernels_.start(function, blocks(qkv), 32 * shape_.warps, arguments.data(), shape_.shared());
     return true;

@@ -10,55 +10,32 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
+#include <utility>
 
+#include "attention_kernel.hpp"
 #include "cuda_kernel.hpp"
 
 namespace tstitch::detail {
 
-/// CUDA C++ of the kernel, which needs no headers. ELEMENT is 1 for __half, 2 for __nv_bfloat16; HEAD the width of a
-/// head, 64 or 72.
+/// CUDA C++ of the kernel, behind `attention_prelude`. HEAD is 64 or 72.
 ///
-/// PTX ISA 9.0, 9.7.15 (wgmma), 9.7.9.27 (copies of tensors), 9.7.13.15 (mbarrier).
+/// What the instructions do, and how descriptors say where a matrix is, is in NVIDIA's PTX ISA under wgmma.mma_async,
+/// cp.async.bulk.tensor and mbarrier.
 inline constexpr char attention_many_rows_source[] = R"cuda(
-#if ELEMENT == 1
-#define TYPE "f16"
-#else
-#define TYPE "bf16"
-#endif
-#define INFINITE __int_as_float(0x7f800000)
-
 typedef unsigned long long Descriptor;
 struct __align__(64) TensorMap { unsigned long long opaque[16]; };
 
-constexpr int TOKENS = 256;           // that there is room for
-constexpr int GROUPS = TOKENS / 64;   // of four warps, each of which has 64 queries
+constexpr int TOKENS = 256;                 // that there is room for
+constexpr int GROUPS = TOKENS / 64;         // of four warps, each of which has 64 queries
 constexpr int THREADS = 128 * GROUPS + 32;  // and a warp that loads
-constexpr int PIECES = HEAD / 8;      // of 16 bytes in a row
 
 // q, k and v are each the first 64 columns, in rows of 128 bytes whose 16-byte pieces are swizzled (piece i of row r is
 // at i ^ r % 8), and behind them the other 8 columns, if there are any, in rows of 16 bytes.
 constexpr int WIDE = TOKENS * 128, REST = HEAD > 64 ? TOKENS * 16 : 0;  // bytes
 constexpr int MATRIX = WIDE + REST, ITEM = 3 * MATRIX;
-
-__device__ unsigned pack(float low, float high) {
-  unsigned result;
-  asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  return result;
-}
-__device__ unsigned short pack_e4m3(float low, float high) {  // the nearest, and the largest for what is beyond it
-  unsigned short result;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(result) : "f"(high), "f"(low));
-  return result;
-}
-__device__ float exp2_of(float x) {
-  float result;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
-  return result;
-}
 
 // What was written to shared memory by threads is seen by copies and products, and what they read may be overwritten.
 __device__ void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
@@ -131,9 +108,9 @@ __device__ void multiply_values(float (&c)[4], const unsigned (&a)[4], Descripto
 }
 
 // softmax(scale q k^T) v: a block has one head of one image after another, the next of which is on its way meanwhile,
-// and each group of warps has 64 of its queries. They take 64 keys at a time, and keep of each row of scores what the
-// exponentials come to, by which they shrink earlier sums when a larger score comes (Dao et al. 2022,
-// FlashAttention, arXiv 2205.14135, algorithm 1).
+// and each group of warps has 64 of its queries. They take 64 keys at a time, and keep of each row of scores the
+// largest so far and what the exponentials come to, by which they shrink earlier sums when a larger one comes (Dao et
+// al. 2022, FlashAttention, arXiv 2205.14135, algorithm 1).
 //
 // wide, rest: qkv [images, tokens, 3 heads, HEAD], by 64 and by 8 columns; out [images, tokens, heads, HEAD], of
 // QUANTISE times `factor` in e4m3; scale in units of log2(e)
@@ -246,6 +223,7 @@ __device__ void attend(const TensorMap& wide, const TensorMap& rest, void* out, 
           }
         }
         hold(sums);
+        if (REST) hold(sums_of_rest);
         const Descriptor values = swizzled(at_v + chunk * 8192);
         const Descriptor values_of_rest = described(at_v + WIDE + chunk * 1024, 128, 128);
         begin_products();
@@ -318,10 +296,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
 /// @param element 1 float16, 2 bfloat16
 inline CudaSource attention_many_rows(int element, int head) {
-  return {.name = "attention_many_rows",
-          .text = attention_many_rows_source,
-          .options = {"-DELEMENT=" + std::to_string(element), "-DHEAD=" + std::to_string(head)},
-          .architecture_alone = true};
+  CudaSource source = attention_source("attention_many_rows", attention_many_rows_source, element, head);
+  source.architecture_alone = true;
+  return source;
 }
 
 /// The kernel for an element and a width of a head on a GPU.
@@ -348,7 +325,7 @@ class ManyRowsAttention {
     TensorMap wide = map(qkv, 64), rest = map(qkv, 8);
     void* out_data = out.data_ptr();
     int images = int(qkv.size(0)), count = int(qkv.size(1)), heads = int(qkv.size(3));
-    float scale = float(1 / (std::log(2.0) * std::sqrt(double(head_)))), times = float(factor);
+    float scale = attention_scale(head_), times = float(factor);
     std::array<void*, 8> arguments{&wide, &rest, &out_data, &count, &images, &heads, &scale, &times};
     kernels_.start(out.scalar_type() == at::kFloat8_e4m3fn ? attention_e4m3_ : attention_,
                    std::min(qkv.size(0) * qkv.size(3), std::int64_t(multiprocessors_)), threads, arguments.data(),

@@ -1,0 +1,60 @@
+/// @file
+/// What the kernels for attention have in common.
+#pragma once
+
+#include <cmath>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "cuda_kernel.hpp"
+
+namespace tstitch::detail {
+
+/// CUDA C++ that comes first. ELEMENT is 1 for __half, 2 for __nv_bfloat16; HEAD the width of a head.
+inline constexpr char attention_prelude[] = R"cuda(
+#if ELEMENT == 1
+#define TYPE "f16"
+#else
+#define TYPE "bf16"
+#endif
+#define INFINITE __int_as_float(0x7f800000)
+
+constexpr int PIECES = HEAD / 8;  // of 16 bytes in a row
+
+__device__ unsigned pack(float low, float high) {
+  unsigned result;
+  asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+
+__device__ unsigned short pack_e4m3(float low, float high) {  // the nearest, and the largest for what is beyond it
+  unsigned short result = 0;
+#if __CUDA_ARCH__ >= 890
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(result) : "f"(high), "f"(low));
+#endif
+  return result;
+}
+
+__device__ float exp2_of(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+)cuda";
+
+/// @param element 1 float16, 2 bfloat16
+/// @param options of NVRTC beside these two
+inline CudaSource attention_source(char const* name, char const* text, int element, int head,
+                                   std::vector<std::string> options = {}) {
+  options.push_back("-DELEMENT=" + std::to_string(element));
+  options.push_back("-DHEAD=" + std::to_string(head));
+  return {name, std::string(attention_prelude) + text, std::move(options)};
+}
+
+/// With which scores are multiplied, in units of log2(e): exponentials are powers of two.
+inline float attention_scale(int head) {
+  return float(1 / (std::log(2.0) * std::sqrt(double(head))));
+}
+
+}  // namespace tstitch::detail
