@@ -120,6 +120,14 @@ TEST_CASE("in 8 bits the network is a little off, and layers see what the calibr
   const std::vector<double> largest = largest_inputs(small_file, {}, {.steps = 4, .images = 2});
   REQUIRE(largest.size() == 4 * 6);
   for (const double value : largest) CHECK((value > 0.1 && value < 1000));
+  // Proj stays as it is where the attention before it would not round for it.
+  torch::jit::ExtraFilesMap narrow_heads = metadata_of(small_file);
+  narrow_heads["tstitch/heads"] = "4";
+  std::filesystem::create_directories(TSTITCH_TEST_DATA);
+  torch::jit::load(small_file).save(TSTITCH_TEST_DATA "/narrow_heads.pt", narrow_heads);
+  const std::vector<double> of_narrow =
+      largest_inputs(TSTITCH_TEST_DATA "/narrow_heads.pt", {}, {.steps = 4, .images = 2});
+  for (std::size_t layer = 0; layer < largest.size(); ++layer) CHECK((of_narrow[layer] > 0) == (layer % 4 != 1));
   const at::Tensor x = pictures(2);
   const Condition condition = labelled({1, 10});
   const at::Tensor expected = load_torchscript(small_file)(x, times(500, 2), condition);

@@ -70,7 +70,7 @@ inline at::Tensor attention_kernel(at::Tensor const& qkv, double factor = 0, Att
       return (*kernel)(qkv, out, factor) ? out : at::Tensor();
     }
   }
-  if (by != AttentionBy::few_rows && ManyRowsAttention::has_room(qkv)) {
+  if (by != AttentionBy::few_rows && ManyRowsAttention::has_room(qkv.size(1))) {
     if (ManyRowsAttention const* const kernel = kernels->get<ManyRowsAttention>(element, qkv.size(4))) {
       const at::Tensor out = made();
       (*kernel)(qkv, out, factor);

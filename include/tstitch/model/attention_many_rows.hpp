@@ -316,7 +316,7 @@ class ManyRowsAttention {
   static bool fits(std::int64_t head) { return head == 64 || head == 72; }
 
   /// Whether there is room for so many tokens; it is faster than others then.
-  static bool has_room(at::Tensor const& qkv) { return qkv.size(1) <= tokens; }
+  static bool has_room(std::int64_t count) { return count <= tokens; }
 
   /// @param qkv [n, tokens, 3, heads, head width], contiguous, for which it has room
   /// @param out [n, tokens, heads, head width], contiguous, in the type of qkv or in e4m3
