@@ -268,6 +268,8 @@ def calibrate(
         fail(f"{place}: must be for a network that predicts epsilon or flow, got {prediction}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layers = layers_of(network.to(device), keep)
+    if not layers:
+        fail(f"{place}: must leave one of {', '.join(LAYERS)} to 8 bits, got {', '.join(sorted(keep))} to keep")
     largest = [torch.zeros((), device=device) for _ in layers]
     # float32, because those of DiT-XL/2 together are as large as its weights.
     hessians = [torch.zeros(layer.in_features, layer.in_features, device=device) for layer in layers if weights]

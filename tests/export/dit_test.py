@@ -384,6 +384,9 @@ def check_calibrated_weights() -> None:
     text.write_text("not a network\n")
     refuse("must be a TorchScript file, got 'PytorchStreamReader failed", text)
     refuse("must be a TorchScript file, got none", scratch / "absent.pt")
+    # With proj, which is kept anyway here, that is all.
+    refuse("must leave one of qkv, proj, fc1, fc2 to 8 bits, got fc1, fc2, proj, qkv to keep",
+           plain, "--keep", "qkv", "--keep", "fc1", "--keep", "fc2")  # fmt: skip
     refuse("must be a TorchScript file, got a folder", scratch)
     refuse("must be a TorchScript file, got another archive", source)
     with zipfile.ZipFile(scratch / "package.pt2", "w") as package:
