@@ -270,8 +270,8 @@ class FewRowsAttention {
     attention_ = function("attention");
     if (kernels_.architecture() >= 89) attention_e4m3_ = function("attention_e4m3");
     constexpr int reserved = 1024;  // bytes of each block
-    const int fit = gpu_attribute(device.index(), 81) / (shape_.shared() + reserved);
-    blocks_at_once_ = gpu_attribute(device.index(), 16) * std::min(2, fit);
+    const int fit = gpu_attribute(device.index(), shared_of_multiprocessor) / (shape_.shared() + reserved);
+    blocks_at_once_ = gpu_attribute(device.index(), multiprocessors) * std::min(2, fit);
   }
 
   static bool fits(std::int64_t head) { return FewRowsShape::fits(head); }

@@ -52,6 +52,9 @@ inline CudaSource attention_source(char const* name, char const* text, int eleme
   return {name, std::string(attention_prelude) + text, std::move(options)};
 }
 
+/// CUdevice_attribute
+inline constexpr int multiprocessors = 16, shared_of_multiprocessor = 81;
+
 /// With which scores are multiplied, in units of log2(e): exponentials are powers of two.
 inline float attention_scale(int head) {
   return float(1 / (std::log(2.0) * std::sqrt(double(head))));

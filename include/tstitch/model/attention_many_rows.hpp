@@ -308,7 +308,7 @@ class ManyRowsAttention {
   ManyRowsAttention(int element, int head, c10::Device device)
       : element_(element),
         head_(head),
-        multiprocessors_(gpu_attribute(device.index(), 16)),
+        multiprocessors_(gpu_attribute(device.index(), multiprocessors)),
         kernels_(hopper_only(attention_many_rows(element, head), device), device),
         attention_(function("attention")),
         attention_e4m3_(function("attention_e4m3")) {}

@@ -88,6 +88,11 @@ struct CudaSource {
   bool architecture_alone = false;        ///< it has instructions that no later architecture has
 };
 
+/// As compilers call it: sm_90, or sm_90a.
+inline std::string architecture_name(CudaSource const& source, int architecture) {
+  return "sm_" + std::to_string(architecture) + (source.architecture_alone ? "a" : "");
+}
+
 /// Machine code by NVRTC; needs no GPU.
 /// @param architecture 90 for compute capability 9.0
 /// @throws std::runtime_error when there is no NVRTC or it refuses
@@ -104,8 +109,7 @@ inline std::string compile_cuda(CudaSource const& source, int architecture) {
   check(nvrtc.get<int(Program*, char const*, char const*, int, char const* const*, char const* const*)>(
             "nvrtcCreateProgram")(&program, source.text.c_str(), source.name, 0, nullptr, nullptr),
         "");
-  std::vector<std::string> options{"-arch=sm_" + std::to_string(architecture) + (source.architecture_alone ? "a" : ""),
-                                   "-std=c++17", "-lineinfo"};
+  std::vector<std::string> options{"-arch=" + architecture_name(source, architecture), "-std=c++17", "-lineinfo"};
   options.insert(options.end(), source.options.begin(), source.options.end());
   std::vector<char const*> words;
   for (std::string const& option : options) words.push_back(option.c_str());
@@ -156,7 +160,7 @@ inline std::string cached_cuda(CudaSource const& source, int architecture) {
   add(source.text);
   for (std::string const& option : source.options) add(option);
   char name[96];
-  std::snprintf(name, sizeof name, "%s-sm%d-%016llx.cubin", source.name, architecture,
+  std::snprintf(name, sizeof name, "%s-%s-%016llx.cubin", source.name, architecture_name(source, architecture).c_str(),
                 static_cast<unsigned long long>(hash));
   constexpr char elf[] =
       "\x7f"
