@@ -20,6 +20,7 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <numeric>
+#include <thread>
 
 #include "../common/device.hpp"
 #include "../common/text.hpp"
@@ -31,12 +32,25 @@ using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
 
 std::atomic<bool> interrupted = false;
-static_assert(std::atomic<bool>::is_always_lock_free);  // what a signal handler may touch
 
 /// The first Ctrl-C asks the run to stop after its step; the second ends the program as usual.
-extern "C" void on_interrupt(int) {
-  interrupted = true;
-  std::signal(SIGINT, SIG_DFL);
+///
+/// A thread of its own waits for it, and every other has it blocked: a handler on a thread that computes would write
+/// where oneDNN's generated products keep numbers, below the stack.
+void watch_for_interrupt() {
+  sigset_t interrupt;
+  sigemptyset(&interrupt);
+  sigaddset(&interrupt, SIGINT);
+  std::signal(SIGINT, SIG_DFL);                     // shells start what runs behind them with it ignored
+  pthread_sigmask(SIG_BLOCK, &interrupt, nullptr);  // threads that are made from now on have it blocked, too
+  std::thread([interrupt] {
+    int received = 0;
+    sigwait(&interrupt, &received);
+    interrupted = true;
+    sigwait(&interrupt, &received);
+    pthread_sigmask(SIG_UNBLOCK, &interrupt, nullptr);
+    std::raise(SIGINT);
+  }).detach();
 }
 
 double seconds_since(Clock::time_point start) {
@@ -681,7 +695,7 @@ int tstitch_sample(Arguments arguments) {
 }  // namespace
 
 int main(int count, char** values) {
-  std::signal(SIGINT, on_interrupt);
+  watch_for_interrupt();
   try {
     Arguments arguments;
     if (const std::optional<int> code = parse(count, values, arguments)) return *code;
