@@ -24,9 +24,10 @@ namespace tstitch {
 /// What is believed about x at a point of the trajectory. x_0 is the common currency of the library: networks of
 /// different prediction types meet in it, and so do guidance, thresholding and the history of multistep rules.
 struct Prediction {
-  at::Tensor x_0;                ///< [n, C, H, W], thresholded
-  at::Tensor unclipped_x_0;      ///< [n, C, H, W], what thresholding made x_0 from; x_0 itself where there is none
-  at::Tensor variance_fraction;  ///< [n, C, H, W], v of the learned range; undefined if the network has none
+  at::Tensor x_0;            ///< [n, C, H, W], thresholded
+  at::Tensor unclipped_x_0;  ///< [n, C, H, W], what thresholding made x_0 from; x_0 itself where there is none
+  at::Tensor
+      variance_fraction;  ///< [n, C, H, W], v of the learned range, as the network made it; undefined if it has none
   /// [n, k, H, W], the guidance update with what it received of earlier ones; undefined without
   /// ProjectedGuidance::momentum.
   at::Tensor momentum = {};
@@ -91,7 +92,7 @@ at::Tensor evaluate(Network const& network, at::Tensor const& x, Points const& p
 /// What a network answers, taken apart.
 struct RawOutput {
   WeightedSum output;            ///< [n, C, H, W]; a sum that is not computed yet
-  at::Tensor variance_fraction;  ///< [n, C, H, W] in the type of x, or undefined
+  at::Tensor variance_fraction;  ///< [n, C, H, W] or undefined
 };
 
 /// The halves of a network's output with a learned variance.
@@ -100,19 +101,18 @@ struct OutputHalves {
   at::Tensor variance_fraction;  ///< [n, C, H, W] or undefined
 };
 
-inline OutputHalves split(Network const& network, at::Tensor const& all, at::Tensor const& x) {
+inline OutputHalves split(Network const& network, at::Tensor const& all, std::int64_t channels) {
   if (!network.info().learned_variance) return {all, {}};
-  const std::int64_t channels = x.size(1);
-  return {all.narrow(1, 0, channels), all.narrow(1, channels, channels).to(x.scalar_type())};
+  return {all.narrow(1, 0, channels), all.narrow(1, channels, channels)};
 }
 
 /// With the condition, and the output [n, C, H, W] without it, in one evaluation of 2n rows.
 template <class Points>
 std::pair<OutputHalves, at::Tensor> with_and_without(Network const& network, at::Tensor const& x, Points const& points,
                                                      BatchCondition const& condition) {
-  const std::int64_t n = x.size(0);
+  const std::int64_t n = x.size(0), channels = x.size(1);
   const at::Tensor all = evaluate(network, x.repeat({2, 1, 1, 1}), points, condition.guided);
-  return {split(network, all.narrow(0, 0, n), x), all.narrow(0, n, n).narrow(1, 0, x.size(1))};
+  return {split(network, all.narrow(0, 0, n), channels), all.narrow(0, n, n).narrow(1, 0, channels)};
 }
 
 /// The network's output under classifier-free guidance.
@@ -122,7 +122,7 @@ RawOutput guided_output(Network const& network, at::Tensor const& x, Points cons
                         BatchCondition const& condition, EvaluationGuidance const& guidance) {
   const std::int64_t channels = x.size(1);
   if (guidance.scale == 1) {
-    const OutputHalves halves = split(network, evaluate(network, x, points, condition.conditional), x);
+    const OutputHalves halves = split(network, evaluate(network, x, points, condition.conditional), channels);
     return {WeightedSum().add(1, halves.output), halves.variance_fraction};
   }
   const auto [with, without] = with_and_without(network, x, points, condition);

@@ -17,7 +17,6 @@
 #include <ATen/ops/gelu.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/linear.h>
-#include <ATen/ops/pixel_unshuffle.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/silu.h>
 #include <c10/core/Event.h>
@@ -226,13 +225,19 @@ class DiT {
     DiTOptions options;
     TensorFunction forward;
 
+    /// Rows of the table, which are often neighbours: those of one class, with and without it.
+    struct TableRows {
+      std::int64_t first = 0, count = 0;
+      at::Tensor each = {};  ///< [count], on the device; undefined: they are neighbours
+    };
+
     std::mutex mutex = {};
     at::Tensor table = {};                                                      ///< [rows, slots, width]
     std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t> row_of = {};  ///< of bits of a timestep, and label
     std::optional<c10::Stream> writer = {};                                     ///< of the table, on a GPU
     std::optional<c10::Event> written = {};
-    std::vector<std::int64_t> labels = {};            ///< of the newest evaluation, and
-    std::map<std::int64_t, at::Tensor> rows_of = {};  ///< their rows by timestep
+    std::vector<std::int64_t> labels = {};           ///< of the newest evaluation, and
+    std::map<std::int64_t, TableRows> rows_of = {};  ///< their rows by timestep
 
     std::int64_t width() const { return weights.pos_embed.size(2); }
     std::int64_t slots() const { return weights.modulation.bias.size(0) / width(); }
@@ -290,6 +295,7 @@ class DiT {
       if (std::int64_t(timesteps.size() * distinct.size()) > capacity()) return false;
       if (std::int64_t(row_of.size()) + count > capacity()) {  // makes room for the new run
         row_of.clear();
+        table.reset();  // not overwritten: what was looked up may be a part of it
         return keep(timesteps, distinct);
       }
       const std::int64_t used = std::int64_t(row_of.size());
@@ -322,16 +328,16 @@ class DiT {
     }
 
     /// Rows of the table, also for a thread that works on another stream than who wrote them.
-    at::Tensor look_up(at::Tensor const& rows) {
+    at::Tensor look_up(TableRows const& rows) const {
       if (writer) {
         const c10::impl::VirtualGuardImpl streams(table.device().type());
         if (const c10::Stream reader = streams.getStream(table.device()); reader != *writer) {
           written->block(reader);
           table.record_stream(reader);
-          rows.record_stream(reader);
+          if (rows.each.defined()) rows.each.record_stream(reader);
         }
       }
-      return at::index_select(table, 0, rows);
+      return rows.each.defined() ? at::index_select(table, 0, rows.each) : table.narrow(0, rows.first, rows.count);
     }
 
     /// In float32, as a network would make them of its int64 or float32 timesteps.
@@ -354,19 +360,20 @@ class DiT {
         rows_of.clear();
       }
       const std::int64_t key = std::bit_cast<std::int64_t>(*timestep);
-      at::Tensor& rows = rows_of[key];
-      if (!rows.defined()) {
-        std::vector<std::int64_t> distinct = of_rows;
-        std::sort(distinct.begin(), distinct.end());
-        distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
-        const double only = *timestep;
-        if (!keep({&only, 1}, distinct)) return modulate(t, condition.labels);
-        std::vector<std::int64_t> found;
-        for (const std::int64_t label : of_rows) found.push_back(row_of.at({key, label}));
-        // keep() may have emptied rows_of.
-        return look_up(rows_of[key] = detail::to_device(found, weights.pos_embed.device()));
+      if (const auto known = rows_of.find(key); known != rows_of.end()) return look_up(known->second);
+      std::vector<std::int64_t> distinct = of_rows;
+      std::sort(distinct.begin(), distinct.end());
+      distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+      const double only = *timestep;
+      if (!keep({&only, 1}, distinct)) return modulate(t, condition.labels);
+      std::vector<std::int64_t> found;
+      for (const std::int64_t label : of_rows) found.push_back(row_of.at({key, label}));
+      TableRows rows{.first = found.empty() ? 0 : found[0], .count = std::int64_t(found.size())};
+      const auto next = [](std::int64_t before, std::int64_t after) { return after != before + 1; };
+      if (std::adjacent_find(found.begin(), found.end(), next) != found.end()) {
+        rows.each = detail::to_device(found, weights.pos_embed.device());
       }
-      return look_up(rows);
+      return look_up(rows_of[key] = rows);
     }
 
     /// The network behind its modulations.
@@ -374,9 +381,12 @@ class DiT {
     /// @param modulations [n, slots, width]
     at::Tensor evaluate(at::Tensor const& x, at::Tensor const& modulations) const {
       DiTWeights const& w = weights;
-      const at::ScalarType type = w.pos_embed.scalar_type();
-      const at::Tensor patches = at::pixel_unshuffle(x.to(type), w.patch).flatten(2).transpose(1, 2);
-      const at::Tensor tokens = linear(patches, w.x_embedder);
+      const std::int64_t n = x.size(0), channels = x.size(1), p = w.patch, grid = x.size(2) / p,
+                         columns = x.size(3) / p;
+      // [n, channel, row, y, column, x] -> [n, row, column, channel, y, x], and the type, in one copy
+      const at::Tensor patches = w.pos_embed.new_empty({n, grid, columns, channels, p, p});
+      patches.copy_(x.reshape({n, channels, grid, p, columns, p}).permute({0, 2, 4, 1, 3, 5}));
+      const at::Tensor tokens = linear(patches.view({n, grid * columns, channels * p * p}), w.x_embedder);
       // Adds y and makes the input of the layer that follows.
       const auto norm = [&](at::Tensor const& y, int gate, int shift, double eps, DiTLinear const& next) {
         return detail::residual_norm_modulate(tokens, y, modulations, gate, shift, shift + 1, eps, options.plain,
@@ -394,12 +404,11 @@ class DiT {
         normed = norm(mlp(normed, block, b), slot + 5, slot + 6, eps, next);
       }
       const at::Tensor out = linear(normed, w.final_layer);
-      const std::int64_t grid = x.size(2) / w.patch, columns = x.size(3) / w.patch;
-      const std::int64_t channels = out.size(2) / (w.patch * w.patch);
+      const std::int64_t out_channels = out.size(2) / (p * p);
       // [n, row, column, y, x, channel] -> [n, channel, row, y, column, x]
-      return out.view({x.size(0), grid, columns, w.patch, w.patch, channels})
+      return out.view({n, grid, columns, p, p, out_channels})
           .permute({0, 5, 1, 3, 2, 4})
-          .reshape({x.size(0), channels, x.size(2), x.size(3)});
+          .reshape({n, out_channels, x.size(2), x.size(3)});
     }
 
     /// A layer of a block.

@@ -58,12 +58,11 @@ struct alignas(16) Eight { Element values[8]; };
 constexpr int THREADS = (WIDTH / 8 + CHUNKS - 1) / CHUNKS;  // that have channels; a block is whole warps
 constexpr int WARPS = (THREADS + 31) / 32;
 
-// Of all threads of the block.
-__device__ float sum(float value, float* shared) {
+// Of all threads of the block. `shared` is for one sum alone, so that none waits until an earlier one has been read.
+__device__ float sum(float value, float (&shared)[WARPS]) {
   for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(0xffffffffu, value, offset);
   if (WARPS == 1) return value;
   const int warp = threadIdx.x / 32;
-  __syncthreads();  // what an earlier sum left has been read
   if (threadIdx.x % 32 == 0) shared[warp] = value;
   __syncthreads();
   float total = 0;
@@ -90,7 +89,7 @@ __device__ uint2 to_e4m3(const float* values) {
 template <bool QUANTISE>
 __device__ void modulated(Element* x, const Element* y, const Element* modulation, void* normed, int tokens, int slots,
                           int gate, int shift, int scale, float eps, float factor) {
-  __shared__ float shared[WARPS];
+  __shared__ float of_values[WARPS], of_squares[WARPS];
   const long long row = blockIdx.x;
   const Element* const of_image = modulation + row / tokens * slots * WIDTH;
   Element* const x_row = x + row * WIDTH;
@@ -126,7 +125,7 @@ __device__ void modulated(Element* x, const Element* y, const Element* modulatio
 #pragma unroll
     for (int i = 0; i < 8; ++i) total += values[chunk][i];
   }
-  const float mean = sum(total, shared) / WIDTH;
+  const float mean = sum(total, of_values) / WIDTH;
   float squares = 0;
 #pragma unroll
   for (int chunk = 0; chunk < CHUNKS; ++chunk) {
@@ -138,7 +137,7 @@ __device__ void modulated(Element* x, const Element* y, const Element* modulatio
       if (mine) squares += centred * centred;
     }
   }
-  const float inverse = rsqrtf(sum(squares, shared) / WIDTH + eps);
+  const float inverse = rsqrtf(sum(squares, of_squares) / WIDTH + eps);
 #pragma unroll
   for (int chunk = 0; chunk < CHUNKS; ++chunk) {
     const int channel = (chunk * THREADS + threadIdx.x) * 8;

@@ -52,9 +52,9 @@ inline bool is_learned(Variance variance, bool network_has) {
 }
 
 /// f high + (1 - f) low with f = (v + 1) / 2, Nichol and Dhariwal 2021, Eq. 15; low and high are logs of variances, or
-/// halves of them for deviations.
-inline at::Tensor in_learned_range(at::Tensor const& v, double low, double high) {
-  return v.mul((high - low) / 2).add_((high + low) / 2);
+/// halves of them for deviations. Computed in this type, whatever the network's is.
+inline at::Tensor in_learned_range(at::Tensor const& v, at::ScalarType type, double low, double high) {
+  return v.to(type).mul((high - low) / 2).add_((high + low) / 2);
 }
 
 }  // namespace detail
@@ -87,9 +87,10 @@ struct DDPMUpdate {
     if (!detail::is_learned(variance, prediction.variance_fraction.defined())) {
       return x.add(std::sqrt(variance == Variance::fixed_large ? posterior.beta : low), in.noise(0)).value();
     }
-    const at::Tensor deviation =
-        detail::in_learned_range(prediction.variance_fraction, std::log(low) / 2, std::log(posterior.beta) / 2).exp_();
-    return x.value().addcmul_(deviation, in.noise(0));
+    const at::Tensor mean = x.value();
+    const at::Tensor deviation = detail::in_learned_range(prediction.variance_fraction, mean.scalar_type(),
+                                                          std::log(low) / 2, std::log(posterior.beta) / 2);
+    return mean.addcmul_(deviation.exp_(), in.noise(0));
   }
 };
 

@@ -131,7 +131,7 @@ inline at::Tensor bound_nats(Step const& step, double log_posterior, at::Tensor 
   const double range = std::log(posterior.beta) - log_posterior;
   const bool large = options.variance == Variance::fixed_large && !last;
   const at::Tensor above = is_learned(options.variance, prediction.variance_fraction.defined())
-                               ? in_learned_range(prediction.variance_fraction, 0, range)
+                               ? in_learned_range(prediction.variance_fraction, x_0.scalar_type(), 0, range)
                                : x_0.new_full({1, 1, 1, 1}, large ? range : 0);
   const at::Tensor error = x_0.sub(prediction.x_0);
   if (last) return decoder_nats(x_0, error, above.add(log_posterior), options.decoder);
