@@ -325,11 +325,19 @@ TEST_CASE("the kernels compile for every type and width, without a GPU") {
   for (const int element : {1, 2}) {
     for (const int head : {8, 16, 64, 72, 128}) {
       REQUIRE(detail::FewRowsAttention::fits(head));
-      for (const int architecture : {80, 90}) {
-        REQUIRE(detail::compile_cuda(detail::attention_few_rows(element, {head}), architecture).substr(1, 3) == "ELF");
+      for (const bool e4m3 : {false, true}) {
+        const auto code = [&](auto source, int architecture) {
+          return detail::compile_cuda(source({.element = element, .head = head, .e4m3 = e4m3}), architecture);
+        };
+        REQUIRE(code(detail::attention_few_rows, 90).substr(1, 3) == "ELF");
+        if (e4m3) {
+          REQUIRE_THROWS_AS(code(detail::attention_few_rows, 80), std::runtime_error);
+        } else {
+          REQUIRE(code(detail::attention_few_rows, 80).substr(1, 3) == "ELF");
+        }
+        if (!detail::ManyRowsAttention::fits(head)) continue;
+        REQUIRE(code(detail::attention_many_rows, 90).substr(1, 3) == "ELF");
       }
-      if (!detail::ManyRowsAttention::fits(head)) continue;
-      REQUIRE(detail::compile_cuda(detail::attention_many_rows(element, head), 90).substr(1, 3) == "ELF");
     }
   }
   CHECK_FALSE(detail::FewRowsAttention::fits(12));

@@ -23,16 +23,16 @@ class AttentionKernels {
  public:
   explicit AttentionKernels(c10::Device device) : device_(device) {}
 
-  /// A kernel for an element and a head, which stays; null where there is none.
+  /// The kernel of a kind, which stays; null where there is none.
   template <class Kernel>
-  Kernel const* get(int element, std::int64_t head) const {
-    if (!Kernel::fits(head)) return nullptr;
-    auto& kernels = std::get<ByElementAndHead<Kernel>>(kernels_);
+  Kernel const* get(AttentionKind kind) const {
+    if (!Kernel::fits(kind.head)) return nullptr;
+    auto& kernels = std::get<ByKind<Kernel>>(kernels_);
     const std::lock_guard lock(mutex_);
-    const auto [found, is_new] = kernels.try_emplace({element, int(head)});
+    const auto [found, is_new] = kernels.try_emplace(kind);
     if (is_new) {
       try {
-        found->second.emplace(element, int(head), device_);
+        found->second.emplace(kind, device_);
       } catch (std::exception const&) {}  // torch has another way
     }
     return found->second ? &*found->second : nullptr;
@@ -40,11 +40,11 @@ class AttentionKernels {
 
  private:
   template <class Kernel>
-  using ByElementAndHead = std::map<std::pair<int, int>, std::optional<Kernel>>;
+  using ByKind = std::map<AttentionKind, std::optional<Kernel>>;
 
   c10::Device device_;
   mutable std::mutex mutex_;
-  mutable std::pair<ByElementAndHead<FewRowsAttention>, ByElementAndHead<ManyRowsAttention>> kernels_;
+  mutable std::pair<ByKind<FewRowsAttention>, ByKind<ManyRowsAttention>> kernels_;
 };
 
 /// softmax(q k^T / sqrt(head width)) v by a kernel.
@@ -59,23 +59,19 @@ inline at::Tensor attention_kernel(at::Tensor const& qkv, double factor = 0, Att
   }
   AttentionKernels const* const kernels = kernel_on<AttentionKernels>(qkv.device());
   if (!kernels) return {};
-  const auto made = [&] {
-    return qkv.new_empty({qkv.size(0), qkv.size(1), qkv.size(3), qkv.size(4)},
-                         factor == 0 ? qkv.options() : qkv.options().dtype(at::kFloat8_e4m3fn));
+  const AttentionKind kind{.element = element, .head = int(qkv.size(4)), .e4m3 = factor != 0};
+  const auto by_kernel = [&](auto const& kernel) {
+    const at::Tensor out = qkv.new_empty({qkv.size(0), qkv.size(1), qkv.size(3), qkv.size(4)},
+                                         kind.e4m3 ? qkv.options().dtype(at::kFloat8_e4m3fn) : qkv.options());
+    kernel(qkv, out, factor);
+    return out;
   };
   if (by != AttentionBy::many_rows) {
-    FewRowsAttention const* const kernel = kernels->get<FewRowsAttention>(element, qkv.size(4));
-    if (kernel && (by == AttentionBy::few_rows || kernel->is_fast(qkv))) {
-      const at::Tensor out = made();
-      return (*kernel)(qkv, out, factor) ? out : at::Tensor();
-    }
+    FewRowsAttention const* const kernel = kernels->get<FewRowsAttention>(kind);
+    if (kernel && (by == AttentionBy::few_rows || kernel->is_fast(qkv))) return by_kernel(*kernel);
   }
   if (by != AttentionBy::few_rows && ManyRowsAttention::has_room(qkv.size(1))) {
-    if (ManyRowsAttention const* const kernel = kernels->get<ManyRowsAttention>(element, qkv.size(4))) {
-      const at::Tensor out = made();
-      (*kernel)(qkv, out, factor);
-      return out;
-    }
+    if (ManyRowsAttention const* const kernel = kernels->get<ManyRowsAttention>(kind)) return by_kernel(*kernel);
   }
   return {};
 }

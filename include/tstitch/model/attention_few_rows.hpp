@@ -34,6 +34,22 @@ __device__ void copy16(unsigned to, const void* from, bool there) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(there ? 16 : 0) : "memory");
 }
 
+// ROWS rows of a head, `pitch` elements apart, to shared memory; zeros behind the first `there`. Every thread has one
+// piece of each STEP-th row, so that it divides but once.
+template <int ROWS>
+__device__ void copy_rows(Element* to, const Element* from, int pitch, int there) {
+  constexpr int STEP = THREADS / PIECES;
+  const int own = threadIdx.x / PIECES, piece = threadIdx.x % PIECES * 8;
+  if (own >= STEP) return;
+  const unsigned at = address_of(to + own * STRIDE + piece);
+  from += (long long)own * pitch + piece;
+#pragma unroll
+  for (int row = 0; row < ROWS; row += STEP) {
+    if (row + STEP > ROWS && own >= ROWS - row) break;
+    copy16(at + row * STRIDE * 2, from + row * pitch, row + own < there);
+  }
+}
+
 __device__ void load4(unsigned (&m)[4], unsigned at) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3]) : "r"(at) : "memory");
@@ -72,8 +88,8 @@ __device__ void multiply8(float (&c)[4], unsigned a0, unsigned a1, unsigned b) {
 //
 // qkv [images, tokens, 3, heads, HEAD], out [images, tokens, heads, HEAD], of QUANTISE times `factor` in e4m3; scale in
 // units of log2(e)
-template <bool QUANTISE>
-__device__ void attend(const Element* qkv, void* out, int tokens, int heads, float scale, float factor) {
+extern "C" __global__ void __launch_bounds__(THREADS) attention(const Element* qkv, void* out, int tokens, int heads,
+                                                                float scale, float factor) {
   extern __shared__ __align__(16) Element shared[];  // q [QUERIES], then STAGES of k [KEYS] and v [KEYS]
   Element* const ring = shared + QUERIES * STRIDE;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -86,23 +102,17 @@ __device__ void attend(const Element* qkv, void* out, int tokens, int heads, flo
   const Element* const v = k + heads * HEAD;
   const int chunks = (tokens + KEYS - 1) / KEYS;
 
-  const auto copy_rows = [&](Element* to, const Element* from, int start, int rows) {
-    for (int i = threadIdx.x; i < rows * PIECES; i += THREADS) {
-      const int row = i / PIECES, piece = i % PIECES * 8;
-      const bool there = start + row < tokens;
-      copy16(address_of(to + row * STRIDE + piece), from + (long long)(there ? start + row : 0) * pitch + piece, there);
-    }
-  };
   const auto copy_chunk = [&](int chunk) {  // one group of copies, empty behind the last
     if (chunk < chunks) {
       Element* const to = ring + chunk % STAGES * 2 * CHUNK;
-      copy_rows(to, k, chunk * KEYS, KEYS);
-      copy_rows(to + CHUNK, v, chunk * KEYS, KEYS);
+      const long long start = (long long)chunk * KEYS * pitch;
+      copy_rows<KEYS>(to, k + start, pitch, tokens - chunk * KEYS);
+      copy_rows<KEYS>(to + CHUNK, v + start, pitch, tokens - chunk * KEYS);
     }
     asm volatile("cp.async.commit_group;" ::: "memory");
   };
 
-  copy_rows(shared, q, first, QUERIES);
+  copy_rows<QUERIES>(shared, q + (long long)first * pitch, pitch, tokens - first);
 #pragma unroll
   for (int i = 0; i < STAGES - 1; ++i) copy_chunk(i);
 
@@ -221,18 +231,6 @@ __device__ void attend(const Element* qkv, void* out, int tokens, int heads, flo
     }
   }
 }
-
-extern "C" __global__ void __launch_bounds__(THREADS) attention(const Element* qkv, void* out, int tokens, int heads,
-                                                                float scale, float factor) {
-  attend<false>(qkv, out, tokens, heads, scale, factor);
-}
-
-#if __CUDA_ARCH__ >= 890
-extern "C" __global__ void __launch_bounds__(THREADS) attention_e4m3(const Element* qkv, void* out, int tokens,
-                                                                     int heads, float scale, float factor) {
-  attend<true>(qkv, out, tokens, heads, scale, factor);
-}
-#endif
 )cuda";
 
 /// How the kernel works on a head of this width.
@@ -249,26 +247,20 @@ struct FewRowsShape {
   int shared() const { return (queries + stages * 2 * keys) * (head / 8 % 2 ? head : head + 8) * 2; }
 };
 
-/// @param element 1 float16, 2 bfloat16
-inline CudaSource attention_few_rows(int element, FewRowsShape shape) {
-  return attention_source("attention_few_rows", attention_few_rows_source, element, shape.head,
-                          {"-DWARPS=" + std::to_string(shape.warps), "-DKEYS=" + std::to_string(shape.keys),
-                           "-DSTAGES=" + std::to_string(shape.stages)});
+inline CudaSource attention_few_rows(AttentionKind kind) {
+  using Shape = FewRowsShape;
+  return attention_source("attention_few_rows", attention_few_rows_source, kind,
+                          {"-DWARPS=" + std::to_string(Shape::warps), "-DKEYS=" + std::to_string(Shape::keys),
+                           "-DSTAGES=" + std::to_string(Shape::stages)});
 }
 
-/// The kernel for an element and a width of a head on a GPU.
+/// The kernel of a kind on a GPU.
 class FewRowsAttention {
  public:
   /// @throws std::runtime_error when it cannot be had there
-  FewRowsAttention(int element, int head, c10::Device device)
-      : shape_{head}, kernels_(attention_few_rows(element, shape_), device) {
-    const auto function = [&](char const* name) {
-      void* const found = kernels_.function(name);
-      kernels_.allow_shared(found, shape_.shared());
-      return found;
-    };
-    attention_ = function("attention");
-    if (kernels_.architecture() >= 89) attention_e4m3_ = function("attention_e4m3");
+  FewRowsAttention(AttentionKind kind, c10::Device device)
+      : shape_{kind.head}, kernels_(attention_few_rows(kind), device), attention_(kernels_.function("attention")) {
+    kernels_.allow_shared(attention_, shape_.shared());
     constexpr int reserved = 1024;  // bytes of each block
     const int fit = gpu_attribute(device.index(), shared_of_multiprocessor) / (shape_.shared() + reserved);
     blocks_at_once_ = gpu_attribute(device.index(), multiprocessors) * std::min(2, fit);
@@ -281,19 +273,15 @@ class FewRowsAttention {
   bool is_fast(at::Tensor const& qkv) const { return qkv.size(1) <= 256 && blocks(qkv) <= blocks_at_once_; }
 
   /// @param qkv [n, tokens, 3, heads, head width], contiguous
-  /// @param out [n, tokens, heads, head width], contiguous, in the type of qkv or in e4m3
+  /// @param out [n, tokens, heads, head width], contiguous, in the type of qkv or in e4m3, as the kind says
   /// @param factor with which it is multiplied before it becomes e4m3
-  /// @returns false when this GPU has no e4m3
-  bool operator()(at::Tensor const& qkv, at::Tensor const& out, double factor) const {
-    void* const function = out.scalar_type() == at::kFloat8_e4m3fn ? attention_e4m3_ : attention_;
-    if (!function) return false;
+  void operator()(at::Tensor const& qkv, at::Tensor const& out, double factor) const {
     void* qkv_data = qkv.data_ptr();
     void* out_data = out.data_ptr();
     int tokens = int(qkv.size(1)), heads = int(qkv.size(3));
     float scale = attention_scale(shape_.head), times = float(factor);
     std::array<void*, 6> arguments{&qkv_data, &out_data, &tokens, &heads, &scale, &times};
-    kernels_.start(function, blocks(qkv), 32 * shape_.warps, arguments.data(), shape_.shared());
-    return true;
+    kernels_.start(attention_, blocks(qkv), 32 * shape_.warps, arguments.data(), shape_.shared());
   }
 
  private:
@@ -303,8 +291,7 @@ class FewRowsAttention {
 
   FewRowsShape shape_;
   CudaKernels kernels_;
-  void* attention_ = nullptr;
-  void* attention_e4m3_ = nullptr;
+  void* attention_;
   std::int64_t blocks_at_once_ = 0;
 };
 

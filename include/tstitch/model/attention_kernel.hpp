@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cmath>
+#include <compare>
 #include <string>
 #include <utility>
 #include <vector>
@@ -11,7 +12,16 @@
 
 namespace tstitch::detail {
 
-/// CUDA C++ that comes first. ELEMENT is 1 for __half, 2 for __nv_bfloat16; HEAD the width of a head.
+/// What a kernel is compiled for.
+struct AttentionKind {
+  int element;        ///< 1 float16, 2 bfloat16
+  int head;           ///< width of a head
+  bool e4m3 = false;  ///< whether the result is rounded to it
+
+  friend auto operator<=>(AttentionKind const&, AttentionKind const&) = default;
+};
+
+/// CUDA C++ that comes first. ELEMENT, HEAD and QUANTISE are what AttentionKind has.
 inline constexpr char attention_prelude[] = R"cuda(
 #if ELEMENT == 1
 #define TYPE "f16"
@@ -19,6 +29,9 @@ inline constexpr char attention_prelude[] = R"cuda(
 #define TYPE "bf16"
 #endif
 #define INFINITE __int_as_float(0x7f800000)
+#if QUANTISE && __CUDA_ARCH__ < 890
+#error "e4m3 needs compute capability 8.9"
+#endif
 
 constexpr int PIECES = HEAD / 8;  // of 16 bytes in a row
 
@@ -29,10 +42,8 @@ __device__ unsigned pack(float low, float high) {
 }
 
 __device__ unsigned short pack_e4m3(float low, float high) {  // the nearest, and the largest for what is beyond it
-  unsigned short result = 0;
-#if __CUDA_ARCH__ >= 890
+  unsigned short result;
   asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(result) : "f"(high), "f"(low));
-#endif
   return result;
 }
 
@@ -43,12 +54,12 @@ __device__ float exp2_of(float x) {
 }
 )cuda";
 
-/// @param element 1 float16, 2 bfloat16
-/// @param options of NVRTC beside these two
-inline CudaSource attention_source(char const* name, char const* text, int element, int head,
+/// @param options of NVRTC beside those for the kind
+inline CudaSource attention_source(char const* name, char const* text, AttentionKind kind,
                                    std::vector<std::string> options = {}) {
-  options.push_back("-DELEMENT=" + std::to_string(element));
-  options.push_back("-DHEAD=" + std::to_string(head));
+  options.push_back("-DELEMENT=" + std::to_string(kind.element));
+  options.push_back("-DHEAD=" + std::to_string(kind.head));
+  options.push_back("-DQUANTISE=" + std::to_string(kind.e4m3));
   return {name, std::string(attention_prelude) + text, std::move(options)};
 }
 

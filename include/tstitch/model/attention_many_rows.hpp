@@ -114,9 +114,9 @@ __device__ void multiply_values(float (&c)[4], const unsigned (&a)[4], Descripto
 //
 // wide, rest: qkv [images, tokens, 3 heads, HEAD], by 64 and by 8 columns; out [images, tokens, heads, HEAD], of
 // QUANTISE times `factor` in e4m3; scale in units of log2(e)
-template <bool QUANTISE>
-__device__ void attend(const TensorMap& wide, const TensorMap& rest, void* out, int tokens, int images, int heads,
-                       float scale, float factor) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    attention(const __grid_constant__ TensorMap wide, const __grid_constant__ TensorMap rest, void* out, int tokens,
+              int images, int heads, float scale, float factor) {
   extern __shared__ __align__(1024) char shared[];  // two items, zeros [64 rows of 16 bytes], barriers
   const int lane = threadIdx.x % 32, warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), group = warp / 4;
   const unsigned at_shared = (unsigned)__cvta_generic_to_shared(shared);
@@ -280,38 +280,25 @@ __device__ void attend(const TensorMap& wide, const TensorMap& rest, void* out, 
     if (lane == 0) arrive(at_empty + half * 8);
   }
 }
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention(const __grid_constant__ TensorMap wide, const __grid_constant__ TensorMap rest, void* out, int tokens,
-              int images, int heads, float scale, float factor) {
-  attend<false>(wide, rest, out, tokens, images, heads, scale, factor);
-}
-
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    attention_e4m3(const __grid_constant__ TensorMap wide, const __grid_constant__ TensorMap rest, void* out,
-                   int tokens, int images, int heads, float scale, float factor) {
-  attend<true>(wide, rest, out, tokens, images, heads, scale, factor);
-}
 )cuda";
 
-/// @param element 1 float16, 2 bfloat16
-inline CudaSource attention_many_rows(int element, int head) {
-  CudaSource source = attention_source("attention_many_rows", attention_many_rows_source, element, head);
+inline CudaSource attention_many_rows(AttentionKind kind) {
+  CudaSource source = attention_source("attention_many_rows", attention_many_rows_source, kind);
   source.architecture_alone = true;
   return source;
 }
 
-/// The kernel for an element and a width of a head on a GPU.
+/// The kernel of a kind on a GPU.
 class ManyRowsAttention {
  public:
   /// @throws std::runtime_error when it cannot be had there
-  ManyRowsAttention(int element, int head, c10::Device device)
-      : element_(element),
-        head_(head),
+  ManyRowsAttention(AttentionKind kind, c10::Device device)
+      : kind_(kind),
         multiprocessors_(gpu_attribute(device.index(), multiprocessors)),
-        kernels_(hopper_only(attention_many_rows(element, head), device), device),
-        attention_(function("attention")),
-        attention_e4m3_(function("attention_e4m3")) {}
+        kernels_(hopper_only(attention_many_rows(kind), device), device),
+        attention_(kernels_.function("attention")) {
+    kernels_.allow_shared(attention_, shared());
+  }
 
   static bool fits(std::int64_t head) { return head == 64 || head == 72; }
 
@@ -319,17 +306,16 @@ class ManyRowsAttention {
   static bool has_room(std::int64_t count) { return count <= tokens; }
 
   /// @param qkv [n, tokens, 3, heads, head width], contiguous, for which it has room
-  /// @param out [n, tokens, heads, head width], contiguous, in the type of qkv or in e4m3
+  /// @param out [n, tokens, heads, head width], contiguous, in the type of qkv or in e4m3, as the kind says
   /// @param factor with which it is multiplied before it becomes e4m3
   void operator()(at::Tensor const& qkv, at::Tensor const& out, double factor) const {
     TensorMap wide = map(qkv, 64), rest = map(qkv, 8);
     void* out_data = out.data_ptr();
     int images = int(qkv.size(0)), count = int(qkv.size(1)), heads = int(qkv.size(3));
-    float scale = attention_scale(head_), times = float(factor);
+    float scale = attention_scale(kind_.head), times = float(factor);
     std::array<void*, 8> arguments{&wide, &rest, &out_data, &count, &images, &heads, &scale, &times};
-    kernels_.start(out.scalar_type() == at::kFloat8_e4m3fn ? attention_e4m3_ : attention_,
-                   std::min(qkv.size(0) * qkv.size(3), std::int64_t(multiprocessors_)), threads, arguments.data(),
-                   shared());
+    kernels_.start(attention_, std::min(qkv.size(0) * qkv.size(3), std::int64_t(multiprocessors_)), threads,
+                   arguments.data(), shared());
   }
 
  private:
@@ -341,7 +327,7 @@ class ManyRowsAttention {
   };
 
   /// Bytes of shared memory: two heads, zeros, four barriers.
-  int shared() const { return 2 * 3 * tokens * head_ * 2 + 1024 + 32; }
+  int shared() const { return 2 * 3 * tokens * kind_.head * 2 + 1024 + 32; }
 
   static CudaSource hopper_only(CudaSource source, c10::Device device) {
     if (const int capability = compute_capability(device.index()); capability != 90) {
@@ -349,12 +335,6 @@ class ManyRowsAttention {
                                std::to_string(capability / 10) + "." + std::to_string(capability % 10));
     }
     return source;
-  }
-
-  void* function(char const* name) const {
-    void* const found = kernels_.function(name);
-    kernels_.allow_shared(found, shared());
-    return found;
   }
 
   /// How to copy so many columns of a head, of all tokens: 64 are swizzled.
@@ -369,19 +349,19 @@ class ManyRowsAttention {
     const std::array<unsigned, 4> box{columns, 1, unsigned(qkv.size(1) + 63) / 64 * 64, 1}, every{1, 1, 1, 1};
     constexpr int float16 = 6, bfloat16 = 9, swizzle_128 = 3, fetch_128 = 2;
     TensorMap made;
-    const int error =
-        encode(&made, element_ == 1 ? float16 : bfloat16, 4, qkv.data_ptr(), sizes.data(), strides.data(), box.data(),
-               every.data(), /*interleave=*/0, columns == 64 ? swizzle_128 : 0, fetch_128, /*zeros outside*/ 0);
+    const int error = encode(&made, kind_.element == 1 ? float16 : bfloat16, 4, qkv.data_ptr(), sizes.data(),
+                             strides.data(), box.data(), every.data(), /*interleave=*/0,
+                             columns == 64 ? swizzle_128 : 0, fetch_128, /*zeros outside*/ 0);
     if (error) {
       throw std::runtime_error("tstitch: cuTensorMapEncodeTiled must succeed, got CUDA error " + std::to_string(error));
     }
     return made;
   }
 
-  int element_, head_, multiprocessors_;
+  AttentionKind kind_;
+  int multiprocessors_;
   CudaKernels kernels_;
   void* attention_;
-  void* attention_e4m3_;
 };
 
 }  // namespace tstitch::detail
