@@ -71,15 +71,18 @@ def say(message: str) -> None:
 # ------------------------------------------------------------------------------------------------ networks
 
 
-def random_weights(shape: DiTConfig, seed: int) -> dict[str, Tensor]:
-    """Gates and output not zero, as they would be at the usual start; the output is of the size of noise."""
+def random_weights(shape: DiTConfig, seed: int, deviation: float | None = None) -> dict[str, Tensor]:
+    """Gates and output not zero, as they would be at the usual start; the output is of the size of noise.
+
+    Of a deviation that is given all weights and biases have it, whatever that makes of the output.
+    """
     with torch.device("meta"):
         network = DiT(shape)
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, parameter in network.named_parameters():
-        deviation = parameter.shape[1:].numel() ** -0.5 if parameter.ndim > 1 else 0.02
-        weights[name] = torch.empty(parameter.shape).normal_(0, deviation, generator=generator)
+        usual = parameter.shape[1:].numel() ** -0.5 if parameter.ndim > 1 else 0.02
+        weights[name] = torch.empty(parameter.shape).normal_(0, deviation or usual, generator=generator)
     return weights
 
 
@@ -91,8 +94,9 @@ def make_source(args: argparse.Namespace, name: str, numbers: tuple[int, int, in
         module = torch.jit.load(BUNDLED[name], "cpu")
         weights = {name: tensor.float() for name, tensor in module.state_dict().items()}
         return Source(shape, BUNDLED[name], weights)
-    weights = random_weights(shape, seed)
-    file = args.scratch / f"dit-{width}-{depth}-{heads}-{taken['size']}-{taken['num_classes']}-{seed}.pt"
+    weights = random_weights(shape, seed, args.weight_deviation)
+    of_weights = f"-{args.weight_deviation}" if args.weight_deviation else ""
+    file = args.scratch / f"dit-{width}-{depth}-{heads}-{taken['size']}-{taken['num_classes']}-{seed}{of_weights}.pt"
     if not file.exists():
         checkpoint = file.with_suffix(".weights.pt")
         torch.save(weights, checkpoint)
@@ -451,6 +455,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", choices=list(SIZES), default="full", help="of the networks and what they take" + default)
     parser.add_argument("--small", type=shape_named, metavar="SHAPE", help="S, B, L, XL or WIDTH,DEPTH,HEADS (default: S)")
     parser.add_argument("--large", type=shape_named, metavar="SHAPE", help="the same (default: XL)")
+    parser.add_argument("--weight-deviation", type=float, metavar="D",
+                        help="of all weights and biases (default: what keeps the output as large as noise)")  # fmt: skip
     parser.add_argument("--batch", type=listed(int, lambda n: n > 0), metavar="N,...", help="(default: 1,8,32; on a CPU 1,4)")
     parser.add_argument("--ratio", type=listed(float, lambda r: 0 <= r <= 1), default=[0.0, 0.4, 1.0], metavar="R,...",
                         help="(default: 0,0.4,1)")  # fmt: skip
@@ -486,6 +492,10 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--device: must be there, got {args.device} on a machine without CUDA")
     if args.size == "bundled" and (args.small or args.large):
         parser.error("--small, --large: are for random weights, got --size bundled")
+    if args.weight_deviation is not None and not 0 < args.weight_deviation < float("inf"):
+        parser.error(f"--weight-deviation: must be greater than 0 and finite, got {args.weight_deviation:g}")
+    if args.size == "bundled" and args.weight_deviation:
+        parser.error("--weight-deviation: is for random weights, got --size bundled")
     for name in ("repeats", "rounds", "steps", "threads"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name}: must be at least 1, got {value}")

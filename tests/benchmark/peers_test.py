@@ -13,6 +13,7 @@ from pathlib import Path
 try:
     import diffusers  # noqa: F401
     import numpy  # noqa: F401
+    import torch
 except ImportError as error:
     print(f"skipped: {error}")
     sys.exit(77)
@@ -57,10 +58,18 @@ measured = json.loads(report.read_text())
 assert {cell["program"] for cell in measured["cells"]} == set(programs[:2])
 assert {entry["reference"] for entry in measured["accuracy"]} == {"tstitch torchscript in float32"}
 
+# Weights of another deviation are other files.
+done = measure(tool, *small, "--peers", "", "--batch", "1", "--dtype", "float32", "--weight-deviation", "0.02")
+assert done.returncode == 0 and done.stdout.count("exported") == 2, done.stdout + done.stderr
+for name in (path.name for path in (scratch / "networks").glob("*-0.02.pt")):
+    deviations = {key: tensor.std().item() for key, tensor in torch.jit.load(scratch / "networks" / name).named_parameters()}
+    assert all(0.015 < value < 0.025 for key, value in deviations.items() if key.endswith("qkv.weight")), deviations
+
 for arguments, words in (
     (["nowhere"], "nowhere: must be the program tstitch_benchmark, got no file"),
     ([tool, "--ratio", "0,2"], "argument --ratio: must be values that it knows, got '2.0'"),
     ([tool, "--small", "32,2"], "must be S, B, L, XL or WIDTH,DEPTH,HEADS, got '32,2'"),
+    ([tool, "--weight-deviation", "0", "--device", "cpu"], "--weight-deviation: must be greater than 0 and finite, got 0"),
     ([tool, "--rounds", "0", "--device", "cpu"], "--rounds: must be at least 1, got 0"),
 ):
     done = measure(*arguments)
