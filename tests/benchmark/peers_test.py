@@ -61,9 +61,10 @@ assert {entry["reference"] for entry in measured["accuracy"]} == {"tstitch torch
 # Weights of another deviation are other files.
 done = measure(tool, *small, "--peers", "", "--batch", "1", "--dtype", "float32", "--weight-deviation", "0.02")
 assert done.returncode == 0 and done.stdout.count("exported") == 2, done.stdout + done.stderr
-for name in (path.name for path in (scratch / "networks").glob("*-0.02.pt")):
-    deviations = {key: tensor.std().item() for key, tensor in torch.jit.load(scratch / "networks" / name).named_parameters()}
-    assert all(0.015 < value < 0.025 for key, value in deviations.items() if key.endswith("qkv.weight")), deviations
+for file in (scratch / "networks").glob("*-0.02.pt"):
+    for name, tensor in torch.jit.load(file).named_parameters():
+        if name.endswith("qkv.weight"):  # 0.18 and 0.13 by default
+            assert abs(tensor.std().item() - 0.02) < 0.002, (file, name)
 
 for arguments, words in (
     (["nowhere"], "nowhere: must be the program tstitch_benchmark, got no file"),

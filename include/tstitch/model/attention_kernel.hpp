@@ -16,7 +16,7 @@ namespace tstitch::detail {
 struct AttentionKind {
   int element;        ///< 1 float16, 2 bfloat16
   int head;           ///< width of a head
-  bool e4m3 = false;  ///< whether the result is rounded to it
+  bool e4m3 = false;  ///< whether the result is
 
   friend auto operator<=>(AttentionKind const&, AttentionKind const&) = default;
 };
