@@ -40,6 +40,7 @@
 #include "../sampler/ddim.hpp"
 #include "attention.hpp"
 #include "cublas_lt.hpp"
+#include "cuda_kernel.hpp"
 #include "dit_kernels.hpp"
 #include "host_tensor.hpp"
 #include "network.hpp"
@@ -131,10 +132,16 @@ inline void quantise(DiTLinear& linear, double largest_input) {
   linear.weight.reset();
 }
 
+/// Whether a device multiplies in 8 bits.
+inline bool multiplies_e4m3(at::Device device) {
+  return device.is_cuda() && compute_capability(device.index()) >= 89;
+}
+
 /// @param x [m, in] e4m3, divided by the layer's input_scale
+/// @param in_8_bits whether the device multiplies so; else in float32
 /// @returns [m, out] in this type
-inline at::Tensor linear_e4m3(at::Tensor const& x, DiTLinear const& by, at::ScalarType type) {
-  if (x.is_cuda()) {
+inline at::Tensor linear_e4m3(at::Tensor const& x, DiTLinear const& by, at::ScalarType type, bool in_8_bits) {
+  if (in_8_bits) {
     const bool adds = type != at::kFloat;  // cuBLAS adds no bias in float32
     const auto bias = adds ? std::optional<at::Tensor>(by.bias) : std::nullopt;
     const at::Tensor product =
@@ -219,10 +226,12 @@ class DiT {
 
  private:
   struct Self {
-    Self(DiTWeights given, DiTOptions how) : weights(std::move(given)), options(how) {}
+    Self(DiTWeights given, DiTOptions how)
+        : weights(std::move(given)), options(how), in_8_bits(detail::multiplies_e4m3(weights.pos_embed.device())) {}
 
     DiTWeights weights;
     DiTOptions options;
+    bool in_8_bits;  ///< whether the device multiplies so
     TensorFunction forward;
 
     /// Rows of the table, which are often neighbours: those of one class, with and without it.
@@ -416,7 +425,7 @@ class DiT {
     at::Tensor layer(at::Tensor const& x, DiTLinear const& by, std::size_t index) const {
       if (options.observer) options.observer(index, x);
       if (!by.eighth.defined()) return linear(x, by);
-      return detail::linear_e4m3(input_e4m3(x, by).flatten(0, 1), by, weights.pos_embed.scalar_type())
+      return detail::linear_e4m3(input_e4m3(x, by).flatten(0, 1), by, weights.pos_embed.scalar_type(), in_8_bits)
           .view({x.size(0), x.size(1), by.bias.size(0)});
     }
 
