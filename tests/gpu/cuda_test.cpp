@@ -427,6 +427,52 @@ TEST_CASE("the DiT engine computes what the TorchScript network computes") {
   }
 }
 
+TEST_CASE("modulations are waited for, whichever stream writes and reads them") {
+  const TorchScriptOptions options{.device = cuda, .dtype = at::kFloat};
+  const Network engine = load_dit(small_file, options), oracle = load_dit(small_file, options);
+  const at::Tensor x = normal(2, {3, 32, 32}), t = times(500, 2);
+  const std::vector<c10::cuda::CUDAStream> streams{c10::cuda::getStreamFromPool(), c10::cuda::getStreamFromPool(),
+                                                   c10::cuda::getStreamFromPool()};
+  const auto ask = [&](Network const& network, Condition const& condition) { return network(x, t, condition, 500.0); };
+  const Condition known = labelled({3, 10}), turned = labelled({10, 3});
+  const at::Tensor expected = ask(oracle, known), expected_turned = ask(oracle, turned);
+  const at::Tensor large = normal(4096, {4096});
+  const auto keep_busy = [&] {  // tens of milliseconds
+    for (int i = 0; i < 20; ++i) large.mm(large);
+  };
+  at::Tensor got, got_turned, got_again;
+  for (c10::cuda::CUDAStream const& stream : streams) {  // whatever is made at a first use is there
+    const c10::cuda::CUDAStreamGuard guard(stream);
+    ask(oracle, known);
+    large.mm(large);
+  }
+  c10::cuda::device_synchronize();
+  {
+    const c10::cuda::CUDAStreamGuard guard(streams[0]);
+    keep_busy();
+    engine.prepare(std::vector{999.0, 500.0}, known);
+  }
+  {
+    const c10::cuda::CUDAStreamGuard guard(streams[1]);  // the table grows by a copy of what is not written yet
+    engine.prepare(std::vector{999.0, 500.0, 300.0}, labelled({1, 7, 10}));
+  }
+  {
+    const c10::cuda::CUDAStreamGuard guard(streams[2]);
+    got = ask(engine, known);
+    keep_busy();
+    got_turned = ask(engine, turned);  // by a list of rows, which comes to the GPU behind all that
+  }
+  {
+    const c10::cuda::CUDAStreamGuard guard(streams[1]);
+    got_again = ask(engine, turned);
+  }
+  c10::cuda::device_synchronize();
+  // Modulations have other last bits in a product of more rows.
+  CHECK(rms(got, expected) < 1e-5);
+  CHECK(rms(got_turned, expected_turned) < 1e-5);
+  CHECK(rms(got_again, expected_turned) < 1e-5);
+}
+
 namespace {
 
 /// Of two blocks with two heads of 72 channels, for pictures of 256 tokens.

@@ -243,7 +243,7 @@ class DiT {
     std::mutex mutex = {};
     at::Tensor table = {};                                                      ///< [rows, slots, width]
     std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t> row_of = {};  ///< of bits of a timestep, and label
-    std::optional<c10::Stream> writer = {};                                     ///< of the table, on a GPU
+    std::optional<c10::Stream> writer = {};  ///< of the table and of lists of its rows, the last, on a GPU
     std::optional<c10::Event> written = {};
     std::vector<std::int64_t> labels = {};           ///< of the newest evaluation, and
     std::map<std::int64_t, TableRows> rows_of = {};  ///< their rows by timestep
@@ -308,6 +308,7 @@ class DiT {
         return keep(timesteps, distinct);
       }
       const std::int64_t used = std::int64_t(row_of.size());
+      if (table.defined()) share_table();  // who waits for what is written now, waits for what was before
       if (!table.defined() || table.size(0) < used + count) {
         const std::int64_t rows = std::min(capacity(), std::max(used + count, table.defined() ? 2 * table.size(0) : 0));
         const at::Tensor larger = weights.pos_embed.new_empty({rows, slots(), width()});
@@ -327,26 +328,38 @@ class DiT {
       for (std::int64_t i = 0; i < count; ++i) {
         row_of[{std::bit_cast<std::int64_t>(times[std::size_t(i)]), of_labels[std::size_t(i)]}] = used + i;
       }
-      if (table.is_cuda()) {
-        const c10::impl::VirtualGuardImpl streams(table.device().type());
-        writer = streams.getStream(table.device());
-        written.emplace(table.device().type());
-        written->record(*writer);
-      }
+      wrote();
       return true;
     }
 
-    /// Rows of the table, also for a thread that works on another stream than who wrote them.
-    at::Tensor look_up(TableRows const& rows) const {
-      if (writer) {
-        const c10::impl::VirtualGuardImpl streams(table.device().type());
-        if (const c10::Stream reader = streams.getStream(table.device()); reader != *writer) {
-          written->block(reader);
-          table.record_stream(reader);
-          if (rows.each.defined()) rows.each.record_stream(reader);
-        }
+    /// Has other streams wait for what the one that is current has been told to write.
+    void wrote() {
+      if (!table.is_cuda()) return;
+      const c10::impl::VirtualGuardImpl streams(table.device().type());
+      writer = streams.getStream(table.device());
+      written.emplace(table.device().type());
+      written->record(*writer);
+    }
+
+    /// Lets the stream that is current use the table, whichever has written it.
+    void share_table() const {
+      if (!writer) return;
+      const c10::impl::VirtualGuardImpl streams(table.device().type());
+      if (const c10::Stream now = streams.getStream(table.device()); now != *writer) {
+        written->block(now);
+        table.record_stream(now);
       }
-      return rows.each.defined() ? at::index_select(table, 0, rows.each) : table.narrow(0, rows.first, rows.count);
+    }
+
+    /// [rows, slots, width]
+    at::Tensor look_up(TableRows const& rows) const {
+      share_table();
+      if (!rows.each.defined()) return table.narrow(0, rows.first, rows.count);
+      if (rows.each.is_cuda()) {
+        const c10::impl::VirtualGuardImpl streams(table.device().type());
+        rows.each.record_stream(streams.getStream(table.device()));
+      }
+      return at::index_select(table, 0, rows.each);
     }
 
     /// In float32, as a network would make them of its int64 or float32 timesteps.
@@ -380,7 +393,9 @@ class DiT {
       TableRows rows{.first = found.empty() ? 0 : found[0], .count = std::int64_t(found.size())};
       const auto next = [](std::int64_t before, std::int64_t after) { return after != before + 1; };
       if (std::adjacent_find(found.begin(), found.end(), next) != found.end()) {
+        share_table();
         rows.each = detail::to_device(found, weights.pos_embed.device());
+        wrote();
       }
       return look_up(rows_of[key] = rows);
     }
