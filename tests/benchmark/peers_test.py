@@ -61,7 +61,9 @@ assert {entry["reference"] for entry in measured["accuracy"]} == {"tstitch torch
 # Weights of another deviation are other files.
 done = measure(tool, *small, "--peers", "", "--batch", "1", "--dtype", "float32", "--weight-deviation", "0.02")
 assert done.returncode == 0 and done.stdout.count("exported") == 2, done.stdout + done.stderr
-for file in (scratch / "networks").glob("*-0.02.pt"):
+others = list((scratch / "networks").glob("*-0.02.pt"))
+assert len(others) == 2, others
+for file in others:
     for name, tensor in torch.jit.load(file).named_parameters():
         if name.endswith("qkv.weight"):  # 0.18 and 0.13 by default
             assert abs(tensor.std().item() - 0.02) < 0.002, (file, name)

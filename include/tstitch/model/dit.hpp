@@ -240,13 +240,18 @@ class DiT {
       at::Tensor each = {};  ///< [count], on the device; undefined: they are neighbours
     };
 
+    /// What a stream has looked up. Each has its own, so that none reads a list that another is about to write.
+    struct Lookups {
+      std::vector<std::int64_t> labels = {};           ///< of the newest evaluation, and
+      std::map<std::int64_t, TableRows> rows_of = {};  ///< their rows by timestep
+    };
+
     std::mutex mutex = {};
     at::Tensor table = {};                                                      ///< [rows, slots, width]
     std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t> row_of = {};  ///< of bits of a timestep, and label
-    std::optional<c10::Stream> writer = {};  ///< of the table and of lists of its rows, the last, on a GPU
+    std::optional<c10::Stream> writer = {};                                     ///< of the table, the last, on a GPU
     std::optional<c10::Event> written = {};
-    std::vector<std::int64_t> labels = {};           ///< of the newest evaluation, and
-    std::map<std::int64_t, TableRows> rows_of = {};  ///< their rows by timestep
+    std::map<std::int64_t, Lookups> lookups_of = {};  ///< by stream; 0 on a CPU
 
     std::int64_t width() const { return weights.pos_embed.size(2); }
     std::int64_t slots() const { return weights.modulation.bias.size(0) / width(); }
@@ -315,7 +320,7 @@ class DiT {
         if (used) larger.narrow(0, 0, used).copy_(table.narrow(0, 0, used));
         table = larger;
       }
-      rows_of.clear();
+      lookups_of.clear();
       // In pieces, because the product is there twice for a moment.
       for (std::int64_t first = 0; first < count; first += 256) {
         const std::int64_t part = std::min<std::int64_t>(256, count - first);
@@ -328,24 +333,24 @@ class DiT {
       for (std::int64_t i = 0; i < count; ++i) {
         row_of[{std::bit_cast<std::int64_t>(times[std::size_t(i)]), of_labels[std::size_t(i)]}] = used + i;
       }
-      wrote();
+      if (table.is_cuda()) {
+        writer = stream();
+        written.emplace(table.device().type());
+        written->record(*writer);
+      }
       return true;
     }
 
-    /// Has other streams wait for what the one that is current has been told to write.
-    void wrote() {
-      if (!table.is_cuda()) return;
-      const c10::impl::VirtualGuardImpl streams(table.device().type());
-      writer = streams.getStream(table.device());
-      written.emplace(table.device().type());
-      written->record(*writer);
+    /// The one that is current on the GPU of the weights.
+    c10::Stream stream() const {
+      const at::Device device = weights.pos_embed.device();
+      return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
     }
 
     /// Lets the stream that is current use the table, whichever has written it.
     void share_table() const {
       if (!writer) return;
-      const c10::impl::VirtualGuardImpl streams(table.device().type());
-      if (const c10::Stream now = streams.getStream(table.device()); now != *writer) {
+      if (const c10::Stream now = stream(); now != *writer) {
         written->block(now);
         table.record_stream(now);
       }
@@ -354,12 +359,7 @@ class DiT {
     /// [rows, slots, width]
     at::Tensor look_up(TableRows const& rows) const {
       share_table();
-      if (!rows.each.defined()) return table.narrow(0, rows.first, rows.count);
-      if (rows.each.is_cuda()) {
-        const c10::impl::VirtualGuardImpl streams(table.device().type());
-        rows.each.record_stream(streams.getStream(table.device()));
-      }
-      return at::index_select(table, 0, rows.each);
+      return rows.each.defined() ? at::index_select(table, 0, rows.each) : table.narrow(0, rows.first, rows.count);
     }
 
     /// In float32, as a network would make them of its int64 or float32 timesteps.
@@ -377,12 +377,11 @@ class DiT {
       std::vector<std::int64_t> const& of_rows = condition.host_labels;
       if (!timestep || std::int64_t(of_rows.size()) != t.size(0)) return modulate(t, condition.labels);
       const std::lock_guard lock(mutex);
-      if (labels != of_rows) {
-        labels = of_rows;
-        rows_of.clear();
-      }
+      const std::int64_t by = weights.pos_embed.is_cuda() ? std::int64_t(stream().id()) : 0;
       const std::int64_t key = std::bit_cast<std::int64_t>(*timestep);
-      if (const auto known = rows_of.find(key); known != rows_of.end()) return look_up(known->second);
+      if (Lookups const& known = lookups_of[by]; known.labels == of_rows) {
+        if (const auto rows = known.rows_of.find(key); rows != known.rows_of.end()) return look_up(rows->second);
+      }
       std::vector<std::int64_t> distinct = of_rows;
       std::sort(distinct.begin(), distinct.end());
       distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
@@ -391,13 +390,13 @@ class DiT {
       std::vector<std::int64_t> found;
       for (const std::int64_t label : of_rows) found.push_back(row_of.at({key, label}));
       TableRows rows{.first = found.empty() ? 0 : found[0], .count = std::int64_t(found.size())};
-      const auto next = [](std::int64_t before, std::int64_t after) { return after != before + 1; };
-      if (std::adjacent_find(found.begin(), found.end(), next) != found.end()) {
-        share_table();
+      const auto apart = [](std::int64_t before, std::int64_t after) { return after != before + 1; };
+      if (std::adjacent_find(found.begin(), found.end(), apart) != found.end()) {
         rows.each = detail::to_device(found, weights.pos_embed.device());
-        wrote();
       }
-      return look_up(rows_of[key] = rows);
+      Lookups& own = lookups_of[by];  // which keep() may have emptied
+      if (own.labels != of_rows) own = {of_rows, {}};
+      return look_up(own.rows_of[key] = rows);
     }
 
     /// The network behind its modulations.
