@@ -110,6 +110,7 @@ class ForwardClock {
   struct Watched {
     tstitch::Network network;
     std::shared_ptr<State> state;
+    bool knows_timestep = network.knows_timestep(), repeats_x = network.repeats_x();
 
     at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, tstitch::Condition const& condition,
                           std::optional<double> timestep) const {

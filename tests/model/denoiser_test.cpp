@@ -2,6 +2,8 @@
 #include <tstitch/model/host_tensor.hpp>
 #include <tstitch/sampler/noise.hpp>
 
+#include <optional>
+
 #include "../catch.hpp"
 #include "../oracle.hpp"
 
@@ -95,6 +97,58 @@ TEST_CASE("timesteps come as the network asks for them") {
   CHECK(seen.eq(500.5).all().item<bool>());
   ask(TimestepType::float32, at::kDouble);
   CHECK(seen.scalar_type() == at::kDouble);
+}
+
+namespace {
+
+/// A network that takes x once for both halves of guidance, and no t where it is told the timestep.
+struct Frugal {
+  static constexpr bool knows_timestep = true, repeats_x = true;
+
+  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
+                        std::optional<double> timestep) const {
+    *rows = x.size(0);
+    *has_t = t.defined();
+    const at::Tensor labels = condition.labels.to(x.scalar_type());
+    const at::Tensor times = t.defined() ? t.to(x.scalar_type()) : labels.new_full(labels.sizes(), *timestep);
+    const at::Tensor whole = x.size(0) == labels.size(0) ? x : x.repeat({2, 1, 1, 1});
+    return whole.mul(times.add(labels).view({-1, 1, 1, 1}));
+  }
+
+  std::int64_t* rows;
+  bool* has_t;
+};
+
+}  // namespace
+
+TEST_CASE("a network that repeats x and knows the timestep is given no more, and answers the same") {
+  std::int64_t rows = 0;
+  bool has_t = false;
+  const NetworkInfo info{.num_classes = 3, .null_class = 3};
+  const Frugal callable{&rows, &has_t};
+  const Network frugal(callable, info);
+  const Network plain([&](at::Tensor const& x, at::Tensor const& t,
+                          Condition const& condition) { return callable(x, t, condition, {}); },
+                      info);
+  CHECK((frugal.knows_timestep() && frugal.repeats_x()));
+  CHECK_FALSE((plain.knows_timestep() || plain.repeats_x()));
+  const at::Tensor x = noise({1, 2}, NoiseAddress::initial(), {2, 4, 4}, at::kFloat);
+  const BatchCondition labels{{detail::to_device({0, 1}, at::kCPU)}, {detail::to_device({0, 1, 3, 3}, at::kCPU)}};
+  const NoiseSchedule schedule = NoiseSchedule::linear();
+  const std::vector<Timestep> each{{900, schedule.at(900)}, {3, schedule.at(3)}};
+  const auto check = [&](auto const& points, EvaluationGuidance const& guidance, bool needs_t) {
+    const at::Tensor expected = denoise(plain, x, points, labels, guidance, Thresholding::none()).x_0;
+    CHECK(rows == (guidance.scale == 1 ? 2 : 4));
+    CHECK(has_t);
+    CHECK(denoise(frugal, x, points, labels, guidance, Thresholding::none()).x_0.equal(expected));
+    CHECK(rows == 2);
+    CHECK(has_t == needs_t);
+  };
+  for (EvaluationGuidance const& guidance :
+       {EvaluationGuidance{}, {.scale = 2.5}, {.scale = 2.5, .projected = ProjectedGuidance{}}}) {
+    check(each[0], guidance, false);
+    check(each, guidance, true);
+  }
 }
 
 TEST_CASE("images at points of their own are predicted as they are alone") {

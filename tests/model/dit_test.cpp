@@ -93,6 +93,33 @@ TEST_CASE("modulations are looked up, whatever was kept before") {
   }
 }
 
+TEST_CASE("x may be given once for both halves of guidance, and t not at all") {
+  const c10::AutoGradMode no_gradients(false);
+  std::vector<std::vector<std::int64_t>> shapes;
+  const Capture capture = [&](TensorFunction function) -> TensorFunction {
+    return [&, function](std::vector<at::Tensor> const& inputs) {
+      shapes.push_back(inputs[0].sizes().vec());
+      return function(inputs);
+    };
+  };
+  const at::Tensor x = pictures(3), twice = x.repeat({2, 1, 1, 1});
+  for (const std::int64_t bytes : {std::int64_t(1) << 30, std::int64_t(0)}) {
+    const Network native = load_dit(small_file, {}, {.modulation_bytes = bytes}).captured(capture);
+    REQUIRE((native.knows_timestep() && native.repeats_x()));
+    for (const bool known : {true, false}) {
+      const Condition condition = labelled({3, 1, 4, 10, 10, 10}, known);
+      const at::Tensor expected = native(twice, times(9, 6), condition, 9.0);
+      CHECK(native(x, times(9, 6), condition, 9.0).equal(expected));
+      CHECK(native(x, {}, condition, 9.0).equal(expected));
+      CHECK(native(x, times(9, 6), condition).equal(native(twice, times(9, 6), condition)));
+    }
+    CHECK_THROWS(native(pictures(2), {}, labelled({3, 1, 4, 10, 10, 10}), 9.0));
+  }
+  // One shape to a graph.
+  shapes.pop_back();
+  for (std::vector<std::int64_t> const& shape : shapes) CHECK((shape.size() == 5 && shape[0] == 2));
+}
+
 TEST_CASE("a stitched trajectory is that of the TorchScript pair, and the two may share one") {
   const std::vector<Network> oracle = load_torchscript_networks({small_file, large_file});
   const std::vector<Network> native{load_dit(small_file), load_dit(large_file)};
@@ -256,7 +283,7 @@ TEST_CASE("only what follows the modulations is captured") {
   }
   CHECK(made == 1);
   CHECK(calls == 1);
-  CHECK(shapes == std::vector<std::vector<std::int64_t>>{{2, 3, 32, 32}, {2, 38, 128}});
+  CHECK(shapes == std::vector<std::vector<std::int64_t>>{{2, 1, 3, 32, 32}, {2, 38, 128}});
 
   // Any other network is captured whole, with all tensors that it is given.
   const Network other([](at::Tensor const& y, at::Tensor const& t, Condition const& c) {

@@ -76,14 +76,19 @@ inline at::Tensor one_each(std::vector<double> const& values, at::Device device,
 }
 
 /// One network evaluation; the output checked for its shape, and of the network's own type.
+/// @param rows of the output: those of x, or twice as many, in which x comes twice
 template <class Points>
-at::Tensor evaluate(Network const& network, at::Tensor const& x, Points const& points, Condition const& condition) {
-  at::Tensor output = network(x, points.timesteps(network, x, x.size(0)), condition, points.timestep(network));
+at::Tensor evaluate(Network const& network, at::Tensor const& x, std::int64_t rows, Points const& points,
+                    Condition const& condition) {
+  const std::optional<double> timestep = points.timestep(network);
+  const at::Tensor t = timestep && network.knows_timestep() ? at::Tensor() : points.timesteps(network, x, rows);
+  const bool whole = rows == x.size(0) || network.repeats_x();
+  at::Tensor output = network(whole ? x : x.repeat({2, 1, 1, 1}), t, condition, timestep);
   const std::int64_t channels = x.size(1) * (network.info().learned_variance ? 2 : 1);
-  if (!output.defined() || output.dim() != 4 || output.size(0) != x.size(0) || output.size(1) != channels ||
+  if (!output.defined() || output.dim() != 4 || output.size(0) != rows || output.size(1) != channels ||
       output.size(2) != x.size(2) || output.size(3) != x.size(3)) {
     throw std::runtime_error("tstitch::Network '" + network.info().name + "': the output must be " +
-                             shape_text({x.size(0), channels, x.size(2), x.size(3)}) + ", got " +
+                             shape_text({rows, channels, x.size(2), x.size(3)}) + ", got " +
                              (output.defined() ? shape_text(output.sizes()) : "an undefined tensor"));
   }
   return output;
@@ -111,7 +116,7 @@ template <class Points>
 std::pair<OutputHalves, at::Tensor> with_and_without(Network const& network, at::Tensor const& x, Points const& points,
                                                      BatchCondition const& condition) {
   const std::int64_t n = x.size(0), channels = x.size(1);
-  const at::Tensor all = evaluate(network, x.repeat({2, 1, 1, 1}), points, condition.guided);
+  const at::Tensor all = evaluate(network, x, 2 * n, points, condition.guided);
   return {split(network, all.narrow(0, 0, n), channels), all.narrow(0, n, n).narrow(1, 0, channels)};
 }
 
@@ -122,7 +127,8 @@ RawOutput guided_output(Network const& network, at::Tensor const& x, Points cons
                         BatchCondition const& condition, EvaluationGuidance const& guidance) {
   const std::int64_t channels = x.size(1);
   if (guidance.scale == 1) {
-    const OutputHalves halves = split(network, evaluate(network, x, points, condition.conditional), channels);
+    const at::Tensor all = evaluate(network, x, x.size(0), points, condition.conditional);
+    const OutputHalves halves = split(network, all, channels);
     return {WeightedSum().add(1, halves.output), halves.variance_fraction};
   }
   const auto [with, without] = with_and_without(network, x, points, condition);

@@ -174,6 +174,8 @@ struct DiTOptions {
 /// A DiT (Peebles and Xie 2023, arXiv 2212.09748) with adaLN-zero: a callable for Network.
 class DiT {
  public:
+  static constexpr bool knows_timestep = true, repeats_x = true;  // see Network
+
   /// @param weights on one device, in one floating type
   DiT(DiTWeights weights, DiTOptions options = {}) : self_(std::make_shared<Self>(std::move(weights), options)) {
     std::vector<DiTWeights::Block>& blocks = self_->weights.blocks;
@@ -200,8 +202,8 @@ class DiT {
     };
   }
 
-  /// @param x [n, channels, size, size]
-  /// @param t [n], int64 or floating
+  /// @param x [n, channels, size, size]; or [n / 2, ...], which comes twice
+  /// @param t [n], int64 or floating; may be undefined where the timestep is given
   /// @param condition of which labels are used, [n]
   /// @returns [n, out_channels, size, size] in the type of the weights
   at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
@@ -264,7 +266,17 @@ class DiT {
     at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
                           std::optional<double> timestep) {
       const at::Tensor modulations = modulations_for(t, condition, timestep);
-      return forward({x, modulations});
+      return forward({in_halves(x, modulations.size(0)), modulations});
+    }
+
+    /// An even number of rows always as two halves, which may be the same one: one shape for a graph.
+    /// @param x [n or n / 2, channels, size, size]
+    /// @returns [1 or 2, rows, channels, size, size]
+    static at::Tensor in_halves(at::Tensor const& x, std::int64_t n) {
+      const at::Tensor once = x.unsqueeze(0);
+      if (x.size(0) != n) return once.expand({2, -1, -1, -1, -1});
+      const std::int64_t halves = n % 2 ? 1 : 2;
+      return once.reshape({halves, n / halves, x.size(1), x.size(2), x.size(3)});
     }
 
     /// [m, slots, width] of m timesteps and labels.
@@ -375,7 +387,12 @@ class DiT {
     /// [n, slots, width]
     at::Tensor modulations_for(at::Tensor const& t, Condition const& condition, std::optional<double> timestep) {
       std::vector<std::int64_t> const& of_rows = condition.host_labels;
-      if (!timestep || std::int64_t(of_rows.size()) != t.size(0)) return modulate(t, condition.labels);
+      at::Tensor const& labels = condition.labels;
+      const auto compute = [&] {
+        const auto type = labels.options().dtype(at::kFloat);
+        return modulate(t.defined() ? t : labels.new_full(labels.sizes(), *timestep, type), labels);
+      };
+      if (!timestep || std::int64_t(of_rows.size()) != labels.size(0)) return compute();
       const std::lock_guard lock(mutex);
       const std::int64_t by = weights.pos_embed.is_cuda() ? std::int64_t(stream().id()) : 0;
       const std::int64_t key = std::bit_cast<std::int64_t>(*timestep);
@@ -386,7 +403,7 @@ class DiT {
       std::sort(distinct.begin(), distinct.end());
       distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
       const double only = *timestep;
-      if (!keep({&only, 1}, distinct)) return modulate(t, condition.labels);
+      if (!keep({&only, 1}, distinct)) return compute();
       std::vector<std::int64_t> found;
       for (const std::int64_t label : of_rows) found.push_back(row_of.at({key, label}));
       TableRows rows{.first = found.empty() ? 0 : found[0], .count = std::int64_t(found.size())};
@@ -400,15 +417,17 @@ class DiT {
     }
 
     /// The network behind its modulations.
-    /// @param x [n, channels, size, size]
+    /// @param x [halves, rows, channels, size, size], n rows in all
     /// @param modulations [n, slots, width]
+    /// @returns [n, out_channels, size, size]
     at::Tensor evaluate(at::Tensor const& x, at::Tensor const& modulations) const {
       DiTWeights const& w = weights;
-      const std::int64_t n = x.size(0), channels = x.size(1), p = w.patch, grid = x.size(2) / p,
-                         columns = x.size(3) / p;
-      // [n, channel, row, y, column, x] -> [n, row, column, channel, y, x], and the type, in one copy
+      const std::int64_t halves = x.size(0), rows = x.size(1), n = modulations.size(0), channels = x.size(2),
+                         p = w.patch, grid = x.size(3) / p, columns = x.size(4) / p;
+      // [..., channel, row, y, column, x] -> [..., row, column, channel, y, x], and the type, in one copy
       const at::Tensor patches = w.pos_embed.new_empty({n, grid, columns, channels, p, p});
-      patches.copy_(x.reshape({n, channels, grid, p, columns, p}).permute({0, 2, 4, 1, 3, 5}));
+      patches.view({halves, rows, grid, columns, channels, p, p})
+          .copy_(x.reshape({halves, rows, channels, grid, p, columns, p}).permute({0, 1, 3, 5, 2, 4, 6}));
       const at::Tensor tokens = linear(patches.view({n, grid * columns, channels * p * p}), w.x_embedder);
       // Adds y and makes the input of the layer that follows.
       const auto norm = [&](at::Tensor const& y, int gate, int shift, double eps, DiTLinear const& next) {
@@ -431,7 +450,7 @@ class DiT {
       // [n, row, column, y, x, channel] -> [n, channel, row, y, column, x]
       return out.view({n, grid, columns, p, p, out_channels})
           .permute({0, 5, 1, 3, 2, 4})
-          .reshape({n, out_channels, x.size(2), x.size(3)});
+          .reshape({n, out_channels, x.size(3), x.size(4)});
     }
 
     /// A layer of a block.

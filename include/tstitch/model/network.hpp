@@ -110,6 +110,10 @@ class Network {
   /// threads if the sampler is used from several.
   ///
   /// Besides it may have:
+  ///   bool knows_timestep
+  ///       true: t may be undefined where the timestep is given, and costs nothing then
+  ///   bool repeats_x
+  ///       true: x may have half of the rows of the condition, [n / 2, C, H, W], which come twice
   ///   void prepare(std::span<const double> timesteps, Condition const&) const
   ///       is told of a run before it begins, and may compute ahead what depends on timestep and condition alone
   ///   Callable captured(Capture const&) const
@@ -124,6 +128,12 @@ class Network {
                         std::optional<double> timestep = {}) const {
     return self_->function(x, t, condition, timestep);
   }
+
+  /// Whether t may be undefined where the timestep is given.
+  bool knows_timestep() const { return self_->knows_timestep; }
+
+  /// Whether x may have half of the rows of the condition, which come twice.
+  bool repeats_x() const { return self_->repeats_x; }
 
   /// Whether it wants to be told of runs before they begin.
   bool prepares() const { return bool(self_->prepare); }
@@ -157,6 +167,8 @@ class Network {
     Function function;
     NetworkInfo info;
     at::Device device;
+    bool knows_timestep = false;
+    bool repeats_x = false;
     std::function<void(std::span<const double>, Condition const&)> prepare = {};
     std::function<Network(Capture const&, Network const&)> capture = {};
   };
@@ -164,6 +176,8 @@ class Network {
   template <class Callable>
   static std::shared_ptr<const Self> make_self(Callable callable, NetworkInfo info, at::Device device) {
     Self self{{}, std::move(info), device};
+    if constexpr (requires { bool(callable.knows_timestep); }) self.knows_timestep = callable.knows_timestep;
+    if constexpr (requires { bool(callable.repeats_x); }) self.repeats_x = callable.repeats_x;
     if constexpr (requires(std::span<const double> t, Condition const& c) { callable.prepare(t, c); }) {
       self.prepare = [callable](std::span<const double> t, Condition const& c) { callable.prepare(t, c); };
     }
