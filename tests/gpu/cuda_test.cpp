@@ -114,6 +114,40 @@ TEST_CASE("weighted sums have the bits of torch's operations") {
   CHECK(many.value().sub(expected).abs().max().item<double>() < 1e-4);
 }
 
+TEST_CASE("several tensors are copied by one kernel, whatever they are") {
+  REQUIRE(detail::kernel_on<detail::CopyKernel>(cuda));
+  const auto normal = [](std::vector<std::int64_t> const& shape) {
+    return noise({7}, NoiseAddress::initial(), {1, 1, 200000}, at::TensorOptions().dtype(at::kFloat).device(cuda))
+        .flatten()
+        .narrow(0, 0, c10::multiply_integers(shape))
+        .view(shape)
+        .clone();
+  };
+  const at::Tensor x = normal({3, 4, 32, 32}), small = normal({2, 4, 2, 2});
+  std::vector<at::Tensor> from{
+      x.to(at::kHalf),
+      detail::to_device({1, 2, 3}, cuda),              // 24 bytes
+      normal({5, 7}),                                  // no whole number of 16
+      small.unsqueeze(0).expand({2, -1, -1, -1, -1}),  // the same rows twice
+      normal({1, 3}).expand({5, 3}),                   // which are no whole number of 16
+      x.transpose(1, 2),                               // lies in another way
+      normal({9}).narrow(0, 1, 8),                     // begins between 16 bytes
+      detail::to_device({4, 5}, at::kCPU),             // is elsewhere
+      normal({0, 3}),
+  };
+  for (int i = 0; i < 12; ++i) from.push_back(normal({17}).add(i));  // more than the kernel takes
+  std::vector<at::Tensor> to;
+  for (at::Tensor const& each : from) {
+    to.push_back(at::full(each.sizes(), 99, at::TensorOptions(cuda).dtype(each.scalar_type())));
+  }
+  to[0] = to[0].transpose(2, 3).contiguous().transpose(2, 3);
+  detail::copy_all(to, from, cuda);
+  for (std::size_t i = 0; i < from.size(); ++i) {
+    INFO("tensor " << i);
+    CHECK(to[i].cpu().equal(from[i].cpu()));
+  }
+}
+
 TEST_CASE("the loop never waits for the GPU") {
   const std::vector<Network> networks = pair(at::kHalf);
   const NoiseSchedule& schedule = networks[0].noise_schedule();

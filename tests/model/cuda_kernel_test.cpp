@@ -1,4 +1,5 @@
 #include <unistd.h>
+#include <tstitch/model/copy_kernel.hpp>
 #include <tstitch/model/cuda_kernel.hpp>
 #include <tstitch/model/weighted_sum.hpp>
 #include <tstitch/sampler/noise.hpp>
@@ -13,7 +14,8 @@ using namespace tstitch;
 TEST_CASE("the samplers' kernels compile for every kind of GPU, without one") {
   if (!has_nvrtc()) return;
   for (const int architecture : {80, 86, 89, 90, 100, 120}) {
-    for (detail::CudaSource const& source : {detail::SumKernel::source(), detail::NoiseKernel::source()}) {
+    for (detail::CudaSource const& source :
+         {detail::SumKernel::source(), detail::NoiseKernel::source(), detail::CopyKernel::source()}) {
       INFO(source.name << " " << architecture);
       REQUIRE(detail::compile_cuda(source, architecture).substr(1, 3) == "ELF");
     }

@@ -26,6 +26,7 @@
 #include <utility>
 #include <vector>
 
+#include "copy_kernel.hpp"
 #include "network.hpp"
 
 namespace tstitch {
@@ -118,7 +119,7 @@ class CudaGraphs {
     const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
     // Graphs share one pool of memory, so that they run one after another, also from several streams.
     if (replayed_) replayed_->block(stream.unwrap());
-    for (std::size_t i = 0; i < inputs.size(); ++i) entry.inputs[i].copy_(inputs[i], /*non_blocking=*/true);
+    copy_all(entry.inputs, inputs, inputs[0].device());
     entry.graph->replay();
     at::Tensor output = entry.output.clone();
     if (!replayed_) replayed_.emplace(c10::DeviceType::CUDA);
