@@ -10,9 +10,10 @@
 //   error           with --accuracy, at the smallest batch: how far the output of such a call is from the one that
 //                   TorchScript makes in float32, root mean square over root mean square
 //   seconds         Sampler::sample of one batch: noise, labels, all steps, the check of the values. The ratios take
-//                   turns, so that what else the machine does is shared by all of them. Before, a whole trajectory at
-//                   the smallest and at the largest ratio, in which every network sees all its timesteps, and four
-//                   calls of each network.
+//                   turns, so that what else the machine does is shared by all of them, there and back, so that none
+//                   comes always after the same: a GPU at its limit of power is faster after easier work. Before, a
+//                   whole trajectory at the smallest and at the largest ratio, in which every network sees all its
+//                   timesteps, and four calls of each network.
 //   speed_up        seconds at ratio 0 over seconds
 //   line_seconds    on the straight line between ratio 0 and ratio 1, at the share of the steps as it was rounded;
 //                   line_deviation is how far above it seconds is, as a share of it. What a change of network costs.
@@ -130,7 +131,10 @@ std::vector<Json> measure_trajectories(Arguments const& arguments, std::vector<t
   if (runs.size() > 1) draw(runs.back(), networks);
   std::vector<std::vector<double>> seconds(runs.size());
   for (int repeat = 0; repeat < arguments.repeats; ++repeat) {
-    for (std::size_t i = 0; i < runs.size(); ++i) seconds[i].push_back(draw(runs[i], networks));
+    for (std::size_t k = 0; k < runs.size(); ++k) {
+      const std::size_t i = repeat % 2 ? runs.size() - 1 - k : k;
+      seconds[i].push_back(draw(runs[i], networks));
+    }
   }
   if (!arguments.latents.empty()) tstitch::write_npy(arguments.latents, latents.cpu());
 
