@@ -1,5 +1,6 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/InferenceMode.h>
 #include <tstitch/model/dit.hpp>
 #include <tstitch/sampler/ddim.hpp>
 
@@ -30,11 +31,12 @@ at::Tensor pictures(std::int64_t n) {
 }
 
 Condition labelled(std::vector<std::int64_t> const& labels, bool known = true) {
-  return {.labels = detail::to_device(labels, at::kCPU), .host_labels = known ? labels : std::vector<std::int64_t>()};
+  return {.labels = tstitch::detail::to_device(labels, at::kCPU),
+          .host_labels = known ? labels : std::vector<std::int64_t>()};
 }
 
 at::Tensor times(double t, std::int64_t n) {
-  return detail::to_device(std::vector<std::int64_t>(std::size_t(n), std::int64_t(t)), at::kCPU);
+  return tstitch::detail::to_device(std::vector<std::int64_t>(std::size_t(n), std::int64_t(t)), at::kCPU);
 }
 
 /// What a file says about its network.
@@ -68,7 +70,7 @@ TEST_CASE("the native engine computes what the TorchScript network computes") {
       CHECK(relative(plain(x, times(t, 3), condition, t), expected) < 5e-5);
     }
     // Each row at a timestep of its own.
-    const at::Tensor each = detail::to_device({5, 800, 44}, at::kCPU);
+    const at::Tensor each = tstitch::detail::to_device({5, 800, 44}, at::kCPU);
     const at::Tensor expected = oracle(x, each, labelled({0, 1, 2}));
     CHECK(relative(native(x, each, labelled({0, 1, 2})), expected) < 5e-5);
     CHECK(relative(native(x, times(44, 3), labelled({0, 1, 2}), 44.0), expected) > 1e-2);  // the test would notice
@@ -113,11 +115,51 @@ TEST_CASE("x may be given once for both halves of guidance, and t not at all") {
       CHECK(native(x, {}, condition, 9.0).equal(expected));
       CHECK(native(x, times(9, 6), condition).equal(native(twice, times(9, 6), condition)));
     }
-    CHECK_THROWS(native(pictures(2), {}, labelled({3, 1, 4, 10, 10, 10}), 9.0));
   }
-  // One shape to a graph.
-  shapes.pop_back();
-  for (std::vector<std::int64_t> const& shape : shapes) CHECK((shape.size() == 5 && shape[0] == 2));
+  CHECK(shapes.size() == 20);
+  for (auto const& shape : shapes) CHECK(shape == std::vector<std::int64_t>{2, 3, 3, 32, 32});  // one to a graph
+}
+
+TEST_CASE("what the native engine cannot run is refused") {
+  const c10::AutoGradMode no_gradients(false);
+  const Network native = load_dit(small_file);
+  const auto message = [&](at::Tensor const& x, at::Tensor const& t, std::vector<std::int64_t> const& labels,
+                           std::optional<double> timestep = 9.0) {
+    return message_of<std::invalid_argument>([&] { native(x, t, labelled(labels), timestep); });
+  };
+  const std::string shape =
+      "tstitch::DiT: x must be [n or n / 2, 3, H, W] with 6 labels and 256 patches of 2 by 2, got ";
+  const std::vector<std::int64_t> six{3, 1, 4, 10, 10, 10};
+  CHECK(message(pictures(2), {}, six) == shape + "[2, 3, 32, 32]");
+  CHECK(message(pictures(6).narrow(1, 0, 2), {}, six) == shape + "[6, 2, 32, 32]");
+  CHECK(message(pictures(6).narrow(2, 0, 16), {}, six) == shape + "[6, 3, 16, 32]");
+  CHECK(message(pictures(6).repeat({1, 1, 2, 2}), {}, six) == shape + "[6, 3, 64, 64]");
+  CHECK(message(pictures(6).narrow(3, 0, 31), {}, six) == shape + "[6, 3, 32, 31]");
+  CHECK(message(pictures(6)[0], {}, six) == shape + "[3, 32, 32]");
+  CHECK(message({}, {}, six) == shape + "none");
+  CHECK(message(pictures(1), {}, {}) == "tstitch::DiT: labels must be [n], got [0]");
+  CHECK(message(pictures(6), {}, six, std::nullopt) == "tstitch::DiT: t must be [6], or the timestep given, got none");
+  CHECK(message(pictures(6), times(9, 3), six) == "tstitch::DiT: t must be [6], or the timestep given, got [3]");
+  const c10::AutoGradMode gradients(true);
+  CHECK(message(pictures(6).requires_grad_(true), {}, six) ==
+        "tstitch::DiT: x must not require gradients, which networks of load_torchscript have and this one has not, got "
+        "one that does");
+}
+
+TEST_CASE("modulations may be asked for twice, and outlive a run in inference mode") {
+  const c10::AutoGradMode no_gradients(false);
+  const Network native = load_dit(small_file), oracle = load_torchscript(small_file);
+  const at::Tensor x = pictures(2);
+  const auto check = [&](double t, std::vector<std::int64_t> const& labels) {
+    CHECK(relative(native(x, {}, labelled(labels), t), oracle(x, times(t, 2), labelled(labels))) < 5e-5);
+  };
+  {
+    const c10::InferenceMode inference;
+    native.prepare(std::vector{5.0, 7.0, 5.0, 5.0}, labelled({1, 10, 1}));
+    native(x, {}, labelled({1, 10}), 5.0);
+  }
+  for (const double t : {5.0, 9.0, 7.0, 300.0, 5.0}) check(t, {1, 10});
+  for (const double t : {5.0, 9.0, 7.0}) check(t, {10, 2});
 }
 
 TEST_CASE("a stitched trajectory is that of the TorchScript pair, and the two may share one") {
@@ -189,10 +231,10 @@ TEST_CASE("in 8 bits the network is a little off, and layers see what the calibr
              }),
              ContainsSubstring("e4m3_inputs must be one for each of the 24 layers, got 2"));
 
-  const at::Tensor values = detail::host_tensor({4}, at::kFloat);
+  const at::Tensor values = tstitch::detail::host_tensor({4}, at::kFloat);
   const std::array<float, 4> given{-1000, 0.3f, 1.0625f, 3};
   std::copy(given.begin(), given.end(), values.mutable_data_ptr<float>());
-  const at::Tensor rounded = detail::to_e4m3(values, 2).to(at::kFloat).mul(2);
+  const at::Tensor rounded = tstitch::detail::to_e4m3(values, 2).to(at::kFloat).mul(2);
   const std::array<float, 4> nearest{-896, 0.3125f, 1.0f, 3};  // 3 bits; ties to even; twice 448 is the largest
   for (int i = 0; i < 4; ++i) CHECK(rounded.const_data_ptr<float>()[i] == nearest[std::size_t(i)]);
 }
@@ -202,7 +244,7 @@ TEST_CASE("weights in 8 bits are those of the file where it has them") {
   const std::string path = TSTITCH_TEST_DATA "/e4m3.pt";
   std::filesystem::create_directories(TSTITCH_TEST_DATA);
   const torch::jit::Module module = torch::jit::load(small_file);
-  const auto weights = detail::tensors_of(module);
+  const auto weights = tstitch::detail::tensors_of(module);
   constexpr std::array<char const*, 4> names{"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"};
   // The nearest to half of each weight, which no loader would find by itself; none for proj.
   std::string codes, scales;
@@ -215,7 +257,7 @@ TEST_CASE("weights in 8 bits are those of the file where it has them") {
         weights.at("blocks." + std::to_string(layer / 4) + "." + names[std::size_t(layer % 4)] + ".weight")
             .to(at::kFloat);
     const double scale = weight.abs().max().item<double>() / 448;
-    const at::Tensor rounded = detail::to_e4m3(weight.div(2), scale);
+    const at::Tensor rounded = tstitch::detail::to_e4m3(weight.div(2), scale);
     codes.append(static_cast<char const*>(rounded.const_data_ptr()), std::size_t(rounded.numel()));
     char text[32];
     std::snprintf(text, sizeof text, "%.9g\n", scale);
@@ -343,36 +385,38 @@ TEST_CASE("the kernels compile for every type and width, without a GPU") {
   for (const int architecture : {80, 89, 90}) {
     for (const int element : {0, 1, 2}) {
       for (const int width : {8, 128, 384, 1152, 2056, 8192}) {
-        REQUIRE(detail::DiTKernelShape::fits(width));
-        REQUIRE(detail::compile_cuda(detail::dit_kernel(element, {width}), architecture).substr(1, 3) == "ELF");
+        REQUIRE(tstitch::detail::DiTKernelShape::fits(width));
+        REQUIRE(
+            tstitch::detail::compile_cuda(tstitch::detail::dit_kernel(element, {width}), architecture).substr(1, 3) ==
+            "ELF");
       }
     }
   }
-  CHECK_FALSE(detail::DiTKernelShape::fits(12));
+  CHECK_FALSE(tstitch::detail::DiTKernelShape::fits(12));
   for (const int element : {1, 2}) {
     for (const int head : {8, 16, 64, 72, 128}) {
-      REQUIRE(detail::FewRowsAttention::fits(head));
+      REQUIRE(tstitch::detail::FewRowsAttention::fits(head));
       for (const bool e4m3 : {false, true}) {
         const auto code = [&](auto source, int architecture) {
-          return detail::compile_cuda(source({.element = element, .head = head, .e4m3 = e4m3}), architecture);
+          return tstitch::detail::compile_cuda(source({.element = element, .head = head, .e4m3 = e4m3}), architecture);
         };
-        REQUIRE(code(detail::attention_few_rows, 90).substr(1, 3) == "ELF");
+        REQUIRE(code(tstitch::detail::attention_few_rows, 90).substr(1, 3) == "ELF");
         if (e4m3) {
-          REQUIRE_THROWS_AS(code(detail::attention_few_rows, 80), std::runtime_error);
+          REQUIRE_THROWS_AS(code(tstitch::detail::attention_few_rows, 80), std::runtime_error);
         } else {
-          REQUIRE(code(detail::attention_few_rows, 80).substr(1, 3) == "ELF");
+          REQUIRE(code(tstitch::detail::attention_few_rows, 80).substr(1, 3) == "ELF");
         }
-        if (!detail::ManyRowsAttention::fits(head)) continue;
-        REQUIRE(code(detail::attention_many_rows, 90).substr(1, 3) == "ELF");
+        if (!tstitch::detail::ManyRowsAttention::fits(head)) continue;
+        REQUIRE(code(tstitch::detail::attention_many_rows, 90).substr(1, 3) == "ELF");
       }
     }
   }
-  CHECK_FALSE(detail::FewRowsAttention::fits(12));
-  CHECK_FALSE(detail::FewRowsAttention::fits(136));
-  for (const int head : {32, 80, 128}) CHECK_FALSE(detail::ManyRowsAttention::fits(head));
+  CHECK_FALSE(tstitch::detail::FewRowsAttention::fits(12));
+  CHECK_FALSE(tstitch::detail::FewRowsAttention::fits(136));
+  for (const int head : {32, 80, 128}) CHECK_FALSE(tstitch::detail::ManyRowsAttention::fits(head));
   // Threads with channels, in whole warps, and no channel left out.
   for (int width = 8; width <= 8192; width += 8) {
-    const detail::DiTKernelShape shape{width};
+    const tstitch::detail::DiTKernelShape shape{width};
     REQUIRE(shape.threads() * shape.chunks() * 8 >= width);
     REQUIRE(shape.threads() <= 256);
     REQUIRE(shape.threads() % 32 == 0);

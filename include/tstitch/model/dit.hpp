@@ -20,6 +20,8 @@
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/silu.h>
 #include <c10/core/Event.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 
 #include <algorithm>
 #include <bit>
@@ -30,6 +32,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -202,10 +205,12 @@ class DiT {
     };
   }
 
-  /// @param x [n, channels, size, size]; or [n / 2, ...], which comes twice
+  /// @param x [n, channels, height, width]; or [n / 2, ...], which comes twice
   /// @param t [n], int64 or floating; may be undefined where the timestep is given
   /// @param condition of which labels are used, [n]
-  /// @returns [n, out_channels, size, size] in the type of the weights
+  /// @returns [n, out_channels, height, width] in the type of the weights; without gradients
+  /// @throws std::invalid_argument for other shapes, for x with gradients, and where neither t nor the timestep is
+  /// given
   at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
                         std::optional<double> timestep) const {
     return (*self_)(x, t, condition, timestep);
@@ -265,8 +270,34 @@ class DiT {
 
     at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
                           std::optional<double> timestep) {
+      require(x, t, condition.labels, timestep);
       const at::Tensor modulations = modulations_for(t, condition, timestep);
       return forward({in_halves(x, modulations.size(0)), modulations});
+    }
+
+    void require(at::Tensor const& x, at::Tensor const& t, at::Tensor const& labels,
+                 std::optional<double> timestep) const {
+      const auto shape = [](at::Tensor const& of) { return of.defined() ? detail::shape_text(of.sizes()) : "none"; };
+      const auto is_vector = [](at::Tensor const& of) { return of.defined() && of.dim() == 1 && of.size(0) > 0; };
+      if (!is_vector(labels)) detail::refuse("DiT", "labels must be [n]", shape(labels));
+      const std::int64_t n = labels.size(0), p = weights.patch, tokens = weights.pos_embed.size(1),
+                         channels = weights.x_embedder.weight.size(1) / (p * p);
+      if (!x.defined() || x.dim() != 4 || (x.size(0) != n && 2 * x.size(0) != n) || x.size(1) != channels ||
+          x.size(2) % p || x.size(3) % p || x.size(2) / p * (x.size(3) / p) != tokens) {
+        detail::refuse("DiT",
+                       "x must be [n or n / 2, " + std::to_string(channels) + ", H, W] with " + std::to_string(n) +
+                           " labels and " + std::to_string(tokens) + " patches of " + std::to_string(p) + " by " +
+                           std::to_string(p),
+                       shape(x));
+      }
+      if (t.defined() ? !is_vector(t) || t.size(0) != n : !timestep) {
+        detail::refuse("DiT", "t must be [" + std::to_string(n) + "], or the timestep given", shape(t));
+      }
+      if (x.requires_grad() && c10::GradMode::is_enabled()) {
+        detail::refuse("DiT",
+                       "x must not require gradients, which networks of load_torchscript have and this one has not",
+                       "one that does");
+      }
     }
 
     /// An even number of rows always as two halves, which may be the same one: one shape for a graph.
@@ -307,9 +338,14 @@ class DiT {
 
     /// Computes what is not in the table yet; nothing when it would not fit.
     bool keep(std::span<const double> timesteps, std::vector<std::int64_t> const& distinct) {
+      // A table that is made under InferenceMode could not be written to without.
+      const c10::InferenceMode as_usual(false);
+      const c10::AutoGradMode no_gradients(false);
       std::vector<double> times;
       std::vector<std::int64_t> of_labels;
+      std::set<std::int64_t> seen;
       for (const double timestep : timesteps) {
+        if (!seen.insert(std::bit_cast<std::int64_t>(timestep)).second) continue;
         for (const std::int64_t label : distinct) {
           if (row_of.contains({std::bit_cast<std::int64_t>(timestep), label})) continue;
           times.push_back(timestep);
@@ -321,6 +357,7 @@ class DiT {
       if (std::int64_t(timesteps.size() * distinct.size()) > capacity()) return false;
       if (std::int64_t(row_of.size()) + count > capacity()) {  // makes room for the new run
         row_of.clear();
+        lookups_of.clear();
         table.reset();  // not overwritten: what was looked up may be a part of it
         return keep(timesteps, distinct);
       }
@@ -331,6 +368,7 @@ class DiT {
         const at::Tensor larger = weights.pos_embed.new_empty({rows, slots(), width()});
         if (used) larger.narrow(0, 0, used).copy_(table.narrow(0, 0, used));
         table = larger;
+        mark_written();  // also when what follows fails
       }
       lookups_of.clear();
       // In pieces, because the product is there twice for a moment.
@@ -345,12 +383,16 @@ class DiT {
       for (std::int64_t i = 0; i < count; ++i) {
         row_of[{std::bit_cast<std::int64_t>(times[std::size_t(i)]), of_labels[std::size_t(i)]}] = used + i;
       }
-      if (table.is_cuda()) {
-        writer = stream();
-        written.emplace(table.device().type());
-        written->record(*writer);
-      }
+      mark_written();
       return true;
+    }
+
+    /// Remembers that the stream that is current has written to the table.
+    void mark_written() {
+      if (!table.is_cuda()) return;
+      writer = stream();
+      written.emplace(table.device().type());
+      written->record(*writer);
     }
 
     /// The one that is current on the GPU of the weights.
