@@ -4,8 +4,10 @@
 #include <tstitch/model/weighted_sum.hpp>
 #include <tstitch/sampler/noise.hpp>
 
+#include <cstdint>
 #include <cstdlib>
 #include <filesystem>
+#include <fstream>
 
 #include "../nvrtc.hpp"
 
@@ -14,10 +16,11 @@ using namespace tstitch;
 TEST_CASE("the samplers' kernels compile for every kind of GPU, without one") {
   if (!has_nvrtc()) return;
   for (const int architecture : {80, 86, 89, 90, 100, 120}) {
-    for (detail::CudaSource const& source :
-         {detail::SumKernel::source(), detail::NoiseKernel::source(), detail::CopyKernel::source()}) {
+    for (tstitch::detail::CudaSource const& source :
+         {tstitch::detail::SumKernel::source(), tstitch::detail::NoiseKernel::source(),
+          tstitch::detail::CopyKernel::source()}) {
       INFO(source.name << " " << architecture);
-      REQUIRE(detail::compile_cuda(source, architecture).substr(1, 3) == "ELF");
+      REQUIRE(tstitch::detail::compile_cuda(source, architecture).substr(1, 3) == "ELF");
     }
   }
 }
@@ -25,7 +28,7 @@ TEST_CASE("the samplers' kernels compile for every kind of GPU, without one") {
 TEST_CASE("what NVRTC refuses is told in its words") {
   if (!has_nvrtc()) return;
   const std::string message = message_of<std::runtime_error>([] {
-    detail::compile_cuda({"broken", "__global__ void f() { return 1 }"}, 90);
+    tstitch::detail::compile_cuda({"broken", "__global__ void f() { return 1 }"}, 90);
   });
   CHECK_THAT(message,
              ContainsSubstring("tstitch: NVRTC must compile the kernel 'broken', got NVRTC_ERROR_COMPILATION"));
@@ -33,42 +36,57 @@ TEST_CASE("what NVRTC refuses is told in its words") {
 }
 
 TEST_CASE("without a GPU there are no kernels, and nothing is said") {
-  if (detail::compute_capability(0)) return;
-  CHECK_FALSE(detail::kernel_on<detail::SumKernel>({at::kCUDA, 0}));
-  CHECK_FALSE(detail::kernel_on<detail::NoiseKernel>({at::kCUDA, 0}));
+  if (tstitch::detail::compute_capability(0)) return;
+  CHECK_FALSE(tstitch::detail::kernel_on<tstitch::detail::SumKernel>({at::kCUDA, 0}));
+  CHECK_FALSE(tstitch::detail::kernel_on<tstitch::detail::NoiseKernel>({at::kCUDA, 0}));
   CHECK(message_of<std::runtime_error>([] {
-          detail::SumKernel({at::kCUDA, 0});
+          tstitch::detail::SumKernel({at::kCUDA, 0});
         }) == "tstitch: the GPU must have compute capability 8.0 or more, got 0.0");
 }
 
 TEST_CASE("compiled kernels are kept, and broken ones made again") {
   if (!has_nvrtc()) return;
-  const detail::CudaSource source = detail::SumKernel::source();
+  const tstitch::detail::CudaSource source = tstitch::detail::SumKernel::source();
   // A new folder for each run; see image_test.cpp for why the old one is not removed.
   const std::filesystem::path cache = TSTITCH_TEST_DATA "/kernels-" + std::to_string(getpid());
   setenv("TSTITCH_KERNEL_CACHE", cache.c_str(), 1);
   const auto kept = [&] { return std::distance(std::filesystem::directory_iterator(cache), {}); };
-  const std::string code = detail::cached_cuda(source, 90);
+  const std::string code = tstitch::detail::cached_cuda(source, 90);
   REQUIRE(kept() == 1);
   const std::filesystem::path file = std::filesystem::directory_iterator(cache)->path();
-  CHECK(std::filesystem::file_size(file) == code.size());
-  CHECK(detail::cached_cuda(source, 90) == code);
-  std::filesystem::resize_file(file, 0);
-  CHECK(detail::cached_cuda(source, 90).size() == code.size());
-  CHECK(std::filesystem::file_size(file) == code.size());
+  const auto size = std::filesystem::file_size(file);
+  CHECK(size == code.size() + 16);
+  CHECK(tstitch::detail::cached_cuda(source, 90) == code);
+  const auto first_made = std::filesystem::last_write_time(file);
+  for (const std::uintmax_t part : {std::uintmax_t(0), std::uintmax_t(7), size / 2, size - 1}) {
+    std::filesystem::resize_file(file, part);
+    CHECK(tstitch::detail::cached_cuda(source, 90).size() == code.size());
+    CHECK(std::filesystem::file_size(file) == size);
+  }
+  {
+    std::fstream other(file, std::ios::in | std::ios::out | std::ios::binary);
+    other.seekp(std::streamoff(size / 2)).put('!').put('?');
+  }
+  CHECK(tstitch::detail::cached_cuda(source, 90).substr(1, 3) == "ELF");
+  CHECK(tstitch::detail::cached_cuda(source, 90).find("!?") == code.find("!?"));
+  CHECK(std::filesystem::last_write_time(file) > first_made);
+  std::filesystem::last_write_time(file, first_made);
+  CHECK(tstitch::detail::cached_cuda(source, 90, /*again=*/true).size() == code.size());
+  CHECK(std::filesystem::last_write_time(file) > first_made);
+  REQUIRE(kept() == 1);  // nothing is left beside it
   // Another kind of GPU, other options and another text are other files.
-  detail::cached_cuda(source, 80);
+  tstitch::detail::cached_cuda(source, 80);
   CHECK(kept() == 2);
-  detail::CudaSource other = source;
+  tstitch::detail::CudaSource other = source;
   other.options.push_back("-DOTHER");
-  detail::cached_cuda(other, 90);
+  tstitch::detail::cached_cuda(other, 90);
   CHECK(kept() == 3);
   other.text += " ";
-  detail::cached_cuda(other, 90);
+  tstitch::detail::cached_cuda(other, 90);
   CHECK(kept() == 4);
   setenv("TSTITCH_KERNEL_CACHE", "", 1);
-  CHECK(detail::kernel_cache_folder().empty());
+  CHECK(tstitch::detail::kernel_cache_folder().empty());
   setenv("TSTITCH_KERNEL_CACHE", "/proc/nowhere", 1);
-  CHECK(detail::cached_cuda(source, 90).size() == code.size());
+  CHECK(tstitch::detail::cached_cuda(source, 90).size() == code.size());
   unsetenv("TSTITCH_KERNEL_CACHE");
 }

@@ -15,7 +15,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -138,41 +140,50 @@ inline std::string kernel_cache_folder() {
   return home && *home ? home + std::string("/.cache/tstitch") : "";
 }
 
+/// 16 digits that are others for other texts (FNV-1a).
+inline std::string digest(std::vector<std::string> const& texts) {
+  std::uint64_t hash = 0xcbf29ce484222325;
+  for (std::string const& text : texts) {
+    for (const char c : text + '\n') hash = (hash ^ std::uint64_t(static_cast<unsigned char>(c))) * 0x100000001b3;
+  }
+  char digits[17];
+  std::snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(hash));
+  return digits;
+}
+
 /// Keeps a file there, with the folders above it; by its name others see all of it or nothing.
 /// @throws std::runtime_error
 inline void keep_in_cache(std::string const& path, std::string const& bytes) {
   for (std::size_t end = path.find('/', 1); end != std::string::npos; end = path.find('/', end + 1)) {
     mkdir(path.substr(0, end).c_str(), 0777);  // where one cannot be made, the file cannot either
   }
-  const std::string own = path + "." + std::to_string(getpid());  // others may compile it too
+  // Others may compile it too, in this process or on another machine that has the folder.
+  const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
+  const std::string own = path + "." + std::to_string(getpid()) + "-" + std::to_string(now);
   write_file(own, bytes);
   if (std::rename(own.c_str(), path.c_str()) != 0) std::remove(own.c_str());
 }
 
 /// The same, from the cache where it is there. A cache that cannot be read or written is as good as none.
-inline std::string cached_cuda(CudaSource const& source, int architecture) {
+/// @param again the driver would not have what is there
+inline std::string cached_cuda(CudaSource const& source, int architecture, bool again = false) {
   const std::string folder = kernel_cache_folder();
   if (folder.empty()) return compile_cuda(source, architecture);
-  std::uint64_t hash = 0xcbf29ce484222325;  // FNV-1a
-  const auto add = [&](std::string const& text) {
-    for (const char c : text + '\n') hash = (hash ^ std::uint64_t(static_cast<unsigned char>(c))) * 0x100000001b3;
-  };
-  add(source.text);
-  for (std::string const& option : source.options) add(option);
-  char name[96];
-  std::snprintf(name, sizeof name, "%s-%s-%016llx.cubin", source.name, architecture_name(source, architecture).c_str(),
-                static_cast<unsigned long long>(hash));
-  constexpr char elf[] =
-      "\x7f"
-      "ELF";
-  const std::string path = folder + "/" + name;
-  if (std::ifstream file(path, std::ios::binary); file) {
+  std::vector<std::string> texts{source.text};
+  texts.insert(texts.end(), source.options.begin(), source.options.end());
+  const std::string path =
+      folder + "/" + source.name + "-" + architecture_name(source, architecture) + "-" + digest(texts) + ".cubin";
+  // Behind the code is its digest: the driver believes what it is given, and reads on behind half a file.
+  if (std::ifstream file(path, std::ios::binary); file && !again) {
     std::string code{std::istreambuf_iterator<char>(file), {}};
-    if (code.starts_with(elf)) return code;
+    const std::size_t size = code.size() - std::min<std::size_t>(code.size(), 16);
+    const std::string ending = code.substr(size);
+    code.resize(size);
+    if (ending == digest({code})) return code;
   }
   std::string code = compile_cuda(source, architecture);
   try {
-    keep_in_cache(path, code);
+    keep_in_cache(path, code + digest({code}));
   } catch (std::exception const&) {}
   return code;
 }
@@ -187,10 +198,15 @@ class CudaKernels {
       throw std::runtime_error("tstitch: the GPU must have compute capability 8.0 or more, got " +
                                std::to_string(architecture_ / 10) + "." + std::to_string(architecture_ % 10));
     }
-    const std::string code = cached_cuda(source, architecture_);
     const c10::DeviceGuard guard(device);
     require_context();
-    check("cuModuleLoadData", cuda_driver().get<int(void**, void const*)>("cuModuleLoadData")(&module_, code.data()));
+    const auto load = [&](std::string const& code) {
+      return cuda_driver().get<int(void**, void const*)>("cuModuleLoadData")(&module_, code.data());
+    };
+    // Another version of CUDA may have made what is in the cache.
+    if (load(cached_cuda(source, architecture_)) != 0) {
+      check("cuModuleLoadData", load(cached_cuda(source, architecture_, /*again=*/true)));
+    }
     launch_ = cuda_driver().get<Launch>("cuLaunchKernel");
   }
 

@@ -12,8 +12,10 @@
 #include <array>
 #include <cmath>
 #include <cstdint>
+#include <exception>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <tuple>
 
@@ -266,7 +268,8 @@ class DiTKernels {
   void* quantise_ = nullptr;
 };
 
-/// The kernels for tensors like x, which is [n, tokens, width]; null where there are none.
+/// The kernels for tensors like x, which is [n, tokens, width]; null where there are none: for other types and widths,
+/// on old GPUs and without NVRTC.
 inline DiTKernels const* dit_kernels(at::Tensor const& x) {
   const int element = x.scalar_type() == at::kFloat      ? 0
                       : x.scalar_type() == at::kHalf     ? 1
@@ -274,14 +277,15 @@ inline DiTKernels const* dit_kernels(at::Tensor const& x) {
                                                          : -1;
   if (!x.is_cuda() || element < 0 || !DiTKernelShape::fits(x.size(2))) return nullptr;
   static std::mutex mutex;
-  static std::map<std::tuple<int, int, int>, DiTKernels> kernels;
+  static std::map<std::tuple<int, int, int>, std::optional<DiTKernels>> kernels;
   const std::lock_guard lock(mutex);
-  const std::tuple key{int(x.device().index()), element, int(x.size(2))};
-  auto found = kernels.find(key);
-  if (found == kernels.end()) {
-    found = kernels.emplace(key, DiTKernels(element, DiTKernelShape{int(x.size(2))}, x.device())).first;
+  const auto [found, is_new] = kernels.try_emplace({int(x.device().index()), element, int(x.size(2))});
+  if (is_new) {
+    try {
+      found->second.emplace(element, DiTKernelShape{int(x.size(2))}, x.device());
+    } catch (std::exception const&) {}
   }
-  return &found->second;
+  return found->second ? &*found->second : nullptr;
 }
 
 /// What the loop over tokens on the host works on, all float32: x, y and normed [rows, width], modulation
