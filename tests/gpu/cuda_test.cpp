@@ -53,7 +53,7 @@ TEST_CASE("noise is the CPU's") {
     CHECK(noise({seeds[5]}, address, {3, 32, 32}, on_gpu).cpu().equal(host.narrow(0, 5, 1)));
   }
   // It is made there, of more images than a kernel takes at once, and of sizes that are no multiple of anything.
-  REQUIRE(detail::kernel_on<detail::NoiseKernel>(cuda));
+  REQUIRE(tstitch::detail::kernel_on<tstitch::detail::NoiseKernel>(cuda));
   std::vector<std::uint64_t> many;
   for (std::uint64_t i = 0; i < 700; ++i) many.push_back(~i);
   for (std::vector<std::int64_t> const& shape : {std::vector<std::int64_t>{1, 1, 1}, {3, 5, 7}, {1, 32, 32}}) {
@@ -76,7 +76,7 @@ TEST_CASE("noise is the CPU's") {
 }
 
 TEST_CASE("weighted sums have the bits of torch's operations") {
-  REQUIRE(detail::kernel_on<detail::SumKernel>(cuda));
+  REQUIRE(tstitch::detail::kernel_on<tstitch::detail::SumKernel>(cuda));
   const auto normal = [](std::int64_t n, std::int64_t channels, std::int64_t width, std::uint64_t seed) {
     std::vector<std::uint64_t> seeds;
     for (std::int64_t i = 0; i < n; ++i) seeds.push_back(seed + std::uint64_t(i));
@@ -115,7 +115,7 @@ TEST_CASE("weighted sums have the bits of torch's operations") {
 }
 
 TEST_CASE("several tensors are copied by one kernel, whatever they are") {
-  REQUIRE(detail::kernel_on<detail::CopyKernel>(cuda));
+  REQUIRE(tstitch::detail::kernel_on<tstitch::detail::CopyKernel>(cuda));
   const auto normal = [](std::vector<std::int64_t> const& shape) {
     return noise({7}, NoiseAddress::initial(), {1, 1, 200000}, at::TensorOptions().dtype(at::kFloat).device(cuda))
         .flatten()
@@ -126,14 +126,17 @@ TEST_CASE("several tensors are copied by one kernel, whatever they are") {
   const at::Tensor x = normal({3, 4, 32, 32}), small = normal({2, 4, 2, 2});
   std::vector<at::Tensor> from{
       x.to(at::kHalf),
-      detail::to_device({1, 2, 3}, cuda),              // 24 bytes
+      tstitch::detail::to_device({1, 2, 3}, cuda),     // 24 bytes
       normal({5, 7}),                                  // no whole number of 16
       small.unsqueeze(0).expand({2, -1, -1, -1, -1}),  // the same rows twice
-      normal({1, 3}).expand({5, 3}),                   // which are no whole number of 16
+      normal({1, 3}).expand({2, 3}),                   // which are no whole number of 16
       x.transpose(1, 2),                               // lies in another way
       normal({9}).narrow(0, 1, 8),                     // begins between 16 bytes
-      detail::to_device({4, 5}, at::kCPU),             // is elsewhere
+      tstitch::detail::to_device({4, 5}, at::kCPU),    // is elsewhere
       normal({0, 3}),
+      normal({3, 5, 31, 33}),  // many blocks and some bytes
+      normal({1}),
+      normal({2, 200, 64}),
   };
   for (int i = 0; i < 12; ++i) from.push_back(normal({17}).add(i));  // more than the kernel takes
   std::vector<at::Tensor> to;
@@ -141,7 +144,8 @@ TEST_CASE("several tensors are copied by one kernel, whatever they are") {
     to.push_back(at::full(each.sizes(), 99, at::TensorOptions(cuda).dtype(each.scalar_type())));
   }
   to[0] = to[0].transpose(2, 3).contiguous().transpose(2, 3);
-  detail::copy_all(to, from, cuda);
+  // Those of 24 and 140 bytes, the same rows twice, nothing, and the three behind it.
+  CHECK((*tstitch::detail::kernel_on<tstitch::detail::CopyKernel>(cuda))(to, from) == 7);
   for (std::size_t i = 0; i < from.size(); ++i) {
     INFO("tensor " << i);
     CHECK(to[i].cpu().equal(from[i].cpu()));
@@ -212,7 +216,7 @@ TEST_CASE("the loop never waits for the GPU") {
   check("gradient guidance", sampler, pushed);
 
   // The debug mode itself works: a read of a value is refused under it.
-  const at::Tensor value = detail::to_device({1}, cuda);
+  const at::Tensor value = tstitch::detail::to_device({1}, cuda);
   const NoWaiting no_waiting;
   CHECK_THROWS_AS(value.item<std::int64_t>(), std::exception);
 }
@@ -325,11 +329,11 @@ at::Tensor normal(std::int64_t n, std::vector<std::int64_t> const& shape, std::u
 }
 
 Condition labelled(std::vector<std::int64_t> const& labels) {
-  return {.labels = detail::to_device(labels, cuda), .host_labels = labels};
+  return {.labels = tstitch::detail::to_device(labels, cuda), .host_labels = labels};
 }
 
 at::Tensor times(std::int64_t t, std::int64_t n) {
-  return detail::to_device(std::vector<std::int64_t>(std::size_t(n), t), cuda);
+  return tstitch::detail::to_device(std::vector<std::int64_t>(std::size_t(n), t), cuda);
 }
 
 /// The root of the mean squared difference, relative to that of what is expected.
@@ -354,8 +358,8 @@ TEST_CASE("the kernel of the DiT engine computes what torch's operations compute
       const at::Tensor modulation = normal(images, {9, width}, 20).to(type);
       for (auto const& [added, gate] : {std::pair{y, 2}, {at::Tensor(), 2}, {y.narrow(0, 1, 1), -1}}) {
         const at::Tensor mine = x.clone(), exact = x.to(at::kDouble);
-        const at::Tensor got = detail::residual_norm_modulate(mine, added, modulation, gate, 5, 7, 1e-6);
-        const at::Tensor expected = detail::residual_norm_modulate(
+        const at::Tensor got = tstitch::detail::residual_norm_modulate(mine, added, modulation, gate, 5, 7, 1e-6);
+        const at::Tensor expected = tstitch::detail::residual_norm_modulate(
             exact, added.defined() ? added.to(at::kDouble) : added, modulation.to(at::kDouble), gate, 5, 7, 1e-6, true);
         // A rounding of the type at the sum, and one at the end.
         const double unit = type == at::kFloat ? 1e-6 : type == at::kHalf ? 1e-3 : 8e-3;
@@ -381,24 +385,24 @@ at::Tensor attention_of_torch(at::Tensor const& qkv) {
 }
 
 /// In the type of qkv and in 8 bits.
-void check_attention(at::Tensor const& qkv, detail::AttentionBy by) {
+void check_attention(at::Tensor const& qkv, tstitch::detail::AttentionBy by) {
   const at::Tensor exact = attention_of_torch(qkv.to(at::kDouble));
   const double of_torch = rms(attention_of_torch(qkv), exact);
   INFO(at::toString(qkv.scalar_type()) << ", " << qkv.sizes() << "; torch is " << of_torch << " off");
-  const at::Tensor got = detail::attention_kernel(qkv, 0, by);
+  const at::Tensor got = tstitch::detail::attention_kernel(qkv, 0, by);
   REQUIRE(got.defined());
   REQUIRE(got.scalar_type() == qkv.scalar_type());
   REQUIRE(rms(got, exact) <= 1.1 * of_torch);
-  if (detail::compute_capability(0) < 89) return;
+  if (tstitch::detail::compute_capability(0) < 89) return;
   const double factor = 448 / exact.abs().max().item<double>() / 2;
-  const at::Tensor rounded = detail::attention_kernel(qkv, factor, by);
+  const at::Tensor rounded = tstitch::detail::attention_kernel(qkv, factor, by);
   REQUIRE(rounded.defined());
   REQUIRE(rounded.scalar_type() == at::kFloat8_e4m3fn);
   const double of_rounding =
       rms(exact.mul(factor).to(at::kFloat).to(at::kFloat8_e4m3fn).to(at::kDouble), exact.mul(factor));
   REQUIRE(rms(rounded.to(at::kDouble), exact.mul(factor)) <= 1.02 * of_rounding);
   // What does not fit becomes the largest number.
-  REQUIRE(detail::attention_kernel(qkv, 1e6, by).to(at::kFloat).abs().max().item<double>() == 448);
+  REQUIRE(tstitch::detail::attention_kernel(qkv, 1e6, by).to(at::kFloat).abs().max().item<double>() == 448);
 }
 
 }  // namespace
@@ -408,14 +412,14 @@ TEST_CASE("the attention kernel for few rows computes what torch computes") {
     for (const std::int64_t head : {8, 16, 64, 72, 128}) {
       // Of fewer queries than a warp has, of whole and of broken blocks, of one and of many turns of the ring.
       for (const std::int64_t tokens : {1, 17, 64, 100, 128, 256, 700}) {
-        check_attention(queries_keys_values(2, tokens, 3, head).to(type), detail::AttentionBy::few_rows);
+        check_attention(queries_keys_values(2, tokens, 3, head).to(type), tstitch::detail::AttentionBy::few_rows);
       }
     }
   }
 }
 
 TEST_CASE("the attention kernel for many rows computes what torch computes") {
-  if (detail::compute_capability(0) != 90) {
+  if (tstitch::detail::compute_capability(0) != 90) {
     std::puts("skipped: needs a GPU of compute capability 9.0");
     return;
   }
@@ -424,7 +428,7 @@ TEST_CASE("the attention kernel for many rows computes what torch computes") {
       // Of broken chunks, of groups of warps without queries; fewer heads than multiprocessors, and many for each.
       for (const std::int64_t tokens : {1, 17, 64, 100, 192, 256}) {
         for (const std::int64_t n : {2, 45, 300}) {
-          check_attention(queries_keys_values(n, tokens, 3, head).to(type), detail::AttentionBy::many_rows);
+          check_attention(queries_keys_values(n, tokens, 3, head).to(type), tstitch::detail::AttentionBy::many_rows);
         }
       }
     }
@@ -432,8 +436,8 @@ TEST_CASE("the attention kernel for many rows computes what torch computes") {
 }
 
 TEST_CASE("the attention kernels are used where they are the faster way") {
-  const bool hopper = detail::compute_capability(0) == 90;
-  const auto used = [](at::Tensor const& qkv) { return detail::attention_kernel(qkv).defined(); };
+  const bool hopper = tstitch::detail::compute_capability(0) == 90;
+  const auto used = [](at::Tensor const& qkv) { return tstitch::detail::attention_kernel(qkv).defined(); };
   const at::Tensor one = queries_keys_values(1, 256, 4, 64).to(at::kHalf);
   CHECK(used(one));
   CHECK(used(one.repeat({500, 1, 1, 1, 1})) == hopper);
@@ -548,7 +552,7 @@ TEST_CASE("the DiT engine attends by its own kernels as by torch's") {
     const at::Tensor exact = run(DiT(wide_heads(at::kFloat), {.plain = true}));
     for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
       for (const bool eighth : {false, true}) {
-        if (eighth && detail::compute_capability(0) < 89) continue;
+        if (eighth && tstitch::detail::compute_capability(0) < 89) continue;
         const auto made = [&](bool plain) {
           const std::vector<double> inputs(eighth ? 8 : 0, 20.0);
           return DiT(wide_heads(type), {.plain = plain, .e4m3_inputs = inputs});
@@ -592,6 +596,44 @@ TEST_CASE("graphs give the bits of plain calls, in any order of shapes, and memo
     CHECK(reasons.empty());
     CHECK(allocated() <= settled + (std::int64_t(4) << 20));
   }
+}
+
+TEST_CASE("one graph at a time, failed captures and gradients leave the others as they are") {
+  std::vector<std::string> reasons;
+  const auto tell = [&](std::string const& reason) { reasons.push_back(reason); };
+  const TorchScriptOptions options{.device = cuda, .dtype = at::kHalf};
+  const Network plain = load_dit(small_file, options);
+  const Network one = captured(plain, {.graphs = 1, .on_fallback = tell});
+  for (int round = 0; round < 6; ++round) {
+    const std::int64_t n = 1 + round % 3;
+    const Condition condition = labelled(std::vector<std::int64_t>(std::size_t(n), 3));
+    const at::Tensor x = normal(n, {3, 32, 32}, std::uint64_t(round));
+    REQUIRE(one(x, {}, condition, 400.0).equal(plain(x, {}, condition, 400.0)));
+  }
+  CHECK(reasons.empty());
+
+  // Waits for the GPU, which cannot be captured, where there is one row.
+  const Network waits(
+      [](at::Tensor const& x, at::Tensor const& t) {
+        return x.mul(x.size(0) == 1 ? double(t.select(0, 0).item<std::int64_t>()) : 3.0);
+      },
+      {}, cuda);
+  const Network some = captured(waits, {.graphs = 2, .on_fallback = tell});
+  for (const std::int64_t n : {1, 2, 1, 4, 5, 1, 2}) {
+    const at::Tensor x = normal(n, {3, 8, 8});
+    REQUIRE(some(x, times(3, n), {}).equal(x.mul(3)));
+  }
+  CHECK(reasons.size() == 2);  // the one row was forgotten in between
+  c10::cuda::CUDACachingAllocator::emptyCache();
+
+  // What is to have gradients has them.
+  const Network graph = captured(waits);
+  const at::Tensor x = normal(2, {3, 8, 8});
+  graph(x, times(3, 2), {});
+  const c10::AutoGradMode gradients(true);
+  const at::Tensor leaf = x.clone().requires_grad_(true);
+  graph(leaf, times(3, 2), {}).sum().backward();
+  CHECK(leaf.grad().eq(3).all().item<bool>());
 }
 
 TEST_CASE("a thousand shapes in turn leave memory as it was") {
@@ -660,8 +702,8 @@ TEST_CASE("8 bits are rounded as torch rounds them") {
     const at::Tensor x = normal(3, {7, 384}).mul(20).to(type);
     const at::Tensor modulation = normal(3, {9, 384}, 20).to(type);
     for (const bool gelu : {false, true}) {
-      const at::Tensor got = detail::to_e4m3(x, 0.1, gelu, detail::dit_kernels(x));
-      const at::Tensor expected = detail::to_e4m3(x, 0.1, gelu);
+      const at::Tensor got = tstitch::detail::to_e4m3(x, 0.1, gelu, tstitch::detail::dit_kernels(x));
+      const at::Tensor expected = tstitch::detail::to_e4m3(x, 0.1, gelu);
       REQUIRE(got.scalar_type() == at::kFloat8_e4m3fn);
       if (!gelu) {
         CHECK(got.to(at::kFloat).equal(expected.to(at::kFloat)));
@@ -670,32 +712,32 @@ TEST_CASE("8 bits are rounded as torch rounds them") {
       }
     }
     const at::Tensor got =
-        detail::residual_norm_modulate(x.clone(), {}, modulation, 2, 5, 7, 1e-6, false, 0.02).to(at::kFloat);
+        tstitch::detail::residual_norm_modulate(x.clone(), {}, modulation, 2, 5, 7, 1e-6, false, 0.02).to(at::kFloat);
     const at::Tensor expected =
-        detail::residual_norm_modulate(x.clone(), {}, modulation, 2, 5, 7, 1e-6, true, 0.02).to(at::kFloat);
+        tstitch::detail::residual_norm_modulate(x.clone(), {}, modulation, 2, 5, 7, 1e-6, true, 0.02).to(at::kFloat);
     CHECK(rms(got, expected) < 2e-2);  // torch's way rounds to the type in between
   }
 }
 
 TEST_CASE("a product in 8 bits with GELU in its epilogue is that of separate steps") {
   const at::Device device = cuda;
-  if (detail::compute_capability(0) < 89) return;
+  if (tstitch::detail::compute_capability(0) < 89) return;
   for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
     for (const std::int64_t rows : {16, 512, 4096}) {
-      const at::Tensor x = detail::to_e4m3(normal(1, {rows, 384}).select(0, 0), 0.02);
-      const at::Tensor weight = detail::to_e4m3(normal(1, {1536, 384}, 1).select(0, 0).mul(0.1), 0.001);
+      const at::Tensor x = tstitch::detail::to_e4m3(normal(1, {rows, 384}).select(0, 0), 0.02);
+      const at::Tensor weight = tstitch::detail::to_e4m3(normal(1, {1536, 384}, 1).select(0, 0).mul(0.1), 0.001);
       const at::Tensor bias = normal(1, {1536}, 2).select(0, 0).to(type);
       const at::Tensor scales = at::full({3, 4}, 0.0, at::TensorOptions(device).dtype(at::kFloat));
       scales.select(0, 0).fill_(0.02);
       scales.select(0, 1).fill_(0.001);
       scales.select(0, 2).fill_(1 / 0.03);
       const auto scale = [&](int k) { return scales.select(0, k).narrow(0, 0, 1); };
-      const at::Tensor got = detail::gelu_product_e4m3({x, weight, bias, scale(0), scale(1), scale(2)});
+      const at::Tensor got = tstitch::detail::gelu_product_e4m3({x, weight, bias, scale(0), scale(1), scale(2)});
       REQUIRE(got.defined());
       REQUIRE(got.scalar_type() == at::kFloat8_e4m3fn);
       const at::Tensor exact =
           at::linear(x.to(at::kDouble).mul(0.02), weight.to(at::kDouble).mul(0.001), bias.to(at::kDouble));
-      const at::Tensor expected = detail::to_e4m3(exact, 0.03, true);
+      const at::Tensor expected = tstitch::detail::to_e4m3(exact, 0.03, true);
       // The same but for neighbours, where fast accumulation or the approximate tangent moves a value over a boundary.
       CHECK(rms(got.to(at::kFloat), expected.to(at::kFloat)) < 1e-2);
       const double off = got.to(at::kFloat).ne(expected.to(at::kFloat)).to(at::kDouble).mean().item<double>();
@@ -704,9 +746,9 @@ TEST_CASE("a product in 8 bits with GELU in its epilogue is that of separate ste
     }
   }
   // In float32 cuBLASLt has none.
-  const at::Tensor x = detail::to_e4m3(normal(1, {16, 64}).select(0, 0), 0.02);
+  const at::Tensor x = tstitch::detail::to_e4m3(normal(1, {16, 64}).select(0, 0), 0.02);
   const at::Tensor one = at::full({4}, 1.0, at::TensorOptions(device).dtype(at::kFloat)).narrow(0, 0, 1);
-  CHECK_FALSE(detail::gelu_product_e4m3({x, x, at::full({16}, 0.0, one.options()), one, one, one}).defined());
+  CHECK_FALSE(tstitch::detail::gelu_product_e4m3({x, x, at::full({16}, 0.0, one.options()), one, one, one}).defined());
 }
 
 TEST_CASE("8 bits cost the DiT engine little") {

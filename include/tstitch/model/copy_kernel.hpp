@@ -55,14 +55,21 @@ class CopyKernel {
 
   /// What lies in another way is copied by torch.
   /// @param to each of the shape and type of its counterpart
-  void operator()(std::vector<at::Tensor> const& to, std::vector<at::Tensor> const& from) const {
+  /// @returns how many tensors the kernel copies
+  int operator()(std::vector<at::Tensor> const& to, std::vector<at::Tensor> const& from) const {
     Copies copies;
+    int taken = 0;
     for (std::size_t i = 0; i < to.size(); ++i) {
-      if (!add(copies, to[i], from[i])) to[i].copy_(from[i], /*non_blocking=*/true);
+      if (add(copies, to[i], from[i])) {
+        ++taken;
+      } else {
+        to[i].copy_(from[i], /*non_blocking=*/true);
+      }
     }
-    if (copies.blocks == 0) return;
+    if (copies.blocks == 0) return taken;
     std::array<void*, 2> arguments{&copies.each, &copies.count};
     kernels_.start(copy_, copies.blocks, threads, arguments.data());
+    return taken;
   }
 
  private:
@@ -104,7 +111,10 @@ class CopyKernel {
 /// Copies each tensor to its counterpart, as CopyKernel does where there is one.
 /// @param device of `to`
 inline void copy_all(std::vector<at::Tensor> const& to, std::vector<at::Tensor> const& from, c10::Device device) {
-  if (CopyKernel const* const kernel = kernel_on<CopyKernel>(device)) return (*kernel)(to, from);
+  if (CopyKernel const* const kernel = kernel_on<CopyKernel>(device)) {
+    (*kernel)(to, from);
+    return;
+  }
   for (std::size_t i = 0; i < to.size(); ++i) to[i].copy_(from[i], /*non_blocking=*/true);
 }
 

@@ -10,10 +10,14 @@
 #include <ATen/cuda/CUDAGeneratorImpl.h>
 #include <ATen/cuda/CUDAGraph.h>
 #include <c10/core/Event.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/InferenceMode.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAGuard.h>
 #include <c10/cuda/CUDAStream.h>
+#include <torch/version.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -43,8 +47,13 @@ struct CaptureOptions {
 
 namespace detail {
 
-/// Records work on a stream that torch's pool does not hand out. cuBLAS keeps a workspace for each stream, so one
-/// stream for all captures keeps memory flat, and one that nobody else has keeps graphs of several networks apart.
+/// Whether a graph that ends takes the workspaces with it that cuBLAS has for the stream on which it was captured, as
+/// from torch 2.12 on. Then every graph needs a stream of its own, lest it take those of others; before, they would
+/// pile up, a workspace for every stream that there has been.
+inline constexpr bool graphs_end_workspaces = TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR > 11;
+
+/// Records work on a stream that torch's pool does not hand out. cuBLAS keeps a workspace for each stream, and one that
+/// nobody else has keeps graphs of several networks apart.
 class CaptureStream {
  public:
   /// Of the device that is current.
@@ -72,8 +81,10 @@ inline void begin_capture(at::cuda::CUDAGraph& graph, at::cuda::MempoolId_t pool
   const std::lock_guard lock(one_at_a_time);
   at::Generator generator = at::cuda::detail::getDefaultCUDAGenerator(c10::cuda::current_device());
   auto* const own = generator.get<at::CUDAGeneratorImpl>();
+  const at::Generator copy = generator.clone();
+  const std::lock_guard undrawn(own->mutex_);  // who draws numbers meanwhile waits
   const c10::intrusive_ptr<c10::GeneratorImpl> state = own->graphsafe_get_state();
-  own->graphsafe_set_state(generator.clone().getIntrusivePtr());
+  own->graphsafe_set_state(copy.getIntrusivePtr());
   try {
     // Thread-local: what other threads do meanwhile is no part of it and does not break it.
     graph.capture_begin(pool, cudaStreamCaptureModeThreadLocal);
@@ -108,10 +119,17 @@ class CudaGraphs {
  public:
   CudaGraphs(TensorFunction function, CaptureOptions options)
       : function_(std::move(function)), options_(std::move(options)) {}
+  CudaGraphs(CudaGraphs const&) = delete;
+  CudaGraphs& operator=(CudaGraphs const&) = delete;
+  ~CudaGraphs() {
+    try {
+      if (replayed_) replayed_->synchronize();  // it may still run, and read what other streams may be given
+    } catch (std::exception const&) {}
+  }
 
   /// @returns a tensor of its own, which later calls leave alone
   at::Tensor operator()(std::vector<at::Tensor> const& inputs) {
-    if (inputs.empty() || !inputs[0].is_cuda()) return function_(inputs);
+    if (inputs.empty() || !inputs[0].is_cuda() || wants_gradients(inputs)) return function_(inputs);
     const std::lock_guard lock(mutex_);
     const c10::cuda::CUDAGuard device(inputs[0].device());
     Entry& entry = entry_for(inputs);
@@ -132,10 +150,17 @@ class CudaGraphs {
 
   struct Entry {
     Key key;
+    std::shared_ptr<CaptureStream> stream = {};
     std::vector<at::Tensor> inputs = {};              ///< where the graph reads
     at::Tensor output = {};                           ///< where it writes, in its pool
     std::unique_ptr<at::cuda::CUDAGraph> graph = {};  ///< none: it fell back
   };
+
+  /// Which a replay has none of.
+  static bool wants_gradients(std::vector<at::Tensor> const& inputs) {
+    return c10::GradMode::is_enabled() &&
+           std::any_of(inputs.begin(), inputs.end(), [](at::Tensor const& input) { return input.requires_grad(); });
+  }
 
   static Key key_of(std::vector<at::Tensor> const& inputs) {
     Key key;
@@ -178,8 +203,12 @@ class CudaGraphs {
   }
 
   void capture(Entry& entry, std::vector<at::Tensor> const& inputs) {
+    // What is made under InferenceMode could not be written to without.
+    const c10::InferenceMode as_usual(false);
+    const c10::AutoGradMode no_gradients(false);
     const c10::cuda::CUDAStream caller = c10::cuda::getCurrentCUDAStream();
-    if (!stream_) stream_.emplace();
+    if (!stream_ || (graphs_end_workspaces && stream_.use_count() > 1)) stream_ = std::make_shared<CaptureStream>();
+    entry.stream = stream_;
     const c10::cuda::CUDAStream stream = stream_->get();
     for (at::Tensor const& input : inputs) entry.inputs.push_back(input.clone());
     c10::Event ready(c10::DeviceType::CUDA);
@@ -190,14 +219,16 @@ class CudaGraphs {
       for (int call = 0; call < options_.warm_ups; ++call) function_(entry.inputs);
       stream.synchronize();
       auto graph = std::make_unique<at::cuda::CUDAGraph>();
-      if (!pool_) pool_ = at::cuda::graph_pool_handle();
-      begin_capture(*graph, *pool_);
+      // One whose last graph has ended, or which has had none, cannot be captured into again.
+      const auto is_alive = [](Entry const& each) { return bool(each.graph); };
+      if (std::none_of(entries_.begin(), entries_.end(), is_alive)) pool_ = at::cuda::graph_pool_handle();
       try {
+        begin_capture(*graph, pool_);
         entry.output = function_(entry.inputs);
         graph->capture_end();
       } catch (...) {
         entry.output.reset();
-        abandon_capture(*graph, *pool_);
+        abandon_capture(*graph, pool_);
         throw;
       }
       entry.graph = std::move(graph);
@@ -210,9 +241,9 @@ class CudaGraphs {
   TensorFunction function_;
   CaptureOptions options_;
   std::mutex mutex_;
-  std::optional<CaptureStream> stream_;
-  std::list<Entry> entries_;  ///< newest use first
-  std::optional<at::cuda::MempoolId_t> pool_;
+  std::shared_ptr<CaptureStream> stream_;  ///< of the newest capture
+  std::list<Entry> entries_;               ///< newest use first
+  at::cuda::MempoolId_t pool_ = {};
   std::optional<c10::Event> replayed_;
 };
 
@@ -237,7 +268,8 @@ inline Capture cuda_graphs(CaptureOptions options = {}) {
 /// on another stream) is called plainly, and `on_fallback` told why; the process stays healthy. On the CPU it is as it
 /// was.
 ///
-/// Graphs of one network run one after another, also when several threads ask.
+/// Graphs of one network run one after another, also when several threads ask. What is to have gradients is called
+/// plainly.
 /// @throws std::invalid_argument for options that make no sense
 inline Network captured(Network const& network, CaptureOptions options = {}) {
   const Capture capture = cuda_graphs(std::move(options));

@@ -174,9 +174,18 @@ class Network {
   };
 
   template <class Callable>
+  static constexpr bool takes_timestep =
+      std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&, Condition const&,
+                            std::optional<double>>;
+
+  template <class Callable>
   static std::shared_ptr<const Self> make_self(Callable callable, NetworkInfo info, at::Device device) {
     Self self{{}, std::move(info), device};
-    if constexpr (requires { bool(callable.knows_timestep); }) self.knows_timestep = callable.knows_timestep;
+    if constexpr (requires { bool(callable.knows_timestep); }) {
+      static_assert(takes_timestep<Callable>,
+                    "tstitch::Network: a callable that knows_timestep must take (x, t, condition, timestep)");
+      self.knows_timestep = callable.knows_timestep;
+    }
     if constexpr (requires { bool(callable.repeats_x); }) self.repeats_x = callable.repeats_x;
     if constexpr (requires(std::span<const double> t, Condition const& c) { callable.prepare(t, c); }) {
       self.prepare = [callable](std::span<const double> t, Condition const& c) { callable.prepare(t, c); };
@@ -193,8 +202,7 @@ class Network {
   template <class Callable>
   static Function erase(Callable callable) {
     using Tensor = at::Tensor const&;
-    constexpr bool knowing =
-        std::is_invocable_r_v<at::Tensor, Callable&, Tensor, Tensor, Condition const&, std::optional<double>>;
+    constexpr bool knowing = takes_timestep<Callable>;
     constexpr bool conditional = std::is_invocable_r_v<at::Tensor, Callable&, Tensor, Tensor, Condition const&>;
     constexpr bool unconditional = std::is_invocable_r_v<at::Tensor, Callable&, Tensor, Tensor>;
     static_assert(knowing || conditional || unconditional,
