@@ -57,7 +57,7 @@ inline NoiseSchedule float32_linear() {
 
 /// Where every peer began, [1, 5, 1, 1] float64.
 inline at::Tensor start() {
-  const at::Tensor x = detail::host_tensor({1, 5, 1, 1}, at::kDouble);
+  const at::Tensor x = tstitch::detail::host_tensor({1, 5, 1, 1}, at::kDouble);
   const double values[] = {1.0, -0.5, 0.8, -1.2, 0.4};
   std::copy(std::begin(values), std::end(values), x.mutable_data_ptr<double>());
   return x;
@@ -84,7 +84,7 @@ inline Network network(NoiseSchedule const& exact, NetworkInfo info = {}) {
   return Network(
       [exact, type, learned](at::Tensor const& x, at::Tensor const& t) {
         const std::int64_t n = x.size(0), channels = learned ? 10 : 5;
-        const at::Tensor in = x.contiguous(), out = detail::host_tensor({n, channels, 1, 1}, at::kDouble);
+        const at::Tensor in = x.contiguous(), out = tstitch::detail::host_tensor({n, channels, 1, 1}, at::kDouble);
         const at::Tensor times = t.to(at::kDouble);
         for (std::int64_t i = 0; i < n; ++i) {
           double const* const row = in.const_data_ptr<double>() + 5 * i;
@@ -112,7 +112,7 @@ inline NoiseSource noise_of(Run const& run) {
   std::vector<int> before{0};
   for (int draws : run.draws) before.push_back(before.back() + draws);
   return [before](std::vector<std::uint64_t> const& seeds, NoiseAddress address, at::IntArrayRef, at::TensorOptions) {
-    const at::Tensor noise = detail::host_tensor({std::int64_t(seeds.size()), 5, 1, 1}, at::kDouble);
+    const at::Tensor noise = tstitch::detail::host_tensor({std::int64_t(seeds.size()), 5, 1, 1}, at::kDouble);
     const int k = before.at(address.step - 1) + int(address.draw);
     for (std::int64_t i = 0; i < noise.numel(); ++i) {
       const double c = double(i % 5);

@@ -36,8 +36,8 @@ Inputs inputs(NetworkInfo const& info, std::int64_t rows, std::uint64_t seed) {
     labels.push_back(i % info.num_classes);
   }
   return {noise(seeds, NoiseAddress::initial(), {info.channels, info.height, info.width}, at::kFloat),
-          detail::to_device(times, at::kCPU),
-          {.labels = detail::to_device(labels, at::kCPU)}};
+          tstitch::detail::to_device(times, at::kCPU),
+          {.labels = tstitch::detail::to_device(labels, at::kCPU)}};
 }
 
 at::Tensor run(Network const& network, Inputs const& in) {

@@ -140,13 +140,13 @@ TEST_CASE("a package for something else is refused with what it is for") {
 }
 
 TEST_CASE("a package for another kind of GPU is refused where the driver tells which this is") {
-  const std::string found = detail::capability_text({at::kCUDA, 0});
+  const std::string found = tstitch::detail::capability_text({at::kCUDA, 0});
   CAPTURE(found);
   CHECK((found.empty() || found.find('.') != std::string::npos));
-  detail::CompiledFor compiled{.device = "cuda", .compute_capability = "1.0"};
+  tstitch::detail::CompiledFor compiled{.device = "cuda", .compute_capability = "1.0"};
   const auto message = [&] {
     return message_of<std::runtime_error>([&] {
-      detail::require_compiled_for(compiled, {.device = at::Device(at::kCUDA, 0)}, "'file'");
+      tstitch::detail::require_compiled_for(compiled, {.device = at::Device(at::kCUDA, 0)}, "'file'");
       throw std::runtime_error("none");
     });
   };
@@ -159,16 +159,16 @@ TEST_CASE("a package for another kind of GPU is refused where the driver tells w
 }
 
 TEST_CASE("processors run what was compiled for lesser ones of their kind") {
-  CHECK(detail::runs_code_of("AVX512", "AVX2"));
-  CHECK(detail::runs_code_of("AVX2", "AVX2"));
-  CHECK(detail::runs_code_of("SVE256", "SVE256"));
-  CHECK_FALSE(detail::runs_code_of("AVX2", "AVX512"));
-  CHECK_FALSE(detail::runs_code_of("SVE256", "AVX2"));
-  CHECK_FALSE(detail::runs_code_of("AVX512", "SVE256"));
+  CHECK(tstitch::detail::runs_code_of("AVX512", "AVX2"));
+  CHECK(tstitch::detail::runs_code_of("AVX2", "AVX2"));
+  CHECK(tstitch::detail::runs_code_of("SVE256", "SVE256"));
+  CHECK_FALSE(tstitch::detail::runs_code_of("AVX2", "AVX512"));
+  CHECK_FALSE(tstitch::detail::runs_code_of("SVE256", "AVX2"));
+  CHECK_FALSE(tstitch::detail::runs_code_of("AVX512", "SVE256"));
 }
 
 TEST_CASE("a batch goes to the smallest model that holds it") {
-  const detail::BatchSizes any{.most = 512}, list{.sizes = {1, 2, 8}};
+  const tstitch::detail::BatchSizes any{.most = 512}, list{.sizes = {1, 2, 8}};
   CHECK(any.largest() == 512);
   CHECK(any.padded(7) == 7);
   CHECK(any.model_names() == std::vector<std::string>{"model"});

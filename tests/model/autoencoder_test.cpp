@@ -13,7 +13,7 @@ namespace {
 
 /// [n, C, h, w], smooth and different everywhere.
 at::Tensor pattern(std::vector<std::int64_t> const& shape) {
-  const at::Tensor x = detail::host_tensor(shape, at::kFloat);
+  const at::Tensor x = tstitch::detail::host_tensor(shape, at::kFloat);
   for (std::int64_t i = 0; i < x.numel(); ++i) x.mutable_data_ptr<float>()[i] = float(std::sin(0.37 * double(i)));
   return x;
 }
@@ -136,7 +136,7 @@ TEST_CASE("what cannot be decoded is refused") {
 
 TEST_CASE("decoders come from files, which are no networks") {
   torch::jit::Module module("decoder");
-  module.register_parameter("scale", detail::host_tensor({1}, at::kFloat).fill_(2), false);
+  module.register_parameter("scale", tstitch::detail::host_tensor({1}, at::kFloat).fill_(2), false);
   module.define("def forward(self, z):\n  return z[:, :3] * self.scale\n");
   const std::string path = file_of(module, decoder_metadata(), "decoder.pt");
   const Decoder decoder = load_decoder(path);

@@ -15,7 +15,7 @@ const NoiseSchedule schedule = NoiseSchedule::linear();
 /// [rows, sizes...] with row i at first + i.
 at::Tensor rows(std::int64_t count, std::vector<std::int64_t> sizes, double first) {
   sizes.insert(sizes.begin(), count);
-  const at::Tensor tensor = detail::host_tensor(sizes, at::kFloat);
+  const at::Tensor tensor = tstitch::detail::host_tensor(sizes, at::kFloat);
   for (std::int64_t i = 0; i < count; ++i) tensor.select(0, i).fill_(first + double(i));
   return tensor;
 }

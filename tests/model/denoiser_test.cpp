@@ -22,7 +22,8 @@ TEST_CASE("guidance is u + scale (c - u), on all channels or the first k") {
       },
       info);
   const at::Tensor x = noise({1}, NoiseAddress::initial(), {4, 2, 2}, at::kFloat).zero_();
-  const BatchCondition labels{{detail::to_device({1}, at::kCPU)}, {detail::to_device({1, 3}, at::kCPU)}};
+  const BatchCondition labels{{tstitch::detail::to_device({1}, at::kCPU)},
+                              {tstitch::detail::to_device({1, 3}, at::kCPU)}};
   const Timestep point{500, {0.8, 0.6}};
   const auto eps = [&](Prediction const& p) { return p.x_0.mul(-0.8 / 0.6).select(0, 0).select(1, 0).select(1, 0); };
   const Prediction all = denoise(network, x, point, labels, 2.5, 0, Thresholding::none());
@@ -48,7 +49,7 @@ TEST_CASE("every prediction type gives x_0") {
     const auto [alpha, sigma] = point.level;
     const at::Tensor expected = x.mul(alpha * 0.25).add(sigma * sigma * 0.3).div(alpha * alpha * 0.25 + sigma * sigma);
     for (PredictionType type : {PredictionType::epsilon, PredictionType::sample, PredictionType::v_prediction}) {
-      INFO("t = " << t << ", " << detail::text(type));
+      INFO("t = " << t << ", " << tstitch::detail::text(type));
       CHECK(predict(type, false).x_0.sub(expected).abs().max().item<double>() < 1e-11);
       CHECK_FALSE(predict(type, false).variance_fraction.defined());
       const Prediction learned = predict(type, true);
@@ -69,7 +70,8 @@ TEST_CASE("a network's tensors are left as they are") {
         },
         info);
     const at::Tensor x = noise({5}, NoiseAddress::initial(), {2, 4, 4}, at::kFloat), x_copy = x.clone();
-    const BatchCondition labels{{detail::to_device({0}, at::kCPU)}, {detail::to_device({0, 2}, at::kCPU)}};
+    const BatchCondition labels{{tstitch::detail::to_device({0}, at::kCPU)},
+                                {tstitch::detail::to_device({0, 2}, at::kCPU)}};
     for (double scale : {1.0, 3.0}) denoise(network, x, {500, {0.8, 0.6}}, labels, scale, 1, Thresholding::clip(0.1));
     CHECK(kept.equal(copy));
     CHECK(x.equal(x_copy));
@@ -133,7 +135,8 @@ TEST_CASE("a network that repeats x and knows the timestep is given no more, and
   CHECK((frugal.knows_timestep() && frugal.repeats_x()));
   CHECK_FALSE((plain.knows_timestep() || plain.repeats_x()));
   const at::Tensor x = noise({1, 2}, NoiseAddress::initial(), {2, 4, 4}, at::kFloat);
-  const BatchCondition labels{{detail::to_device({0, 1}, at::kCPU)}, {detail::to_device({0, 1, 3, 3}, at::kCPU)}};
+  const BatchCondition labels{{tstitch::detail::to_device({0, 1}, at::kCPU)},
+                              {tstitch::detail::to_device({0, 1, 3, 3}, at::kCPU)}};
   const NoiseSchedule schedule = NoiseSchedule::linear();
   const std::vector<Timestep> each{{900, schedule.at(900)}, {3, schedule.at(3)}};
   const auto check = [&](auto const& points, EvaluationGuidance const& guidance, bool needs_t) {
@@ -164,9 +167,9 @@ TEST_CASE("images at points of their own are predicted as they are alone") {
       const at::Tensor x = noise({1, 2, 3}, NoiseAddress::initial(), {2, 4, 4}, at::kDouble);
       const std::vector<Timestep> points{{900, schedule.at(900)}, {500.25, schedule.at(500.25)}, {3, schedule.at(3)}};
       const auto labels = [](std::vector<std::int64_t> values) {
-        BatchCondition batch{{detail::to_device(values, at::kCPU)}, {}};
+        BatchCondition batch{{tstitch::detail::to_device(values, at::kCPU)}, {}};
         values.resize(2 * values.size(), 3);
-        batch.guided.labels = detail::to_device(values, at::kCPU);
+        batch.guided.labels = tstitch::detail::to_device(values, at::kCPU);
         return batch;
       };
       for (double scale : {1.0, 2.5}) {

@@ -19,7 +19,7 @@ double largest(at::Tensor const& x) {
 }
 
 at::Tensor tensor(at::IntArrayRef shape, auto const& value_of) {
-  const at::Tensor x = detail::host_tensor(shape, at::kDouble);
+  const at::Tensor x = tstitch::detail::host_tensor(shape, at::kDouble);
   for (std::int64_t i = 0; i < x.numel(); ++i) x.mutable_data_ptr<double>()[i] = value_of(double(i));
   return x;
 }
@@ -44,7 +44,7 @@ const at::Tensor unconditional = tensor({2, 2, 2, 1}, [](double i) { return std:
 const Timestep point{500, schedule.at(500)};
 
 BatchCondition labels() {
-  return {{detail::to_device({0, 1}, at::kCPU)}, {detail::to_device({0, 1, 2, 2}, at::kCPU)}};
+  return {{tstitch::detail::to_device({0, 1}, at::kCPU)}, {tstitch::detail::to_device({0, 1, 2, 2}, at::kCPU)}};
 }
 
 Prediction guided(EvaluationGuidance const& guidance, at::Tensor const& with = conditional,
@@ -161,7 +161,7 @@ TEST_CASE("the first evaluation of a step is what momentum remembers") {
 
 TEST_CASE("autoguidance moves away from a worse network, whatever both predict") {
   const at::Tensor x = normal({1, 2});
-  const BatchCondition both{{detail::to_device({0, 1}, at::kCPU)}, {}};
+  const BatchCondition both{{tstitch::detail::to_device({0, 1}, at::kCPU)}, {}};
   const Network good = labelled(0.1), bad = labelled(0.4, {}, PredictionType::v_prediction);
   const auto x_0 = [&](Network const& network, EvaluationGuidance const& guidance) {
     return denoise(network, x, point, both, guidance, Thresholding::none()).x_0;
@@ -228,7 +228,7 @@ TEST_CASE("gradients give the closed form: what is known of Gaussian data after 
       const double spread = d * d * sigma * sigma / (alpha * alpha * d * d + sigma * sigma);
       weights.push_back(-0.5 / (spread + r * r));
     }
-    return x_0.sub(y).square().flatten(1).sum(1).mul(detail::one_each(weights, at::kCPU, at::kDouble));
+    return x_0.sub(y).square().flatten(1).sum(1).mul(tstitch::detail::one_each(weights, at::kCPU, at::kDouble));
   };
   const GradientGuidance gradient{log_density};
   const auto expected = [&](at::Tensor const& at_x, NoiseLevel level) {
@@ -287,7 +287,8 @@ TEST_CASE("a classifier of noisy pictures moves x_0 by scale sigma^2 / alpha of 
                                     return picture.sin().flatten(1).sum(1).mul(condition.labels.to(at::kDouble));
                                   },
                                   1.5, DensityOf::x};
-  const BatchCondition two{{detail::to_device({1, 3}, at::kCPU)}, {detail::to_device({1, 3, 4, 4}, at::kCPU)}};
+  const BatchCondition two{{tstitch::detail::to_device({1, 3}, at::kCPU)},
+                           {tstitch::detail::to_device({1, 3, 4, 4}, at::kCPU)}};
   const auto rows = std::make_shared<std::vector<std::int64_t>>();
   const Network network = labelled(0.1, rows);
   for (double scale : {1.0, 2.0}) {
@@ -305,7 +306,8 @@ TEST_CASE("a classifier of noisy pictures moves x_0 by scale sigma^2 / alpha of 
 TEST_CASE("gradients go through everything that guides a prediction") {
   const at::Tensor x = normal({1, 2});
   const Network good = labelled(0.1), bad = labelled(0.4, {}, PredictionType::v_prediction);
-  const BatchCondition two{{detail::to_device({1, 3}, at::kCPU)}, {detail::to_device({1, 3, 4, 4}, at::kCPU)}};
+  const BatchCondition two{{tstitch::detail::to_device({1, 3}, at::kCPU)},
+                           {tstitch::detail::to_device({1, 3, 4, 4}, at::kCPU)}};
   const GradientGuidance gradient{
       [](at::Tensor const& x_0, at::Tensor const&, Condition const&) { return x_0.sin().flatten(1).sum(1); }};
   const auto check = [&](EvaluationGuidance guidance) {
@@ -335,9 +337,9 @@ TEST_CASE("gradients go through everything that guides a prediction") {
 
 TEST_CASE("frozen networks have gradients, and their parameters get none") {
   torch::jit::Module module("tiny");
-  module.register_parameter("scale", detail::host_tensor({1}, at::kFloat).fill_(0.5), true);
+  module.register_parameter("scale", tstitch::detail::host_tensor({1}, at::kFloat).fill_(0.5), true);
   module.define("def forward(self, x, t):\n  return x * x * self.scale\n");
-  const Network frozen = detail::make_network(
+  const Network frozen = tstitch::detail::make_network(
       module, {.prediction_type = PredictionType::sample, .channels = 3, .height = 4, .width = 4}, {}, "tiny");
   const at::Tensor x = normal({1, 2}).to(at::kFloat);
   const GradientGuidance gradient{

@@ -15,7 +15,7 @@ using namespace tstitch;
 
 namespace {
 
-constexpr detail::FileKind kind{"the_test", "a file"};
+constexpr tstitch::detail::FileKind kind{"the_test", "a file"};
 constexpr std::size_t megabyte = std::size_t(1) << 20, size = 40 * megabyte + 123;
 
 /// A file of bytes that nowhere repeat, and the bytes.
@@ -67,7 +67,7 @@ std::size_t open_descriptors() {
 }  // namespace
 
 TEST_CASE("a file read by several threads has the bytes that a stream reads") {
-  const auto file = detail::open_file(kind, sample().path);
+  const auto file = tstitch::detail::open_file(kind, sample().path);
   CHECK(file->size() == size);
   for (const std::size_t count :
        {std::size_t(0), std::size_t(1), std::size_t(4096), megabyte - 1, 2 * megabyte, 2 * megabyte + 1,
@@ -82,7 +82,7 @@ TEST_CASE("a file read by several threads has the bytes that a stream reads") {
 }
 
 TEST_CASE("several threads read one file") {
-  const auto file = detail::open_file(kind, sample().path);
+  const auto file = tstitch::detail::open_file(kind, sample().path);
   std::vector<std::string> got(4);
   std::vector<std::thread> threads;
   for (std::size_t k = 0; k < got.size(); ++k) {
@@ -99,7 +99,7 @@ TEST_CASE("several threads read one file") {
 
 TEST_CASE("a file without bytes to read is refused, and closed") {
   const auto message = [](std::string const& path) {
-    return message_of<std::runtime_error>([&] { detail::open_file(kind, path); });
+    return message_of<std::runtime_error>([&] { tstitch::detail::open_file(kind, path); });
   };
   const std::string empty = TSTITCH_TEST_DATA "/parallel_file_empty";
   std::filesystem::create_directories(TSTITCH_TEST_DATA);
@@ -109,17 +109,18 @@ TEST_CASE("a file without bytes to read is refused, and closed") {
   CHECK(message(empty) == "tstitch::the_test: '" + empty + "': must be a file, got an empty file or a folder");
   CHECK(message(TSTITCH_TEST_DATA) == "tstitch::the_test: '" TSTITCH_TEST_DATA
                                       "': must be a file, got an empty file or a folder");
-  detail::open_file(kind, sample().path);
+  tstitch::detail::open_file(kind, sample().path);
   CHECK(open_descriptors() == before);
 }
 
 TEST_CASE("a file that becomes shorter while it is read is refused in one line") {
   const std::string path = sample().path + "_shrinks";
   std::filesystem::copy_file(sample().path, path, std::filesystem::copy_options::overwrite_existing);
-  const auto file = detail::open_file(kind, path);
+  const auto file = tstitch::detail::open_file(kind, path);
   const auto message = [&](std::uint64_t position, std::size_t count) {
-    return message_of<std::runtime_error>(
-        [&] { detail::reading(kind, detail::quoted(path), [&] { return read(*file, position, count); }); });
+    return message_of<std::runtime_error>([&] {
+      tstitch::detail::reading(kind, tstitch::detail::quoted(path), [&] { return read(*file, position, count); });
+    });
   };
   std::filesystem::resize_file(path, 20 * megabyte);
   const std::string expected =

@@ -8,7 +8,7 @@
 using namespace tstitch;
 
 TEST_CASE("clipping is automatic for pictures and thresholding is what it says") {
-  const at::Tensor x = detail::host_tensor({1, 1, 1, 5}, at::kFloat);
+  const at::Tensor x = tstitch::detail::host_tensor({1, 1, 1, 5}, at::kFloat);
   const auto fill = [&](std::array<float, 5> values) {
     std::copy(values.begin(), values.end(), x.mutable_data_ptr<float>());
     return x.clone();
@@ -32,7 +32,7 @@ TEST_CASE("clipping is automatic for pictures and thresholding is what it says")
 }
 
 TEST_CASE("dynamic thresholding judges each image by itself") {
-  const at::Tensor x = detail::host_tensor({2, 1, 1, 3}, at::kFloat);
+  const at::Tensor x = tstitch::detail::host_tensor({2, 1, 1, 3}, at::kFloat);
   const std::array<float, 6> values{-4, 2, 2, 0.1f, 0.2f, -0.3f};
   std::copy(values.begin(), values.end(), x.mutable_data_ptr<float>());
   const at::Tensor y = Thresholding::dynamic(0.5)(x.clone());

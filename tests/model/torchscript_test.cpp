@@ -43,7 +43,7 @@ Metadata with(std::string const& key, std::string const& value) {
 
 torch::jit::Module tiny(std::string const& forward = "def forward(self, x, t):\n  return x * self.scale\n") {
   torch::jit::Module module("tiny");
-  module.register_parameter("scale", detail::host_tensor({1}, at::kFloat).fill_(0.5), false);
+  module.register_parameter("scale", tstitch::detail::host_tensor({1}, at::kFloat).fill_(0.5), false);
   module.define(forward);
   return module;
 }
@@ -123,7 +123,7 @@ TEST_CASE("networks load from a file and from a stream, and compute in the type 
   const std::string bytes = saved(tiny(), valid());
   const std::string path = path_of("tiny.pt", bytes);
   const at::Tensor x = noise({1, 2}, NoiseAddress::initial(), {3, 8, 8}, at::kFloat);
-  const at::Tensor t = detail::to_device({5, 5}, at::kCPU);
+  const at::Tensor t = tstitch::detail::to_device({5, 5}, at::kCPU);
   const at::Tensor expected = x.mul(0.5);
   CHECK(load_torchscript(path)(x, t, {}).equal(expected));
   CHECK(from_memory(bytes)(x, t, {}).equal(expected));
@@ -170,7 +170,7 @@ TEST_CASE("a file says which conditions its network takes, and gets them in that
   CHECK_FALSE(network.info().conditions[1].floating);
   CHECK(network.info().conditions[2].shape == std::vector<std::int64_t>{0, 0});
   const auto ones = [](std::vector<std::int64_t> const& shape, at::ScalarType type) {
-    return detail::host_tensor(shape, type).fill_(1);
+    return tstitch::detail::host_tensor(shape, type).fill_(1);
   };
   const at::Tensor x = ones({1, 3, 8, 8}, at::kFloat).zero_();
   const Condition condition{.tensors = {{"mask", ones({1, 1, 2}, at::kFloat)},
@@ -295,8 +295,8 @@ TEST_CASE("networks that load at the same time are those that load one by one") 
   const auto together = load_torchscript_networks({small_path, large_path, small_path});
   REQUIRE(together.size() == 3);
   const at::Tensor x = noise({1, 2}, NoiseAddress::initial(), {3, 32, 32}, at::kFloat);
-  const at::Tensor t = detail::to_device({5, 500}, at::kCPU);
-  const Condition condition{.labels = detail::to_device({3, 10}, at::kCPU)};
+  const at::Tensor t = tstitch::detail::to_device({5, 500}, at::kCPU);
+  const Condition condition{.labels = tstitch::detail::to_device({3, 10}, at::kCPU)};
   const c10::AutoGradMode no_gradients(false);
   for (std::size_t k = 0; k < 3; ++k) {
     const Network alone = load_torchscript(k == 1 ? large_path : small_path);
@@ -321,7 +321,7 @@ TEST_CASE("of networks that load at the same time the first that fails is named"
 
 TEST_CASE("what is done at once is done in threads like this one") {
   const c10::AutoGradMode no_gradients(false);
-  const auto threads = detail::at_once(at::kCPU, 3, [](std::size_t k) {
+  const auto threads = tstitch::detail::at_once(at::kCPU, 3, [](std::size_t k) {
     return std::tuple(k, std::this_thread::get_id(), c10::GradMode::is_enabled());
   });
   REQUIRE(threads.size() == 3);
@@ -330,11 +330,11 @@ TEST_CASE("what is done at once is done in threads like this one") {
     CHECK((std::get<1>(threads[k]) == std::this_thread::get_id()) == (k == 0));
     CHECK_FALSE(std::get<2>(threads[k]));
   }
-  CHECK(detail::at_once(at::kCPU, 0, [](std::size_t k) { return k; }).empty());
+  CHECK(tstitch::detail::at_once(at::kCPU, 0, [](std::size_t k) { return k; }).empty());
 
   std::atomic<int> ended = 0;
   CHECK(message_of<std::runtime_error>([&] {
-          detail::at_once(at::kCPU, 4, [&](std::size_t k) -> int {
+          tstitch::detail::at_once(at::kCPU, 4, [&](std::size_t k) -> int {
             std::this_thread::sleep_for(std::chrono::milliseconds(20 * (4 - k)));
             ++ended;
             if (k > 0) throw std::runtime_error(std::to_string(k));
@@ -404,7 +404,7 @@ TEST_CASE("one loaded network serves several threads") {
 }
 
 TEST_CASE("a shape is warmed up once, and again after a failure") {
-  detail::WarmUp warm_up;
+  tstitch::detail::WarmUp warm_up;
   int runs = 0;
   const auto run = [&] { ++runs; };
   CHECK_THROWS(warm_up.before({2, 3}, [] { throw std::runtime_error("out of memory"); }));

@@ -12,7 +12,7 @@ namespace {
 
 /// [count], values that differ from tensor to tensor.
 at::Tensor numbers(std::int64_t count, at::ScalarType type, double first) {
-  const at::Tensor x = detail::host_tensor({count}, at::kDouble);
+  const at::Tensor x = tstitch::detail::host_tensor({count}, at::kDouble);
   for (std::int64_t i = 0; i < count; ++i) x.mutable_data_ptr<double>()[i] = std::sin(first + double(i));
   return x.to(type);
 }

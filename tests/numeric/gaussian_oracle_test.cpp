@@ -10,7 +10,7 @@ using namespace tstitch;
 namespace {
 
 Request one_pixel() {
-  return {.initial_noise = detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(1.0)};
+  return {.initial_noise = tstitch::detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(1.0)};
 }
 
 double end_of(auto const& sampler, Network const& network) {

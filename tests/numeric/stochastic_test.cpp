@@ -27,10 +27,10 @@ struct Moments {
 /// @param draws of noise in a step, at most
 Moments closed_form(auto const& sampler, Network const& network, int draws) {
   const auto end = [&](double start, int step, int draw) {
-    Request request{.initial_noise = detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(start)};
+    Request request{.initial_noise = tstitch::detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(start)};
     request.noise_source = [step, draw](auto const&, NoiseAddress address, auto, auto) {
       const bool one = step >= 0 && address.step == NoiseAddress::of_step(step).step && int(address.draw) == draw;
-      return detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(one ? 1.0 : 0.0);
+      return tstitch::detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(one ? 1.0 : 0.0);
     };
     return sampler.sample({network}, request).images.template item<double>();
   };

@@ -14,7 +14,7 @@ using namespace tstitch;
 namespace {
 
 at::Tensor images(std::int64_t n, std::int64_t channels, std::int64_t height, std::int64_t width) {
-  const at::Tensor x = detail::host_tensor({n, channels, height, width}, at::kFloat);
+  const at::Tensor x = tstitch::detail::host_tensor({n, channels, height, width}, at::kFloat);
   for (std::int64_t i = 0; i < x.numel(); ++i) x.mutable_data_ptr<float>()[i] = float(i % 256) / 127.5f - 1;
   return x;
 }
@@ -37,7 +37,7 @@ const std::string folder = TSTITCH_TEST_DATA "/image_test-" + std::to_string(get
 }  // namespace
 
 TEST_CASE("values become bytes: -1 is 0, 1 is 255, the rest rounded, outside clipped") {
-  const at::Tensor x = detail::host_tensor({1, 1, 1, 7}, at::kFloat);
+  const at::Tensor x = tstitch::detail::host_tensor({1, 1, 1, 7}, at::kFloat);
   const std::array<float, 7> values{-2, -1, -0.5f, 0, 0.5f, 1, 2};
   std::copy(values.begin(), values.end(), x.mutable_data_ptr<float>());
   CHECK(to_pictures(x)[0].pixels == std::vector<std::uint8_t>{0, 0, 64, 128, 191, 255, 255});
@@ -86,7 +86,7 @@ TEST_CASE("a PNG is well formed and carries its text") {
     std::string body = bytes.substr(at + 4, 4 + size);
     names.push_back(body.substr(0, 4));
     REQUIRE(big_endian(bytes, at + 8 + size) ==
-            detail::stb::stbiw__crc32(reinterpret_cast<unsigned char*>(body.data()), int(body.size())));
+            tstitch::detail::stb::stbiw__crc32(reinterpret_cast<unsigned char*>(body.data()), int(body.size())));
     if (names.back() == "iTXt") text += body.substr(4);
     at += 12 + size;
   }

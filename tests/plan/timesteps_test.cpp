@@ -94,10 +94,10 @@ TEST_CASE("the beta distribution's quantile is scipy's") {
         std::array{0.999, 0.6, 0.6, 0.99998144126148258}, std::array{0.999, 0.5, 2.0, 0.94880805528416867},
         std::array{0.999, 3.0, 1.5, 0.99625039752072719}}) {
     INFO("p " << p << ", a " << a << ", b " << b);
-    CHECK(std::abs(detail::beta_quantile(p, a, b) - expected) < 1e-13);
+    CHECK(std::abs(tstitch::detail::beta_quantile(p, a, b) - expected) < 1e-13);
   }
-  CHECK(detail::beta_quantile(0, 0.6, 0.6) < 1e-300);
-  CHECK(detail::beta_quantile(1, 0.6, 0.6) == 1);
+  CHECK(tstitch::detail::beta_quantile(0, 0.6, 0.6) < 1e-300);
+  CHECK(tstitch::detail::beta_quantile(1, 0.6, 0.6) == 1);
   const List both_ends = times(Spacing::beta(), 20);
   CHECK(both_ends.front() == 999);
   // More steps at both ends than in the middle.

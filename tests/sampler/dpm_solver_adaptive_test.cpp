@@ -19,7 +19,7 @@ const SamplingOptions to_sigma_min{.steps = 1, .final_sigma = FinalSigma::sigma_
 
 /// The start of the peers and, if wanted, the second image of their batch, -0.5 times the first.
 at::Tensor start(int images) {
-  const at::Tensor x = detail::host_tensor({images, 5, 1, 1}, at::kDouble);
+  const at::Tensor x = tstitch::detail::host_tensor({images, 5, 1, 1}, at::kDouble);
   x.select(0, 0).copy_(golden::start().select(0, 0));
   if (images == 2) x.select(0, 1).copy_(x.select(0, 0).mul(-0.5));
   return x;
@@ -132,7 +132,7 @@ TEST_CASE("adaptive DPM-Solver of k-diffusion") {
 
 TEST_CASE("an image takes its own steps, whichever images are beside it") {
   // Three that need different numbers of trials.
-  const at::Tensor x = detail::host_tensor({3, 5, 1, 1}, at::kDouble);
+  const at::Tensor x = tstitch::detail::host_tensor({3, 5, 1, 1}, at::kDouble);
   for (int i = 0; i < 3; ++i) x.select(0, i).copy_(golden::start().select(0, 0).mul(std::array{1.0, -0.1, 2.5}[i]));
   const Network network = golden::network(exact, fractional);
   for (int order : {2, 3}) {

@@ -37,7 +37,7 @@ at::Tensor pictures(std::int64_t n, at::ScalarType type = at::kDouble) {
 
 /// 0 in the upper half, 1 in the lower.
 at::Tensor lower_half(at::IntArrayRef shape) {
-  at::Tensor mask = detail::host_tensor(shape, at::kDouble).zero_();
+  at::Tensor mask = tstitch::detail::host_tensor(shape, at::kDouble).zero_();
   mask.narrow(2, 2, 2).fill_(1);
   return mask;
 }
@@ -203,7 +203,7 @@ TEST_CASE("editing refuses what makes no sense") {
   const at::Tensor image = pictures(2);
   for (const double strength : {0.0, -0.5, 1.5, double(NAN)}) {
     CHECK(message({.initial_image = image, .strength = strength}) ==
-          "tstitch::Request: strength must be in (0, 1], got " + detail::text(strength));
+          "tstitch::Request: strength must be in (0, 1], got " + tstitch::detail::text(strength));
   }
   CHECK(message({.initial_image = image, .strength = 0.1}) ==
         "tstitch::Request: strength must leave at least 1 of 4 steps, got 0.1");

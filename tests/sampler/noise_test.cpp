@@ -11,8 +11,8 @@ namespace {
 const at::TensorOptions float32 = at::TensorOptions().dtype(at::kFloat);
 const at::TensorOptions float64 = at::TensorOptions().dtype(at::kDouble);
 
-std::array<std::uint32_t, 4> philox(detail::PhiloxCounter const& counter, detail::PhiloxKey key) {
-  return detail::philox(counter, detail::philox_keys(key));
+std::array<std::uint32_t, 4> philox(tstitch::detail::PhiloxCounter const& counter, tstitch::detail::PhiloxKey key) {
+  return tstitch::detail::philox(counter, tstitch::detail::philox_keys(key));
 }
 }  // namespace
 
@@ -49,8 +49,8 @@ TEST_CASE("float32 noise is that of float64 but for rounding") {
   double worst = 0;
   for (const std::uint32_t a : words) {
     for (const std::uint32_t b : words) {
-      const auto exact = detail::box_muller(a, b);
-      const detail::PolarNormal polar = detail::polar_normal(a, b);
+      const auto exact = tstitch::detail::box_muller(a, b);
+      const tstitch::detail::PolarNormal polar = tstitch::detail::polar_normal(a, b);
       const float radius = std::sqrt(polar.radius_squared);
       worst = std::max({worst, std::abs(radius * polar.cosine - exact[0]), std::abs(radius * polar.sine - exact[1])});
     }
@@ -71,9 +71,10 @@ TEST_CASE("float32 noise is that of float64 but for rounding") {
 TEST_CASE("vector code draws what plain code does") {
   for (std::uint32_t step : {0u, 1u, 12345u}) {
     std::vector<float> plain(777), dispatched(777);
-    detail::fill_blocks<detail::philox_block>(plain.data(), 777, {0, 0, step, 3},
-                                              detail::philox_keys({17, 0x9E3779B9}));
-    detail::fill_normals(dispatched.data(), 777, {0, 0, step, 3}, detail::philox_keys({17, 0x9E3779B9}));
+    tstitch::detail::fill_blocks<tstitch::detail::philox_block>(plain.data(), 777, {0, 0, step, 3},
+                                                                tstitch::detail::philox_keys({17, 0x9E3779B9}));
+    tstitch::detail::fill_normals(dispatched.data(), 777, {0, 0, step, 3},
+                                  tstitch::detail::philox_keys({17, 0x9E3779B9}));
     CHECK(plain == dispatched);
   }
 }

@@ -17,7 +17,8 @@ namespace {
 double end_of(auto const& sampler, PredictionType type, NoiseSchedule const& schedule) {
   const Network network =
       oracle::gaussian(schedule, 0.3, 0.5, {.prediction_type = type, .timestep_type = TimestepType::float32});
-  return sampler.sample({network}, {.initial_noise = detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(1.0)})
+  return sampler
+      .sample({network}, {.initial_noise = tstitch::detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(1.0)})
       .images.template item<double>();
 }
 
@@ -36,7 +37,7 @@ TEST_CASE("networks that predict x_0 or a velocity run from pure noise") {
         Setting{NoiseSchedule::flow(), PredictionType::flow, Spacing::shifted(3)}}) {
     const SamplingOptions options{.steps = 100, .spacing = spacing};
     CHECK(make_plan(schedule, 100, spacing, FinalSigma::zero, SingleNetwork{}).steps[0].step.from == NoiseLevel{0, 1});
-    INFO(schedule.name() << ", " << spacing.name() << ", " << detail::text(type));
+    INFO(schedule.name() << ", " << spacing.name() << ", " << tstitch::detail::text(type));
     const auto near = [&](char const* name, auto const& sampler, double tolerance) {
       INFO(name);
       CHECK(std::abs(end_of(sampler, type, schedule) - 0.8) < tolerance);

@@ -247,7 +247,7 @@ TEST_CASE("a user's own update rule needs no base class, and may ask the network
     }
   };
   const Network network = oracle::gaussian(noise_schedule, 0.3, 0.5, {.timestep_type = TimestepType::float32});
-  const Request request{.initial_noise = detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(1.0)};
+  const Request request{.initial_noise = tstitch::detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(1.0)};
   const double exact = oracle::gaussian_ode_end(noise_schedule.at(999), 0.3, 0.5, 1);
   const auto error = [&](int steps) {
     const Sampler sampler{noise_schedule, SingleNetwork{}, {.steps = steps, .spacing = Spacing::karras()}, Heun{}};

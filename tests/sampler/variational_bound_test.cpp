@@ -22,14 +22,14 @@ Plan plan_of(int steps, Schedule const& schedule = {}, NoiseSchedule const& nois
 }
 
 at::Tensor tensor(at::IntArrayRef shape, std::vector<double> const& values) {
-  const at::Tensor x = detail::host_tensor(shape, at::kDouble);
+  const at::Tensor x = tstitch::detail::host_tensor(shape, at::kDouble);
   std::copy(values.begin(), values.end(), x.mutable_data_ptr<double>());
   return x;
 }
 
 /// Pictures [n, 1, 4, 4] of pseudo-random levels.
 at::Tensor pictures(std::int64_t n) {
-  const at::Tensor x = detail::host_tensor({n, 1, 4, 4}, at::kDouble);
+  const at::Tensor x = tstitch::detail::host_tensor({n, 1, 4, 4}, at::kDouble);
   for (std::int64_t i = 0; i < x.numel(); ++i)
     x.mutable_data_ptr<double>()[i] = double((i * 97 + 31) % 256) / 127.5 - 1;
   return x;
@@ -108,7 +108,7 @@ TEST_CASE("the posterior keeps what x holds of picture and noise") {
     const Plan plan = plan_of(13, SingleNetwork{}, noise);
     for (PlannedStep const& planned : plan.steps) {
       const auto [from, to] = std::pair{planned.step.from, planned.step.to};
-      const detail::Posterior posterior(from, to);
+      const tstitch::detail::Posterior posterior(from, to);
       INFO(noise.name() << ", t = " << planned.step.t);
       CHECK(std::abs(posterior.of_x * from.alpha + posterior.of_x_0 - to.alpha) < 1e-14);
       CHECK(std::abs(std::pow(posterior.of_x * from.sigma, 2) + posterior.variance - to.sigma * to.sigma) < 1e-14);
@@ -169,7 +169,7 @@ TEST_CASE("every term of the Gaussian oracle is its expected value") {
       double squared = (std::exp(2 * to.lambda()) - std::exp(2 * from.lambda())) / 2 * unknown(from), rest = 0;
       if (i == 9) {
         Step const& before = plan.steps[8].step;
-        const double variance = detail::Posterior(before.from, before.to).variance;
+        const double variance = tstitch::detail::Posterior(before.from, before.to).variance;
         squared = unknown(from) / variance / 2;
         rest = std::log(2 * std::numbers::pi * variance) / 2;
       }
@@ -192,10 +192,10 @@ TEST_CASE("with the exact variance the bound is the entropy of the data, however
             std::size_t i = 0;
             while (plan.steps[i].step.t != t.select(0, 0).item<double>()) ++i;
             Step const& step = plan.steps[i].step;
-            const detail::Posterior posterior(step.from, step.to);
+            const tstitch::detail::Posterior posterior(step.from, step.to);
             const bool last = step.to == NoiseLevel::clean();
             Step const& before = plan.steps[last ? i - 1 : i].step;
-            const double low = std::log(detail::Posterior(before.from, before.to).variance);
+            const double low = std::log(tstitch::detail::Posterior(before.from, before.to).variance);
             const double variance = posterior.variance + posterior.of_x_0 * posterior.of_x_0 * unknown(step.from);
             const double fraction = (std::log(variance) - low) / (std::log(posterior.beta) - low);
             const double of_x = step.from.alpha * unknown(step.from) / (step.from.sigma * step.from.sigma);
@@ -221,7 +221,7 @@ TEST_CASE("the decoder gives each level its probability, in the far tails too") 
   const at::Tensor images = tensor({256, 1, 1, 1}, levels);
   const Plan plan = plan_of(50);
   Step const& before = plan.steps[48].step;
-  const double deviation_0 = std::sqrt(detail::Posterior(before.from, before.to).variance);
+  const double deviation_0 = std::sqrt(tstitch::detail::Posterior(before.from, before.to).variance);
   for (double x_0 : {-1.2, -1.0, 0.1, 0.999}) {
     const auto last = [&](BoundDecoder decoder) {
       return variational_bound(plan, {constant(x_0)}, images, {.decoder = decoder}).terms.select(0, 0).select(0, 49);
