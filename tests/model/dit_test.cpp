@@ -140,10 +140,18 @@ TEST_CASE("what the native engine cannot run is refused") {
   CHECK(message(pictures(1), {}, {}) == "tstitch::DiT: labels must be [n], got [0]");
   CHECK(message(pictures(6), {}, six, std::nullopt) == "tstitch::DiT: t must be [6], or the timestep given, got none");
   CHECK(message(pictures(6), times(9, 3), six) == "tstitch::DiT: t must be [6], or the timestep given, got [3]");
-  const c10::AutoGradMode gradients(true);
-  CHECK(message(pictures(6).requires_grad_(true), {}, six) ==
-        "tstitch::DiT: x must not require gradients, which networks of load_torchscript have and this one has not, got "
-        "one that does");
+}
+
+TEST_CASE("guidance by the gradient of x_0 is refused by the native engine, which has none") {
+  const Network native = load_dit(small_file);
+  const DDIM sampler{native.noise_schedule(), SingleNetwork{}, {.steps = 2}};
+  Request request{.labels = {3}};
+  request.gradient.log_density = [](at::Tensor const& x, auto const&...) { return x.square().flatten(1).sum(1); };
+  CHECK(message_of<std::runtime_error>([&] { sampler.sample({native}, request); }) ==
+        "tstitch::Network 'cifar10-dit-small': guidance by the gradient of x_0 needs a network with gradients, as "
+        "load_torchscript's have, got an output without");
+  request.gradient.of = DensityOf::x;
+  CHECK(sampler.sample({native}, request).finished);
 }
 
 TEST_CASE("modulations may be asked for twice, and outlive a run in inference mode") {

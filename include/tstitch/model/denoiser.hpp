@@ -3,11 +3,13 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/GradMode.h>
 
 #include <algorithm>
 #include <cmath>
 #include <optional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -90,6 +92,11 @@ at::Tensor evaluate(Network const& network, at::Tensor const& x, std::int64_t ro
     throw std::runtime_error("tstitch::Network '" + network.info().name + "': the output must be " +
                              shape_text({rows, channels, x.size(2), x.size(3)}) + ", got " +
                              (output.defined() ? shape_text(output.sizes()) : "an undefined tensor"));
+  }
+  if (x.requires_grad() && !output.requires_grad() && c10::GradMode::is_enabled()) {
+    throw std::runtime_error("tstitch::Network '" + network.info().name +
+                             "': guidance by the gradient of x_0 needs a network with gradients, as load_torchscript's "
+                             "have, got an output without");
   }
   return output;
 }

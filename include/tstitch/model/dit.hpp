@@ -209,8 +209,7 @@ class DiT {
   /// @param t [n], int64 or floating; may be undefined where the timestep is given
   /// @param condition of which labels are used, [n]
   /// @returns [n, out_channels, height, width] in the type of the weights; without gradients
-  /// @throws std::invalid_argument for other shapes, for x with gradients, and where neither t nor the timestep is
-  /// given
+  /// @throws std::invalid_argument for other shapes, and where neither t nor the timestep is given
   at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
                         std::optional<double> timestep) const {
     return (*self_)(x, t, condition, timestep);
@@ -292,11 +291,6 @@ class DiT {
       }
       if (t.defined() ? !is_vector(t) || t.size(0) != n : !timestep) {
         detail::refuse("DiT", "t must be [" + std::to_string(n) + "], or the timestep given", shape(t));
-      }
-      if (x.requires_grad() && c10::GradMode::is_enabled()) {
-        detail::refuse("DiT",
-                       "x must not require gradients, which networks of load_torchscript have and this one has not",
-                       "one that does");
       }
     }
 

@@ -20,7 +20,8 @@ namespace tstitch {
 /// Of which picture a log density is.
 enum class DensityOf {
   x,    ///< of x_t, by a classifier that knows noisy pictures; costs no pass through the network
-  x_0,  ///< of the predicted x_0; its gradient with respect to x goes through the network
+  x_0,  ///< of the predicted x_0; its gradient with respect to x goes through the network, which must have gradients
+        ///< (TorchScript and torch's operations have, the DiT engine and AOTInductor have not)
 };
 
 /// Guidance by log p(y | picture), which may be any function with a gradient: x_0 moves by
