@@ -1,5 +1,9 @@
+#include <c10/util/Exception.h>
 #include <tstitch/sampler/ddim.hpp>
 #include <tstitch/sampler/fastest_batch.hpp>
+
+#include <functional>
+#include <stdexcept>
 
 #include "../catch.hpp"
 
@@ -69,15 +73,25 @@ TEST_CASE("sizes are tried until they become slower, and the smallest of equals 
   const Network even = working([](std::int64_t rows) { return 0.01 + double(rows); });
   CHECK(fastest_batch(time_batches<WorkClock>(sampler.plan(), {even}, 64)) == 1);
 
-  // A GPU's memory ends somewhere.
-  const Network narrow(
-      [](at::Tensor const& x, at::Tensor const&) {
-        if (x.size(0) > 4) TORCH_CHECK_WITH(OutOfMemoryError, false, "full");
-        WorkClock::time += std::chrono::milliseconds(1);
-        return x.clone();
-      },
-      {.channels = 1, .height = 2, .width = 2});
-  CHECK(sizes(time_batches<WorkClock>(sampler.plan(), {narrow}, 64)) == std::vector<std::int64_t>{1, 2, 4});
+  // A GPU's memory ends somewhere, which TorchScript tells in another way.
+  const auto narrow = [](std::function<void()> const& fail) {
+    return Network(
+        [fail](at::Tensor const& x, at::Tensor const&) {
+          if (x.size(0) > 4) fail();
+          WorkClock::time += std::chrono::milliseconds(1);
+          return x.clone();
+        },
+        {.channels = 1, .height = 2, .width = 2});
+  };
+  const Network plain = narrow([] { TORCH_CHECK_WITH(OutOfMemoryError, false, "CUDA out of memory."); });
+  const Network scripted = narrow([] {
+    throw std::runtime_error("The following operation failed in the TorchScript interpreter.\nCUDA out of memory.");
+  });
+  for (Network const& network : {plain, scripted}) {
+    CHECK(sizes(time_batches<WorkClock>(sampler.plan(), {network}, 64)) == std::vector<std::int64_t>{1, 2, 4});
+  }
+  const Network broken = narrow([] { throw std::runtime_error("a defect"); });
+  CHECK_THROWS_WITH(time_batches<WorkClock>(sampler.plan(), {broken}, 64), "a defect");
 }
 
 TEST_CASE("what cannot be timed is refused") {
