@@ -108,6 +108,21 @@ TEST_CASE("files are written whole or not at all") {
   CHECK_FALSE(std::filesystem::exists(folder + "/taken.png.part"));
 }
 
+TEST_CASE("links and devices stay what they are") {
+  const std::string here = folder + "-links";
+  std::filesystem::create_directories(here);
+  std::filesystem::create_symlink("target.png", here + "/link.png");
+  write_grid(here + "/target.png", images(1, 3, 8, 8));
+  write_grid(here + "/link.png", images(4, 3, 8, 8));
+  CHECK(std::filesystem::is_symlink(here + "/link.png"));
+  CHECK(read(here + "/target.png") == encode_png(make_grid(to_pictures(images(4, 3, 8, 8)))));
+  std::filesystem::create_symlink("/dev/null", here + "/null.png");
+  write_grid(here + "/null.png", images(1, 3, 8, 8));
+  CHECK(std::filesystem::is_symlink(here + "/null.png"));
+  CHECK(std::filesystem::is_character_file("/dev/null"));
+  CHECK(std::distance(std::filesystem::directory_iterator(here), {}) == 3);
+}
+
 TEST_CASE("a full disk leaves no partial file") {
   if (!std::filesystem::exists("/dev/full")) return;
   std::filesystem::create_directories(folder);
@@ -124,4 +139,12 @@ TEST_CASE("pictures refuse with place, rule and value") {
         "tstitch::to_pictures: images must be [n, 1 or 3, H, W], got [1, 4, 8, 8]");
   CHECK(message([] { make_grid({}); }) == "tstitch::make_grid: at least one picture is needed, got 0");
   CHECK(message([] { enlarge({}, 0); }) == "tstitch::enlarge: factor must be at least 1, got 0");
+  const std::vector<Picture> many(4, Picture{8, 8, 3, std::vector<std::uint8_t>(8 * 8 * 3)});
+  CHECK(message([&] { enlarge(many[0], 4000); }) ==
+        "tstitch::enlarge: a picture must have less than 1800 MiB, got 32000 x 32000 of 3 channels");
+  CHECK(message([&] { make_grid(many, 2, 2000000000); }) ==
+        "tstitch::make_grid: a picture must have less than 1800 MiB, got 4000000016 x 4000000016 of 3 channels");
+  CHECK(message([] {
+          encode_png({40000, 40000, 3, {}});
+        }) == "tstitch::encode_png: a picture must have less than 1800 MiB, got 40000 x 40000 of 3 channels");
 }

@@ -99,15 +99,30 @@ inline std::vector<Picture> to_pictures(at::Tensor const& images) {
   return pictures;
 }
 
+namespace detail {
+
+/// @throws std::invalid_argument for what stb cannot encode, which counts bytes in int
+inline void require_encodable(char const* place, std::int64_t width, std::int64_t height, std::int64_t channels) {
+  constexpr std::int64_t most = std::int64_t(1800) << 20;
+  if (width < most && height < most && (width * channels + 1) * height < most) return;
+  refuse(place, "a picture must have less than 1800 MiB",
+         std::to_string(width) + " x " + std::to_string(height) + " of " + std::to_string(channels) + " channels");
+}
+
+}  // namespace detail
+
 /// Each pixel as a square of factor x factor.
-/// @throws std::invalid_argument for a factor below 1
+/// @throws std::invalid_argument for a factor below 1, and for more than a PNG can have here (1800 MiB)
 inline Picture enlarge(Picture const& picture, int factor) {
   if (factor < 1) detail::refuse("enlarge", "factor must be at least 1", factor);
+  detail::require_encodable("enlarge", std::int64_t(picture.width) * factor, std::int64_t(picture.height) * factor,
+                            picture.channels);
   Picture large{picture.width * factor, picture.height * factor, picture.channels};
   large.pixels.reserve(picture.pixels.size() * std::size_t(factor) * std::size_t(factor));
   for (int y = 0; y < large.height; ++y) {
     for (int x = 0; x < large.width; ++x) {
-      const auto pixel = picture.pixels.begin() + ((y / factor) * picture.width + x / factor) * picture.channels;
+      const auto pixel =
+          picture.pixels.begin() + (std::int64_t(y / factor) * picture.width + x / factor) * picture.channels;
       large.pixels.insert(large.pixels.end(), pixel, pixel + picture.channels);
     }
   }
@@ -117,7 +132,8 @@ inline Picture enlarge(Picture const& picture, int factor) {
 /// Pictures of one size side by side, row after row, on white.
 /// @param columns 1 makes a column, pictures.size() a strip, 0 about a square
 /// @param gap pixels between pictures
-/// @throws std::invalid_argument for no pictures or pictures of different sizes
+/// @throws std::invalid_argument for no pictures or pictures of different sizes, and for more than a PNG can have here
+///   (1800 MiB)
 inline Picture make_grid(std::vector<Picture> const& pictures, int columns = 0, int gap = 2) {
   if (pictures.empty()) detail::refuse("make_grid", "at least one picture is needed", 0);
   if (columns < 0) detail::refuse("make_grid", "columns must not be negative", columns);
@@ -127,6 +143,8 @@ inline Picture make_grid(std::vector<Picture> const& pictures, int columns = 0, 
   columns = std::min(columns, count);
   const int rows = (count + columns - 1) / columns;
   const int width = pictures[0].width, height = pictures[0].height, channels = pictures[0].channels;
+  detail::require_encodable("make_grid", std::int64_t(columns) * (std::int64_t(width) + gap),
+                            std::int64_t(rows) * (std::int64_t(height) + gap), channels);
   Picture grid{columns * (width + gap) - gap, rows * (height + gap) - gap, channels};
   grid.pixels.assign(std::size_t(grid.width) * std::size_t(grid.height) * std::size_t(channels), 255);
   for (int i = 0; i < count; ++i) {
@@ -164,7 +182,9 @@ inline std::string text_chunk(std::string const& keyword, std::string const& tex
 }  // namespace detail
 
 /// The bytes of a PNG file.
+/// @throws std::invalid_argument for more than 1800 MiB
 inline std::string encode_png(Picture const& picture, PngText const& text = {}) {
+  detail::require_encodable("encode_png", picture.width, picture.height, picture.channels);
   int size = 0;
   const std::unique_ptr<unsigned char, decltype(&std::free)> png(
       detail::stb::stbi_write_png_to_mem(picture.pixels.data(), picture.width * picture.channels, picture.width,
