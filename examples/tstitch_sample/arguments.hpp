@@ -92,9 +92,9 @@ inline std::vector<double> sweep_ratios(std::string const& text) {
                                 text + "'");
   }
   std::vector<double> ratios;
-  const int last = int(std::floor((to - from) / step + 1e-9));
-  if (last > 1000) throw std::invalid_argument("--sweep: must be at most 1001 ratios, got '" + text + "'");
-  for (int i = 0; i <= last; ++i) ratios.push_back(std::min(from + i * step, 1.0));
+  const double last = std::floor((to - from) / step + 1e-9);
+  if (!(last <= 1000)) throw std::invalid_argument("--sweep: must be at most 1001 ratios, got '" + text + "'");
+  for (int i = 0; i <= int(last); ++i) ratios.push_back(std::min(from + i * step, 1.0));
   return ratios;
 }
 
@@ -127,6 +127,10 @@ inline tstitch::Spacing spacing_of(std::string const& name) {
     }
   }
   if (!sections) return Spacing::list(numbers);
+  for (const double number : numbers) {
+    if (number >= 0 && number <= 1e6 && number == std::trunc(number)) continue;
+    throw std::invalid_argument("--spacing: sections must be whole numbers, got '" + name + "'");
+  }
   return Spacing::sections({numbers.begin(), numbers.end()});
 }
 

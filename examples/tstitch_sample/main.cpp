@@ -503,17 +503,13 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
       if (failure) std::rethrow_exception(failure);
     } catch (...) {
       failure = std::current_exception();
-      if (done == 0) throw;
+      if (done == 0 && latents.empty()) throw;
     }
     const double seconds = seconds_since(start);
     if (progress) progress->finish();
 
     Json json = parameters(job);
-    if (!for_grid.empty()) {
-      for (tstitch::Picture& picture : for_grid) picture = tstitch::enlarge(picture, job.arguments.scale);
-      const int columns = int(job.arguments.count > 1 && !job.labels.empty() ? job.images() / job.arguments.count : 0);
-      tstitch::write_png(job.arguments.grid, tstitch::make_grid(for_grid, columns), png_text(json));
-    }
+    const tstitch::PngText text = png_text(json);
     if (!latents.empty()) write_latents(job, latents);
     json["calls"] = plan.calls();
     json["seconds_by_network"] = clock.seconds();
@@ -528,6 +524,11 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
       json["pictures"].push_back(entry);
     }
     write_report(job, json);
+    if (!for_grid.empty()) {  // last, for it may be too large
+      for (tstitch::Picture& picture : for_grid) picture = tstitch::enlarge(picture, job.arguments.scale);
+      const int columns = int(job.arguments.count > 1 && !job.labels.empty() ? job.images() / job.arguments.count : 0);
+      tstitch::write_png(job.arguments.grid, tstitch::make_grid(for_grid, columns), text);
+    }
 
     say(job, done, " pictures in ", tstitch::detail::text(std::round(seconds * 100) / 100), " s, ",
         tstitch::detail::text(std::round(double(done) / seconds * 100) / 100), " images/s on ", job.device.str());
@@ -551,6 +552,9 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
   const auto wait = [&] {
     if (job.device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(job.device.index());
   };
+  // Forks are not checked again, and this one has most of what the large network does.
+  with_sampler(job, tstitch::Stitch{ratios.front()},
+               [&](auto const& stitched) { stitched.begin(networks, job.request(0, 1)); });
   std::vector<std::vector<double>> seconds(ratios.size());  // of each batch
   std::vector<std::int64_t> images(ratios.size());
   std::vector<std::vector<tstitch::Picture>> rows(ratios.size());

@@ -125,6 +125,9 @@ int main(int count, char** arguments) {
   // Works until it sees a batch of one.
   save(folder + "/not_alone.pt", "assert x.size(0) > 1, 'not alone'\n  return x", "3");
   save(folder + "/wrong_shape.pt", "return x[:, :1]", "3");
+  Metadata no_null = of_pixels("no null", "3");
+  no_null.push_back({"num_classes", "10"});
+  save(folder + "/no_null.pt", "def forward(self, x, t, labels):\n  return x\n", no_null);
   save_latent_models(folder);
   save_false_dit(folder + "/false_dit.pt");
 }
