@@ -101,11 +101,27 @@ TEST_CASE("files are written whole or not at all") {
   CHECK(read(folder + "/grid.png") == encode_png(make_grid(to_pictures(images(4, 3, 8, 8)))));
   CHECK(std::distance(std::filesystem::directory_iterator(folder), {}) == 1);
   CHECK_THAT(message_of<std::runtime_error>([] { write_grid(folder + "/nowhere/grid.png", images(1, 3, 8, 8)); }),
-             ContainsSubstring("/nowhere/grid.png': must be a place that can be written to, got 'No such file"));
+             ContainsSubstring("/nowhere/grid.png': must be a file that can be written, got 'No such file"));
   std::filesystem::create_directories(folder + "/taken.png/inside");
   CHECK_THAT(message_of<std::runtime_error>([] { write_grid(folder + "/taken.png", images(1, 3, 8, 8)); }),
-             ContainsSubstring("taken.png': must be a name that can be replaced"));
+             ContainsSubstring("taken.png': must be a file that can be written, got 'a folder'"));
   CHECK_FALSE(std::filesystem::exists(folder + "/taken.png.part"));
+}
+
+TEST_CASE("what can be written is told before the work, and left as it is") {
+  const std::string here = folder + "-told";
+  std::filesystem::create_directories(here + "/folder");
+  for (const std::string name : {"/there.png", "/there.png.part"}) std::ofstream(here + name) << "mine";
+  for (const std::string name : {"/there.png", "/new.png"}) CHECK_NOTHROW(detail::require_writable(here + name));
+  CHECK_NOTHROW(detail::require_writable("/dev/null"));
+  CHECK(read(here + "/there.png") == "mine");
+  CHECK(read(here + "/there.png.part") == "mine");
+  CHECK(std::distance(std::filesystem::directory_iterator(here), {}) == 3);
+  const auto message = [&](std::string const& name) {
+    return message_of<std::runtime_error>([&] { detail::require_writable(here + name); });
+  };
+  CHECK_THAT(message("/folder"), ContainsSubstring("/folder': must be a file that can be written, got 'a folder'"));
+  CHECK_THAT(message("/nowhere/new.png"), ContainsSubstring("got 'No such file or directory'"));
 }
 
 TEST_CASE("links and devices stay what they are") {
@@ -131,6 +147,15 @@ TEST_CASE("a full disk leaves no partial file") {
              ContainsSubstring("full.png': must fit on the disk, got 'No space left"));
   CHECK_FALSE(std::filesystem::exists(std::filesystem::symlink_status(folder + "/full.png.part")));
   CHECK_FALSE(std::filesystem::exists(folder + "/full.png"));
+}
+
+TEST_CASE("values that are not finite are no pictures") {
+  for (const float value : {NAN, INFINITY, -INFINITY}) {
+    at::Tensor x = images(3, 3, 8, 8);
+    x[1][2][7][0].fill_(value);
+    CHECK(message_of<std::runtime_error>([&] { to_pictures(x); }) ==
+          "tstitch::to_pictures: values must be finite numbers, got nan or infinity in image 1 of 3");
+  }
 }
 
 TEST_CASE("pictures refuse with place, rule and value") {

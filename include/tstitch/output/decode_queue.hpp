@@ -28,7 +28,8 @@ class DecodeQueue {
   /// @throws as the decoder does
   void push(at::Tensor const& latents) {
     if (!latents.is_cuda()) {
-      batches_.push_back({to_bytes(decoder_(latents, tiling_)), {}});
+      const at::Tensor images = decoder_(latents, tiling_);
+      batches_.push_back({to_bytes(images), detail::are_finite(images), {}});
       return;
     }
     const c10::impl::VirtualGuardImpl device(latents.device().type());
@@ -38,28 +39,34 @@ class DecodeQueue {
     sampled.block(*stream_);
     latents.record_stream(*stream_);  // its memory is not used again before the decoder is done
     const c10::StreamGuard guard(*stream_);
-    const at::Tensor bytes = to_bytes(decoder_(latents, tiling_));
-    const at::Tensor host = detail::host_tensor(bytes.sizes(), at::kByte, /*pinned=*/true);
-    host.copy_(bytes, /*non_blocking=*/true);
+    const at::Tensor images = decoder_(latents, tiling_);
+    const auto sent = [](at::Tensor const& tensor) {
+      const at::Tensor host = detail::host_tensor(tensor.sizes(), tensor.scalar_type(), /*pinned=*/true);
+      return host.copy_(tensor, /*non_blocking=*/true);
+    };
+    const at::Tensor bytes = sent(to_bytes(images)), finite = sent(detail::are_finite(images));
     c10::Event done(latents.device().type());
     done.record(*stream_);
-    batches_.push_back({host, std::move(done)});
+    batches_.push_back({bytes, finite, std::move(done)});
   }
 
   /// How many batches were pushed and not popped.
   std::size_t size() const { return batches_.size(); }
 
   /// The pictures of the oldest batch; waits for them. There must be one.
+  /// @throws std::runtime_error when the decoder made values that are not finite; the batch is gone then, too
   std::vector<Picture> pop() {
     const Batch batch = std::move(batches_.front());
     batches_.pop_front();
     if (batch.done) batch.done->synchronize();
+    detail::require_finite("DecodeQueue", batch.finite);
     return to_pictures(batch.bytes);
   }
 
  private:
   struct Batch {
     at::Tensor bytes;                ///< [n, H, W, C] uint8 on the host
+    at::Tensor finite;               ///< [n] bool on the host
     std::optional<c10::Event> done;  ///< when they are there; none: now
   };
 

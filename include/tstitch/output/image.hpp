@@ -77,7 +77,7 @@ using PngText = std::vector<std::pair<std::string, std::string>>;
 
 /// Levels of 256, on the device of the images.
 /// @param images [n, C, H, W] in [-1, 1], C = 1 or 3; values outside are clipped
-/// @returns [n, H, W, C] uint8; a value v becomes round(127.5 (v + 1)), ties up
+/// @returns [n, H, W, C] uint8; a value v becomes round(127.5 (v + 1)), ties up, and what is not a number anything
 /// @throws std::invalid_argument for other shapes
 inline at::Tensor to_bytes(at::Tensor const& images) {
   if (images.dim() != 4 || (images.size(1) != 1 && images.size(1) != 3)) {
@@ -86,10 +86,34 @@ inline at::Tensor to_bytes(at::Tensor const& images) {
   return images.to(at::kFloat).mul(127.5).add_(128).clamp_(0, 255).to(at::kByte).permute({0, 2, 3, 1}).contiguous();
 }
 
+namespace detail {
+
+/// Which of the images have finite values only; on their device, without a wait.
+/// @returns [n] bool
+inline at::Tensor are_finite(at::Tensor const& images) {
+  return images.isfinite().flatten(1).all(1);
+}
+
+/// @param finite of are_finite, on the host
+/// @throws std::runtime_error
+inline void require_finite(char const* place, at::Tensor const& finite) {
+  for (std::int64_t i = 0; i < finite.size(0); ++i) {
+    if (finite.const_data_ptr<bool>()[i]) continue;
+    throw std::runtime_error("tstitch::" + std::string(place) +
+                             ": values must be finite numbers, got nan or infinity in image " + std::to_string(i) +
+                             " of " + std::to_string(finite.size(0)));
+  }
+}
+
+}  // namespace detail
+
 /// @param images [n, C, H, W] in [-1, 1] on any device, see to_bytes; or what that gives, [n, H, W, C] uint8
 /// @throws std::invalid_argument for other shapes
+/// @throws std::runtime_error for values that are not finite, which a decoder in float16 may make
 inline std::vector<Picture> to_pictures(at::Tensor const& images) {
-  const at::Tensor bytes = (images.scalar_type() == at::kByte ? images : to_bytes(images)).cpu();
+  const bool are_bytes = images.scalar_type() == at::kByte;
+  const at::Tensor bytes = (are_bytes ? images : to_bytes(images)).cpu();
+  if (!are_bytes) detail::require_finite("to_pictures", detail::are_finite(images).cpu());
   std::vector<Picture> pictures;
   const std::int64_t size = bytes.size(0) ? bytes.numel() / bytes.size(0) : 0;
   for (std::int64_t i = 0; i < bytes.size(0); ++i) {
@@ -197,12 +221,13 @@ inline std::string encode_png(Picture const& picture, PngText const& text = {}) 
   return bytes.append(reinterpret_cast<char const*>(png.get()) + header, std::size_t(size) - header);
 }
 
-/// @throws std::runtime_error when the file cannot be written; then there is no partial file
+/// @throws std::runtime_error when the file cannot be written; then there is no partial file. It is path.part until it
+///   is whole.
 inline void write_png(std::string const& path, Picture const& picture, PngText const& text = {}) {
   detail::write_file(path, encode_png(picture, text));
 }
 
-/// All images of a tensor in one PNG; see to_pictures and make_grid.
+/// All images of a tensor in one PNG; see to_pictures, make_grid and write_png.
 inline void write_grid(std::string const& path, at::Tensor const& images, int columns = 0, PngText const& text = {}) {
   write_png(path, make_grid(to_pictures(images), columns), text);
 }
