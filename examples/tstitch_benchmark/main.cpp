@@ -80,20 +80,6 @@ void write_json(Arguments const& arguments, Json const& report) {
   tstitch::detail::write_file(arguments.json, report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
-/// Fails now rather than after the work.
-/// @throws std::runtime_error
-void require_writable(std::string const& path) {
-  if (path.empty()) return;
-  const std::string probe = path + ".part";
-  std::FILE* const opened = std::filesystem::is_directory(path) ? nullptr : std::fopen(probe.c_str(), "wb");
-  if (!opened) {
-    throw std::runtime_error("'" + path + "': must be a file that can be written, got '" +
-                             (std::filesystem::is_directory(path) ? "a folder" : std::strerror(errno)) + "'");
-  }
-  std::fclose(opened);
-  std::remove(probe.c_str());
-}
-
 /// @param expected the output in float32, or undefined
 Json measure_forward(Arguments const& arguments, std::vector<tstitch::Network> const& networks, std::size_t index,
                      Cell const& cell, at::Tensor const& expected) {
@@ -195,7 +181,9 @@ int tstitch_benchmark(Arguments const& arguments) {
     draw_first_picture(arguments, main_began);
     return 0;
   }
-  for (std::string const& path : {arguments.json, arguments.plot, arguments.latents}) require_writable(path);
+  for (std::string const& path : {arguments.json, arguments.plot, arguments.latents}) {
+    if (!path.empty()) tstitch::detail::require_writable(path);  // now rather than after the work
+  }
   Json report = describe(arguments);
   std::vector<at::Tensor> expected(arguments.models.size());
   if (arguments.accuracy) expected = float32_outputs(arguments);

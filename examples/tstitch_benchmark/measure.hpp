@@ -3,13 +3,11 @@
 #pragma once
 
 #include <ATen/detail/CUDAHooksInterface.h>
-#include <c10/core/Event.h>
 #include <malloc.h>
 #include <sys/resource.h>
 #include <tstitch/model/network.hpp>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <fstream>
@@ -21,16 +19,12 @@
 #include <utility>
 #include <vector>
 
+#include "../common/moment.hpp"
+
 #ifdef TSTITCH_WITH_CUDA
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <cuda_runtime_api.h>
 #endif
-
-using Clock = std::chrono::steady_clock;
-
-inline double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 /// Until the device has done all that it was given.
 inline void wait(at::Device device) {
@@ -74,37 +68,15 @@ class ForwardClock {
 
   /// Since the clock was made. The device must be idle.
   double seconds() const {
-    double seconds = state_->seconds;
-    for (auto const& [begin, end] : state_->events) seconds += begin.elapsedTime(end) / 1e3;
+    double seconds = 0;
+    for (auto const& [begin, end] : state_->calls) seconds += begin.seconds_until(end);
     return seconds;
   }
 
  private:
   struct State {
     at::Device device;
-    double seconds = 0;
-    Clock::time_point start = {};
-    std::deque<std::pair<c10::Event, c10::Event>> events = {};
-
-    c10::Stream stream() const { return c10::impl::VirtualGuardImpl(device.type()).getStream(device); }
-
-    void begin() {
-      if (device.is_cpu()) {
-        start = Clock::now();
-        return;
-      }
-      constexpr auto timing = c10::EventFlag::BACKEND_DEFAULT;  // the other kind keeps no times
-      events.emplace_back(c10::Event(device.type(), timing), c10::Event(device.type(), timing));
-      events.back().first.record(stream());
-    }
-
-    void end() {
-      if (device.is_cpu()) {
-        seconds += seconds_since(start);
-      } else {
-        events.back().second.record(stream());
-      }
-    }
+    std::deque<std::pair<Moment, Moment>> calls = {};
   };
 
   struct Watched {
@@ -114,16 +86,16 @@ class ForwardClock {
 
     at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, tstitch::Condition const& condition,
                           std::optional<double> timestep) const {
-      state->begin();
+      Moment begin(state->device);
       at::Tensor output = network(x, t, condition, timestep);
-      state->end();
+      state->calls.emplace_back(std::move(begin), Moment(state->device));
       return output;
     }
 
     void prepare(std::span<const double> timesteps, tstitch::Condition const& condition) const {
-      state->begin();
+      Moment begin(state->device);
       network.prepare(timesteps, condition);
-      state->end();
+      state->calls.emplace_back(std::move(begin), Moment(state->device));
     }
   };
 
