@@ -23,12 +23,12 @@
 #include <thread>
 
 #include "../common/device.hpp"
+#include "../common/moment.hpp"
 #include "../common/text.hpp"
 #include "arguments.hpp"
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using Json = nlohmann::ordered_json;
 
 std::atomic<bool> interrupted = false;
@@ -51,10 +51,6 @@ void watch_for_interrupt() {
     pthread_sigmask(SIG_UNBLOCK, &interrupt, nullptr);
     std::raise(SIGINT);
   }).detach();
-}
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
 /// What the arguments mean for these networks.
@@ -262,30 +258,44 @@ tstitch::AnyModelSchedule routing(Job const& job) {
   return tstitch::Stitch{ratio};
 }
 
-/// Seconds that each network took. Waits for a GPU where the network changes, which is outside of the sampling loop's
-/// work and once or twice a batch.
+/// Seconds that each network took.
 class NetworkClock {
  public:
   NetworkClock(tstitch::Plan const& plan, at::Device device)
       : plan_(plan), device_(device), seconds_(plan.calls().size()) {}
 
-  void start() { start_ = Clock::now(); }
+  /// A batch begins, and the one before is finished.
+  void start() {
+    settle();
+    began_.emplace(device_);
+  }
 
   void operator()(tstitch::StepReport const& report) {
     const std::size_t next = std::size_t(report.step.index) + 1;
     if (next < plan_.steps.size() && plan_.steps[next].network == report.network) return;
-    if (device_.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device_.index());
-    seconds_[report.network] += seconds_since(start_);
-    start();
+    changes_.emplace_back(report.network, Moment(device_));
   }
 
-  std::vector<double> const& seconds() const { return seconds_; }
+  /// Of the steps that are done.
+  std::vector<double> const& seconds() {
+    settle();
+    return seconds_;
+  }
 
  private:
+  void settle() {
+    for (auto& [network, moment] : changes_) {
+      seconds_[network] += began_->seconds_until(moment);
+      began_ = std::move(moment);
+    }
+    changes_.clear();
+  }
+
   tstitch::Plan const& plan_;
   at::Device device_;
   std::vector<double> seconds_;
-  Clock::time_point start_ = Clock::now();
+  std::optional<Moment> began_;
+  std::vector<std::pair<std::size_t, Moment>> changes_;  ///< where a network's steps end
 };
 
 Json parameters(Job const& job) {
@@ -334,9 +344,12 @@ void write_report(Job const& job, Json const& report) {
   if (!job.arguments.report.empty()) tstitch::detail::write_file(job.arguments.report, text_of(report, 2) + "\n");
 }
 
+using Flags = std::vector<char>;  ///< of pictures; threads write them, which no vector of bool allows
+
 /// Every picture as a file of its own.
+/// @param written the job's pictures; becomes true for each that is on the disk
 void write_pictures(Job const& job, std::string const& folder, std::vector<tstitch::Picture> const& pictures,
-                    std::int64_t first) {
+                    std::int64_t first, Flags& written) {
   std::filesystem::create_directories(folder);
   at::parallel_for(0, std::int64_t(pictures.size()), 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
@@ -344,6 +357,7 @@ void write_pictures(Job const& job, std::string const& folder, std::vector<tstit
       text["image_seed"] = job.seeds[std::size_t(first + i)];
       if (!job.labels.empty()) text["class"] = job.class_name(first + i);
       tstitch::write_png(folder + "/" + job.file_name(first + i), pictures[std::size_t(i)], png_text(text));
+      written[std::size_t(first + i)] = true;
     }
   });
 }
@@ -351,51 +365,59 @@ void write_pictures(Job const& job, std::string const& folder, std::vector<tstit
 /// Writes what is finished behind the sampling of what comes next.
 class BackgroundWriter {
  public:
-  /// Begins to write once all that came before is on the disk.
-  /// @param written is called, by a later call from the same thread, when this is on the disk too
-  /// @throws what an earlier `write` threw
-  void operator()(std::function<void()> write, std::function<void()> written) {
-    wait();
-    written_ = std::move(written);
+  /// Begins to write once all that came before is written.
+  /// @throws what an earlier `write` threw, with this one begun all the same
+  void operator()(std::function<void()> write) {
+    std::future<void> earlier = std::move(writing_);
+    if (earlier.valid()) earlier.wait();
     writing_ = std::async(std::launch::async, std::move(write));
+    if (earlier.valid()) earlier.get();
   }
 
+  /// @throws what the last `write` threw
   void wait() {
-    if (!writing_.valid()) return;
-    writing_.get();
-    written_();
+    if (writing_.valid()) writing_.get();
   }
 
  private:
-  std::function<void()> written_;
   std::future<void> writing_;
+};
+
+/// The first thing that goes wrong, while what can still be saved is.
+class FirstFailure {
+ public:
+  template <class Action>
+  void watch(Action action) {
+    try {
+      action();
+    } catch (...) {
+      if (!failure_) failure_ = std::current_exception();
+    }
+  }
+
+  void rethrow() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  std::exception_ptr failure_;
 };
 
 /// Fails now rather than after the work.
 void require_writable(Job const& job) {
-  const auto fail = [](std::string const& path, char const* rule, std::string const& got) {
-    throw std::runtime_error("'" + path + "': must be a " + rule + ", got '" + got + "'");
-  };
   const auto make_folder = [&](std::filesystem::path const& folder, std::string const& path, char const* rule) {
     std::error_code error;
     if (!folder.empty()) std::filesystem::create_directories(folder, error);
-    if (error) fail(path, rule, error.message());
+    if (error) throw std::runtime_error("'" + path + "': must be a " + rule + ", got '" + error.message() + "'");
   };
   for (std::string const& file : {job.arguments.grid, job.arguments.report, job.arguments.latents}) {
     if (file.empty()) continue;
-    constexpr auto rule = "file that can be written";
-    make_folder(std::filesystem::path(file).parent_path(), file, rule);
-    if (std::filesystem::is_directory(file)) fail(file, rule, "a folder");
-    const std::string probe = file + ".part";
-    std::FILE* const opened = std::fopen(probe.c_str(), "wb");
-    if (!opened) fail(file, rule, std::strerror(errno));
-    std::fclose(opened);
-    std::remove(probe.c_str());
+    make_folder(std::filesystem::path(file).parent_path(), file, "file that can be written");
+    tstitch::detail::require_writable(file);
   }
   if (std::string const& folder = job.arguments.output; !folder.empty()) {
-    constexpr auto rule = "folder that can be written to";
-    make_folder(folder, folder, rule);
-    if (access(folder.c_str(), W_OK) != 0) fail(folder, rule, std::strerror(errno));
+    make_folder(folder, folder, "folder that can be written to");
+    tstitch::detail::require_writable(folder + "/picture.png");
   }
 }
 
@@ -454,57 +476,55 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
     std::vector<tstitch::Picture> for_grid;
     const Clock::time_point start = Clock::now();
     std::vector<at::Tensor> latents;
-    std::int64_t drawn = 0, done = 0;  // done is what is where it is to be
-    const bool pictured = !job.arguments.output.empty() || !job.arguments.grid.empty();
+    std::int64_t sampled = 0, drawn = 0;
+    const bool files = !job.arguments.output.empty(), pictured = files || !job.arguments.grid.empty();
+    Flags done(std::size_t(job.images()));  // what is where it is to be
     BackgroundWriter writer;
-    const auto finish = [&](std::vector<tstitch::Picture> pictures) {
-      const std::int64_t first = drawn, count = std::int64_t(pictures.size());
+    const auto finish = [&](auto draw) {  // the next batch
+      const std::int64_t first = drawn, count = std::min(job.arguments.batch, sampled - drawn);
       drawn += count;
+      std::vector<tstitch::Picture> pictures = draw();
       if (!job.arguments.grid.empty()) for_grid.insert(for_grid.end(), pictures.begin(), pictures.end());
-      writer(
-          [&job, first, pictures = std::move(pictures)] {
-            if (!job.arguments.output.empty()) write_pictures(job, job.arguments.output, pictures, first);
-          },
-          [&done, count] { done += count; });
+      if (files) {
+        writer([&job, &done, first, pictures = std::move(pictures)] {
+          write_pictures(job, job.arguments.output, pictures, first, done);
+        });
+      } else {
+        std::fill_n(done.begin() + first, count, true);
+      }
     };
     // Latents are decoded, and their pictures written, behind the sampling of the next batch.
     std::optional<tstitch::DecodeQueue> queue;
     if (decoder) queue.emplace(*decoder, tstitch::Tiling{.rows = 1, .tile = job.arguments.tile});
-    std::exception_ptr failure;  // what is finished by then is still written
-    try {
-      try {
-        for (std::int64_t first = 0; first < job.images() && !interrupted;) {
-          const std::int64_t count = std::min(job.arguments.batch, job.images() - first);
-          clock.start();
-          const tstitch::Samples samples =
-              sampler.sample(networks, job.request(first, count), [&](tstitch::StepReport report) {
-                clock(report);
-                report.first += first;
-                if (progress) (*progress)(report);
-                return interrupted ? tstitch::Control::cancel : tstitch::Control::proceed;
-              });
-          if (!samples.finished) break;
-          if (!job.arguments.latents.empty()) latents.push_back(samples.images.cpu());
-          if (!pictured) {
-            done += count;
-          } else if (queue) {
-            queue->push(samples.images);
-            if (queue->size() > 1) finish(queue->pop());
-          } else {
-            finish(tstitch::to_pictures(samples.images));
-          }
-          first += count;
+    FirstFailure failure;  // what is finished by then is still written
+    failure.watch([&] {
+      while (sampled < job.images() && !interrupted) {
+        const std::int64_t first = sampled, count = std::min(job.arguments.batch, job.images() - first);
+        clock.start();
+        const tstitch::Samples samples =
+            sampler.sample(networks, job.request(first, count), [&](tstitch::StepReport report) {
+              clock(report);
+              report.first += first;
+              if (progress) (*progress)(report);
+              return interrupted ? tstitch::Control::cancel : tstitch::Control::proceed;
+            });
+        if (!samples.finished) break;
+        sampled += count;
+        if (!job.arguments.latents.empty()) latents.push_back(samples.images.cpu());
+        if (!pictured) {
+          std::fill_n(done.begin() + first, count, true);
+        } else if (queue) {
+          queue->push(samples.images);
+          if (queue->size() > 1) finish([&] { return queue->pop(); });
+        } else {
+          finish([&] { return tstitch::to_pictures(samples.images); });
         }
-      } catch (...) {
-        failure = std::current_exception();
       }
-      while (queue && queue->size() > 0) finish(queue->pop());
-      writer.wait();
-      if (failure) std::rethrow_exception(failure);
-    } catch (...) {
-      failure = std::current_exception();
-      if (done == 0 && latents.empty()) throw;
-    }
+    });
+    while (queue && queue->size() > 0) failure.watch([&] { finish([&] { return queue->pop(); }); });
+    failure.watch([&] { writer.wait(); });
+    const std::int64_t finished = std::count(done.begin(), done.end(), true);
+    if (finished == 0 && latents.empty()) failure.rethrow();
     const double seconds = seconds_since(start);
     if (progress) progress->finish();
 
@@ -514,10 +534,11 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
     json["calls"] = plan.calls();
     json["seconds_by_network"] = clock.seconds();
     json["seconds"] = seconds;
-    json["images_per_second"] = double(done) / seconds;
-    json["finished_images"] = done;
+    json["images_per_second"] = double(finished) / seconds;
+    json["finished_images"] = finished;
     json["pictures"] = Json::array();
-    for (std::int64_t i = 0; pictured && i < done; ++i) {
+    for (std::int64_t i = 0; pictured && i < job.images(); ++i) {
+      if (!done[std::size_t(i)]) continue;
       Json entry{{"seed", job.seeds[std::size_t(i)]}};
       if (!job.labels.empty()) entry["class"] = job.class_name(i);
       if (!job.arguments.output.empty()) entry["file"] = job.file_name(i);
@@ -530,16 +551,16 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
       tstitch::write_png(job.arguments.grid, tstitch::make_grid(for_grid, columns), text);
     }
 
-    say(job, done, " pictures in ", tstitch::detail::text(std::round(seconds * 100) / 100), " s, ",
-        tstitch::detail::text(std::round(double(done) / seconds * 100) / 100), " images/s on ", job.device.str());
-    for (std::size_t k = 0; k < clock.seconds().size(); ++k) {
+    say(job, finished, " pictures in ", tstitch::detail::text(std::round(seconds * 100) / 100), " s, ",
+        tstitch::detail::text(std::round(double(finished) / seconds * 100) / 100), " images/s on ", job.device.str());
+    for (std::size_t k = 0; k < job.names.size(); ++k) {
       say(job, "  ", job.names[k], ": ", plan.calls()[k], " steps, ",
           tstitch::detail::text(std::round(clock.seconds()[k] * 100) / 100), " s");
     }
-    if (!job.arguments.output.empty() && done) say(job, "pictures: ", location(job.arguments.output));
+    if (files && finished) say(job, "pictures: ", location(job.arguments.output));
     if (!latents.empty()) say(job, "latents: ", location(job.arguments.latents));
     if (!for_grid.empty()) say(job, "grid: ", location(job.arguments.grid));
-    if (failure) std::rethrow_exception(failure);
+    failure.rethrow();
     return interrupted ? 130 : 0;
   });
 }
@@ -556,12 +577,12 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
   with_sampler(job, tstitch::Stitch{ratios.front()},
                [&](auto const& stitched) { stitched.begin(networks, job.request(0, 1)); });
   std::vector<std::vector<double>> seconds(ratios.size());  // of each batch
-  std::vector<std::int64_t> images(ratios.size());
   std::vector<std::vector<tstitch::Picture>> rows(ratios.size());
   std::int64_t done = 0;
+  std::vector<Flags> finished(ratios.size(), Flags(std::size_t(job.images())));
   BackgroundWriter writer;
-  std::exception_ptr failure;  // what is finished by then is still written
-  try {
+  FirstFailure failure;  // what is finished by then is still written
+  failure.watch([&] {
     while (done < job.images() && !interrupted) {
       const std::int64_t count = std::min(job.arguments.batch, job.images() - done);
       const tstitch::Request request = job.request(done, count);
@@ -589,14 +610,14 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
             if (!job.arguments.grid.empty()) rows[r].insert(rows[r].end(), pictures.begin(), pictures.end());
             char folder[32];
             std::snprintf(folder, sizeof folder, "/ratio-%.4g", ratios[r]);
-            writer(
-                [&job, first = done, folder = job.arguments.output + folder, pictures = std::move(pictures)] {
-                  if (!job.arguments.output.empty()) write_pictures(job, folder, pictures, first);
-                },
-                [&, r, count, elapsed = shared_seconds + fork_seconds] {
-                  seconds[r].push_back(elapsed);
-                  images[r] += count;
-                });
+            writer([&, r, count, first = done, elapsed = shared_seconds + fork_seconds,
+                    folder = job.arguments.output + folder, pictures = std::move(pictures)] {
+              seconds[r].push_back(elapsed);
+              if (!job.arguments.output.empty())
+                write_pictures(job, folder, pictures, first, finished[r]);
+              else
+                std::fill_n(finished[r].begin() + first, count, true);
+            });
             char line[160];
             std::snprintf(line, sizeof line, "ratio %-5.4g  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s",
                           ratios[r], job.names[0].c_str(), small_steps, job.names[1].c_str(), steps - small_steps,
@@ -607,14 +628,11 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
       });
       if (!interrupted) done += count;
     }
-    writer.wait();
-  } catch (...) {
-    failure = std::current_exception();
-    try {
-      writer.wait();
-    } catch (...) {}  // the first failure is the one to tell
-    if (images == std::vector<std::int64_t>(ratios.size())) throw;
-  }
+  });
+  failure.watch([&] { writer.wait(); });
+  std::vector<std::int64_t> images;
+  for (Flags const& each : finished) images.push_back(std::count(each.begin(), each.end(), true));
+  if (std::all_of(images.begin(), images.end(), [](std::int64_t count) { return count == 0; })) failure.rethrow();
   Json json = parameters(job);
   Json by_ratio = Json::array();
   std::vector<tstitch::Picture> all;
@@ -641,7 +659,7 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
   if (!job.arguments.output.empty() && !by_ratio.empty()) say(job, "pictures: ", location(job.arguments.output));
   json["ratios"] = by_ratio;
   write_report(job, json);
-  if (failure) std::rethrow_exception(failure);
+  failure.rethrow();
   return interrupted ? 130 : 0;
 }
 

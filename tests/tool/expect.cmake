@@ -1,5 +1,5 @@
 # Runs a program and checks its exit code, its output and what it leaves:
-#   cmake -DCODE=2 -DPATTERN=... [-DPRESENT=file] -P expect.cmake -- program arguments
+#   cmake -DCODE=2 -DPATTERN=... [-DPRESENT=file [-DHOLDS=...]] -P expect.cmake -- program arguments
 # absent.png must never be there afterwards: it is what programs that refuse are asked to write.
 set(command "")
 set(after_dashes FALSE)
@@ -24,6 +24,12 @@ if(NOT output MATCHES "${PATTERN}")
 endif()
 if(PRESENT AND NOT EXISTS "${CMAKE_CURRENT_BINARY_DIR}/${PRESENT}")
   message(FATAL_ERROR "${PRESENT} is not there")
+endif()
+if(HOLDS)
+  file(READ "${PRESENT}" held)
+  if(NOT held MATCHES "${HOLDS}")
+    message(FATAL_ERROR "${PRESENT} does not match '${HOLDS}' but is\n${held}")
+  endif()
 endif()
 foreach(file IN ITEMS absent.png absent.png.part absent.json absent.json.part)
   if(EXISTS "${CMAKE_CURRENT_BINARY_DIR}/${file}")

@@ -4,6 +4,7 @@
 #include <torch/csrc/jit/serialization/pickle.h>
 #include <tstitch/model/host_tensor.hpp>
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <string>
@@ -64,9 +65,9 @@ void save_latent_models(std::string const& folder) {
         {"latent_scale", "0.5"},
         {"guidance_scale", "3"}});
   const std::string doubled =
-      "def forward(self, z):\n  return z[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3)\n";
-  const auto decoder = [&](char const* name, char const* channels, char const* scale) {
-    save(folder + "/" + name, doubled,
+      "def forward(self, z):\n  return z[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3)";
+  const auto decoder = [&](char const* name, char const* channels, char const* scale, char const* factor = "1") {
+    save(folder + "/" + name, doubled + " * " + factor + "\n",
          {{"format", "1"},
           {"kind", "decoder"},
           {"name", "doubled"},
@@ -75,6 +76,7 @@ void save_latent_models(std::string const& folder) {
           {"latent_scale", scale}});
   };
   decoder("decoder.pt", "4", "0.5");
+  decoder("decoder_of_nan.pt", "4", "0.5", "float('nan')");
   decoder("decoder_of_16.pt", "16", "0.5");
   decoder("decoder_of_another_scale.pt", "4", "0.25");
   const auto embedding = [](std::int64_t rows, double value) {
@@ -128,6 +130,7 @@ int main(int count, char** arguments) {
   Metadata no_null = of_pixels("no null", "3");
   no_null.push_back({"num_classes", "10"});
   save(folder + "/no_null.pt", "def forward(self, x, t, labels):\n  return x\n", no_null);
+  std::filesystem::create_directories(folder + "/taken/000001-cat-seed1.png");  // where a picture would be
   save_latent_models(folder);
   save_false_dit(folder + "/false_dit.pt");
 }
