@@ -6,6 +6,9 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <map>
+#include <utility>
+#include <vector>
 
 #include "../nvrtc.hpp"
 #include "../oracle.hpp"
@@ -81,6 +84,12 @@ TEST_CASE("modulations are looked up, whatever was kept before") {
   const c10::AutoGradMode no_gradients(false);
   const Network oracle = load_torchscript(small_file);
   const at::Tensor x = pictures(4);
+  std::map<std::pair<std::vector<std::int64_t>, double>, at::Tensor> known;
+  const auto expected = [&](std::vector<std::int64_t> const& labels, double t) {
+    at::Tensor& output = known[{labels, t}];
+    if (!output.defined()) output = oracle(x, times(t, 4), labelled(labels));
+    return output;
+  };
   const std::int64_t row = 38 * 128 * 4;  // bytes of a timestep and label: 6 x 6 + 2 slots of width 128
   for (const std::int64_t bytes : {std::int64_t(0), row - 1, row, 2 * row, 7 * row, std::int64_t(1) << 30}) {
     const Network native = load_dit(small_file, {}, {.modulation_bytes = bytes});
@@ -89,7 +98,7 @@ TEST_CASE("modulations are looked up, whatever was kept before") {
     for (std::vector<std::int64_t> const& labels :
          {std::vector<std::int64_t>{3, 10, 3, 10}, {10, 3, 3, 3}, {1, 2, 3, 4}, {3, 10, 3, 10}}) {
       for (const double t : {999.0, 500.0, 1.0, 777.0, 999.0}) {
-        REQUIRE(relative(native(x, times(t, 4), labelled(labels), t), oracle(x, times(t, 4), labelled(labels))) < 5e-5);
+        REQUIRE(relative(native(x, times(t, 4), labelled(labels), t), expected(labels, t)) < 5e-5);
       }
     }
   }
