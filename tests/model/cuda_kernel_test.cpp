@@ -84,6 +84,10 @@ TEST_CASE("compiled kernels are kept, and broken ones made again") {
   other.text += " ";
   tstitch::detail::cached_cuda(other, 90);
   CHECK(kept() == 4);
+  // What cannot be read is as good as none.
+  std::filesystem::remove(file);
+  std::filesystem::create_directory(file);
+  CHECK(tstitch::detail::cached_cuda(source, 90).size() == code.size());
   setenv("TSTITCH_KERNEL_CACHE", "", 1);
   CHECK(tstitch::detail::kernel_cache_folder().empty());
   setenv("TSTITCH_KERNEL_CACHE", "/proc/nowhere", 1);

@@ -221,6 +221,23 @@ TEST_CASE("files that are not TorchScript are refused in one line") {
              ContainsSubstring("the stream: must be a TorchScript file"));
 }
 
+TEST_CASE("only real numbers are rounded to the type of the network") {
+  torch::jit::Module module("counts");
+  module.register_buffer("last", tstitch::detail::host_tensor({1}, at::kLong).fill_(999));
+  module.register_buffer("mask", tstitch::detail::host_tensor({3, 1, 1}, at::kBool).fill_(true));
+  module.register_buffer("turn", tstitch::detail::host_tensor({1}, at::kComplexFloat).fill_(c10::complex<float>(0, 1)));
+  module.register_buffer("third", tstitch::detail::host_tensor({1}, at::kFloat).fill_(1 / 3.0));
+  module.define(
+      "def forward(self, x, t):\n"
+      "  number = torch.imag(self.turn) * self.last\n"
+      "  return torch.zeros_like(x).masked_fill(self.mask, 1.0).float() * number + self.third.float() * 3e4\n");
+  const Network network = from_memory(saved(module, valid()), {.dtype = at::kBFloat16});
+  const at::Tensor x = tstitch::detail::host_tensor({1, 3, 8, 8}, at::kFloat).zero_();
+  const at::Tensor output = network(x, tstitch::detail::to_device({7}, at::kCPU), {});
+  CHECK(output.min().item<float>() == 999 + 3e4f * 0.333984375f);  // a third in bfloat16
+  CHECK(output.max().item<float>() == output.min().item<float>());
+}
+
 TEST_CASE("a file with a damaged byte is refused or gives the same network, but never crashes") {
   const std::string whole = saved(tiny(), valid());
   int refused = 0;
@@ -229,8 +246,10 @@ TEST_CASE("a file with a damaged byte is refused or gives the same network, but 
     damaged[position] = char(damaged[position] ^ 0x5a);
     try {
       from_memory(damaged);
-    } catch (std::exception const&) {
+    } catch (std::runtime_error const& error) {
       ++refused;
+      INFO(position);
+      REQUIRE(std::string(error.what()).starts_with("tstitch::"));
     }
   }
   CHECK(refused > 0);
@@ -403,17 +422,23 @@ TEST_CASE("one loaded network serves several threads") {
   for (std::size_t i = 0; i < 3; ++i) CHECK(got[i].sub(expected[i]).abs().max().item<double>() < 1e-4);
 }
 
-TEST_CASE("a shape is warmed up once, and again after a failure") {
+TEST_CASE("shapes are warmed up once, and again after a failure") {
   tstitch::detail::WarmUp warm_up;
   int runs = 0;
   const auto run = [&] { ++runs; };
-  CHECK_THROWS(warm_up.before({2, 3}, [] { throw std::runtime_error("out of memory"); }));
-  warm_up.before({2, 3}, run);
+  const auto of = [](std::vector<std::int64_t> const& x, std::int64_t tokens) {
+    return std::vector<at::Tensor>{tstitch::detail::host_tensor(x, at::kFloat),
+                                   tstitch::detail::host_tensor({tokens}, at::kFloat)};
+  };
+  CHECK_THROWS(warm_up.before(of({2, 3}, 7), [] { throw std::runtime_error("out of memory"); }));
+  warm_up.before(of({2, 3}, 7), run);
   CHECK(runs == 2);
-  warm_up.before({2, 3}, run);
+  warm_up.before(of({2, 3}, 7), run);
   CHECK(runs == 2);
-  warm_up.before({4, 3}, run);
+  warm_up.before(of({4, 3}, 7), run);
   CHECK(runs == 4);
+  warm_up.before(of({4, 3}, 8), run);  // another prompt
+  CHECK(runs == 6);
 }
 
 TEST_CASE("files of flow-matching networks say so") {

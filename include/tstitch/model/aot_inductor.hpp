@@ -20,6 +20,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
 #include <c10/macros/Export.h>
 #include <caffe2/serialize/inline_container.h>
@@ -140,11 +141,16 @@ inline CompiledFor read_compiled_for(MetadataReader const& file) {
   return compiled;
 }
 
+/// The GPU that is meant where none is named: the current one.
+inline at::Device with_index(at::Device device) {
+  if (!device.is_cuda() || device.has_index()) return device;
+  return {at::kCUDA, at::detail::getCUDAHooks().getCurrentDevice()};
+}
+
 /// "9.0", as packages say it. The driver is asked, because torch's own answer is in headers that need CUDA's.
 /// @returns empty where there is no such driver
 inline std::string capability_text(at::Device device) {
-  const int index = device.has_index() ? device.index() : int(at::detail::getCUDAHooks().getCurrentDevice());
-  const int capability = compute_capability(index);
+  const int capability = compute_capability(with_index(device).index());
   return capability ? std::to_string(capability / 10) + "." + std::to_string(capability % 10) : "";
 }
 
@@ -188,10 +194,11 @@ inline void require_compiled_for(CompiledFor const& compiled, AOTInductorOptions
 class CompiledModels {
  public:
   /// @throws what torch throws
-  CompiledModels(std::string const& path, BatchSizes const& batch, at::Device device) {
+  CompiledModels(std::string const& path, BatchSizes const& batch, at::Device device) : device_(device) {
     // The loader of torch 2.11 keeps what it parses in a static variable.
     static std::mutex one_at_a_time;
     const std::lock_guard lock(one_at_a_time);
+    const c10::DeviceGuard guard(device_);  // the loader leaves its own as the current one
     std::unordered_map<std::string, at::Tensor> weights;
     for (std::string const& name : batch.model_names()) {
       models_.push_back(std::make_unique<torch::inductor::AOTIModelPackageLoader>(
@@ -220,6 +227,7 @@ class CompiledModels {
     // The single-threaded mode, which alone can be captured in CUDA graphs, loads kernels and prepares constants at the
     // first call without a lock. On a GPU this one is held for as long as the work takes to be queued.
     const std::lock_guard lock(mutex_);
+    const c10::DeviceGuard guard(device_);  // torch takes the stream of the current one
     std::vector<at::Tensor> outputs = models_[model]->run(inputs);
     if (outputs.size() != 1) {
       throw std::runtime_error("tstitch::load_aot_inductor: forward must return one tensor, got " +
@@ -229,6 +237,7 @@ class CompiledModels {
   }
 
  private:
+  at::Device device_;
   std::vector<std::unique_ptr<torch::inductor::AOTIModelPackageLoader>> models_ = {};
   std::mutex mutex_ = {};
 };
@@ -284,7 +293,7 @@ class CompiledNetwork {
     if (type && tensor.scalar_type() != *type) {
       refuse(place(), what + " must be " + at::toString(*type), at::toString(tensor.scalar_type()));
     }
-    if (tensor.device().type() != device_.type() || (device_.has_index() && tensor.device() != device_)) {
+    if (tensor.device() != device_) {
       refuse(place(), what + " must be on " + device_.str(), tensor.device().str());
     }
   }
@@ -380,8 +389,9 @@ inline Network load_aot_inductor(std::string const& path, AOTInductorOptions con
   const std::vector<std::int64_t> picture{stated.info.channels * (stated.info.learned_variance ? 2 : 1),
                                           stated.info.height, stated.info.width};
   return detail::loading(stated.compiled, source, [&] {
-    detail::CompiledNetwork compiled(std::make_shared<detail::CompiledModels>(path, stated.batch, options.device),
-                                     stated.info, stated.batch, stated.compiled.dtype, options.device);
+    const at::Device device = detail::with_index(options.device);
+    detail::CompiledNetwork compiled(std::make_shared<detail::CompiledModels>(path, stated.batch, device), stated.info,
+                                     stated.batch, stated.compiled.dtype, device);
     Network network(std::move(compiled), std::move(stated.info), options.device);
     std::vector<std::int64_t> sizes{stated.batch.smallest()};
     sizes.insert(sizes.end(), picture.begin(), picture.end());

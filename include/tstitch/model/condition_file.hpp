@@ -25,14 +25,7 @@ inline std::vector<NamedCondition> load_conditions(std::string const& path) {
   detail::require_readable(kind, path);
   std::ifstream file(path, std::ios::binary);
   const std::vector<char> bytes((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
-  c10::IValue value;
-  try {
-    value = detail::reading(kind, detail::quoted(path), [&] { return torch::jit::pickle_load(bytes); });
-  } catch (std::exception const& error) {
-    const std::string text = error.what();
-    if (text.starts_with("tstitch::")) throw;
-    detail::refuse_file(kind, detail::quoted(path), "'" + text.substr(0, text.find('\n')) + "'");
-  }
+  const c10::IValue value = detail::reading(kind, detail::quoted(path), [&] { return torch::jit::pickle_load(bytes); });
   if (!value.isGenericDict()) detail::refuse_file(kind, detail::quoted(path), value.tagKind());
   std::vector<NamedCondition> conditions;
   const auto named = [&](std::string const& name) -> NamedCondition& {

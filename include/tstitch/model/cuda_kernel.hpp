@@ -24,12 +24,13 @@
 #include <cstdlib>
 #include <exception>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <mutex>
 #include <optional>
+#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../output/write_file.hpp"
@@ -39,10 +40,12 @@ namespace tstitch::detail {
 /// A library that the program need not be linked with.
 class SharedLibrary {
  public:
-  /// @param names tried in turn
+  /// @param names tried in turn: first those that the process has already, then those that are installed
   explicit SharedLibrary(std::vector<std::string> const& names) {
-    for (std::string const& name : names) {
-      if (!handle_) handle_ = dlopen(name.c_str(), RTLD_LAZY | RTLD_GLOBAL);
+    for (const int only_loaded : {RTLD_NOLOAD, 0}) {
+      for (std::string const& name : names) {
+        if (!handle_) handle_ = dlopen(name.c_str(), RTLD_LAZY | RTLD_GLOBAL | only_loaded);
+      }
     }
   }
 
@@ -99,7 +102,10 @@ inline std::string architecture_name(CudaSource const& source, int architecture)
 /// @param architecture 90 for compute capability 9.0
 /// @throws std::runtime_error when there is no NVRTC or it refuses
 inline std::string compile_cuda(CudaSource const& source, int architecture) {
-  static const SharedLibrary nvrtc({"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"});
+  // Of torch's version of CUDA first: another's code may be too new for the driver.
+  static const bool is_12 = dlopen("libcudart.so.12", RTLD_LAZY | RTLD_NOLOAD);
+  static const SharedLibrary nvrtc(is_12 ? std::vector<std::string>{"libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"}
+                                         : std::vector<std::string>{"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"});
   if (!nvrtc) throw std::runtime_error("tstitch: must find NVRTC (libnvrtc.so), got none");
   using Program = void*;
   const auto check = [&](int error, std::string const& log) {
@@ -175,7 +181,9 @@ inline std::string cached_cuda(CudaSource const& source, int architecture, bool 
       folder + "/" + source.name + "-" + architecture_name(source, architecture) + "-" + digest(texts) + ".cubin";
   // Behind the code is its digest: the driver believes what it is given, and reads on behind half a file.
   if (std::ifstream file(path, std::ios::binary); file && !again) {
-    std::string code{std::istreambuf_iterator<char>(file), {}};
+    std::ostringstream bytes;
+    bytes << file.rdbuf();  // of what cannot be read it takes less, and does not throw
+    std::string code = std::move(bytes).str();
     const std::size_t size = code.size() - std::min<std::size_t>(code.size(), 16);
     const std::string ending = code.substr(size);
     code.resize(size);
@@ -198,8 +206,7 @@ class CudaKernels {
       throw std::runtime_error("tstitch: the GPU must have compute capability 8.0 or more, got " +
                                std::to_string(architecture_ / 10) + "." + std::to_string(architecture_ % 10));
     }
-    const c10::DeviceGuard guard(device);
-    require_context();
+    const Current current(*this);
     const auto load = [&](std::string const& code) {
       return cuda_driver().get<int(void**, void const*)>("cuModuleLoadData")(&module_, code.data());
     };
@@ -215,6 +222,7 @@ class CudaKernels {
 
   /// A kernel of the source, by the name that it has there.
   void* function(char const* name) const {
+    const Current current(*this);
     void* found = nullptr;
     check("cuModuleGetFunction",
           cuda_driver().get<int(void**, void*, char const*)>("cuModuleGetFunction")(&found, module_, name));
@@ -223,6 +231,7 @@ class CudaKernels {
 
   /// Lets starts of a kernel ask for so much shared memory.
   void allow_shared(void* function, int bytes) const {
+    const Current current(*this);
     constexpr int largest_dynamic_shared = 8;
     check("cuFuncSetAttribute",
           cuda_driver().get<int(void*, int, int)>("cuFuncSetAttribute")(function, largest_dynamic_shared, bytes));
@@ -232,8 +241,7 @@ class CudaKernels {
   /// @param arguments addresses of what the kernel takes
   /// @param shared bytes of shared memory that a block has beside what the kernel declares
   void start(void* function, std::int64_t blocks, int threads, void** arguments, int shared = 0) const {
-    const c10::DeviceGuard guard(device_);  // the default stream is that of the current device
-    require_context();
+    const Current current(*this);  // the default stream is that of the current device
     const c10::impl::VirtualGuardImpl streams(device_.type());
     check("cuLaunchKernel", launch_(function, unsigned(blocks), 1, 1, unsigned(threads), 1, 1, unsigned(shared),
                                     streams.getStream(device_).native_handle(), arguments, nullptr));
@@ -242,6 +250,12 @@ class CudaKernels {
  private:
   using Launch = int(void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**,
                      void**);
+
+  /// Makes the kernels' GPU and its context the current ones.
+  struct Current {
+    explicit Current(CudaKernels const& kernels) : guard(kernels.device_) { kernels.require_context(); }
+    c10::DeviceGuard guard;
+  };
 
   static void check(char const* what, int error) {
     if (error) {

@@ -373,11 +373,11 @@ class DiT {
         const std::vector<std::int64_t> some(of_labels.begin() + first, of_labels.begin() + first + part);
         table.narrow(0, used + first, part)
             .copy_(modulate(host.to(device, /*non_blocking=*/true), detail::to_device(some, device)));
+        mark_written();
       }
       for (std::int64_t i = 0; i < count; ++i) {
         row_of[{std::bit_cast<std::int64_t>(times[std::size_t(i)]), of_labels[std::size_t(i)]}] = used + i;
       }
-      mark_written();
       return true;
     }
 
@@ -684,7 +684,7 @@ inline bool is_dit(NetworkInfo const& info) {
 }
 
 /// Loads a DiT for the native engine.
-/// @param options as for load_torchscript
+/// @param options as for load_torchscript; warm_up_rows do nothing, because no shape needs it
 /// @throws std::runtime_error naming the file and what is wrong with it, or that it is no DiT
 inline Network load_dit(std::string const& path, TorchScriptOptions const& options = {}, DiTOptions const& how = {}) {
   const auto file = detail::open_file(detail::torchscript_file, path);
@@ -698,7 +698,7 @@ inline Network load_dit(std::string const& path, TorchScriptOptions const& optio
                                info.architecture.kind + "'");
     }
     const c10::AutoGradMode no_gradients(false);
-    const torch::jit::Module module = torch::jit::load(file);
+    const torch::jit::Module module = torch::jit::load(file, at::kCPU);
     const at::ScalarType type = detail::type_of(module, options);
     DiTWeights weights = detail::dit_weights(module, info, options.device, type, detail::quoted(path));
     if (!how.e4m3_inputs.empty()) detail::take_e4m3(weights, archive, info, detail::quoted(path));

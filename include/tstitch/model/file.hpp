@@ -4,10 +4,10 @@
 
 #include <c10/util/Exception.h>
 
+#include <exception>
 #include <fstream>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 
 namespace tstitch::detail {
 
@@ -39,16 +39,20 @@ inline void require_readable(FileKind kind, std::string const& path) {
   if (!file.get(byte)) refuse_file(kind, quoted(path), "an empty file or a folder");
 }
 
-/// Runs `action`, turning what torch throws at a bad file into one line.
+/// Runs `action`, turning what torch and the standard library throw at a bad file into one line.
 template <class Action>
 auto reading(FileKind kind, std::string const& source, Action action) {
+  std::string got;
   try {
     return action();
   } catch (c10::Error const& error) {
-    // The first line of many.
-    const std::string_view text = error.what_without_backtrace();
-    refuse_file(kind, source, "'" + std::string(text.substr(0, text.find('\n'))) + "'");
+    got = error.what_without_backtrace();
+  } catch (std::exception const& error) {
+    got = error.what();
+    if (got.starts_with("tstitch::")) throw;
   }
+  got.erase(0, got.find_first_not_of('\n'));
+  refuse_file(kind, source, "'" + got.substr(0, got.find('\n')) + "'");  // the first line of many
 }
 
 }  // namespace tstitch::detail

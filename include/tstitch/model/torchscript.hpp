@@ -53,18 +53,30 @@ inline constexpr FileKind torchscript_file{"load_torchscript", "a TorchScript fi
 class WarmUp {
  public:
   template <class Run>
-  void before(at::IntArrayRef shape, Run run) {
+  void before(std::vector<at::Tensor> const& arguments, Run run) {
+    std::vector<std::vector<std::int64_t>> shapes;
+    for (at::Tensor const& each : arguments) shapes.push_back(each.sizes().vec());
     const std::lock_guard lock(mutex_);
-    if (shapes_.contains(shape.vec())) return;
+    if (known_.contains(shapes)) return;
     run();
     run();
-    shapes_.insert(shape.vec());
+    known_.insert(std::move(shapes));
   }
 
  private:
   std::mutex mutex_;
-  std::set<std::vector<std::int64_t>> shapes_;
+  std::set<std::vector<std::vector<std::int64_t>>> known_;
 };
+
+/// Moves all tensors of a module, and those of real numbers to the type. TorchScript's own `to` rounds whole numbers
+/// and truth values, too, and takes from complex numbers what is imaginary.
+inline void move(torch::jit::Module const& module, at::Device device, at::ScalarType type) {
+  const auto move_one = [&](at::Tensor const& tensor) {
+    tensor.set_data(tensor.is_floating_point() ? tensor.to(device, type) : tensor.to(device));
+  };
+  for (at::Tensor const& parameter : module.parameters()) move_one(parameter);
+  for (at::Tensor const& buffer : module.buffers()) move_one(buffer);
+}
 
 inline at::ScalarType type_of(torch::jit::Module const& module, TorchScriptOptions const& options) {
   const at::ScalarType type = options.dtype.value_or(at::kFloat);
@@ -92,14 +104,14 @@ inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchSc
                              (forward ? std::to_string(forward->num_inputs() - 1) + " arguments" : "no forward"));
   }
   module.eval();
-  module.to(options.device, type);
+  move(module, options.device, type);
   const auto frozen = std::make_shared<torch::jit::Module>(torch::jit::freeze(module));
   const auto warm_up = options.device.is_cpu() ? nullptr : std::make_shared<WarmUp>();
   const Network network(
       [frozen, type, warm_up, signature](at::Tensor const& x, at::Tensor const& t, Condition const& condition) {
         const std::vector<at::Tensor> tensors = signature.arguments(x, t, condition, type);
         std::vector<c10::IValue> arguments(tensors.begin(), tensors.end());
-        if (warm_up) warm_up->before(x.sizes(), [&] { frozen->forward(arguments); });
+        if (warm_up) warm_up->before(tensors, [&] { frozen->forward(arguments); });
         return frozen->forward(std::move(arguments)).toTensor();
       },
       std::move(info), options.device);
@@ -121,7 +133,7 @@ inline Network load_torchscript(std::string const& path, TorchScriptOptions cons
     caffe2::serialize::PyTorchStreamReader archive(file);
     detail::require_torchscript(archive, detail::quoted(path));
     NetworkInfo info = detail::read_network_info(archive, detail::quoted(path), options.info);
-    return detail::make_network(torch::jit::load(file), std::move(info), options, detail::quoted(path));
+    return detail::make_network(torch::jit::load(file, at::kCPU), std::move(info), options, detail::quoted(path));
   });
 }
 
@@ -133,7 +145,7 @@ inline Network load_torchscript(std::istream& stream, TorchScriptOptions const& 
     NetworkInfo info = detail::read_network_info(archive, "the stream", options.info);
     stream.clear();
     stream.seekg(0);
-    return detail::make_network(torch::jit::load(stream), std::move(info), options, "the stream");
+    return detail::make_network(torch::jit::load(stream, at::kCPU), std::move(info), options, "the stream");
   });
 }
 
@@ -165,7 +177,7 @@ inline Autoencoder load_autoencoder(std::string const& path, std::string const& 
   return reading(torchscript_file, quoted(path), [&] {
     caffe2::serialize::PyTorchStreamReader archive(file);
     AutoencoderInfo info = read_autoencoder_info(MetadataReader(archive, quoted(path)), kind);
-    torch::jit::Module module = torch::jit::load(file);
+    torch::jit::Module module = torch::jit::load(file, at::kCPU);
     const c10::AutoGradMode no_gradients(false);
     const at::ScalarType type = type_of(module, options);
     const auto forward = module.find_method("forward");
@@ -174,7 +186,7 @@ inline Autoencoder load_autoencoder(std::string const& path, std::string const& 
                                (forward ? std::to_string(forward->num_inputs() - 1) + " arguments" : "no forward"));
     }
     module.eval();
-    module.to(options.device, type);
+    move(module, options.device, type);
     const auto frozen = std::make_shared<torch::jit::Module>(torch::jit::freeze(module));
     return Autoencoder{[frozen, type](at::Tensor const& x) { return frozen->forward({x.to(type)}).toTensor(); },
                        std::move(info), options.device};

@@ -9,8 +9,9 @@
 namespace tstitch::detail {
 
 #ifdef TSTITCH_X86
+/// And FMA, which hypervisors may hide.
 inline bool has_avx2() {
-  static const bool has = __builtin_cpu_supports("avx2");
+  static const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   return has;
 }
 #endif
