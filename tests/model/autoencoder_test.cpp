@@ -125,6 +125,17 @@ TEST_CASE("what cannot be decoded is refused") {
   CHECK(refused(pattern({1, 4, 2, 2}), {.tile = 8, .overlap = 8}) ==
         "tstitch::Decoder: overlap must be in [0, tile), got 8");
   CHECK(refused(pattern({1, 4, 2, 2}), {.rows = -1}) == "tstitch::Decoder: rows must not be negative, got -1");
+  const auto no_half = [&](auto change) {
+    Autoencoder half{doubled, info};
+    change(half);
+    return message_of<std::invalid_argument>([&] { Decoder{half}; });
+  };
+  CHECK(no_half([](Autoencoder& half) { half.function = {}; }) ==
+        "tstitch::Autoencoder 'test': must be given something to call, got an empty function");
+  CHECK(no_half([](Autoencoder& half) { half.info.upsampling = 0; }) ==
+        "tstitch::Autoencoder 'test': channels and upsampling must be at least 1, got 0");
+  CHECK(no_half([](Autoencoder& half) { half.info.latent_scale = 0; }) ==
+        "tstitch::Autoencoder 'test': latent_scale must be a number other than 0, got 0");
   const Encoder encoder({doubled, info});
   CHECK(message_of<std::invalid_argument>([&] {
           encoder(pattern({1, 3, 3, 4}));
@@ -207,4 +218,13 @@ TEST_CASE("the queue gives batches in order, as pictures") {
     CHECK(pictures[1].pixels == expected[1].pixels);
   }
   CHECK(queue.size() == 0);
+  CHECK(message_of<std::invalid_argument>([&] { queue.pop(); }) ==
+        "tstitch::DecodeQueue: a batch must have been pushed, got 0");
+  at::Tensor broken = first.clone();
+  broken[1].fill_(NAN);
+  queue.push(broken);
+  queue.push(second);
+  CHECK(message_of<std::runtime_error>([&] { queue.pop(); }) ==
+        "tstitch::DecodeQueue: values must be finite numbers, got nan or infinity in image 1 of 2");
+  CHECK(queue.pop().size() == 2);
 }

@@ -1,8 +1,10 @@
 #include <tstitch/model/host_tensor.hpp>
 #include <tstitch/output/image.hpp>
 
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -136,17 +138,63 @@ TEST_CASE("links and devices stay what they are") {
   write_grid(here + "/null.png", images(1, 3, 8, 8));
   CHECK(std::filesystem::is_symlink(here + "/null.png"));
   CHECK(std::filesystem::is_character_file("/dev/null"));
-  CHECK(std::distance(std::filesystem::directory_iterator(here), {}) == 3);
+  // Of links to links to what is not there yet, from one folder to another.
+  std::filesystem::create_directories(here + "/below");
+  std::filesystem::create_symlink("below/second.png", here + "/first.png");
+  std::filesystem::create_symlink("../new.png", here + "/below/second.png");
+  write_grid(here + "/first.png", images(1, 3, 8, 8));
+  CHECK(std::filesystem::is_regular_file(std::filesystem::symlink_status(here + "/new.png")));
+  CHECK(std::filesystem::is_symlink(here + "/first.png"));
+  CHECK(std::filesystem::is_symlink(here + "/below/second.png"));
+  CHECK(std::distance(std::filesystem::directory_iterator(here), {}) == 6);
 }
 
-TEST_CASE("a full disk leaves no partial file") {
-  if (!std::filesystem::exists("/dev/full")) return;
+TEST_CASE("a file that is replaced is read by whom it was") {
   std::filesystem::create_directories(folder);
-  std::filesystem::create_symlink("/dev/full", folder + "/full.png.part");
-  CHECK_THAT(message_of<std::runtime_error>([] { write_grid(folder + "/full.png", images(1, 3, 64, 64)); }),
-             ContainsSubstring("full.png': must fit on the disk, got 'No space left"));
-  CHECK_FALSE(std::filesystem::exists(std::filesystem::symlink_status(folder + "/full.png.part")));
-  CHECK_FALSE(std::filesystem::exists(folder + "/full.png"));
+  const std::string path = folder + "/private.png";
+  std::ofstream(path) << "old";
+  const auto mine = std::filesystem::perms::owner_read | std::filesystem::perms::owner_write;
+  std::filesystem::permissions(path, mine);
+  write_grid(path, images(1, 3, 8, 8));
+  CHECK(std::filesystem::status(path).permissions() == mine);
+  CHECK(read(path) != "old");
+}
+
+TEST_CASE("a full disk leaves no partial file, and what others have of that name") {
+  const std::string here = folder + "-full";
+  std::filesystem::create_directories(here);
+  std::ofstream(here + "/full.png.part") << "mine";
+  rlimit before = {};
+  REQUIRE(getrlimit(RLIMIT_FSIZE, &before) == 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);  // else it ends the program
+  rlimit small = before;
+  small.rlim_cur = 100;
+  REQUIRE(setrlimit(RLIMIT_FSIZE, &small) == 0);
+  const std::string message =
+      message_of<std::runtime_error>([&] { write_grid(here + "/full.png", images(1, 3, 64, 64)); });
+  setrlimit(RLIMIT_FSIZE, &before);
+  std::signal(SIGXFSZ, handler);
+  CHECK_THAT(message, ContainsSubstring("full.png': must fit on the disk, got 'File too large'"));
+  CHECK(read(here + "/full.png.part") == "mine");
+  CHECK(std::distance(std::filesystem::directory_iterator(here), {}) == 1);
+  write_grid(here + "/full.png", images(1, 3, 64, 64));
+  CHECK(read(here + "/full.png.part") == "mine");
+  CHECK(std::distance(std::filesystem::directory_iterator(here), {}) == 2);
+}
+
+TEST_CASE("bytes may lie as they like") {
+  const at::Tensor x = images(3, 3, 8, 8), bytes = to_bytes(x);
+  const auto pixels = [](std::vector<Picture> const& pictures, std::size_t i) { return pictures.at(i).pixels; };
+  const std::vector<Picture> whole = to_pictures(bytes);
+  REQUIRE(whole.size() == 3);
+  const std::vector<Picture> upper = to_pictures(bytes.narrow(1, 0, 4));
+  const std::vector<std::uint8_t> all = pixels(whole, 1);
+  CHECK(pixels(upper, 1) == std::vector<std::uint8_t>(all.begin(), all.begin() + 4 * 8 * 3));
+  CHECK(pixels(to_pictures(bytes.permute({0, 3, 1, 2}).contiguous().permute({0, 2, 3, 1})), 2) == pixels(whole, 2));
+  CHECK(pixels(to_pictures(bytes.narrow(0, 1, 1).expand({5, -1, -1, -1})), 4) == pixels(whole, 1));
+  CHECK(message_of<std::invalid_argument>([&] {
+          to_pictures(bytes.permute({0, 3, 1, 2}));
+        }) == "tstitch::to_pictures: bytes must be [n, H, W, 1 or 3], got [3, 3, 8, 8]");
 }
 
 TEST_CASE("values that are not finite are no pictures") {
@@ -169,6 +217,19 @@ TEST_CASE("pictures refuse with place, rule and value") {
         "tstitch::enlarge: a picture must have less than 1800 MiB, got 32000 x 32000 of 3 channels");
   CHECK(message([&] { make_grid(many, 2, 2000000000); }) ==
         "tstitch::make_grid: a picture must have less than 1800 MiB, got 4000000016 x 4000000016 of 3 channels");
+  // Neither do sizes of which a product is beyond 64 bits.
+  CHECK(
+      message([] {
+        enlarge({2, 2, 3, {}}, 2);
+      }) ==
+      "tstitch::enlarge: a picture must have pixels of width x height of 1 or 3 channels, got 0 bytes for 2 x 2 of 3");
+  CHECK_THAT(message([] { make_grid({{2, 2, 1, {}}}); }), ContainsSubstring("got 0 bytes for 2 x 2 of 1"));
+  CHECK_THAT(message([] {
+               encode_png({2, 2, 2, std::vector<std::uint8_t>(8)});
+             }),
+             ContainsSubstring("8 bytes for 2 x 2 of 2"));
+  CHECK_THAT(message([&] { enlarge(many[0], 230000000); }), ContainsSubstring("less than 1800 MiB"));
+  CHECK_THAT(message([&] { make_grid(many, 2, 900000000); }), ContainsSubstring("less than 1800 MiB"));
   CHECK(message([] {
           encode_png({40000, 40000, 3, {}});
         }) == "tstitch::encode_png: a picture must have less than 1800 MiB, got 40000 x 40000 of 3 channels");

@@ -91,6 +91,7 @@ void save_latent_models(std::string const& folder) {
   };
   prompts("two_prompts.pt", 2);
   prompts("three_prompts.pt", 3);
+  prompts("no_prompts.pt", 0);
 }
 
 /// A network that says it is a DiT and has none of its weights.

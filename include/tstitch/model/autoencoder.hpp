@@ -51,6 +51,21 @@ struct Tiling {
 
 namespace detail {
 
+/// @throws std::invalid_argument for what is no half of an autoencoder
+inline Autoencoder checked(Autoencoder half) {
+  AutoencoderInfo const& info = half.info;
+  const std::string place = "Autoencoder '" + info.name + "'";
+  if (!half.function) refuse(place, "must be given something to call", "an empty function");
+  for (const std::int64_t number : {info.latent_channels, info.picture_channels, info.upsampling}) {
+    if (number < 1) refuse(place, "channels and upsampling must be at least 1", double(number));
+  }
+  if (!(std::isfinite(info.latent_scale) && info.latent_scale != 0)) {
+    refuse(place, "latent_scale must be a number other than 0", info.latent_scale);
+  }
+  if (!std::isfinite(info.latent_shift)) refuse(place, "latent_shift must be a number", info.latent_shift);
+  return half;
+}
+
 /// Where tiles begin along one side; the last is moved back to end with the side.
 inline std::vector<std::int64_t> tile_starts(std::int64_t size, std::int64_t tile, std::int64_t overlap) {
   std::vector<std::int64_t> starts{0};
@@ -152,7 +167,8 @@ inline void check_tiling(char const* place, at::Tensor const& x, Tiling const& t
 /// Latents to pictures.
 class Decoder {
  public:
-  explicit Decoder(Autoencoder half) : half_(std::move(half)) {}
+  /// @throws std::invalid_argument for information that makes no sense
+  explicit Decoder(Autoencoder half) : half_(detail::checked(std::move(half))) {}
 
   /// @param latents [n, latent_channels, h, w] as networks know them, on the decoder's device
   /// @returns [n, picture_channels, upsampling h, upsampling w] in [-1, 1], a little beyond at times; the type of
@@ -176,7 +192,8 @@ class Decoder {
 /// Pictures to latents: the mean of the distribution that the encoder predicts, as networks know it.
 class Encoder {
  public:
-  explicit Encoder(Autoencoder half) : half_(std::move(half)) {}
+  /// @throws std::invalid_argument for information that makes no sense
+  explicit Encoder(Autoencoder half) : half_(detail::checked(std::move(half))) {}
 
   /// @param pictures [n, picture_channels, H, W] in [-1, 1], on the encoder's device; H and W multiples of upsampling
   /// @returns [n, latent_channels, H / upsampling, W / upsampling], the type of pictures

@@ -53,9 +53,11 @@ class DecodeQueue {
   /// How many batches were pushed and not popped.
   std::size_t size() const { return batches_.size(); }
 
-  /// The pictures of the oldest batch; waits for them. There must be one.
+  /// The pictures of the oldest batch; waits for them.
+  /// @throws std::invalid_argument when there is none
   /// @throws std::runtime_error when the decoder made values that are not finite; the batch is gone then, too
   std::vector<Picture> pop() {
+    if (batches_.empty()) detail::refuse("DecodeQueue", "a batch must have been pushed", 0);
     const Batch batch = std::move(batches_.front());
     batches_.pop_front();
     if (batch.done) batch.done->synchronize();

@@ -112,7 +112,10 @@ inline void require_finite(char const* place, at::Tensor const& finite) {
 /// @throws std::runtime_error for values that are not finite, which a decoder in float16 may make
 inline std::vector<Picture> to_pictures(at::Tensor const& images) {
   const bool are_bytes = images.scalar_type() == at::kByte;
-  const at::Tensor bytes = (are_bytes ? images : to_bytes(images)).cpu();
+  if (are_bytes && (images.dim() != 4 || (images.size(3) != 1 && images.size(3) != 3))) {
+    detail::refuse("to_pictures", "bytes must be [n, H, W, 1 or 3]", detail::shape_text(images.sizes()));
+  }
+  const at::Tensor bytes = (are_bytes ? images : to_bytes(images)).cpu().contiguous();
   if (!are_bytes) detail::require_finite("to_pictures", detail::are_finite(images).cpu());
   std::vector<Picture> pictures;
   const std::int64_t size = bytes.size(0) ? bytes.numel() / bytes.size(0) : 0;
@@ -128,17 +131,31 @@ namespace detail {
 /// @throws std::invalid_argument for what stb cannot encode, which counts bytes in int
 inline void require_encodable(char const* place, std::int64_t width, std::int64_t height, std::int64_t channels) {
   constexpr std::int64_t most = std::int64_t(1800) << 20;
-  if (width < most && height < most && (width * channels + 1) * height < most) return;
+  if (width < most && height < most && width * channels + 1 < most / std::max<std::int64_t>(height, 1)) return;
   refuse(place, "a picture must have less than 1800 MiB",
          std::to_string(width) + " x " + std::to_string(height) + " of " + std::to_string(channels) + " channels");
+}
+
+/// @throws std::invalid_argument for that, and for pictures that do not have the pixels they should
+inline void require_encodable(char const* place, Picture const& picture) {
+  require_encodable(place, picture.width, picture.height, picture.channels);
+  const std::int64_t size = std::int64_t(picture.width) * picture.height * picture.channels;
+  if (picture.width < 1 || picture.height < 1 || (picture.channels != 1 && picture.channels != 3) ||
+      std::int64_t(picture.pixels.size()) != size) {
+    refuse(place, "a picture must have pixels of width x height of 1 or 3 channels",
+           std::to_string(picture.pixels.size()) + " bytes for " + std::to_string(picture.width) + " x " +
+               std::to_string(picture.height) + " of " + std::to_string(picture.channels));
+  }
 }
 
 }  // namespace detail
 
 /// Each pixel as a square of factor x factor.
-/// @throws std::invalid_argument for a factor below 1, and for more than a PNG can have here (1800 MiB)
+/// @throws std::invalid_argument for a factor below 1, a picture without its pixels, and for more than a PNG can have
+///   here (1800 MiB)
 inline Picture enlarge(Picture const& picture, int factor) {
   if (factor < 1) detail::refuse("enlarge", "factor must be at least 1", factor);
+  detail::require_encodable("enlarge", picture);
   detail::require_encodable("enlarge", std::int64_t(picture.width) * factor, std::int64_t(picture.height) * factor,
                             picture.channels);
   Picture large{picture.width * factor, picture.height * factor, picture.channels};
@@ -176,6 +193,7 @@ inline Picture make_grid(std::vector<Picture> const& pictures, int columns = 0, 
     if (picture.width != width || picture.height != height || picture.channels != channels) {
       detail::refuse("make_grid", "all pictures must have the size of the first", i);
     }
+    detail::require_encodable("make_grid", picture);
     for (int y = 0; y < height; ++y) {
       const std::size_t bytes = std::size_t(width) * std::size_t(channels);
       std::memcpy(grid.row(i / columns * (height + gap) + y) + i % columns * (width + gap) * channels,
@@ -206,9 +224,9 @@ inline std::string text_chunk(std::string const& keyword, std::string const& tex
 }  // namespace detail
 
 /// The bytes of a PNG file.
-/// @throws std::invalid_argument for more than 1800 MiB
+/// @throws std::invalid_argument for a picture without its pixels, or of more than 1800 MiB
 inline std::string encode_png(Picture const& picture, PngText const& text = {}) {
-  detail::require_encodable("encode_png", picture.width, picture.height, picture.channels);
+  detail::require_encodable("encode_png", picture);
   int size = 0;
   const std::unique_ptr<unsigned char, decltype(&std::free)> png(
       detail::stb::stbi_write_png_to_mem(picture.pixels.data(), picture.width * picture.channels, picture.width,
@@ -222,7 +240,7 @@ inline std::string encode_png(Picture const& picture, PngText const& text = {}) 
 }
 
 /// @throws std::runtime_error when the file cannot be written; then there is no partial file. It is path.part until it
-///   is whole.
+///   is whole, or path.part1 and so on where that is taken.
 inline void write_png(std::string const& path, Picture const& picture, PngText const& text = {}) {
   detail::write_file(path, encode_png(picture, text));
 }

@@ -23,10 +23,13 @@ namespace tstitch {
 /// which runs a little ahead of the work done.
 class ProgressBar {
  public:
-  /// @param images of the whole run
+  /// @param images of the whole run, at least 1
   /// @param names of the networks; an index is shown where there is no name
+  /// @throws std::invalid_argument for no images
   explicit ProgressBar(std::int64_t images, std::vector<std::string> names = {}, std::FILE* stream = stderr)
-      : images_(images), names_(std::move(names)), stream_(stream), terminal_(is_terminal(stream)) {}
+      : images_(images), names_(std::move(names)), stream_(stream), terminal_(is_terminal(stream)) {
+    if (images < 1) detail::refuse("ProgressBar", "images must be at least 1", double(images));
+  }
 
   ProgressBar(ProgressBar const&) = delete;
   ProgressBar& operator=(ProgressBar const&) = delete;
@@ -34,8 +37,7 @@ class ProgressBar {
 
   void operator()(StepReport const& report) {
     // Image steps, in integers: a tenth of them is a tenth.
-    show(report, report.first * report.step.count + report.images * (report.step.index + 1),
-         images_ * report.step.count);
+    show(report, report.first * report.steps + report.images * report.done, images_ * report.steps);
   }
 
   /// Ends the line. Later reports begin a new one.
@@ -77,12 +79,11 @@ class ProgressBar {
       const int filled = std::min(width, int(share * width));
       std::fprintf(stream_, "\r[%s%s] %3d%%  step %d/%d  %s  %.3g images/s  %d:%02d left\033[K",
                    std::string(std::size_t(filled), '#').c_str(), std::string(std::size_t(width - filled), '.').c_str(),
-                   int(done * 100 / all), report.step.index + 1, report.step.count, name.c_str(), rate, left / 60,
-                   left % 60);
+                   int(done * 100 / all), report.done, report.steps, name.c_str(), rate, left / 60, left % 60);
       drawn_ = true;
     } else {
-      std::fprintf(stream_, "%3d%%  step %d/%d  %s  %.3g images/s  %d:%02d left\n", int(done * 100 / all),
-                   report.step.index + 1, report.step.count, name.c_str(), rate, left / 60, left % 60);
+      std::fprintf(stream_, "%3d%%  step %d/%d  %s  %.3g images/s  %d:%02d left\n", int(done * 100 / all), report.done,
+                   report.steps, name.c_str(), rate, left / 60, left % 60);
     }
     std::fflush(stream_);
     if (last) finish();
