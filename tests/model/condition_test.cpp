@@ -120,6 +120,15 @@ TEST_CASE("networks of a run may take different conditions") {
         "network 0 ('small')");
 }
 
+TEST_CASE("a condition is given once") {
+  const Watched watched;
+  const DDIM sampler{NoiseSchedule::linear(), SingleNetwork{}, {.steps = 2}};
+  CHECK(message_of<std::invalid_argument>([&] {
+          sampler.sample({watched.network({text(3)}, "a")}, {.conditions = {{"text_embedding", rows(1, {2, 3}, 1)},
+                                                                            {"text_embedding", rows(1, {3, 9}, 1)}}});
+        }) == "tstitch::Request: conditions: their names must differ, got 'text_embedding' twice");
+}
+
 TEST_CASE("one tensor cannot be two conditions") {
   const Watched watched;
   CHECK(mismatches({watched.network({text(3)}, "a"), watched.network({text(4)}, "b")}) ==

@@ -1,5 +1,7 @@
 #include <tstitch/model/network.hpp>
 
+#include <functional>
+
 #include "../catch.hpp"
 
 using namespace tstitch;
@@ -29,6 +31,19 @@ TEST_CASE("networks that do not fit together are refused with every mismatch nam
         "  noise schedule: network 0 ('a') has linear(1000, 0.0001, 0.02), network 1 ('b') has cosine(1000)");
   CHECK_NOTHROW(require_compatible(
       {a, network({.prediction_type = PredictionType::v_prediction, .learned_variance = true, .num_classes = 10})}));
+}
+
+TEST_CASE("what is no network is refused") {
+  CHECK(message_of<std::invalid_argument>([] {
+          Network{std::function<at::Tensor(at::Tensor const&, at::Tensor const&)>()};
+        }) == "tstitch::Network: must be given something to call, got an empty function");
+  at::Tensor (*const pointer)(at::Tensor const&, at::Tensor const&) = nullptr;
+  CHECK_THROWS_AS(Network{pointer}, std::invalid_argument);
+  const auto same = [](at::Tensor const& x, at::Tensor const&) { return x; };
+  CHECK(message_of<std::invalid_argument>([&] { Network(same, {.null_class = 7}); }) ==
+        "tstitch::Network: null_class is for networks with classes, got 7");
+  CHECK(message_of<std::invalid_argument>([&] { Network(same, {.num_classes = -4}); }) ==
+        "tstitch::Network: num_classes must not be negative, got -4");
 }
 
 TEST_CASE("a network that states no noise schedule says so") {

@@ -29,7 +29,7 @@ Network working(std::function<double(std::int64_t)> milliseconds) {
         WorkClock::time += std::chrono::nanoseconds(std::int64_t(1e6 * milliseconds(x.size(0))));
         return x.clone();
       },
-      {.channels = 1, .height = 2, .width = 2, .null_class = 0});
+      {.channels = 1, .height = 2, .width = 2, .num_classes = 1, .null_class = 0});
 }
 
 std::vector<std::int64_t> sizes(std::vector<BatchTime> const& times) {

@@ -73,5 +73,7 @@ TEST_CASE("at pure noise epsilon says nothing of x_0, so that networks that pred
 TEST_CASE("no step may begin at the clean picture") {
   CHECK(message_of<std::invalid_argument>([] {
           DDIM{NoiseSchedule::flow(), SingleNetwork{}, {.steps = 10, .spacing = Spacing::linspace()}};
-        }) == "tstitch::Plan: no step may begin at the clean picture, got 0");
+        }) ==
+        "tstitch::Plan: no step may begin at the clean picture (Spacing::shifted is for flow matching), got t = 0 "
+        "by spacing linspace");
 }

@@ -172,6 +172,116 @@ TEST_CASE("a copied trajectory forks the run, and another ratio may finish it") 
              ContainsSubstring("must have been begun with the same timesteps, got step 0 of 10"));
 }
 
+TEST_CASE("a forked run is checked for the networks that finish it") {
+  NetworkInfo info = small_picture();
+  info.num_classes = 4;
+  const Counter counter;
+  const Network without = counter.network(info);
+  info.null_class = 4;
+  const Network with = counter.network(info);
+  const DDIM small{noise_schedule, SingleNetwork{0}, {.steps = 4}};
+  const DDIM both{noise_schedule, Stitch{0.25}, {.steps = 4}};
+  Trajectory begun = small.begin({with, without}, {.labels = {2}, .guidance = {.scale = 3}});
+  small.advance({with, without}, begun);
+  const auto refused = [&](std::vector<Network> const& networks, auto change) {
+    Trajectory changed = begun;
+    change(changed);
+    return message_of<std::invalid_argument>([&] { both.advance(networks, changed); });
+  };
+  const auto nothing = [](Trajectory&) {};
+  CHECK(refused({with, without}, nothing) ==
+        "tstitch::Sampler::advance: guidance needs a null class for network 1, got guidance scale 3");
+  NetworkInfo larger = info;
+  larger.width = 16;
+  CHECK(refused({with, counter.network(larger)}, nothing) ==
+        "tstitch::Sampler::advance: x must be [n, C, H, W] of the right shape for network 1, got [1, 3, 8, 8]");
+  NetworkInfo fewer = info;
+  fewer.num_classes = 2;
+  CHECK(refused({with, counter.network(fewer)}, nothing) ==
+        "tstitch::Sampler::advance: labels must be in [0, 1] for network 1, got 2");
+  NetworkInfo prompted = info;
+  prompted.conditions = {{"text", {3}}};
+  CHECK(refused({with, counter.network(prompted)}, nothing) ==
+        "tstitch::Sampler::advance: the trajectory must have been begun with 'text' for network 1, got none");
+  CHECK(refused({with, with}, [](Trajectory& changed) { changed.guidance.scale = NAN; }) ==
+        "tstitch::Sampler::advance: the guidance scale must be a number for network 1, got nan");
+  CHECK(refused({with, with}, [](Trajectory& changed) { changed.guidance.channels = 9; }) ==
+        "tstitch::Sampler::advance: Guidance::channels must be at most 3 for network 1, got 9");
+  CHECK(refused({with, with}, [](Trajectory& changed) { changed.next = 5; }) ==
+        "tstitch::Sampler::advance: the trajectory must have steps left, got 0");
+  CHECK(refused({with, with}, nothing) == "nothing was thrown");
+}
+
+TEST_CASE("a rule sees as much history as it asks for, and only of the steps just before") {
+  struct Watching {
+    int wanted;
+    std::shared_ptr<std::vector<std::vector<int>>> seen;
+    int history() const { return wanted; }
+    at::Tensor operator()(StepInput const& in) const {
+      seen->emplace_back();
+      for (Past const& past : in.history) seen->back().push_back(past.step.index);
+      return in.x.sub(in.predict().x_0, 0.1);
+    }
+  };
+  const auto sampler = [](int wanted) {
+    return Sampler{noise_schedule,
+                   SingleNetwork{},
+                   {.steps = 8},
+                   Watching{wanted, std::make_shared<std::vector<std::vector<int>>>()}};
+  };
+  const auto three = sampler(3), one = sampler(1);
+  const DDIM none{noise_schedule, SingleNetwork{}, {.steps = 8}};
+  const std::vector<Network> networks{Counter().network(small_picture())};
+  Trajectory run = none.begin(networks, {});
+  for (int i = 0; i < 3; ++i) three.advance(networks, run);
+  one.advance(networks, run);
+  none.advance(networks, run);
+  for (int i = 0; i < 3; ++i) three.advance(networks, run);
+  CHECK(*three.rule().seen == std::vector<std::vector<int>>{{}, {0}, {0, 1}, {}, {5}, {5, 6}});
+  CHECK(*one.rule().seen == std::vector<std::vector<int>>{{2}});
+}
+
+TEST_CASE("what rules, networks and noise sources return is looked at") {
+  const Counter counter;
+  const std::vector<Network> networks{counter.network(small_picture())};
+  const auto message = [&](auto rule) {
+    const Sampler sampler{noise_schedule, SingleNetwork{}, {.steps = 2}, rule};
+    return message_of<std::runtime_error>([&] { sampler.sample(networks, {}); });
+  };
+  CHECK(message([](StepInput const& in) { return in.x.narrow(2, 0, 4); }) ==
+        "tstitch::Sampler: the update rule must return Float [1, 3, 8, 8], got Float [1, 3, 4, 8]");
+  CHECK(message([](StepInput const& in) { return in.x.to(at::kInt); }) ==
+        "tstitch::Sampler: the update rule must return Float [1, 3, 8, 8], got Int [1, 3, 8, 8]");
+  CHECK(message([](StepInput const&) { return at::Tensor(); }) ==
+        "tstitch::Sampler: the update rule must return Float [1, 3, 8, 8], got an undefined tensor");
+  CHECK(message_of<std::invalid_argument>([&] {
+          const Sampler sampler{noise_schedule, SingleNetwork{}, {.steps = 2}, [](StepInput const& in) {
+                                  return in.denoise_each(in.x, std::vector<Timestep>(3, {in.step.t, in.step.from})).x_0;
+                                }};
+          sampler.sample(networks, {});
+        }) == "tstitch::denoise: points: one for each of the 1 images is needed, got 3");
+  // A rule that asks no network still has something to show when it is cancelled.
+  const Sampler idle{noise_schedule, SingleNetwork{}, {.steps = 2}, [](StepInput const& in) { return in.x.mul(0.5); }};
+  CHECK(idle.sample(networks, {}, [](StepReport const&) { return Control::cancel; }).images.size(0) == 1);
+
+  const DDIM sampler{noise_schedule, SingleNetwork{}, {.steps = 2}};
+  const Network whole([](at::Tensor const& x, at::Tensor const&) { return x.to(at::kInt); }, small_picture());
+  CHECK(message_of<std::runtime_error>([&] { sampler.sample({whole}, {}); }) ==
+        "tstitch::Network '': the output must be of a floating type, got Int");
+  const auto with_source = [&](NoiseSource source) {
+    return message_of<std::runtime_error>([&] { sampler.sample(networks, {.noise_source = source}); });
+  };
+  CHECK(with_source([](auto&&...) { return at::Tensor(); }) ==
+        "tstitch::Sampler: noise_source must return [1, 3, 8, 8] of a floating type, got an undefined tensor");
+  CHECK(with_source([](auto&&...) { return tstitch::detail::host_tensor({7}, at::kFloat); }) ==
+        "tstitch::Sampler: noise_source must return [1, 3, 8, 8] of a floating type, got [7]");
+  CHECK(with_source([](auto&&...) {
+          return tstitch::detail::host_tensor({1, 3, 8, 8}, at::kFloat).fill_(NAN);
+        }) ==
+        "tstitch::Sampler::sample: values must be finite numbers, got nan or infinity in what the run began with "
+        "(initial_noise, initial_image or noise_source)");
+}
+
 TEST_CASE("one const sampler serves several threads") {
   const std::vector<Network> networks{labelled(0.1), labelled(0.3)};
   const DPMSolver sampler{noise_schedule, Stitch{}, {.steps = 20}, {.order = 3}};
@@ -288,6 +398,20 @@ TEST_CASE("samplers refuse what does not fit, with place, rule and value") {
         "tstitch::Request: labels: one for each of the 3 images is needed, got 2");
   CHECK(message({network, network}, {.labels = {0}, .count = 2, .seeds = {1}}) ==
         "tstitch::Request: seeds: one for each of the 2 images is needed, got 1");
+  CHECK(message({network, network}, {.labels = {0}, .guidance = {.scale = {1, 2, 3}}}) ==
+        "tstitch::Guidance: scale must be one value, or one for each of the 2 networks, got 3 values");
+  CHECK(message_of<std::invalid_argument>([&] {
+          DDIM{noise_schedule, AnyModelSchedule{}};
+        }) == "tstitch::Sampler: must be given something to call, got an empty function");
+  CHECK(message_of<std::invalid_argument>([] { Spacing("mine", nullptr); }) ==
+        "tstitch::Spacing: must be given something to call, got an empty function");
+  CHECK(message_of<std::invalid_argument>([] { Observer(std::function<void(StepReport const&)>()); }) ==
+        "tstitch::Observer: must be given something to call, got an empty function");
+  CHECK(message_of<std::invalid_argument>([&] {
+          DDIM{NoiseSchedule::flow(), Stitch{}, {.steps = 10}};
+        }) ==
+        "tstitch::Plan: no step may begin at the clean picture (Spacing::shifted is for flow matching), got t = 0 "
+        "by spacing linspace");
   CHECK(message({network, network}, {.labels = {0}, .count = -1}) ==
         "tstitch::Request: count must not be negative, got -1");
   CHECK(message({network, network},

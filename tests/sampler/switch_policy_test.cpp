@@ -52,6 +52,26 @@ double error(at::Tensor const& x, at::Tensor const& of) {
 
 }  // namespace
 
+TEST_CASE("what failed when the history was asked again is asked once more") {
+  const Network exact_network = oracle::mixture(linear);
+  bool fails = false;
+  const Network failing(
+      [&](at::Tensor const& x, at::Tensor const& t) {
+        if (std::exchange(fails, false)) throw std::runtime_error("no memory");
+        return exact_network(x, t, {}).mul(0.9);
+      },
+      exact_network.info());
+  const std::vector<Network> networks{exact_network, failing};
+  const DPMSolver sampler{linear, Stitch{0.5}, options(6, SwitchPolicy::re_evaluate)};
+  const at::Tensor expected = sampler.sample(networks, request()).images;
+  Trajectory trajectory = sampler.begin(networks, request());
+  for (int step = 0; step < 3; ++step) sampler.advance(networks, trajectory);
+  fails = true;
+  CHECK_THROWS_AS(sampler.advance(networks, trajectory), std::runtime_error);
+  while (!trajectory.finished()) sampler.advance(networks, trajectory);
+  CHECK(trajectory.x.equal(expected));
+}
+
 TEST_CASE("a network that takes over from its equal changes nothing, unless history is reset") {
   const std::vector<Network> networks{oracle::mixture(linear), oracle::mixture(linear)};
   for (int order : {2, 3}) {

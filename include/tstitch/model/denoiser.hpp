@@ -93,6 +93,10 @@ at::Tensor evaluate(Network const& network, at::Tensor const& x, std::int64_t ro
                              shape_text({rows, channels, x.size(2), x.size(3)}) + ", got " +
                              (output.defined() ? shape_text(output.sizes()) : "an undefined tensor"));
   }
+  if (!output.is_floating_point()) {
+    throw std::runtime_error("tstitch::Network '" + network.info().name +
+                             "': the output must be of a floating type, got " + at::toString(output.scalar_type()));
+  }
   if (x.requires_grad() && !output.requires_grad() && c10::GradMode::is_enabled()) {
     throw std::runtime_error("tstitch::Network '" + network.info().name +
                              "': guidance by the gradient of x_0 needs a network with gradients, as load_torchscript's "
@@ -305,9 +309,14 @@ inline Prediction denoise(Network const& network, at::Tensor const& x, Timestep 
 
 /// The same with each image at a point of its own.
 /// @param points one an image
+/// @throws std::invalid_argument for another number of points
 inline Prediction denoise(Network const& network, at::Tensor const& x, std::span<const Timestep> points,
                           BatchCondition const& condition, EvaluationGuidance const& guidance,
                           Thresholding const& thresholding) {
+  if (std::int64_t(points.size()) != x.size(0)) {
+    detail::refuse("denoise", "points: one for each of the " + std::to_string(x.size(0)) + " images is needed",
+                   double(points.size()));
+  }
   return detail::denoise(network, x, detail::PointEach{points}, condition, guidance, thresholding);
 }
 

@@ -31,7 +31,8 @@ inline int cuda_device_count() {
 
 /// @param place the loader, for messages
 inline void require_device(at::Device device, char const* place = "load_torchscript") {
-  if (device.is_cpu() || !device.is_cuda()) return;
+  if (device.is_cpu()) return;
+  if (!device.is_cuda()) refuse(place, "device must be cpu or cuda", device.str());
   const int count = cuda_device_count();
   if (count == 0 || device.index() >= count) {
     throw std::runtime_error("tstitch::" + std::string(place) + ": device " + device.str() +

@@ -119,6 +119,7 @@ class Network {
   ///   Callable captured(Capture const&) const
   ///       for `captured`: replays only part of itself; else all of it is replayed
   /// @param device where x and t are to be
+  /// @throws std::invalid_argument for an empty function, and for classes that make no sense
   template <class Callable>
   requires(!std::is_same_v<std::remove_cvref_t<Callable>, Network>)
       Network(Callable callable, NetworkInfo info = {}, at::Device device = at::kCPU)
@@ -180,6 +181,11 @@ class Network {
 
   template <class Callable>
   static std::shared_ptr<const Self> make_self(Callable callable, NetworkInfo info, at::Device device) {
+    detail::require_callable("Network", callable);
+    if (info.num_classes < 0) detail::refuse("Network", "num_classes must not be negative", double(info.num_classes));
+    if (info.null_class && info.num_classes == 0) {
+      detail::refuse("Network", "null_class is for networks with classes", double(*info.null_class));
+    }
     Self self{{}, std::move(info), device};
     if constexpr (requires { bool(callable.knows_timestep); }) {
       static_assert(takes_timestep<Callable>,

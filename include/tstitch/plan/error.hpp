@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 namespace tstitch::detail {
 
@@ -21,6 +22,14 @@ inline std::string text(double value) {
 }
 [[noreturn]] inline void refuse(std::string const& place, std::string const& rule, double value) {
   refuse(place, rule, text(value));
+}
+
+/// @throws std::invalid_argument for a std::function or a pointer that holds nothing
+template <class Callable>
+void require_callable(char const* place, Callable const& callable) {
+  if constexpr (requires { callable.target_type(); } || std::is_pointer_v<Callable>) {
+    if (!callable) refuse(place, "must be given something to call", "an empty function");
+  }
 }
 
 }  // namespace tstitch::detail

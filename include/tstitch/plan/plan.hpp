@@ -175,7 +175,11 @@ Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& sp
   Plan plan{noise_schedule.name(), spacing.name(), {}};
   for (int i = 0; i < steps; ++i) {
     const auto [t, from] = timesteps[i];
-    if (!(from.sigma > 0)) detail::refuse("Plan", "no step may begin at the clean picture", t);
+    if (!(from.sigma > 0)) {
+      char const* const remedy = noise_schedule.is_flow() ? " (Spacing::shifted is for flow matching)" : "";
+      detail::refuse("Plan", std::string("no step may begin at the clean picture") + remedy,
+                     "t = " + detail::text(t) + " by spacing " + spacing.name());
+    }
     const bool last = i + 1 == steps;
     Timestep to =
         final_sigma == FinalSigma::zero ? Timestep{0, NoiseLevel::clean()} : Timestep{0, noise_schedule.at(0)};

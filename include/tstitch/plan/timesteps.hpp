@@ -103,7 +103,10 @@ class Spacing {
   using Rule = std::function<std::vector<Timestep>(NoiseSchedule const&, int steps)>;
 
   /// @param name shown in plans and reports
-  Spacing(std::string name, Rule rule) : name_(std::move(name)), rule_(std::move(rule)) {}
+  /// @throws std::invalid_argument for an empty rule
+  Spacing(std::string name, Rule rule) : name_(std::move(name)), rule_(std::move(rule)) {
+    detail::require_callable("Spacing", rule_);
+  }
 
   /// Multiples of floor(T / N), plus `offset` (arXiv 2305.08891, Table 2; diffusers' steps_offset).
   static Spacing leading(int offset = 0, Grid grid = {}) {

@@ -40,12 +40,12 @@ inline std::vector<double> adams_bashforth_weights(std::span<const double> nodes
 /// The first steps have less history and use a lower order. The pure noise of a diffusion schedule (zero terminal SNR)
 /// has no finite s: the step from it is Euler's, and it is left out of the history.
 struct LMSUpdate {
-  int order = 4;  ///< at least 1; 1 is Euler's method
+  int order = 4;  ///< 1 to 8; 1 is Euler's method, and from about 5 on it is hardly ever stable
 
   int history() const { return order - 1; }
 
   void validate() const {
-    if (order < 1) detail::refuse("LMS", "order must be at least 1", order);
+    if (order < 1 || order > 8) detail::refuse("LMS", "order must be in [1, 8]", order);
   }
 
   at::Tensor operator()(StepInput const& in) const {

@@ -98,6 +98,7 @@ class Observer {
   template <class Callable>
   requires(!std::is_same_v<std::remove_cvref_t<Callable>, Observer>)
       Observer(Callable callable) {  // NOLINT: conversion is the purpose
+    detail::require_callable("Observer", callable);
     constexpr bool controls = std::is_invocable_r_v<Control, Callable&, StepReport const&>;
     constexpr bool watches = requires(StepReport const& report) {
       { callable(report) } -> std::same_as<void>;
@@ -144,6 +145,7 @@ class Sampler {
         options_(std::move(options)),
         rule_(std::move(rule)) {
     if constexpr (requires { rule_.validate(); }) rule_.validate();
+    detail::require_callable("Sampler", model_schedule_);
     plan_ = plan({});
   }
 
@@ -184,7 +186,9 @@ class Sampler {
   }
 
   /// Takes one step. Never waits for a GPU, unless the rule must (AdaptiveDPMSolver).
-  /// @throws std::invalid_argument when the trajectory is finished or was begun with other timesteps
+  /// @throws std::invalid_argument when the trajectory is finished, was begun with other timesteps, or for other
+  /// networks
+  /// @throws std::runtime_error when a network or the update rule returns what it must not
   void advance(std::vector<Network> const& networks, Trajectory& trajectory) const {
     const c10::AutoGradMode no_gradients(false);
     if (trajectory.finished()) detail::refuse("Sampler::advance", "the trajectory must have steps left", 0);
@@ -198,6 +202,7 @@ class Sampler {
     require_network(networks, step.index, index);
     const Network& network = networks[index];
     const EvaluationGuidance guidance = evaluation_guidance(networks, trajectory, step, index);
+    require_suits(network, index, trajectory, guidance);
     const Thresholding thresholding = options_.thresholding.resolve(network.info());
 
     at::Tensor x_0, momentum;
@@ -210,26 +215,36 @@ class Sampler {
       return prediction;
     };
     const auto draw_noise = [&](int draw) {
-      return trajectory.noise_source(trajectory.seeds, NoiseAddress::of_step(step.index, draw),
-                                     trajectory.x.sizes().slice(1), trajectory.x.options());
+      const at::Tensor noise = trajectory.noise_source(trajectory.seeds, NoiseAddress::of_step(step.index, draw),
+                                                       trajectory.x.sizes().slice(1), trajectory.x.options());
+      require_like("noise_source", noise, trajectory.x);
+      return noise;
     };
     std::vector<Past>& history = trajectory.history;
+    const std::size_t wanted = this->history();
+    // A sampler that another one took over from may have left steps of long ago, or more of them.
+    const std::size_t next = std::size_t(trajectory.next);
+    const bool follows = next > 0 && !history.empty() && history.back().step.index == plan_.steps[next - 1].step.index;
+    if (!follows) history.clear();
+    if (history.size() > wanted) history.erase(history.begin(), history.end() - std::ptrdiff_t(wanted));
     if (!history.empty() && history.back().network != index) {
       if (options_.at_switch == SwitchPolicy::reset) history.clear();
       if (options_.at_switch == SwitchPolicy::re_evaluate) {
         for (Past& past : history) {
-          past.network = index;
           EvaluationGuidance then = evaluation_guidance(networks, trajectory, past.step, index);
           then.momentum.reset();
           past.x_0 =
               denoise(network, past.x, {past.step.t, past.step.from}, trajectory.condition, then, thresholding).x_0;
+          past.network = index;  // only now: what throws is asked again by the next call
         }
       }
     }
     at::Tensor output = rule_(StepInput{step, trajectory.x, history, noise_schedule_, std::cref(denoise_at),
                                         std::cref(denoise_at), std::cref(draw_noise)});
+    require_like("the update rule", output, trajectory.x);
+    if (!x_0.defined()) x_0 = output;  // of a rule that asks no network
 
-    if (const std::size_t wanted = this->history()) {
+    if (wanted) {
       if (history.size() == wanted) history.erase(history.begin());
       history.push_back({step, index, trajectory.x, x_0});
     }
@@ -257,6 +272,7 @@ class Sampler {
       const std::int64_t images = std::min(whole.batch_size, whole.count - first);
       const Request part = batch_of(whole, first, images);
       Trajectory trajectory = begin_batch(networks, part);
+      const int begun = trajectory.next;
       Control control = Control::proceed;
       while (!trajectory.finished() && control == Control::proceed) {
         const auto start = std::chrono::steady_clock::now();
@@ -264,8 +280,15 @@ class Sampler {
         if (observer) {
           const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
           const PlannedStep& done = plan_.steps[trajectory.next - 1];
-          control = observer(
-              StepReport{done.step, done.network, seconds.count(), trajectory.x, trajectory.x_0, first, images});
+          control = observer(StepReport{.step = done.step,
+                                        .network = done.network,
+                                        .seconds = seconds.count(),
+                                        .x = trajectory.x,
+                                        .x_0 = trajectory.x_0,
+                                        .first = first,
+                                        .images = images,
+                                        .done = trajectory.next - begun,
+                                        .steps = trajectory.count - begun});
         }
       }
       const bool whole_batch = trajectory.finished();
@@ -320,6 +343,55 @@ class Sampler {
     return here;
   }
 
+  /// What a callable of others returned must be like x.
+  static void require_like(char const* what, at::Tensor const& returned, at::Tensor const& x) {
+    if (returned.defined() && returned.sizes() == x.sizes() && returned.scalar_type() == x.scalar_type()) return;
+    const auto text = [](at::Tensor const& tensor) {
+      if (!tensor.defined()) return std::string("an undefined tensor");
+      return std::string(at::toString(tensor.scalar_type())) + " " + detail::shape_text(tensor.sizes());
+    };
+    throw std::runtime_error(std::string("tstitch::Sampler: ") + what + " must return " + text(x) + ", got " +
+                             text(returned));
+  }
+
+  /// A trajectory may have been begun for other networks, by a sampler that did not ask this one, or changed since.
+  static void require_suits(Network const& network, std::size_t index, Trajectory const& trajectory,
+                            EvaluationGuidance const& guidance) {
+    NetworkInfo const& info = network.info();
+    const auto fail = [&](std::string const& rule, std::string const& got) {
+      detail::refuse("Sampler::advance", rule + " for " + detail::name_of(network, index), got);
+    };
+    at::Tensor const& x = trajectory.x;
+    const auto fits = [](std::int64_t stated, std::int64_t size) { return stated == 0 || stated == size; };
+    if (x.dim() != 4 || !fits(info.channels, x.size(1)) || !fits(info.height, x.size(2)) ||
+        !fits(info.width, x.size(3))) {
+      fail("x must be [n, C, H, W] of the right shape", detail::shape_text(x.sizes()));
+    }
+    const bool guided = guidance.scale != 1 && !guidance.guide;
+    if (!std::isfinite(guidance.scale)) fail("the guidance scale must be a number", detail::text(guidance.scale));
+    if (guided && guidance.channels > x.size(1)) {
+      fail("Guidance::channels must be at most " + std::to_string(x.size(1)), std::to_string(guidance.channels));
+    }
+    Condition const& condition = guided ? trajectory.condition.guided : trajectory.condition.conditional;
+    if (guided && info.conditions.empty() && !info.null_class) {
+      fail("guidance needs a null class", "guidance scale " + detail::text(guidance.scale));
+    }
+    if (info.num_classes > 0 && !condition.labels.defined()) {
+      fail(guided ? "the trajectory must have been begun with labels and a null class"
+                  : "the trajectory must have been begun with labels",
+           "none");
+    }
+    for (const std::int64_t label : condition.host_labels) {
+      if ((label >= 0 && label < info.num_classes) || label == info.null_class || info.num_classes == 0) continue;
+      fail("labels must be in [0, " + std::to_string(info.num_classes - 1) + "]", std::to_string(label));
+    }
+    for (ConditionInfo const& asked : info.conditions) {
+      const auto is_it = [&](auto const& each) { return each.first == asked.name; };
+      if (std::any_of(condition.tensors.begin(), condition.tensors.end(), is_it)) continue;
+      fail("the trajectory must have been begun with '" + asked.name + "'", "none");
+    }
+  }
+
   static void require_guide(std::vector<Network> const& networks, Guidance const& guidance) {
     if (guidance.guide_network.value_or(0) >= networks.size()) {
       detail::refuse("Guidance",
@@ -348,6 +420,11 @@ class Sampler {
     const Plan plan = this->plan(request.guidance, request.strength);
     require_compatible(networks);
     require_guide(networks, request.guidance);
+    if (const std::size_t scales = request.guidance.scale.values().size(); scales > 1 && scales != networks.size()) {
+      detail::refuse("Guidance",
+                     "scale must be one value, or one for each of the " + std::to_string(networks.size()) + " networks",
+                     std::to_string(scales) + " values");
+    }
     request.gradient.validate();
     bool guided = false;
     for (PlannedStep const& planned : plan.steps) {
@@ -470,6 +547,12 @@ class Sampler {
 
   /// Every network that is asked gets what it needs, and nothing is given in vain.
   static void check_conditions(std::vector<Network> const& networks, Plan const& plan, Request const& request) {
+    for (auto each = request.conditions.begin(); each != request.conditions.end(); ++each) {
+      const auto is_it = [&](NamedCondition const& other) { return other.name == each->name; };
+      if (std::any_of(request.conditions.begin(), each, is_it)) {
+        detail::refuse("Request", "conditions: their names must differ", "'" + each->name + "' twice");
+      }
+    }
     std::vector<bool> wanted(request.conditions.size());
     const auto check = [&](std::size_t k) {
       for (ConditionInfo const& asked : networks[k].info().conditions) {
@@ -606,6 +689,16 @@ class Sampler {
         x = request.noise_source(request.seeds, NoiseAddress::initial(), {info.channels, info.height, info.width},
                                  at::TensorOptions().dtype(at::kFloat).device(device));
       }
+      if (!request.initial_noise.defined()) {
+        const std::vector<std::int64_t> shape =
+            image.defined() ? image.sizes().vec()
+                            : std::vector<std::int64_t>{request.count, info.channels, info.height, info.width};
+        if (!x.defined() || x.sizes() != at::IntArrayRef(shape) || !x.is_floating_point()) {
+          throw std::runtime_error("tstitch::Sampler: noise_source must return " + detail::shape_text(shape) +
+                                   " of a floating type, got " +
+                                   (x.defined() ? detail::shape_text(x.sizes()) : "an undefined tensor"));
+        }
+      }
       if (image.defined()) {
         image = image.to(x.options());
         if (request.mask.defined()) trajectory.inpainting = {request.mask.to(x.options()), image, x};
@@ -680,7 +773,9 @@ class Sampler {
   [[noreturn]] void refuse_values(std::vector<Network> const& networks, Request const& part, std::int64_t first) const {
     Trajectory trajectory = begin_batch(networks, part);
     std::string where = "in the batch of image " + std::to_string(first);
-    while (!trajectory.finished()) {
+    const bool sound = trajectory.x.isfinite().all().template item<bool>();
+    if (!sound) where = "in what the run began with (initial_noise, initial_image or noise_source)";
+    while (sound && !trajectory.finished()) {
       const PlannedStep& planned = plan_.steps[trajectory.next];
       advance(networks, trajectory);
       if (trajectory.x.isfinite().all().template item<bool>()) continue;

@@ -81,7 +81,7 @@ struct Trajectory {
   NoiseLevel level;                ///< of x, as the step to come takes it
   at::Tensor x;                    ///< [n, C, H, W]
   at::Tensor x_0 = {};             ///< newest prediction; undefined before the first step
-  std::vector<Past> history = {};  ///< oldest first, as many as the update rule wants
+  std::vector<Past> history = {};  ///< steps just before this one, oldest first, as many as the update rule wanted
   std::vector<std::uint64_t> seeds;
   BatchCondition condition;
   Guidance guidance;
@@ -90,7 +90,7 @@ struct Trajectory {
   at::Tensor momentum = {};  ///< newest Prediction::momentum of a step's first evaluation
   Inpainting inpainting = {};
 
-  bool finished() const { return next == count; }
+  bool finished() const { return next >= count; }
 };
 
 /// What an observer sees after each step.
@@ -103,6 +103,8 @@ struct StepReport {
   at::Tensor const& x_0;  ///< [n, C, H, W] predicted in it
   std::int64_t first;     ///< position of the batch's first image in the request
   std::int64_t images;    ///< images in the batch; rows after these are padding
+  int done;               ///< steps of the batch, with this one
+  int steps;              ///< that the batch has in all
 };
 
 enum class Control { proceed, cancel };
