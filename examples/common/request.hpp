@@ -7,12 +7,21 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 #include <vector>
 
 /// A request of n rows: every class in turn, and zeros for conditions that are not given.
 /// @param given conditions of 1 row, or of as many as are asked for; of others the first row is taken
 inline tstitch::Request request_for(std::vector<tstitch::Network> const& networks,
                                     std::vector<tstitch::NamedCondition> const& given, std::int64_t rows) {
+  for (tstitch::NamedCondition const& each : given) {
+    for (at::Tensor const* tensor : {&each.value, &each.null}) {
+      if (!tensor->defined() || (tensor->dim() > 0 && tensor->size(0) > 0)) continue;
+      throw std::invalid_argument("--condition: '" + each.name + "' must have a row at least, got " +
+                                  tstitch::detail::shape_text(tensor->sizes()));
+    }
+  }
   tstitch::Request request{.conditions = given, .count = rows};
   for (tstitch::Network const& network : networks) {
     tstitch::NetworkInfo const& info = network.info();

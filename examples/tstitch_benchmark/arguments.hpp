@@ -12,6 +12,7 @@
 
 #include "../common/device.hpp"
 #include "../common/network.hpp"
+#include "../common/strict.hpp"
 
 struct Arguments {
   std::vector<std::string> models{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};
@@ -55,7 +56,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   app.get_formatter()->column_width(36);
   char const* group = "";
   const auto option = [&](char const* name, auto& value, char const* help) {
-    return app.add_option(name, value, help)->group(group);
+    return strict(app.add_option(name, value, help)->group(group), value);
   };
   const auto list = [&](char const* name, auto& value, char const* help) {
     return option(name, value, help)->delimiter(',')->allow_extra_args(false);
@@ -128,6 +129,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   };
   ascending(arguments.batches);
   ascending(arguments.ratios);
+  require_different({{"--json", arguments.json}, {"--plot", arguments.plot}, {"--latents", arguments.latents}});
   const std::size_t cells =
       arguments.batches.size() * arguments.ratios.size() * arguments.dtypes.size() * arguments.backends.size();
   if (!arguments.latents.empty() && cells != 1) {

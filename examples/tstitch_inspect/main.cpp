@@ -15,6 +15,7 @@
 #include "../common/network.hpp"
 #include "../common/plot.hpp"
 #include "../common/request.hpp"
+#include "../common/strict.hpp"
 #include "flops.hpp"
 
 namespace {
@@ -211,6 +212,14 @@ Json probe(std::vector<tstitch::Network> const& networks, Arguments const& argum
 }
 
 int inspect(Arguments const& arguments) {
+  // What would fail or have no effect later is refused now.
+  if (!arguments.plot.empty() && (arguments.files.size() < 2 || arguments.no_probe)) {
+    throw std::invalid_argument("--plot: is for networks that are compared, got '" + arguments.plot + "'");
+  }
+  require_different({{"--json", arguments.json}, {"--plot", arguments.plot}});
+  for (std::string const& path : {arguments.json, arguments.plot}) {
+    if (!path.empty()) tstitch::detail::require_writable(path);
+  }
   tstitch::TorchScriptOptions options{.device = device_of(arguments.device)};
   if (arguments.dtype == "float32") options.dtype = at::kFloat;
   if (arguments.dtype == "float16") options.dtype = at::kHalf;
@@ -248,30 +257,33 @@ int main(int count, char** values) {
       "What networks of files are, whether they fit together, what they cost, and how far into a trajectory "
       "the first agrees with the last. Without files: the bundled pair.",
       "tstitch_inspect"};
-  app.add_option("files", arguments.files, "TorchScript files or AOTInductor packages in the order of use, small first")
+  const auto option = [&](char const* name, auto& value, char const* help) {
+    return strict(app.add_option(name, value, help), value);
+  };
+  option("files", arguments.files, "TorchScript files or AOTInductor packages in the order of use, small first")
       ->type_name("FILE");
-  app.add_option("--device", arguments.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
-  app.add_option("--dtype", arguments.dtype, "of the networks")
+  option("--device", arguments.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+  option("--dtype", arguments.dtype, "of the networks")
       ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}))
       ->capture_default_str();
-  app.add_option("--rows", arguments.rows, "batch sizes that are timed")
+  option("--rows", arguments.rows, "batch sizes that are timed")
       ->delimiter(',')
       ->allow_extra_args(false)
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--condition", arguments.conditions, "file of tensors by name; zeros for what is not given")
+  option("--condition", arguments.conditions, "file of tensors by name; zeros for what is not given")
       ->type_name("FILE")
       ->allow_extra_args(false);
-  app.add_option("--steps", arguments.steps, "of the trajectory along which they are compared")->capture_default_str();
-  app.add_option("--count", arguments.count, "images that are compared")
+  option("--steps", arguments.steps, "of the trajectory along which they are compared")
       ->check(CLI::PositiveNumber)
       ->capture_default_str();
-  app.add_option("--tolerance", arguments.tolerance, "share of all differences that the suggested steps may have")
+  option("--count", arguments.count, "images that are compared")->check(CLI::PositiveNumber)->capture_default_str();
+  option("--tolerance", arguments.tolerance, "share of all differences that the suggested steps may have")
       ->check(CLI::Range(0.0, 1.0))
       ->capture_default_str();
   app.add_flag("--no-probe", arguments.no_probe, "describe and time, but do not compare");
-  app.add_option("--json", arguments.json, "everything, as JSON")->type_name("FILE");
-  app.add_option("--plot", arguments.plot, "the agreement as a PNG")->type_name("FILE");
+  option("--json", arguments.json, "everything, as JSON")->type_name("FILE");
+  option("--plot", arguments.plot, "the agreement as a PNG")->type_name("FILE");
   try {
     app.parse(count, values);
   } catch (CLI::ParseError const& error) {

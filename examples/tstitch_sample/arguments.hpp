@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../common/network.hpp"
+#include "../common/strict.hpp"
 
 struct Arguments {
   std::vector<std::string> models{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};
@@ -145,7 +146,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   app.get_formatter()->column_width(36);
   char const* group = "";
   const auto option = [&](char const* name, auto& value, char const* help) {
-    return app.add_option(name, value, help)->group(group);
+    return strict(app.add_option(name, value, help)->group(group), value);
   };
   const auto shown = [&](char const* name, auto& value, char const* help) {  // help shows the default
     return option(name, value, help)->capture_default_str();

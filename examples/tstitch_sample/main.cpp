@@ -10,9 +10,12 @@
 
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
+#include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <csignal>
+#include <cstring>
 #include <exception>
 #include <filesystem>
 #include <functional>
@@ -158,11 +161,17 @@ Job prepare(Arguments arguments) {
         }
         prompts = std::max(prompts, rows);
       }
+      for (tstitch::NamedCondition const& other : job.conditions) {
+        if (other.name != each.name) continue;
+        throw std::invalid_argument("--condition: each must have other names, got '" + each.name + "' again in '" +
+                                    path + "'");
+      }
       job.conditions.push_back(std::move(each));
     }
   }
   if (info.decoding == tstitch::Decoding::none && info.channels != 1 && info.channels != 3 &&
-      arguments.decoder.empty() && arguments.latents.empty() && !arguments.plan) {
+      arguments.decoder.empty() && !arguments.plan &&
+      (arguments.latents.empty() || !arguments.output.empty() || !arguments.grid.empty())) {
     throw std::invalid_argument("--decoder: is needed by networks that make latents, got none for " +
                                 std::to_string(info.channels) + " channels");
   }
@@ -261,8 +270,8 @@ tstitch::AnyModelSchedule routing(Job const& job) {
 /// Seconds that each network took.
 class NetworkClock {
  public:
-  NetworkClock(tstitch::Plan const& plan, at::Device device)
-      : plan_(plan), device_(device), seconds_(plan.calls().size()) {}
+  NetworkClock(tstitch::Plan const& plan, at::Device device, std::size_t networks)
+      : plan_(plan), device_(device), seconds_(networks) {}
 
   /// A batch begins, and the one before is finished.
   void start() {
@@ -323,7 +332,9 @@ Json parameters(Job const& job) {
   json["images"] = job.images();
   if (!a.conditions.empty()) json["conditions"] = a.conditions;
   if (!a.decoder.empty()) json["decoder"] = a.decoder;
+  if (a.tile) json["tile"] = a.tile;
   json["batch"] = a.batch;
+  if (a.pad_batches) json["pad_batches"] = true;
   json["device"] = job.device.str();
   json["dtype"] = a.dtype;
   json["backend"] = a.backends;
@@ -347,13 +358,14 @@ void write_report(Job const& job, Json const& report) {
 using Flags = std::vector<char>;  ///< of pictures; threads write them, which no vector of bool allows
 
 /// Every picture as a file of its own.
+/// @param made_with the parameters of all of them
 /// @param written the job's pictures; becomes true for each that is on the disk
-void write_pictures(Job const& job, std::string const& folder, std::vector<tstitch::Picture> const& pictures,
-                    std::int64_t first, Flags& written) {
+void write_pictures(Job const& job, Json const& made_with, std::string const& folder,
+                    std::vector<tstitch::Picture> const& pictures, std::int64_t first, Flags& written) {
   std::filesystem::create_directories(folder);
   at::parallel_for(0, std::int64_t(pictures.size()), 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      Json text = parameters(job);
+      Json text = made_with;
       text["image_seed"] = job.seeds[std::size_t(first + i)];
       if (!job.labels.empty()) text["class"] = job.class_name(first + i);
       tstitch::write_png(folder + "/" + job.file_name(first + i), pictures[std::size_t(i)], png_text(text));
@@ -405,6 +417,8 @@ class FirstFailure {
 
 /// Fails now rather than after the work.
 void require_writable(Job const& job) {
+  require_different(
+      {{"--grid", job.arguments.grid}, {"--report", job.arguments.report}, {"--latents", job.arguments.latents}});
   const auto make_folder = [&](std::filesystem::path const& folder, std::string const& path, char const* rule) {
     std::error_code error;
     if (!folder.empty()) std::filesystem::create_directories(folder, error);
@@ -416,8 +430,11 @@ void require_writable(Job const& job) {
     tstitch::detail::require_writable(file);
   }
   if (std::string const& folder = job.arguments.output; !folder.empty()) {
-    make_folder(folder, folder, "folder that can be written to");
-    tstitch::detail::require_writable(folder + "/picture.png");
+    constexpr auto rule = "folder that can be written to";
+    make_folder(folder, folder, rule);
+    if (access(folder.c_str(), W_OK | X_OK) != 0) {
+      throw std::runtime_error("'" + folder + "': must be a " + rule + ", got '" + std::strerror(errno) + "'");
+    }
   }
 }
 
@@ -470,7 +487,9 @@ std::optional<tstitch::Decoder> load_decoder(Job const& job, tstitch::TorchScrip
 int run(Job const& job, std::vector<tstitch::Network> const& networks, std::optional<tstitch::Decoder> const& decoder) {
   return with_sampler(job, routing(job), [&](auto const& sampler) {
     const tstitch::Plan plan = sampler.plan(job.guidance);
-    NetworkClock clock(plan, job.device);
+    NetworkClock clock(plan, job.device, networks.size());
+    std::vector<std::int64_t> calls(networks.size());  // also of networks that no step goes to
+    for (std::size_t k = 0; k < plan.calls().size(); ++k) calls[k] = plan.calls()[k];
     std::optional<tstitch::ProgressBar> progress;
     if (!job.arguments.quiet) progress.emplace(job.images(), job.names);
     std::vector<tstitch::Picture> for_grid;
@@ -487,7 +506,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
       if (!job.arguments.grid.empty()) for_grid.insert(for_grid.end(), pictures.begin(), pictures.end());
       if (files) {
         writer([&job, &done, first, pictures = std::move(pictures)] {
-          write_pictures(job, job.arguments.output, pictures, first, done);
+          write_pictures(job, parameters(job), job.arguments.output, pictures, first, done);
         });
       } else {
         std::fill_n(done.begin() + first, count, true);
@@ -530,8 +549,14 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
 
     Json json = parameters(job);
     const tstitch::PngText text = png_text(json);
-    if (!latents.empty()) write_latents(job, latents);
-    json["calls"] = plan.calls();
+    std::vector<std::string> left;  // what there is now
+    if (!latents.empty()) {
+      failure.watch([&] {
+        write_latents(job, latents);
+        left.push_back("latents: " + location(job.arguments.latents));
+      });
+    }
+    json["calls"] = calls;
     json["seconds_by_network"] = clock.seconds();
     json["seconds"] = seconds;
     json["images_per_second"] = double(finished) / seconds;
@@ -544,22 +569,25 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
       if (!job.arguments.output.empty()) entry["file"] = job.file_name(i);
       json["pictures"].push_back(entry);
     }
-    write_report(job, json);
+    failure.watch([&] { write_report(job, json); });
     if (!for_grid.empty()) {  // last, for it may be too large
-      for (tstitch::Picture& picture : for_grid) picture = tstitch::enlarge(picture, job.arguments.scale);
-      const int columns = int(job.arguments.count > 1 && !job.labels.empty() ? job.images() / job.arguments.count : 0);
-      tstitch::write_png(job.arguments.grid, tstitch::make_grid(for_grid, columns), text);
+      failure.watch([&] {
+        for (tstitch::Picture& picture : for_grid) picture = tstitch::enlarge(picture, job.arguments.scale);
+        const bool by_class = job.arguments.count > 1 && !job.labels.empty();
+        const int columns = by_class ? int(job.images() / job.arguments.count) : 0;
+        tstitch::write_png(job.arguments.grid, tstitch::make_grid(for_grid, columns), text);
+        left.push_back("grid: " + location(job.arguments.grid));
+      });
     }
 
     say(job, finished, " pictures in ", tstitch::detail::text(std::round(seconds * 100) / 100), " s, ",
         tstitch::detail::text(std::round(double(finished) / seconds * 100) / 100), " images/s on ", job.device.str());
     for (std::size_t k = 0; k < job.names.size(); ++k) {
-      say(job, "  ", job.names[k], ": ", plan.calls()[k], " steps, ",
+      say(job, "  ", job.names[k], ": ", calls[k], " steps, ",
           tstitch::detail::text(std::round(clock.seconds()[k] * 100) / 100), " s");
     }
     if (files && finished) say(job, "pictures: ", location(job.arguments.output));
-    if (!latents.empty()) say(job, "latents: ", location(job.arguments.latents));
-    if (!for_grid.empty()) say(job, "grid: ", location(job.arguments.grid));
+    for (std::string const& each : left) say(job, each);
     failure.rethrow();
     return interrupted ? 130 : 0;
   });
@@ -573,7 +601,7 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
   const auto wait = [&] {
     if (job.device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(job.device.index());
   };
-  // Forks are not checked again, and this one has most of what the large network does.
+  // What is wrong with the large network is said before the small one's work. This fork has most of the large one's.
   with_sampler(job, tstitch::Stitch{ratios.front()},
                [&](auto const& stitched) { stitched.begin(networks, job.request(0, 1)); });
   std::vector<std::vector<double>> seconds(ratios.size());  // of each batch
@@ -613,10 +641,13 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
             writer([&, r, count, first = done, elapsed = shared_seconds + fork_seconds,
                     folder = job.arguments.output + folder, pictures = std::move(pictures)] {
               seconds[r].push_back(elapsed);
-              if (!job.arguments.output.empty())
-                write_pictures(job, folder, pictures, first, finished[r]);
-              else
+              if (job.arguments.output.empty()) {
                 std::fill_n(finished[r].begin() + first, count, true);
+              } else {
+                Json made_with = parameters(job);
+                made_with["ratio"] = ratios[r];
+                write_pictures(job, made_with, folder, pictures, first, finished[r]);
+              }
             });
             char line[160];
             std::snprintf(line, sizeof line, "ratio %-5.4g  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s",
@@ -651,14 +682,16 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
     captions.push_back(caption);
     for (tstitch::Picture const& picture : rows[r]) all.push_back(tstitch::enlarge(picture, job.arguments.scale));
   }
+  const tstitch::PngText text = png_text(json);
+  json["ratios"] = by_ratio;
+  failure.watch([&] { write_report(job, json); });
   if (!all.empty()) {
-    tstitch::write_png(job.arguments.grid, with_captions(tstitch::make_grid(all, int(job.images())), captions),
-                       png_text(json));
-    say(job, "grid: ", location(job.arguments.grid));
+    failure.watch([&] {
+      tstitch::write_png(job.arguments.grid, with_captions(tstitch::make_grid(all, int(job.images())), captions), text);
+      say(job, "grid: ", location(job.arguments.grid));
+    });
   }
   if (!job.arguments.output.empty() && !by_ratio.empty()) say(job, "pictures: ", location(job.arguments.output));
-  json["ratios"] = by_ratio;
-  write_report(job, json);
   failure.rethrow();
   return interrupted ? 130 : 0;
 }
@@ -683,9 +716,11 @@ int tstitch_sample(Arguments arguments) {
   const tstitch::Plan plan =
       with_sampler(job, schedule, [&](auto const& sampler) { return sampler.plan(job.guidance); });
   if (job.arguments.plan) {
-    std::cout << plan;
+    std::cout << plan << std::flush;
+    if (!std::cout) throw std::runtime_error("--plan: must be able to print, got an output that takes nothing");
     return 0;
   }
+  tstitch::detail::require_device(job.device);
   require_writable(job);
 
   tstitch::TorchScriptOptions options{.device = job.device};

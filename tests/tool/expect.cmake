@@ -1,12 +1,14 @@
 # Runs a program and checks its exit code, its output and what it leaves:
 #   cmake -DCODE=2 -DPATTERN=... [-DPRESENT=file [-DHOLDS=...]] -P expect.cmake -- program arguments
+# @empty@ stands for an argument that is empty, which lists do not keep.
 # absent.png must never be there afterwards: it is what programs that refuse are asked to write.
 set(command "")
 set(after_dashes FALSE)
 math(EXPR last "${CMAKE_ARGC} - 1")
 foreach(i RANGE ${last})
   if(after_dashes)
-    list(APPEND command "${CMAKE_ARGV${i}}")
+    string(REPLACE "@empty@" "" argument "${CMAKE_ARGV${i}}")
+    string(APPEND command " [==[${argument}]==]")
   elseif(CMAKE_ARGV${i} STREQUAL "--")
     set(after_dashes TRUE)
   endif()
@@ -14,7 +16,7 @@ endforeach()
 if(PRESENT)
   file(REMOVE "${PRESENT}")
 endif()
-execute_process(COMMAND ${command} RESULT_VARIABLE code OUTPUT_VARIABLE output ERROR_VARIABLE output)
+cmake_language(EVAL CODE "execute_process(COMMAND ${command} RESULT_VARIABLE code OUTPUT_VARIABLE output ERROR_VARIABLE output)")
 message("${output}")
 if(NOT code STREQUAL "${CODE}")
   message(FATAL_ERROR "exit code ${code}, expected ${CODE}")
@@ -26,7 +28,7 @@ if(PRESENT AND NOT EXISTS "${CMAKE_CURRENT_BINARY_DIR}/${PRESENT}")
   message(FATAL_ERROR "${PRESENT} is not there")
 endif()
 if(HOLDS)
-  file(READ "${PRESENT}" held)
+  file(STRINGS "${PRESENT}" held)  # what is text in it
   if(NOT held MATCHES "${HOLDS}")
     message(FATAL_ERROR "${PRESENT} does not match '${HOLDS}' but is\n${held}")
   endif()
