@@ -65,12 +65,10 @@ inline Run make_run(Arguments const& arguments, std::vector<tstitch::Network> co
                                                                             : tstitch::Spacing::linspace()};
   const auto with = [&](auto rule) {
     const tstitch::Sampler sampler{noise, tstitch::Stitch{ratio}, options, std::move(rule)};
-    Run run{ratio, sampler.plan().calls(),
-            [sampler](std::vector<tstitch::Network> const& which, tstitch::Request const& request) {
-              return sampler.sample(which, request).images;
-            }};
-    run.calls.resize(networks.size());
-    return run;
+    return Run{ratio, sampler.plan().calls(networks.size()),
+               [sampler](std::vector<tstitch::Network> const& which, tstitch::Request const& request) {
+                 return sampler.sample(which, request).images;
+               }};
   };
   if (arguments.sampler == "ddpm") return with(tstitch::DDPMUpdate{});
   if (arguments.sampler == "dpm-solver++") return with(tstitch::DPMSolverUpdate{});

@@ -488,8 +488,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
   return with_sampler(job, routing(job), [&](auto const& sampler) {
     const tstitch::Plan plan = sampler.plan(job.guidance);
     NetworkClock clock(plan, job.device, networks.size());
-    std::vector<std::int64_t> calls(networks.size());  // also of networks that no step goes to
-    for (std::size_t k = 0; k < plan.calls().size(); ++k) calls[k] = plan.calls()[k];
+    const std::vector<int> calls = plan.calls(networks.size());
     std::optional<tstitch::ProgressBar> progress;
     if (!job.arguments.quiet) progress.emplace(job.images(), job.names);
     std::vector<tstitch::Picture> for_grid;

@@ -62,6 +62,7 @@ TEST_CASE("Stitch takes the noisy end first") {
 TEST_CASE("Fractions split between any number of networks and agree with Stitch for two") {
   CHECK(make_plan(noise, 10, Spacing::linspace(), FinalSigma::zero, Fractions{{0.4, 0.4, 0.2}}).calls() ==
         std::vector<int>{4, 4, 2});
+  CHECK(make_plan(noise, 10, Spacing::linspace(), FinalSigma::zero, Stitch{1}).calls(3) == std::vector<int>{10, 0, 0});
   // The sum of three tenths in binary is not 0.3; no step is lost, none counted twice.
   CHECK(make_plan(noise, 100, Spacing::linspace(), FinalSigma::zero, Fractions{{0.1, 0.2, 0.3, 0.4}}).calls() ==
         std::vector<int>{10, 20, 30, 40});

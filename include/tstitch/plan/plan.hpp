@@ -140,8 +140,9 @@ struct Plan {
   std::vector<PlannedStep> steps;
 
   /// Evaluations of each network, indexed by network.
-  std::vector<int> calls() const {
-    std::vector<int> calls;
+  /// @param networks how many there are; without, the last is the last one that the plan asks
+  std::vector<int> calls(std::size_t networks = 0) const {
+    std::vector<int> calls(networks);
     const auto add = [&](std::size_t network, int evaluations) {
       if (network >= calls.size()) calls.resize(network + 1);
       calls[network] += evaluations;
