@@ -34,7 +34,7 @@ CLI::Option* strict(CLI::Option* option, Value const&) {
       [](std::string& text) -> std::string {
         if (text.empty()) return "must not be empty, got ''";
         using Number = typename strict_detail::NumberIn<Value>::type;
-        if constexpr (std::is_arithmetic_v<Number> && !std::is_same_v<Number, bool>) {
+        if constexpr (std::is_arithmetic_v<Number>) {
           Number number{};
           const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), number);
           if (error != std::errc{} || rest != text.data() + text.size()) {
@@ -59,12 +59,11 @@ inline void require_different(std::vector<std::pair<std::string, std::string>> c
     return error ? std::filesystem::path(path) : real;
   };
   for (auto one = files.begin(); one != files.end(); ++one) {
+    std::error_code error;
+    const std::filesystem::file_status there = std::filesystem::status(one->second, error);
+    if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there)) continue;  // such as /dev/null
     for (auto other = files.begin(); other != one; ++other) {
-      std::error_code error;
-      const bool device = std::filesystem::exists(one->second, error) &&
-                          !std::filesystem::is_regular_file(one->second, error);  // such as /dev/null
-      if (one->second.empty() || other->second.empty() || device || place(one->second) != place(other->second))
-        continue;
+      if (one->second.empty() || other->second.empty() || place(one->second) != place(other->second)) continue;
       throw std::invalid_argument(one->first + ": must be another file than that of " + other->first + ", got '" +
                                   one->second + "'");
     }

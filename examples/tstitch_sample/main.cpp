@@ -679,13 +679,14 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
     char caption[64];
     std::snprintf(caption, sizeof caption, "r = %.3g\n%.3g s", ratios[r], total);
     captions.push_back(caption);
-    for (tstitch::Picture const& picture : rows[r]) all.push_back(tstitch::enlarge(picture, job.arguments.scale));
+    all.insert(all.end(), rows[r].begin(), rows[r].end());
   }
   const tstitch::PngText text = png_text(json);
   json["ratios"] = by_ratio;
   failure.watch([&] { write_report(job, json); });
   if (!all.empty()) {
     failure.watch([&] {
+      for (tstitch::Picture& picture : all) picture = tstitch::enlarge(picture, job.arguments.scale);
       tstitch::write_png(job.arguments.grid, with_captions(tstitch::make_grid(all, int(job.images())), captions), text);
       say(job, "grid: ", location(job.arguments.grid));
     });

@@ -55,7 +55,7 @@ namespace detail {
 inline Autoencoder checked(Autoencoder half) {
   AutoencoderInfo const& info = half.info;
   const std::string place = "Autoencoder '" + info.name + "'";
-  if (!half.function) refuse(place, "must be given something to call", "an empty function");
+  require_callable(place, half.function);
   for (const std::int64_t number : {info.latent_channels, info.picture_channels, info.upsampling}) {
     if (number < 1) refuse(place, "channels and upsampling must be at least 1", double(number));
   }

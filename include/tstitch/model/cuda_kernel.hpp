@@ -104,8 +104,8 @@ inline std::string architecture_name(CudaSource const& source, int architecture)
 inline std::string compile_cuda(CudaSource const& source, int architecture) {
   // Of torch's version of CUDA first: another's code may be too new for the driver.
   static const bool is_12 = dlopen("libcudart.so.12", RTLD_LAZY | RTLD_NOLOAD);
-  static const SharedLibrary nvrtc(is_12 ? std::vector<std::string>{"libnvrtc.so.12", "libnvrtc.so.13", "libnvrtc.so"}
-                                         : std::vector<std::string>{"libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"});
+  static const SharedLibrary nvrtc(
+      {is_12 ? "libnvrtc.so.12" : "libnvrtc.so.13", "libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"});
   if (!nvrtc) throw std::runtime_error("tstitch: must find NVRTC (libnvrtc.so), got none");
   using Program = void*;
   const auto check = [&](int error, std::string const& log) {

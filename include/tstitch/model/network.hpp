@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "../plan/error.hpp"
 #include "../plan/noise_schedule.hpp"
 #include "condition.hpp"
 

@@ -12,6 +12,7 @@
 #include <unistd.h>
 #endif
 
+#include "../plan/error.hpp"
 #include "../sampler/trajectory.hpp"
 
 namespace tstitch {

@@ -26,7 +26,7 @@ inline std::string text(double value) {
 
 /// @throws std::invalid_argument for a std::function or a pointer that holds nothing
 template <class Callable>
-void require_callable(char const* place, Callable const& callable) {
+void require_callable(std::string const& place, Callable const& callable) {
   if constexpr (requires { callable.target_type(); } || std::is_pointer_v<Callable>) {
     if (!callable) refuse(place, "must be given something to call", "an empty function");
   }

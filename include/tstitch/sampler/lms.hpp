@@ -40,7 +40,7 @@ inline std::vector<double> adams_bashforth_weights(std::span<const double> nodes
 /// The first steps have less history and use a lower order. The pure noise of a diffusion schedule (zero terminal SNR)
 /// has no finite s: the step from it is Euler's, and it is left out of the history.
 struct LMSUpdate {
-  int order = 4;  ///< 1 to 8; 1 is Euler's method, and from about 5 on it is hardly ever stable
+  int order = 4;  ///< 1 to 8; 1 is Euler's method, the higher, the shorter the steps at which it is stable
 
   int history() const { return order - 1; }
 

@@ -343,6 +343,17 @@ class Sampler {
     return here;
   }
 
+  /// Whether x is [n, C, H, W] of what the network states.
+  static bool has_shape_of(NetworkInfo const& info, at::Tensor const& x) {
+    const auto fits = [](std::int64_t stated, std::int64_t size) { return stated == 0 || stated == size; };
+    return x.dim() == 4 && fits(info.channels, x.size(1)) && fits(info.height, x.size(2)) &&
+           fits(info.width, x.size(3));
+  }
+
+  static bool knows_label(NetworkInfo const& info, std::int64_t label) {
+    return (label >= 0 && label < info.num_classes) || label == info.null_class;
+  }
+
   /// What a callable of others returned must be like x.
   static void require_like(char const* what, at::Tensor const& returned, at::Tensor const& x) {
     if (returned.defined() && returned.sizes() == x.sizes() && returned.scalar_type() == x.scalar_type()) return;
@@ -362,9 +373,7 @@ class Sampler {
       detail::refuse("Sampler::advance", rule + " for " + detail::name_of(network, index), got);
     };
     at::Tensor const& x = trajectory.x;
-    const auto fits = [](std::int64_t stated, std::int64_t size) { return stated == 0 || stated == size; };
-    if (x.dim() != 4 || !fits(info.channels, x.size(1)) || !fits(info.height, x.size(2)) ||
-        !fits(info.width, x.size(3))) {
+    if (!has_shape_of(info, x)) {
       fail("x must be [n, C, H, W] of the right shape", detail::shape_text(x.sizes()));
     }
     const bool guided = guidance.scale != 1 && !guidance.guide;
@@ -382,7 +391,7 @@ class Sampler {
            "none");
     }
     for (const std::int64_t label : condition.host_labels) {
-      if ((label >= 0 && label < info.num_classes) || label == info.null_class || info.num_classes == 0) continue;
+      if (info.num_classes == 0 || knows_label(info, label)) continue;
       fail("labels must be in [0, " + std::to_string(info.num_classes - 1) + "]", std::to_string(label));
     }
     for (ConditionInfo const& asked : info.conditions) {
@@ -497,16 +506,14 @@ class Sampler {
       detail::refuse("Request", "labels: " + one_each, double(request.labels.size()));
     }
     for (std::int64_t label : request.labels) {
-      if ((label < 0 || label >= info.num_classes) && label != info.null_class) {
+      if (!knows_label(info, label)) {
         detail::refuse("Request", "labels must be in [0, " + std::to_string(info.num_classes - 1) + "]", double(label));
       }
     }
 
     const at::Tensor &noise = request.initial_noise, &image = request.initial_image;
     const auto require_images = [&](std::string const& name, at::Tensor const& x) {
-      const auto fits = [](std::int64_t stated, std::int64_t size) { return stated == 0 || stated == size; };
-      if (x.dim() != 4 || x.size(0) != request.count || !fits(info.channels, x.size(1)) ||
-          !fits(info.height, x.size(2)) || !fits(info.width, x.size(3))) {
+      if (!has_shape_of(info, x) || x.size(0) != request.count) {
         detail::refuse("Request", name + " must be [n, C, H, W] with the shape of the networks and one row an image",
                        detail::shape_text(x.sizes()));
       }
