@@ -67,6 +67,8 @@ struct NetworkInfo {
   double latent_scale = 0;
   double latent_shift = 0;
   double guidance_scale = 1.0;  ///< the scale that its makers recommend
+  std::string profile = {};     ///< the profile (sampler/profile.hpp) that its makers sample with
+  int steps = 0;                ///< how many steps they take
 
   std::string training_data = {};
   std::string license = {};

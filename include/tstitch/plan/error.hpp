@@ -2,9 +2,11 @@
 /// How the library refuses: every message names the place, the rule and the value it got.
 #pragma once
 
+#include <cstddef>
 #include <cstdio>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <type_traits>
 
 namespace tstitch::detail {
@@ -16,9 +18,45 @@ inline std::string text(double value) {
   return buffer;
 }
 
+/// How many bytes the character of UTF-8 at the front takes; 0 where it is none, or one that terminals take for a
+/// command.
+inline std::size_t printable_character(std::string_view text) {
+  const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
+  const auto follows = [&](std::size_t i) { return (byte(i) & 0xC0U) == 0x80U; };
+  const unsigned first = byte(0), second = byte(1);
+  if (first < 0x80) return first >= 0x20 && first != 0x7F;
+  if (first < 0xC2) return 0;
+  if (first < 0xE0) return follows(1) && !(first == 0xC2 && second < 0xA0) ? 2 : 0;
+  if (first < 0xF0) {
+    const bool overlong = first == 0xE0 && second < 0xA0, surrogate = first == 0xED && second >= 0xA0;
+    return follows(1) && follows(2) && !overlong && !surrogate ? 3 : 0;
+  }
+  const bool in_range = first < 0xF4 ? first > 0xF0 || second >= 0x90 : first == 0xF4 && second < 0x90;
+  return follows(1) && follows(2) && follows(3) && in_range ? 4 : 0;
+}
+
+/// Text of others for a message: what is no printable character as \xNN, and cut where it is long.
+/// @param most bytes of the text that are shown
+inline std::string printable(std::string_view text, std::size_t most = 200) {
+  std::string shown;
+  std::size_t done = 0;
+  while (done < text.size() && done < most) {
+    if (const std::size_t size = printable_character(text.substr(done))) {
+      shown += text.substr(done, size);
+      done += size;
+      continue;
+    }
+    char escaped[8];
+    std::snprintf(escaped, sizeof escaped, "\\x%02x", unsigned(static_cast<unsigned char>(text[done++])));
+    shown += escaped;
+  }
+  if (done < text.size()) shown += "... (" + std::to_string(text.size()) + " bytes)";
+  return shown;
+}
+
 /// Throws std::invalid_argument "tstitch::<place>: <rule>, got <value>".
 [[noreturn]] inline void refuse(std::string const& place, std::string const& rule, std::string const& value) {
-  throw std::invalid_argument("tstitch::" + place + ": " + rule + ", got " + value);
+  throw std::invalid_argument("tstitch::" + place + ": " + rule + ", got " + printable(value, 1000));
 }
 [[noreturn]] inline void refuse(std::string const& place, std::string const& rule, double value) {
   refuse(place, rule, text(value));
