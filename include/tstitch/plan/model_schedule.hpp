@@ -131,7 +131,7 @@ struct Table {
       detail::refuse("Table", "one entry for each of the " + std::to_string(step.count) + " steps is needed",
                      double(networks.size()));
     }
-    return networks[step.index];
+    return networks[std::size_t(step.index)];
   }
 };
 

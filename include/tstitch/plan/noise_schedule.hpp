@@ -156,9 +156,11 @@ class NoiseSchedule {
     double product = 1;
     for (int t = 0; t < count; ++t) {
       const float even = t < count / 2 ? std::fma(step, float(t), start) : std::fma(-step, float(count - 1 - t), end);
-      const float beta = ramp_.power == 1   ? even
-                         : ramp_.power == 2 ? even * even
-                                            : float(1 - alphas_cumprod_[t] / (t ? alphas_cumprod_[t - 1] : 1.0));
+      const float beta =
+          ramp_.power == 1 ? even
+          : ramp_.power == 2
+              ? even * even
+              : float(1 - alphas_cumprod_[std::size_t(t)] / (t ? alphas_cumprod_[std::size_t(t - 1)] : 1.0));
       product *= double(1.0f - beta);  // torch.cumprod multiplies in double and rounds each value
       values.push_back(double(float(product)));
     }
@@ -198,8 +200,9 @@ class NoiseSchedule {
     }
     if (is_flow()) return {1 - t / last, t / last};
     const int below = int(t);
-    if (t == below) return {std::sqrt(alphas_cumprod_[below]), std::sqrt(1 - alphas_cumprod_[below])};
-    if (alphas_cumprod_[below + 1] == 0) {
+    const double known = alphas_cumprod_[std::size_t(below)];
+    if (t == below) return {std::sqrt(known), std::sqrt(1 - known)};
+    if (alphas_cumprod_[std::size_t(below + 1)] == 0) {
       detail::refuse("NoiseSchedule::at", "with zero terminal SNR t must not be between the last two timesteps", t);
     }
     const double log_alpha = std::lerp(log_alpha_at(below), log_alpha_at(below + 1), t - below);
@@ -252,13 +255,13 @@ class NoiseSchedule {
   NoiseSchedule(std::vector<double> alphas_cumprod, std::string name)
       : alphas_cumprod_(std::move(alphas_cumprod)), name_(std::move(name)) {}
 
-  double log_alpha_at(int t) const { return 0.5 * std::log(alphas_cumprod_[t]); }
+  double log_alpha_at(int t) const { return 0.5 * std::log(alphas_cumprod_[std::size_t(t)]); }
 
   /// The t of this lambda, where `value_at` is linear between timesteps and is `value` there.
   template <class ValueAt>
   double find(double lambda, double value, ValueAt value_at) const {
     const int last = noisiest();
-    const bool pure_noise = alphas_cumprod_[last] == 0;
+    const bool pure_noise = alphas_cumprod_[std::size_t(last)] == 0;
     if (pure_noise && lambda == this->lambda(last)) return last;
     int above = pure_noise ? last - 1 : last;
     const double lowest = this->lambda(above), highest = this->lambda(0);

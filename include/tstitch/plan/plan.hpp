@@ -175,7 +175,7 @@ Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& sp
   const std::vector<Timestep> timesteps = spacing(noise_schedule, steps);
   Plan plan{noise_schedule.name(), spacing.name(), {}};
   for (int i = 0; i < steps; ++i) {
-    const auto [t, from] = timesteps[i];
+    const auto [t, from] = timesteps[std::size_t(i)];
     if (!(from.sigma > 0)) {
       char const* const remedy = noise_schedule.is_flow() ? " (Spacing::shifted is for flow matching)" : "";
       detail::refuse("Plan", std::string("no step may begin at the clean picture") + remedy,
@@ -188,7 +188,7 @@ Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& sp
       const double t_to = t - noise_schedule.num_train_timesteps() / steps;
       if (t_to >= 0) to = {t_to, noise_schedule.at(t_to)};
     } else if (!last) {
-      to = timesteps[i + 1];
+      to = timesteps[std::size_t(i + 1)];
     }
     const Step step{i, steps, t, from, to.level, to.t};
     if (last && !(to.level.lambda() > from.lambda())) {

@@ -76,9 +76,9 @@ Agreement measure_agreement(Sampler<Rule, Schedule> const& sampler, std::vector<
                                                     trajectory.x.options().dtype(at::kDouble));
   const at::Tensor differences = cosines.clone();
   for (std::int64_t i = 0; !trajectory.finished(); ++i) {
-    const auto [from, to] =
-        std::pair{agreement.steps[std::size_t(i)].step.from, agreement.steps[std::size_t(i)].step.to};
-    const Timestep point{agreement.steps[std::size_t(i)].step.t, from};
+    Step const& step = agreement.steps[std::size_t(i)].step;
+    const NoiseLevel from = step.from, to = step.to;  // clang 14's lambdas capture no structured bindings
+    const Timestep point{step.t, from};
     const auto x_0 = [&](Network const& network) {
       return denoise(network, trajectory.x, point, trajectory.condition, 1, 0, Thresholding::none()).x_0;
     };

@@ -38,7 +38,7 @@ struct PNDMUpdate {
 
   at::Tensor operator()(StepInput const& in) const {
     const ProbabilityFlow ode{in.noise_schedule};
-    const auto [from, to] = std::pair{in.step.from, in.step.to};
+    const NoiseLevel from = in.step.from, to = in.step.to;  // clang 14's lambdas capture no structured bindings
     const bool starting = in.step.index < start_steps();
     if (single_evaluation(in.step) && (starting || to.sigma > 0)) return DDIMUpdate{}(in);
     const at::Tensor x_0 = in.predict().x_0;

@@ -193,12 +193,12 @@ class Sampler {
     const c10::AutoGradMode no_gradients(false);
     if (trajectory.finished()) detail::refuse("Sampler::advance", "the trajectory must have steps left", 0);
     if (trajectory.count != int(plan_.steps.size()) ||
-        trajectory.level != begin_of(plan_.steps[trajectory.next].step)) {
+        trajectory.level != begin_of(plan_.steps[std::size_t(trajectory.next)].step)) {
       detail::refuse("Sampler::advance", "the trajectory must have been begun with the same timesteps",
                      "step " + std::to_string(trajectory.next) + " of " + std::to_string(trajectory.count));
     }
-    const Step& step = plan_.steps[trajectory.next].step;
-    const std::size_t index = plan_.steps[trajectory.next].network;
+    const Step& step = plan_.steps[std::size_t(trajectory.next)].step;
+    const std::size_t index = plan_.steps[std::size_t(trajectory.next)].network;
     require_network(networks, step.index, index);
     const Network& network = networks[index];
     const EvaluationGuidance guidance = evaluation_guidance(networks, trajectory, step, index);
@@ -253,7 +253,9 @@ class Sampler {
     if (momentum.defined()) trajectory.momentum = std::move(momentum);
     ++trajectory.next;
     const bool finished = trajectory.finished();
-    trajectory.level = !finished ? begin_of(plan_.steps[trajectory.next].step) : inverts ? step.from : step.to;
+    trajectory.level = !finished ? begin_of(plan_.steps[std::size_t(trajectory.next)].step)
+                       : inverts ? step.from
+                                 : step.to;
     if (trajectory.inpainting.mask.defined()) {
       trajectory.x = trajectory.inpainting(trajectory.x, finished ? NoiseLevel::clean() : trajectory.level);
     }
@@ -279,7 +281,7 @@ class Sampler {
         advance(networks, trajectory);
         if (observer) {
           const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-          const PlannedStep& done = plan_.steps[trajectory.next - 1];
+          const PlannedStep& done = plan_.steps[std::size_t(trajectory.next - 1)];
           control = observer(StepReport{.step = done.step,
                                         .network = done.network,
                                         .seconds = seconds.count(),
@@ -675,7 +677,7 @@ class Sampler {
     const int first = first_step(request.strength);
     Trajectory trajectory{.next = first,
                           .count = int(plan_.steps.size()),
-                          .level = begin_of(plan_.steps[first].step),
+                          .level = begin_of(plan_.steps[std::size_t(first)].step),
                           .x = request.initial_noise,
                           .seeds = request.seeds,
                           .condition = {},
@@ -783,7 +785,7 @@ class Sampler {
     const bool sound = trajectory.x.isfinite().all().template item<bool>();
     if (!sound) where = "in what the run began with (initial_noise, initial_image or noise_source)";
     while (sound && !trajectory.finished()) {
-      const PlannedStep& planned = plan_.steps[trajectory.next];
+      const PlannedStep& planned = plan_.steps[std::size_t(trajectory.next)];
       advance(networks, trajectory);
       if (trajectory.x.isfinite().all().template item<bool>()) continue;
       where = "at step " + std::to_string(planned.step.index) + " (t = " + detail::text(planned.step.t) + ") by " +

@@ -72,7 +72,7 @@ struct UniPCUpdate {
     }
     const int known = int(lambdas.size()) - 1;
     const double scale = this->scale(in.step);
-    std::vector<double> w = weights(in.step, std::span(lambdas).first(order_of(in.step, known)));
+    std::vector<double> w = weights(in.step, std::span(lambdas).first(std::size_t(order_of(in.step, known))));
     w.resize(lambdas.size());
     if (corrector && known > 0 && past(in, 1).step.index >= corrector_from) {
       Step const& before = past(in, 1).step;

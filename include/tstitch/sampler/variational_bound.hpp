@@ -88,7 +88,7 @@ struct VariationalBound {
       detail::refuse("VariationalBound::switch_after", "tolerance must not be negative", tolerance);
     const std::vector<double> bounds = by_switch();
     int r = int(bounds.size()) - 1;
-    while (r > 0 && !(bounds[r] <= bounds[0] + tolerance)) --r;
+    while (r > 0 && !(bounds[std::size_t(r)] <= bounds[0] + tolerance)) --r;
     return r;
   }
 };
@@ -258,8 +258,8 @@ inline VariationalBound variational_bound(Plan const& plan, std::vector<Network>
       condition.conditional.labels = detail::to_device({begin, begin + rows}, device);
     }
     for (std::int64_t i = 0; i < steps; ++i) {
-      Step const& step = plan.steps[i].step;
-      Step const& with_variance = plan.steps[std::min(i, steps - 2)].step;
+      Step const& step = plan.steps[std::size_t(i)].step;
+      Step const& with_variance = plan.steps[std::size_t(std::min(i, steps - 2))].step;
       const double log_posterior = std::log(detail::Posterior(with_variance.from, with_variance.to).variance);
       const at::Tensor noise =
           options.noise_source(seeds, NoiseAddress::of_step(step.index), x_0.sizes().slice(1), x_0.options());
@@ -294,7 +294,7 @@ inline std::string to_string(VariationalBound const& bound) {
   }
   table += "  switch after\n";
   for (std::int64_t i = 0; i < steps; ++i) {
-    auto const& planned = bound.plan.steps[i];
+    auto const& planned = bound.plan.steps[std::size_t(i)];
     std::snprintf(text, sizeof text, "%5lld  %8.3f  %8.4f", static_cast<long long>(i), planned.step.t,
                   planned.step.from.lambda());
     table += text;
@@ -303,7 +303,7 @@ inline std::string to_string(VariationalBound const& bound) {
                     planned.network == std::size_t(k) ? '*' : ' ');
       table += text;
     }
-    std::snprintf(text, sizeof text, " %12.4f\n", by_switch[i + 1]);
+    std::snprintf(text, sizeof text, " %12.4f\n", by_switch[std::size_t(i + 1)]);
     table += text;
   }
   const auto add = [&](std::string const& what, at::Tensor const& each) {
