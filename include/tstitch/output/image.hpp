@@ -10,55 +10,18 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <limits>
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
-// The standard headers that stb_image_write wants must come before it enters a namespace.
-#include <assert.h>
-#include <math.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
 #include "../model/host_tensor.hpp"
 #include "../plan/error.hpp"
+#include "stb.hpp"
 #include "write_file.hpp"
-
-// stb_image_write in a namespace of ours and with internal linkage, so that it can stand in any number of translation
-// units and does not meet the program's own copy, whichever of the two comes first.
-#pragma push_macro("INCLUDE_STB_IMAGE_WRITE_H")
-#pragma push_macro("STB_IMAGE_WRITE_IMPLEMENTATION")
-#pragma push_macro("STB_IMAGE_WRITE_STATIC")
-#pragma push_macro("STBIWDEF")
-#undef INCLUDE_STB_IMAGE_WRITE_H
-#undef STB_IMAGE_WRITE_IMPLEMENTATION
-#undef STB_IMAGE_WRITE_STATIC
-#undef STBIWDEF
-#define STB_IMAGE_WRITE_IMPLEMENTATION
-#define STB_IMAGE_WRITE_STATIC
-#if defined(__GNUC__)
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wunused-function"
-#pragma GCC diagnostic ignored "-Wmissing-field-initializers"
-#endif
-namespace tstitch::detail::stb {
-#if __has_include(<stb_image_write.h>)
-#include <stb_image_write.h>
-#else
-#include <stb/stb_image_write.h>
-#endif
-}  // namespace tstitch::detail::stb
-#if defined(__GNUC__)
-#pragma GCC diagnostic pop
-#endif
-#pragma pop_macro("STBIWDEF")
-#pragma pop_macro("STB_IMAGE_WRITE_STATIC")
-#pragma pop_macro("STB_IMAGE_WRITE_IMPLEMENTATION")
-#pragma pop_macro("INCLUDE_STB_IMAGE_WRITE_H")
 
 namespace tstitch {
 
@@ -72,14 +35,19 @@ struct Picture {
   std::uint8_t* row(int y) { return pixels.data() + std::size_t(y) * std::size_t(width) * std::size_t(channels); }
 };
 
-/// What a PNG says about itself: keyword (1 to 79 ASCII characters) and UTF-8 text.
+/// What a PNG says about itself: keyword (1 to 79 printable ASCII characters, without spaces at its ends or side by
+/// side) and UTF-8 text without NUL.
 using PngText = std::vector<std::pair<std::string, std::string>>;
 
 /// Levels of 256, on the device of the images.
-/// @param images [n, C, H, W] in [-1, 1], C = 1 or 3; values outside are clipped
+/// @param images [n, C, H, W] of a floating type in [-1, 1], C = 1 or 3; values outside are clipped
 /// @returns [n, H, W, C] uint8; a value v becomes round(127.5 (v + 1)), ties up, and what is not a number anything
-/// @throws std::invalid_argument for other shapes
+/// @throws std::invalid_argument for other shapes and types
 inline at::Tensor to_bytes(at::Tensor const& images) {
+  if (!images.defined() || !images.is_floating_point()) {
+    detail::refuse("to_pictures", "images must be of a floating type, or bytes",
+                   images.defined() ? at::toString(images.scalar_type()) : "an undefined tensor");
+  }
   if (images.dim() != 4 || (images.size(1) != 1 && images.size(1) != 3)) {
     detail::refuse("to_pictures", "images must be [n, 1 or 3, H, W]", detail::shape_text(images.sizes()));
   }
@@ -108,12 +76,17 @@ inline void require_finite(char const* place, at::Tensor const& finite) {
 }  // namespace detail
 
 /// @param images [n, C, H, W] in [-1, 1] on any device, see to_bytes; or what that gives, [n, H, W, C] uint8
-/// @throws std::invalid_argument for other shapes
+/// @throws std::invalid_argument for other shapes and types
 /// @throws std::runtime_error for values that are not finite, which a decoder in float16 may make
 inline std::vector<Picture> to_pictures(at::Tensor const& images) {
-  const bool are_bytes = images.scalar_type() == at::kByte;
+  const bool are_bytes = images.defined() && images.scalar_type() == at::kByte;
   if (are_bytes && (images.dim() != 4 || (images.size(3) != 1 && images.size(3) != 3))) {
     detail::refuse("to_pictures", "bytes must be [n, H, W, 1 or 3]", detail::shape_text(images.sizes()));
+  }
+  constexpr std::int64_t most = std::numeric_limits<int>::max();
+  if (are_bytes && (images.size(1) > most || images.size(2) > most)) {
+    detail::refuse("to_pictures", "height and width must be at most " + std::to_string(most),
+                   detail::shape_text(images.sizes()));
   }
   const at::Tensor bytes = (are_bytes ? images : to_bytes(images)).cpu().contiguous();
   if (!are_bytes) detail::require_finite("to_pictures", detail::are_finite(images).cpu());
@@ -128,11 +101,12 @@ inline std::vector<Picture> to_pictures(at::Tensor const& images) {
 
 namespace detail {
 
-/// @throws std::invalid_argument for what stb cannot encode, which counts bytes in int
+/// @throws std::invalid_argument for what stb cannot encode. It counts bytes in int and doubles its buffer, the last
+///   time to 1.5 GiB; what it makes of noise is up to an eighth larger than the pixels.
 inline void require_encodable(char const* place, std::int64_t width, std::int64_t height, std::int64_t channels) {
-  constexpr std::int64_t most = std::int64_t(1800) << 20;
+  constexpr std::int64_t most = std::int64_t(1300) << 20;
   if (width < most && height < most && width * channels + 1 < most / std::max<std::int64_t>(height, 1)) return;
-  refuse(place, "a picture must have less than 1800 MiB",
+  refuse(place, "a picture must have less than 1300 MiB",
          std::to_string(width) + " x " + std::to_string(height) + " of " + std::to_string(channels) + " channels");
 }
 
@@ -152,7 +126,7 @@ inline void require_encodable(char const* place, Picture const& picture) {
 
 /// Each pixel as a square of factor x factor.
 /// @throws std::invalid_argument for a factor below 1, a picture without its pixels, and for more than a PNG can have
-///   here (1800 MiB)
+///   here (1300 MiB)
 inline Picture enlarge(Picture const& picture, int factor) {
   if (factor < 1) detail::refuse("enlarge", "factor must be at least 1", factor);
   detail::require_encodable("enlarge", picture);
@@ -170,25 +144,45 @@ inline Picture enlarge(Picture const& picture, int factor) {
   return large;
 }
 
+namespace detail {
+
+struct GridSize {
+  int columns, rows;
+  int width, height;  ///< of the whole, in pixels
+};
+
+/// How large a grid will be; see make_grid.
+/// @param count of pictures, at least 1
+/// @param width, height, channels of each
+/// @throws std::invalid_argument for more than a PNG can have here
+inline GridSize grid_size(char const* place, std::int64_t count, std::int64_t width, std::int64_t height,
+                          std::int64_t channels, std::int64_t columns, std::int64_t gap) {
+  if (columns == 0) columns = std::int64_t(std::ceil(std::sqrt(double(count))));
+  columns = std::min(columns, count);
+  const std::int64_t rows = (count + columns - 1) / columns;
+  require_encodable(place, width, height, channels);  // else the products could be beyond 64 bits
+  require_encodable(place, columns * (width + gap), rows * (height + gap), channels);
+  return {int(columns), int(rows), int(columns * (width + gap) - gap), int(rows * (height + gap) - gap)};
+}
+
+}  // namespace detail
+
 /// Pictures of one size side by side, row after row, on white.
 /// @param columns 1 makes a column, pictures.size() a strip, 0 about a square
 /// @param gap pixels between pictures
 /// @throws std::invalid_argument for no pictures or pictures of different sizes, and for more than a PNG can have here
-///   (1800 MiB)
+///   (1300 MiB)
 inline Picture make_grid(std::vector<Picture> const& pictures, int columns = 0, int gap = 2) {
   if (pictures.empty()) detail::refuse("make_grid", "at least one picture is needed", 0);
   if (columns < 0) detail::refuse("make_grid", "columns must not be negative", columns);
   if (gap < 0) detail::refuse("make_grid", "gap must not be negative", gap);
-  const int count = int(pictures.size());
-  if (columns == 0) columns = int(std::ceil(std::sqrt(count)));
-  columns = std::min(columns, count);
-  const int rows = (count + columns - 1) / columns;
+  detail::require_encodable("make_grid", pictures[0]);
   const int width = pictures[0].width, height = pictures[0].height, channels = pictures[0].channels;
-  detail::require_encodable("make_grid", std::int64_t(columns) * (std::int64_t(width) + gap),
-                            std::int64_t(rows) * (std::int64_t(height) + gap), channels);
-  Picture grid{columns * (width + gap) - gap, rows * (height + gap) - gap, channels};
+  const detail::GridSize size =
+      detail::grid_size("make_grid", std::int64_t(pictures.size()), width, height, channels, columns, gap);
+  Picture grid{size.width, size.height, channels};
   grid.pixels.assign(std::size_t(grid.width) * std::size_t(grid.height) * std::size_t(channels), 255);
-  for (int i = 0; i < count; ++i) {
+  for (int i = 0; i < int(pictures.size()); ++i) {
     Picture const& picture = pictures[std::size_t(i)];
     if (picture.width != width || picture.height != height || picture.channels != channels) {
       detail::refuse("make_grid", "all pictures must have the size of the first", i);
@@ -196,7 +190,7 @@ inline Picture make_grid(std::vector<Picture> const& pictures, int columns = 0, 
     detail::require_encodable("make_grid", picture);
     for (int y = 0; y < height; ++y) {
       const std::size_t bytes = std::size_t(width) * std::size_t(channels);
-      std::memcpy(grid.row(i / columns * (height + gap) + y) + i % columns * (width + gap) * channels,
+      std::memcpy(grid.row(i / size.columns * (height + gap) + y) + i % size.columns * (width + gap) * channels,
                   picture.pixels.data() + std::size_t(y) * bytes, bytes);
     }
   }
@@ -209,33 +203,64 @@ inline void append_big_endian(std::string& bytes, std::uint32_t value) {
   for (int shift = 24; shift >= 0; shift -= 8) bytes += char(value >> shift);
 }
 
+/// Whether it is UTF-8 without NUL.
+inline bool is_png_text(std::string_view text) {
+  while (!text.empty()) {
+    const bool is_control = static_cast<unsigned char>(text[0]) < 0x80 && text[0] != '\0';
+    const bool is_control_of_two = text[0] == '\xC2' && text.size() > 1 && (text[1] & 0xE0) == 0x80;
+    const std::size_t size = is_control ? 1 : is_control_of_two ? 2 : printable_character(text);
+    if (size == 0) return false;
+    text.remove_prefix(size);
+  }
+  return true;
+}
+
 /// One iTXt chunk (PNG specification, 11.3.3.4), uncompressed.
-inline std::string text_chunk(std::string const& keyword, std::string const& text) {
-  std::string body = "iTXt" + keyword;
+/// @throws std::invalid_argument for what the specification does not allow
+inline std::string text_chunk(std::string_view keyword, std::string_view text) {
+  const auto printable = [](char c) { return c >= ' ' && c <= '~'; };
+  if (keyword.empty() || keyword.size() > 79 || !std::all_of(keyword.begin(), keyword.end(), printable) ||
+      keyword.front() == ' ' || keyword.back() == ' ' || keyword.find("  ") != keyword.npos) {
+    refuse("encode_png",
+           "a keyword must be 1 to 79 printable ASCII characters, without spaces at its ends or side by side",
+           "'" + std::string(keyword.substr(0, 200)) + "' (" + std::to_string(keyword.size()) + " bytes)");
+  }
+  constexpr std::size_t most = (std::size_t(1) << 31) - 100;  // with what comes before it in the chunk
+  if (text.size() > most) {
+    refuse("encode_png", "a text must have at most " + std::to_string(most) + " bytes",
+           std::to_string(text.size()) + " for '" + std::string(keyword) + "'");
+  }
+  if (!is_png_text(text)) {
+    refuse("encode_png", "a text must be UTF-8 without NUL",
+           "'" + std::string(text.substr(0, 200)) + "' for '" + std::string(keyword) + "'");
+  }
+  std::string body = "iTXt" + std::string(keyword);
   body += std::string(5, '\0');  // end of keyword, no compression (2), no language, no translated keyword
   body += text;
   std::string chunk;
   append_big_endian(chunk, std::uint32_t(body.size() - 4));
   chunk += body;
-  append_big_endian(chunk, stb::stbiw__crc32(reinterpret_cast<unsigned char*>(body.data()), int(body.size())));
+  append_big_endian(chunk, stb::crc32(reinterpret_cast<unsigned char*>(body.data()), int(body.size())));
   return chunk;
 }
 
 }  // namespace detail
 
 /// The bytes of a PNG file.
-/// @throws std::invalid_argument for a picture without its pixels, or of more than 1800 MiB
+/// @throws std::invalid_argument for a picture without its pixels or of more than 1300 MiB, and for keywords and texts
+///   that a PNG cannot have
 inline std::string encode_png(Picture const& picture, PngText const& text = {}) {
   detail::require_encodable("encode_png", picture);
+  std::string chunks;
+  for (auto const& [keyword, value] : text) chunks += detail::text_chunk(keyword, value);
   int size = 0;
   const std::unique_ptr<unsigned char, decltype(&std::free)> png(
-      detail::stb::stbi_write_png_to_mem(picture.pixels.data(), picture.width * picture.channels, picture.width,
-                                         picture.height, picture.channels, &size),
+      detail::stb::encode_png(picture.pixels.data(), picture.width, picture.height, picture.channels, size),
       &std::free);
   if (!png) throw std::runtime_error("tstitch::encode_png: out of memory");
   constexpr std::size_t header = 8 + 25;  // signature and IHDR
   std::string bytes(reinterpret_cast<char const*>(png.get()), header);
-  for (auto const& [keyword, value] : text) bytes += detail::text_chunk(keyword, value);
+  bytes += chunks;
   return bytes.append(reinterpret_cast<char const*>(png.get()) + header, std::size_t(size) - header);
 }
 
