@@ -33,7 +33,7 @@ class DecodeQueue {
       return;
     }
     const c10::impl::VirtualGuardImpl device(latents.device().type());
-    if (!stream_) stream_ = device.getStreamFromGlobalPool(latents.device());
+    if (!stream_ || stream_->device() != latents.device()) stream_ = device.getStreamFromGlobalPool(latents.device());
     c10::Event sampled(latents.device().type());
     sampled.record(device.getStream(latents.device()));
     sampled.block(*stream_);
