@@ -228,7 +228,9 @@ def compensated(weight: Tensor, scale: float, hessian: Tensor) -> Tensor | None:
 def output_error(error: Tensor, weight: Tensor, hessian: Tensor) -> float:
     """RMS of what an error of the weight makes of the inputs, relative to that of the weight's own outputs."""
     first, second = (((w @ hessian) * w).sum().item() for w in (error, weight))
-    return math.sqrt(max(first, 0.0) / second) if second > 0 else 0.0
+    if second <= 0:
+        return 0.0
+    return math.sqrt(max(first, 0.0) / second) if math.isfinite(second) else math.nan
 
 
 def round_weight(weight: Tensor, hessian: Tensor) -> tuple[Tensor, float, float, float]:
@@ -286,6 +288,9 @@ def calibrate(
     found = [value.item() for value in largest]
     if wrong := [value for value in found if not math.isfinite(value)]:
         fail(f"{place}: inputs must be finite, got {wrong[0]}; a smaller --guidance-scale may help")
+    for value, hessian in zip(found, hessians):
+        if not hessian.isfinite().all():
+            fail(f"{place}: inputs must be finite, and so must be their squares, got {value:.3g}")
     codes, scales, errors = [], [], []
     for index, layer in enumerate(layers if weights else []):
         a_block = len(layers) // shape.depth

@@ -11,8 +11,10 @@ import errno
 import gc
 import itertools
 import json
+import math
 import os
 import re
+import secrets
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -213,9 +215,13 @@ def make_canonical(archive: Path, output: Path, values: Mapping[str, object] | N
 
 @contextlib.contextmanager
 def replacing(output: Path) -> Iterator[Path]:
-    """A file of another name to write to, which becomes @output at the end; what fails leaves @output as it was."""
-    temporary = output.with_name(output.name + ".tmp")
+    """A file of another name to write to, which becomes @output at the end; what fails leaves @output as it was.
+
+    The name is nobody else's: two programs may write the same @output, of which the last to end stays.
+    """
+    temporary = output.with_name(f".{output.name[:100]}.{secrets.token_hex(8)}.tmp")
     try:
+        temporary.open("xb").close()
         yield temporary
         os.replace(temporary, output)
     except OSError as error:
@@ -236,7 +242,7 @@ class TorchScript:
 
     def save(self, network: nn.Module, values: Mapping[str, object], inputs: Inputs, path: Path) -> None:
         """Not frozen: the parameter names survive, for loaders that take the weights and bring their own network."""
-        raw = path.with_name(path.name + ".raw.tmp")
+        raw = path.with_name(path.name + ".raw")
         size = size_of(network) + sum(len(v) for v in values.values() if isinstance(v, bytes))
         try:
             for file in (path, raw):
@@ -275,10 +281,12 @@ def write(
     exact = peer if peer is not None else source
     # A constant that stands for a batch size would show.
     cases = [(arguments, outputs(exact.eval(), arguments)) for arguments in map(inputs, (1, 3))]
+    if not all(expected.isfinite().all() for _, expected in cases):
+        fail(f"{output}: not written: its source must give finite numbers for random inputs, got nan or infinity")
     if exact is not source:
         exact.to("meta")  # whose weights may be the same memory
     with replacing(output) as temporary:
-        source.eval().to(getattr(torch, dtype))
+        convert(source.eval(), dtype, output)
         form.save(source, values, inputs, temporary)
         difference = largest_difference(form.load(temporary, source), getattr(torch, dtype), form.device, cases)
         source.to("meta")
@@ -292,6 +300,19 @@ def write(
         f"{output}: {size:,} bytes, {dtype}, {sum(p.numel() for p in source.parameters()):,} parameters, "
         f"largest difference {difference:.1e} of the output's RMS"
     )
+
+
+def convert(network: nn.Module, dtype: str, output: Path) -> None:
+    """To this type, of which every weight must be finite, as float32 is."""
+    largest = {name: tensor.abs().max().item() for name, tensor in network.state_dict().items() if tensor.numel()}
+    network.to(getattr(torch, dtype))
+    for name, tensor in network.state_dict().items():
+        if not tensor.isfinite().all():
+            most = torch.finfo(tensor.dtype).max
+            fail(
+                f"{output}: not written: {name} must be at most {most:.5g} in {dtype}, got {largest[name]:.5g}; "
+                "--dtype float32 or bfloat16 holds it"
+            )
 
 
 def reserve(path: Path, size: int) -> None:
@@ -329,14 +350,15 @@ def largest_difference(
     device: str,
     cases: list[tuple[tuple[Tensor, ...], Tensor]],
 ) -> float:
-    """From the outputs that belong to these arguments, relative to their RMS."""
-    worst = 0.0
+    """From the outputs that belong to these arguments, relative to their RMS; nan where one is, or nothing is compared."""
+    found = []
     for (most, function), (arguments, expected) in itertools.product(written, cases):
         if len(expected) > most:
             continue
-        difference = (outputs(function, in_type(arguments, dtype, device)) - expected).abs().max()
-        worst = max(worst, (difference / expected.square().mean().sqrt().clamp_min(1e-6)).item())
-    return worst
+        expected = expected.double()  # of which the squares are finite
+        difference = (outputs(function, in_type(arguments, dtype, device)).double() - expected).abs().max()
+        found.append((difference / expected.square().mean().sqrt().clamp_min(1e-6)).item())
+    return max(found) if found and not any(map(math.isnan, found)) else math.nan
 
 
 # ------------------------------------------------------------------------------------------------ configs
