@@ -66,7 +66,7 @@ inline at::Tensor start() {
 /// What the network of the problem predicts for one picture: channel 0 is Gaussian data, channel 1 a Gaussian mixture,
 /// channels 2 to 4 a tiny network that mixes them.
 inline void predict_epsilon(double const* x, NoiseLevel level, double* epsilon) {
-  const auto [alpha, sigma] = level;
+  const double alpha = level.alpha, sigma = level.sigma;  // clang 14's lambdas capture no structured bindings
   const auto from_x_0 = [&](double value, double x_0) { return (value - alpha * x_0) / sigma; };
   epsilon[0] = from_x_0(x[0], (alpha * 0.25 * x[0] + sigma * sigma * 0.3) / (alpha * alpha * 0.25 + sigma * sigma));
   epsilon[1] = from_x_0(x[1], oracle::mixture_x_0(x[1], level));

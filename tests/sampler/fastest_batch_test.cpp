@@ -17,7 +17,7 @@ struct WorkClock {
   using rep = duration::rep;
   using period = duration::period;
   using time_point = std::chrono::time_point<WorkClock>;
-  static constexpr bool is_steady = true;
+  [[maybe_unused]] static constexpr bool is_steady = true;
   static inline time_point time = {};
   static time_point now() { return time; }
 };

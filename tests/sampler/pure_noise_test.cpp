@@ -30,11 +30,14 @@ TEST_CASE("networks that predict x_0 or a velocity run from pure noise") {
     PredictionType type;
     Spacing spacing;
   };
-  for (auto const& [schedule, type, spacing] :
+  for (Setting const& setting :
        {Setting{NoiseSchedule::linear().with_zero_terminal_snr(), PredictionType::v_prediction, Spacing::trailing()},
         Setting{NoiseSchedule::linear().with_zero_terminal_snr(), PredictionType::sample, Spacing::trailing()},
         Setting{NoiseSchedule::flow(), PredictionType::flow, Spacing::shifted()},
         Setting{NoiseSchedule::flow(), PredictionType::flow, Spacing::shifted(3)}}) {
+    NoiseSchedule const& schedule = setting.schedule;  // clang 14's lambdas capture no structured bindings
+    const PredictionType type = setting.type;
+    Spacing const& spacing = setting.spacing;
     const SamplingOptions options{.steps = 100, .spacing = spacing};
     CHECK(make_plan(schedule, 100, spacing, FinalSigma::zero, SingleNetwork{}).steps[0].step.from == NoiseLevel{0, 1});
     INFO(schedule.name() << ", " << spacing.name() << ", " << tstitch::detail::text(type));
