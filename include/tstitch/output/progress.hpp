@@ -4,11 +4,16 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <string>
+#include <string_view>
+#include <utility>
 #include <vector>
 
 #if __has_include(<unistd.h>)
+#include <sys/ioctl.h>
 #include <unistd.h>
 #endif
 
@@ -16,34 +21,105 @@
 #include "../sampler/trajectory.hpp"
 
 namespace tstitch {
+namespace detail {
 
-/// An observer that shows how far a run is: step, network, images a second, time left. One line that is redrawn on a
-/// terminal; elsewhere a plain line at each tenth of the run.
-///
-/// Pass it by reference: `sampler.sample(networks, request, std::ref(progress))`. On a GPU it shows the work given out,
-/// which runs a little ahead of the work done.
-class ProgressBar {
+/// How many columns of a terminal printable text takes, at most: characters from U+0800 on may be two wide.
+inline int columns_of(std::string_view text) {
+  int columns = 0;
+  while (!text.empty()) {
+    const std::size_t size = std::max<std::size_t>(printable_character(text), 1);
+    columns += size > 2 ? 2 : 1;
+    text.remove_prefix(size);
+  }
+  return columns;
+}
+
+/// "0:12 left"; empty where that cannot be told.
+inline std::string time_left(double seconds) {
+  if (!(seconds >= 0 && seconds < 1e7)) return "";
+  char text[32];
+  const int whole = int(seconds + 0.5);
+  if (whole < 6000)
+    std::snprintf(text, sizeof text, "%d:%02d left", whole / 60, whole % 60);
+  else
+    std::snprintf(text, sizeof text, "%d h %02d min left", whole / 3600, whole / 60 % 60);
+  return text;
+}
+
+/// A progress bar of at most so many columns.
+/// @param done, all in [0, 10^16]
+/// @param about what is said beside it, in its order; the first is kept longest where there is little room
+/// @param left comes last, and is kept longer than all of `about`
+inline std::string progress_text(int columns, std::int64_t done, std::int64_t all,
+                                 std::vector<std::string> const& about, std::string const& left) {
+  if (columns < 4) return "";
+  char percent[8];
+  std::snprintf(percent, sizeof percent, "%3d%%", int(done * 100 / all));
+  int room = columns - 4;
+  const auto takes = [&](std::string const& part) {
+    const int wanted = columns_of(part) + 2;
+    if (part.empty() || wanted > room) return false;
+    room -= wanted;
+    return true;
+  };
+  const bool has_left = takes(left);
+  std::string text = percent;
+  for (std::string const& part : about) {
+    if (takes(part)) text += "  " + part;
+  }
+  if (has_left) text += "  " + left;
+  const int width = std::min(room - 3, 24);
+  if (width < 8) return text;
+  const int filled = int(done * width / all);
+  return "[" + std::string(std::size_t(filled), '#') + std::string(std::size_t(width - filled), '.') + "] " + text;
+}
+
+/// How far a work is. On a terminal one line that is redrawn, and never wider than the window is then.
+/// Elsewhere a plain line after a second, at each tenth, and every ten seconds where a tenth takes longer.
+class ProgressLine {
  public:
-  /// @param images of the whole run, at least 1
-  /// @param names of the networks; an index is shown where there is no name
-  /// @throws std::invalid_argument for no images
-  explicit ProgressBar(std::int64_t images, std::vector<std::string> names = {}, std::FILE* stream = stderr)
-      : images_(images), names_(std::move(names)), stream_(stream), terminal_(is_terminal(stream)) {
-    if (images < 1) detail::refuse("ProgressBar", "images must be at least 1", double(images));
+  explicit ProgressLine(std::FILE* stream = stderr) : stream_(stream), terminal_(is_terminal(stream)) {}
+
+  ProgressLine(ProgressLine const&) = delete;
+  ProgressLine& operator=(ProgressLine const&) = delete;
+  ~ProgressLine() { finish(); }
+
+  /// Since it was made.
+  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+
+  /// @param about see progress_text
+  /// @param now whether it is shown however little has changed
+  void show(std::int64_t done, std::int64_t all, std::vector<std::string> about, bool now = false) {
+    all_ = std::max<std::int64_t>(all, 1);
+    done_ = std::clamp<std::int64_t>(done, 0, all_);
+    about_ = std::move(about);
+    // In integers: a tenth is a tenth.
+    const std::int64_t tenth = done_ * 10 / all_;
+    const double since = std::chrono::duration<double>(Clock::now() - shown_).count();
+    const bool last = done_ == all_;
+    const bool due =
+        terminal_ ? last || !drawn_ || since >= 0.1 : tenth != tenth_ || since >= (shown_ == start_ ? 1 : 10);
+    if (!due && !now) return;
+    if (due) shown_ = Clock::now();
+    tenth_ = tenth;
+    draw();
+    if (last) finish();
   }
 
-  ProgressBar(ProgressBar const&) = delete;
-  ProgressBar& operator=(ProgressBar const&) = delete;
-  ~ProgressBar() { finish(); }
-
-  void operator()(StepReport const& report) {
-    // Image steps, in integers: a tenth of them is a tenth.
-    show(report, report.first * report.steps + report.images * report.done, images_ * report.steps);
-  }
-
-  /// Ends the line. Later reports begin a new one.
+  /// Ends the line. Later ones begin below.
   void finish() {
-    if (terminal_ && drawn_) std::fputs("\n", stream_);
+    if (!terminal_ || !drawn_) return;
+    draw();  // the terminal may have written over it, as it does for Ctrl-C
+    std::fputs("\n", stream_);
+    std::fflush(stream_);
+    drawn_ = false;
+  }
+
+  /// Takes the line away until it is shown again, for what else is printed.
+  void clear() {
+    if (!terminal_ || !drawn_) return;
+    std::fprintf(stream_, "\r%s", rest(columns()));
+    std::fflush(stream_);
     drawn_ = false;
   }
 
@@ -52,52 +128,94 @@ class ProgressBar {
 
   static bool is_terminal([[maybe_unused]] std::FILE* stream) {
 #if __has_include(<unistd.h>)
-    return isatty(fileno(stream)) == 1;
+    char const* const kind = std::getenv("TERM");
+    return isatty(fileno(stream)) == 1 && (!kind || std::string_view(kind) != "dumb");
 #else
     return false;
 #endif
   }
 
-  void show(StepReport const& report, std::int64_t done, std::int64_t all) {
-    const auto now = Clock::now();
-    const bool last = done >= all;
-    const double share = double(done) / double(all);
-    if (terminal_) {
-      if (!last && drawn_ && now - shown_ < std::chrono::milliseconds(100)) return;
-    } else {
-      if (done * 10 / all == tenths_) return;
-      tenths_ = done * 10 / all;
-    }
-    shown_ = now;
-    // The first report has already cost a step, so time counts from construction.
-    const double seconds = std::chrono::duration<double>(now - start_).count();
-    const double rate = share * double(images_) / seconds;
-    const int left = int(seconds / share * (1 - share) + 0.5);
-    const std::string name =
-        report.network < names_.size() ? names_[report.network] : "network " + std::to_string(report.network);
-    if (terminal_) {
-      constexpr int width = 24;
-      const int filled = std::min(width, int(share * width));
-      std::fprintf(stream_, "\r[%s%s] %3d%%  step %d/%d  %s  %.3g images/s  %d:%02d left\033[K",
-                   std::string(std::size_t(filled), '#').c_str(), std::string(std::size_t(width - filled), '.').c_str(),
-                   int(done * 100 / all), report.done, report.steps, name.c_str(), rate, left / 60, left % 60);
-      drawn_ = true;
-    } else {
-      std::fprintf(stream_, "%3d%%  step %d/%d  %s  %.3g images/s  %d:%02d left\n", int(done * 100 / all), report.done,
-                   report.steps, name.c_str(), rate, left / 60, left % 60);
-    }
-    std::fflush(stream_);
-    if (last) finish();
+  /// Of the window now.
+  int columns() const {
+#if __has_include(<unistd.h>)
+    winsize size = {};
+    if (ioctl(fileno(stream_), TIOCGWINSZ, &size) == 0 && size.ws_col > 0) return size.ws_col;
+#endif
+    return 80;
   }
 
-  std::int64_t images_;
-  std::vector<std::string> names_;
+  /// What clears behind the text: below it, too, where a window that became narrower has wrapped it.
+  char const* rest(int columns) const {
+    return columns < drawn_columns_ ? "\033[J" : "\033[K";
+  }
+
+  void draw() {
+    const double share = double(done_) / double(all_);
+    const std::string left = done_ ? time_left(seconds() / share * (1 - share)) : "";
+    if (!terminal_) {
+      std::string line = progress_text(4, done_, all_, {}, "");
+      for (std::string const& part : about_) line += "  " + part;
+      std::fprintf(stream_, "%s%s%s\n", line.c_str(), left.empty() ? "" : "  ", left.c_str());
+    } else {
+      // Not to the last column, after which some terminals go on in the next line. The cursor waits at the beginning,
+      // which stays the line's where a narrower window wraps it.
+      const int width = columns();
+      std::fprintf(stream_, "\r%s%s\r", progress_text(width - 1, done_, all_, about_, left).c_str(), rest(width));
+      drawn_columns_ = width;
+      drawn_ = true;
+    }
+    std::fflush(stream_);
+  }
+
   std::FILE* stream_;
   bool terminal_;
+  std::int64_t done_ = 0, all_ = 1;
+  std::vector<std::string> about_ = {};
   bool drawn_ = false;
-  std::int64_t tenths_ = 0;
+  int drawn_columns_ = 0;
+  std::int64_t tenth_ = 0;
   Clock::time_point start_ = Clock::now();
-  Clock::time_point shown_{};
+  Clock::time_point shown_ = start_;
+};
+
+}  // namespace detail
+
+/// An observer that shows how far a run is: step, network, images a second, time left. One line that is redrawn on a
+/// terminal, as wide as the window; elsewhere a plain line after a second, at each tenth of the run, and every ten
+/// seconds where a tenth takes longer.
+///
+/// Pass it by reference: `sampler.sample(networks, request, std::ref(progress))`. On a GPU it shows the work given out,
+/// which runs a little ahead of the work done.
+class ProgressBar {
+ public:
+  /// @param images of the whole run, in [1, 10^12]
+  /// @param names of the networks; an index is shown where there is no name
+  /// @throws std::invalid_argument for another number of images
+  explicit ProgressBar(std::int64_t images, std::vector<std::string> names = {}, std::FILE* stream = stderr)
+      : images_(images), names_(std::move(names)), line_(stream) {
+    if (images < 1) detail::refuse("ProgressBar", "images must be at least 1", double(images));
+    if (images > 1'000'000'000'000) detail::refuse("ProgressBar", "images must be at most 10^12", double(images));
+  }
+
+  /// Shows the line before the first step is done.
+  void begin() { line_.show(0, 1, {std::to_string(images_) + " images"}, true); }
+
+  void operator()(StepReport const& report) {
+    const std::int64_t done = report.first * report.steps + report.images * report.done, all = images_ * report.steps;
+    const std::string name = report.network < names_.size() ? detail::printable(names_[report.network], 40)
+                                                            : "network " + std::to_string(report.network);
+    char rate[32];
+    std::snprintf(rate, sizeof rate, "%.3g images/s", double(done) / report.steps / line_.seconds());
+    line_.show(done, all, {"step " + std::to_string(report.done) + "/" + std::to_string(report.steps), name, rate});
+  }
+
+  /// Ends the line. Later reports begin a new one.
+  void finish() { line_.finish(); }
+
+ private:
+  std::int64_t images_;
+  std::vector<std::string> names_;
+  detail::ProgressLine line_;
 };
 
 }  // namespace tstitch
