@@ -155,6 +155,10 @@ install_packages() {
   fi
   [ "${#packages[@]}" -eq 0 ] || stop "still missing after apt-get: $(joined "${missing[@]}")"
   say "compiler: $("${compiler[@]}" --version | sed -n 1p)"
+  if [[ ${compiler[0]##*/} =~ ^s?ccache$ ]]; then  # CMake would take what follows for an argument of a compiler
+    cmake_arguments+=("-DCMAKE_CXX_COMPILER_LAUNCHER=${compiler[0]}")
+    CXX=${compiler[*]:1}
+  fi
 }
 
 apt_install() {  # apt_install "names for people" package ...
