@@ -1,6 +1,8 @@
 # Finds what the build needs and installs what is missing. Sourced by quickstart.sh and ../tests/run.sh, which call
 #
 #   set_up stb Catch2 ...             what the build needs: compiler, CMake, PyTorch, CUDA and the libraries named
+#   add_programs clang++:clang ...    programs (and their packages) without which some tests skip
+#   add_packages requirements.txt     Python packages without which some tests skip
 #   configure build/tests -DX=Y ...   CMake in that folder, with the `cmake_arguments` of set_up and these
 #
 # What is already there is used and left as it is: a compiler ($CXX), headers (CPATH, CMAKE_PREFIX_PATH), PyTorch
@@ -175,6 +177,20 @@ For libraries that are somewhere else, name in CMAKE_PREFIX_PATH the folder that
     stop "apt-get could not install ${*:2}: $(grep -m 1 '^E:' <<<"$output" || tail -n 1 <<<"$output")"
 }
 
+# For root and continuous integration alone: large programs, and no build needs them.
+add_programs() {
+  local program missing=() packages=()
+  for program in "$@"; do
+    command -v "${program%%:*}" >/dev/null || missing+=("${program%%:*}") packages+=("${program#*:}")
+  done
+  [ "${#packages[@]}" -gt 0 ] || return 0
+  if { [ "$(id -u)" = 0 ] || [ -n "${CI:-}" ]; } && can_apt; then
+    (apt_install "$(joined "${missing[@]}")" "${packages[@]}") || say "going on without $(joined "${missing[@]}")"
+  else
+    say "not here: $(joined "${missing[@]}"); what needs them is skipped"
+  fi
+}
+
 install_build_tools() {
   has_cmake || install_tools CMake 'cmake==3.31.*' cmake ctest
   has_generator || install_tools Ninja ninja ninja
@@ -264,6 +280,23 @@ make_venv() {
   : >"$made"
   python3 -m venv "$venv" || stop "could not make a virtual environment in $venv"
   say python >>"$made"
+}
+
+# Into an environment that was made here, never into another one.
+add_packages() {
+  local file=$repo/$1 wanted
+  if [[ $(realpath "$torch") != "$venv"/* ]] || [ ! -e "$made" ]; then
+    say "PyTorch is not in an environment made here, so what $1 names is not installed; tests without it are skipped"
+    return
+  fi
+  wanted="$1 $(sha256sum <"$file")"
+  ! grep -qxF "$wanted" "$made" || return 0
+  say "packages of $1: installing into $venv"
+  if (pip_install --requirement "$file"); then
+    say "$wanted" >>"$made"
+  else
+    say "going on without what $1 names; tests without it are skipped"
+  fi
 }
 
 pip_install() {

@@ -5,6 +5,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../examples/setup.sh"
 
 set_up stb CLI11 nlohmann-json Catch2
+add_programs clang++:clang aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64-static:qemu-user-static pkg-config:pkg-config
+add_packages tests/requirements.txt
 configure build/tests -DTSTITCH_BUILD_TESTS=ON -DTSTITCH_BUILD_EXAMPLES=ON -DTSTITCH_WARNINGS_AS_ERRORS="${CI:-OFF}"
 say "building in $repo/build/tests"
 cmake --build "$repo/build/tests"
