@@ -102,3 +102,33 @@ TEST_CASE("a million samples have the mean and the variance of the closed form")
     return DPMSolver{linear, one, options(n, shifted), {.eta = 0.5}};
   });
 }
+
+TEST_CASE("noise of churn and noise of ancestral steps are independent") {
+  // Addresses play no part in what is right: the n-th draw of a run is 1 and the others are 0.
+  const Network network = oracle::gaussian(linear, mean, deviation, {.timestep_type = TimestepType::float32});
+  const auto make = [](int steps) {
+    return DPM2{linear, SingleNetwork{}, options(steps, Spacing::karras()), {.eta = 1, .churn = {.s_churn = 20}}};
+  };
+  const auto variance_of = [&](auto const& sampler) {
+    int draws = 0;
+    const auto end = [&](double start, int which) {
+      draws = 0;
+      Request request{.initial_noise = tstitch::detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(start)};
+      request.noise_source = [&](auto&&...) {
+        return tstitch::detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(draws++ == which ? 1.0 : 0.0);
+      };
+      return sampler.sample({network}, request).images.template item<double>();
+    };
+    const double constant = end(0, -1), of_start = end(1, -1) - constant;
+    double variance = of_start * of_start;
+    for (int i = 0, all = draws; i < all; ++i) variance += std::pow(end(0, i) - constant, 2);
+    return variance;
+  };
+  CHECK(std::abs(std::sqrt(variance_of(make(400))) - deviation) < 0.005);
+
+  const double expected = variance_of(make(60));
+  const std::vector<std::uint64_t> seeds{1, 2, 3, 4};
+  const at::Tensor start = noise(seeds, NoiseAddress::initial(), {1, 250, 250}, at::kDouble);
+  const at::Tensor x = make(60).sample({network}, {.seeds = seeds, .initial_noise = start}).images;
+  CHECK(std::abs(x.var().item<double>() - expected) < 4 * expected * std::sqrt(2.0 / double(x.numel())));
+}

@@ -282,6 +282,24 @@ TEST_CASE("what rules, networks and noise sources return is looked at") {
         "(initial_noise, initial_image or noise_source)");
 }
 
+TEST_CASE("a rule may draw each noise of a step once") {
+  const auto drawing = [](std::vector<int> draws) {
+    return [draws](StepInput const& in) {
+      at::Tensor x = in.x;
+      for (const int draw : draws) x = x.add(in.noise(draw));
+      return x;
+    };
+  };
+  const std::vector<Network> networks{Counter().network(small_picture())};
+  const auto message = [&](std::vector<int> draws) {
+    const Sampler sampler{noise_schedule, SingleNetwork{}, {.steps = 2}, drawing(std::move(draws))};
+    return message_of<std::invalid_argument>([&] { sampler.sample(networks, {}); });
+  };
+  CHECK(message({0, 1, 2}) == "nothing was thrown");
+  CHECK(message({3, 1, 3}) ==
+        "tstitch::StepInput::noise: each draw of noise in a step must have a number of its own, got 3 twice in step 0");
+}
+
 TEST_CASE("one const sampler serves several threads") {
   const std::vector<Network> networks{labelled(0.1), labelled(0.3)};
   const DPMSolver sampler{noise_schedule, Stitch{}, {.steps = 20}, {.order = 3}};

@@ -94,8 +94,8 @@ struct Ancestral {
 
   /// x at step.to.
   /// @param x [n, C, H, W] at `down`
-  at::Tensor renew(StepInput const& in, at::Tensor const& x) const {
-    return up > 0 ? weighted_sum(in.step.to.alpha / down.alpha, x, up, in.noise(0)) : x;
+  at::Tensor renew(StepInput const& in, at::Tensor const& x, int draw = 0) const {
+    return up > 0 ? weighted_sum(in.step.to.alpha / down.alpha, x, up, in.noise(draw)) : x;
   }
 };
 

@@ -54,14 +54,15 @@ struct DPM2Update {
     auto [step, x] = churn(in);
     const Ancestral ancestral(in.noise_schedule, step.from, step.to, eta);
     step.to = ancestral.down;
-    if (evaluations(in.step) == 1) return ancestral.renew(in, DDIMUpdate{}(with_step(in, step, x)));
+    const int draw = churn.s_churn > 0 ? 1 : 0;  // 0 is churn's
+    if (evaluations(in.step) == 1) return ancestral.renew(in, DDIMUpdate{}(with_step(in, step, x)), draw);
     const ProbabilityFlow ode{in.noise_schedule};
     const Slope slope{x, in.denoise(x, {step.t, step.from}).x_0, step.from};
     const double lambda = ode.lambda(std::sqrt(ode.s(step.from) * ode.s(step.to)));
     const Timestep middle{time_of(in.noise_schedule, lambda, time_of_middle), in.noise_schedule.level(lambda)};
     const at::Tensor x_middle = ode.follow(x, step.from, middle.level, {{1, slope}});
     const Slope slope_middle{x_middle, in.denoise(x_middle, middle).x_0, middle.level};
-    return ancestral.renew(in, ode.follow(x, step.from, step.to, {{1, slope_middle}}));
+    return ancestral.renew(in, ode.follow(x, step.from, step.to, {{1, slope_middle}}), draw);
   }
 };
 

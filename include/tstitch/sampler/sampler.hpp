@@ -56,7 +56,7 @@ struct StepInput {
   std::function<Prediction(at::Tensor const& x, Timestep const& point)> denoise;
   /// The same with each image at a point of its own; as many points as images.
   std::function<Prediction(at::Tensor const& x, std::span<const Timestep> points)> denoise_each;
-  /// Standard normal noise like x; another `draw` gives independent noise.
+  /// Standard normal noise like x; another `draw` gives independent noise, and the same one again is refused.
   std::function<at::Tensor(int draw)> noise;
 
   /// What the network predicts from x, where most rules begin.
@@ -214,7 +214,13 @@ class Sampler {
       }
       return prediction;
     };
+    std::vector<int> drawn;
     const auto draw_noise = [&](int draw) {
+      if (std::find(drawn.begin(), drawn.end(), draw) != drawn.end()) {
+        detail::refuse("StepInput::noise", "each draw of noise in a step must have a number of its own",
+                       std::to_string(draw) + " twice in step " + std::to_string(step.index));
+      }
+      drawn.push_back(draw);
       const at::Tensor noise = trajectory.noise_source(trajectory.seeds, NoiseAddress::of_step(step.index, draw),
                                                        trajectory.x.sizes().slice(1), trajectory.x.options());
       require_like("noise_source", noise, trajectory.x);
