@@ -605,7 +605,8 @@ inline DiTWeights dit_weights(torch::jit::Module const& module, NetworkInfo cons
                   tensor("x_embedder.proj.bias", {width})};
   w.t_embedder0 = linear("t_embedder.mlp.0", width, 256);
   w.t_embedder2 = linear("t_embedder.mlp.2", width, width);
-  w.y_embedder = tensor("y_embedder.embedding_table.weight", {info.num_classes + 1, width});
+  const std::int64_t labels = std::max(info.num_classes, info.null_class.value_or(-1) + 1);
+  w.y_embedder = tensor("y_embedder.embedding_table.weight", {labels, width});
   w.pos_embed = tensor("pos_embed", {1, info.height / p * (info.width / p), width});
   w.final_layer = linear("final_layer.linear", p * p * out_channels, width);
   std::vector<at::Tensor> weights, biases;
