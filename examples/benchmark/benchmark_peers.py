@@ -101,7 +101,8 @@ def make_source(args: argparse.Namespace, name: str, numbers: tuple[int, int, in
         checkpoint = file.with_suffix(".weights.pt")
         torch.save(weights, checkpoint)
         start = time.perf_counter()
-        command = [sys.executable, EXPORTER, checkpoint, file, "--size", str(shape.size), "--heads", str(heads)]
+        command = [sys.executable, EXPORTER, checkpoint, file, "--size", str(shape.size), "--heads", str(heads),
+                   "--null-class", str(shape.num_classes)]  # fmt: skip
         # The exporter would also say of each step what it does.
         done = subprocess.run(command, capture_output=True, text=True)
         checkpoint.unlink()

@@ -131,7 +131,7 @@ def draw(
     layers: Sequence[nn.Linear],
     look: Callable[[int, int, Tensor], None],
 ) -> None:
-    """DDIM with classifier-free guidance draws pictures of classes 0, 1, 2 ... with a network on any device.
+    """DDIM draws pictures of classes 0, 1, 2 ... with a network on any device, guided where it has a null class.
 
     @look sees of each of @layers and each step, numbers both, the input [rows, in].
     """
@@ -143,16 +143,18 @@ def draw(
             look(numbers[id(weight)], step, x.flatten(0, -2))
 
     labels = torch.arange(images, device=device) % shape.num_classes
-    labels = torch.cat([labels, torch.full_like(labels, shape.num_classes)])
+    halves = 1 if shape.null_label is None else 2
+    if halves == 2:
+        labels = torch.cat([labels, torch.full_like(labels, shape.null_label)])
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(images, shape.channels, shape.size, shape.size, generator=generator).to(device)
     points = trajectory(schedule, steps)
     for step, (t, alpha, sigma) in enumerate(points):
         say(f"calibrating: step {step + 1} of {steps} on {device.type}")
-        time = torch.full((2 * images,), t, device=device, dtype=torch.float32 if shape.flow else torch.int64)
+        time = torch.full_like(labels, t, dtype=torch.float32 if shape.flow else torch.int64)
         with WatchProducts(look_at):
-            given, null = network(torch.cat([x, x]), time, labels)[:, : shape.channels].chunk(2)
-        output = null + guidance * (given - null)
+            outputs = network(torch.cat([x] * halves), time, labels)[:, : shape.channels].chunk(halves)
+        output = outputs[-1] + guidance * (outputs[0] - outputs[-1]) if halves == 2 else outputs[0]
         if shape.flow:  # eps - x_0
             picture, eps = x - sigma * output, x + alpha * output
         else:
@@ -367,7 +369,9 @@ def read_shape(file: Metadata) -> DiTConfig:
     width, heads, ratio = file.integer("width"), file.integer("heads"), file.real("mlp_ratio")
     classes = file.integer("num_classes")
     file.only("input_width", str(size))
-    file.only("null_class", str(classes))
+    null = file.values.get("null_class", "none")
+    if null != "none" and not (null.isdecimal() and int(null) <= classes):
+        file.refuse("null_class", f"must be in [0, {classes}] or none", f"'{null}'")
     if size % patch:
         file.refuse("input_height", f"must be a multiple of patch_size {patch}", str(size))
     if width % 4 or width % heads:
@@ -384,6 +388,7 @@ def read_shape(file: Metadata) -> DiTConfig:
         mlp_ratio=ratio,
         num_classes=classes,
         learned_variance=file.values.get("variance") == "learned_range",
+        null_class=None if null == "none" else int(null),
     )
 
 

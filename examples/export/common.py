@@ -13,6 +13,7 @@ import itertools
 import json
 import math
 import os
+import pathlib
 import re
 import secrets
 import sys
@@ -30,7 +31,31 @@ TOLERANCE = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1}
 
 def fail(message: str) -> None:
     """Ends the program with one line: place, rule, value got."""
-    sys.exit(message)
+    sys.exit(printable(message))
+
+
+def printable(text: str) -> str:
+    """Without what a terminal obeys: names and values come from files of others."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def ask(place: Path, questions: Mapping[str, str]) -> None:
+    """For all options at once that must be given. @questions: each with what was seen instead."""
+    if questions:
+        options = list(questions)
+        names = " and ".join(filter(None, (", ".join(options[:-1]), options[-1])))
+        fail(f"{place}: {names} must be given, got {'; '.join(questions.values())}")
+
+
+def positive_real(text: str) -> float:
+    """Of an option: finite and above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got '{text}'")
+    return value
 
 
 # ------------------------------------------------------------------------------------------------ weights
@@ -46,14 +71,58 @@ def add_variant(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_weights(path: Path, variant: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a .safetensors, .pt, .pth, .ckpt or .bin file, or of a folder's sharded ones. Runs no code from it."""
+# Where training checkpoints keep a state dict: of weights averaged over training, of plain ones, of either.
+SETS = {
+    "ema": ("ema", "ema_model", "model_ema", "ema_state_dict", "state_dict_ema", "params_ema"),
+    "plain": ("model", "model_state_dict", "network", "net", "params"),
+    None: ("state_dict", "module", "checkpoint"),
+}
+# What torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
+WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+# Kept beside the tensors by training programs; bags of values and names of files, no code.
+VALUES = (
+    argparse.Namespace,
+    *((pathlib.PurePath, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name in PATHS),
+)
+
+
+def load_weights(
+    path: Path, variant: str | None = None, which: str | None = None, anchor: str | None = None
+) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .pt, .pth, .ckpt or .bin file, or of a folder's sharded ones. Runs no code from it.
+
+    @which: "ema" or "plain", of a file that has both; None: the averaged ones, where there are any. @anchor: the name of
+    a tensor of the network, for files that have all of them under a prefix.
+    """
     if path.is_dir():
-        return load_folder(path, variant)
-    if variant is not None:
+        path = weights_in(path, variant)
+    elif variant is not None:
         fail(f"--variant: must not be given for a single file, got {variant} for {path}")
+    loaded = load_shards(path) if path.suffix == ".json" else load_file(path)
+    loaded, told = unwrapped(path, loaded, which)
+    weights = without_wrappers(path, loaded)
+    if anchor is not None:
+        weights, told = without_prefix(path, weights, anchor, which, told)
+    if which == "ema" and not told:
+        fail(f'{path}: must hold "ema" for --weights ema, got {some(sorted(weights))}')
+    return weights
+
+
+def load_file(path: Path) -> Mapping[object, object]:
+    """Of a whole network: not one of its shards."""
     if not path.is_file():
         fail(f"{path}: must be a file of weights, got none")
+    shard = re.search(r"-(\d+)-of-(\d+)\b", path.name)
+    indices = [index for index in path.parent.glob("*.json") if ".index." in index.name]
+    if any(path.name in (shards := shards_of(index)) and len(shards) > 1 for index in indices):
+        fail(f"{path}: must be all of a network, got one of the shards of {some([i.name for i in indices])}: give that")
+    if shard and int(shard[2]) > 1:
+        fail(f"{path}: must be all of a network, got shard {int(shard[1])} of {int(shard[2])}: give their index or folder")
+    return read_file(path)
+
+
+def read_file(path: Path) -> Mapping[object, object]:
     if path.suffix == ".safetensors":
         try:
             from safetensors.torch import load_file
@@ -63,26 +132,102 @@ def load_weights(path: Path, variant: str | None = None) -> dict[str, Tensor]:
             return load_file(path)
         except Exception as error:
             fail(f"{path}: must be a safetensors file, got '{first_line(error)}'")
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except RuntimeError:  # files older than the zip format cannot be mapped
-        loaded = load_pickle(path)
-    except Exception as error:
-        fail(f"{path}: must hold tensors only, got '{first_line(error)}'")
+    with torch.serialization.safe_globals([*VALUES]):
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # files older than the zip format cannot be mapped
+            loaded = load_pickle(path)
+        except Exception as error:
+            refuse_pickle(path, error)
     if not isinstance(loaded, Mapping):
         fail(f"{path}: must hold a state dict, got {type(loaded).__name__}")
     return loaded
 
 
-def load_pickle(path: Path) -> dict[str, Tensor]:
+def load_pickle(path: Path) -> object:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        fail(f"{path}: must hold tensors only, got '{first_line(error)}'")
+        refuse_pickle(path, error)
+
+
+def refuse_pickle(path: Path, error: Exception) -> None:
+    # Of torch's page of advice the name is what is new.
+    if match := re.search(r"GLOBAL (\S+) was not an allowed global|Unsupported class (\S+)", str(error)):
+        fail(
+            f"{path}: must hold tensors only, got an object of {match[1] or match[2]}, which may run code; of a file that "
+            f"you trust save the tensors alone: torch.save(torch.load(FILE, weights_only=False)[KEY], NEW_FILE)"
+        )
+    fail(f"{path}: must hold tensors only, got '{first_line(error)}'")
 
 
 def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
+
+
+def unwrapped(place: Path, loaded: Mapping, which: str | None) -> tuple[Mapping, bool]:
+    """The state dict in the dictionaries of a training checkpoint, and whether it is one of the sets that @which tells."""
+    keys: list[str] = []
+    told = False
+    while True:
+        found = {
+            kind: key
+            for kind, names in SETS.items()
+            for key in reversed(names)
+            if isinstance(loaded.get(key), Mapping) and loaded[key]
+        }
+        if not found or len(keys) == 8:
+            break
+        if None in found and "ema" in found:
+            found.setdefault("plain", found.pop(None))
+        if found.keys() & {"ema", "plain"} and not told:
+            kind = which or next(kind for kind in SETS if kind in found)
+            if kind not in found:
+                fail(f"{place}: must hold the weights of --weights {which}, got {some(sorted(map(str, loaded)))}")
+            told = True
+        else:
+            kind = next(iter(found))
+        others = sorted(set(found.values()) - {found[kind]})
+        keys.append(found[kind] + (f" (of {', '.join([found[kind], *others])})" if others else ""))
+        loaded = loaded[found[kind]]
+    if keys:
+        say(f"{place}: taking what is in its {' / '.join(keys)}")
+    return loaded, told
+
+
+def without_wrappers(place: Path, weights: Mapping) -> dict:
+    """The same tensors without the names of wrappers, alone or in each other."""
+    names = {name: WRAPPERS.sub("", name) if isinstance(name, str) else name for name in weights}
+    while names and all(isinstance(name, str) and name.startswith("module.") for name in names.values()):
+        names = {old: WRAPPERS.sub("", new.removeprefix("module.")) for old, new in names.items()}
+    changed = [old for old, new in names.items() if old != new]
+    if changed:
+        say(f"{place}: reading {some(changed[:1])} as {some([names[changed[0]]])}, and so on")
+    if len(set(names.values())) < len(names):
+        fail(f"{place}: must hold each tensor once, got {some(changed)} beside the same without wrappers")
+    return {new: weights[old] for old, new in names.items()}
+
+
+def without_prefix(
+    place: Path, weights: dict, anchor: str, which: str | None, told: bool
+) -> tuple[dict, bool]:
+    """The tensors of one network under its own names, where a trainer put its own ("model.") before them."""
+    names = [name for name in weights if isinstance(name, str)]
+    prefixes = sorted(name.removesuffix(anchor) for name in names if f".{name}".endswith(f".{anchor}"))
+    if prefixes in ([], [""]):
+        return weights, told
+    sets = {"ema": [p for p in prefixes if "ema" in p], "plain": [p for p in prefixes if "ema" not in p]}
+    kind = which if which and not told else "ema" if sets["ema"] else "plain"
+    if len(sets[kind]) != 1:
+        found = some([p or "no prefix" for p in prefixes])
+        fail(f"{place}: must hold one network{f' of --weights {which}' if which else ''}, got tensors under {found}")
+    prefix = sets[kind][0]
+    inside = {n for n in names if n.startswith(prefix) and not any(p and n.startswith(p) for p in prefixes if p != prefix)}
+    if prefix:
+        say(f"{place}: taking the tensors under {prefix}")
+    if left := sorted(set(map(str, weights)) - inside):
+        say(f"{place}: left out {len(left)} that are not of it: {some(left)}")
+    return {name.removeprefix(prefix): weights[name] for name in weights if name in inside}, True
 
 
 # A folder's weights in one file or with an index of shards, with a variant's name or without. Of the index of a variant
@@ -105,8 +250,8 @@ def find_weights(folder: Path) -> dict[str, Path]:
     return found
 
 
-def load_folder(folder: Path, variant: str | None) -> dict[str, Tensor]:
-    """A diffusers folder's weights: one file, or shards that an index names."""
+def weights_in(folder: Path, variant: str | None) -> Path:
+    """A diffusers folder's weights: one file, or the index of shards."""
     found = find_weights(folder)
     variants = sorted(name for name in found if name)
     if variant is not None and variant not in variants:
@@ -119,19 +264,27 @@ def load_folder(folder: Path, variant: str | None) -> dict[str, Tensor]:
             fail(f"{folder}: --variant must say which of the weights, got none for {', '.join(variants)}")
         say(f"{folder} holds weights of one variant only: taking {variants[0]}")
         variant = variants[0]
-    path = found[variant or ""]
-    return load_shards(path) if path.suffix == ".json" else load_weights(path)
+    return found[variant or ""]
+
+
+def shards_of(index: Path) -> set[str]:
+    """What it names, or nothing where it is no index."""
+    try:
+        return set(json.loads(index.read_text())["weight_map"].values())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
 
 
 def load_shards(index: Path) -> dict[str, Tensor]:
-    names = read_json(index).get("weight_map")
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
         fail(f'{index}: must have a "weight_map" from tensors to shards, got none')
     weights: dict[str, Tensor] = {}
     for shard in sorted(set(names.values())):
         if not (index.parent / shard).is_file():
             fail(f"{index}: every shard must be there, got no {shard}")
-        weights |= load_weights(index.parent / shard)
+        weights |= read_file(index.parent / shard)
     absent = sorted(set(names) - set(weights))
     if absent:
         fail(f"{index}: the shards must hold every tensor that it lists, got none called {some(absent)}")
@@ -153,11 +306,26 @@ def read_json(path: Path) -> dict:
 
 def some(names: list[str]) -> str:
     """At most four of them."""
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "nothing"
+    return ", ".join(name[:100] for name in names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "") if names else "nothing"
+
+
+def require_tensors(place: Path, weights: Mapping[str, object]) -> None:
+    """Of a floating type, with values."""
+    for name, tensor in weights.items():
+        if isinstance(tensor, Mapping):
+            rule = "must hold the tensors alone, or under a name that this program knows"
+            fail(f"{place}: {rule}, got a dictionary called {str(name)[:100]}")
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            fail(f"{place}: {str(name)[:100]} must be a tensor, got {type(tensor).__name__}")
+        if not tensor.is_floating_point():
+            fail(f"{place}: {name} must be of a floating type, got {str(tensor.dtype).removeprefix('torch.')}")
+        if tensor.layout is not torch.strided or tensor.is_meta:
+            fail(f"{place}: {name} must have all its values, got {'none' if tensor.is_meta else 'a sparse tensor'}")
 
 
 def fill(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
     """Gives the network its weights as float32; every tensor must be there, have its shape, and be used."""
+    require_tensors(source, weights)
     wanted = network.state_dict()
     absent, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     if absent:
@@ -465,7 +633,7 @@ def positive(text: str) -> int:
 
 def say(message: str) -> None:
     """Progress goes to stderr: stdout is for results."""
-    print(message, file=sys.stderr, flush=True)
+    print(printable(message), file=sys.stderr, flush=True)
 
 
 def find_diffusers() -> ModuleType | None:

@@ -18,12 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+LAST = -1
+
+
 @dataclass(frozen=True)
 class DiTConfig:
-    """Shape of a network. `num_classes` leaves out the null class, which is the embedding table's last row.
+    """Shape of a network. `num_classes` is how many can be asked for, 0 of a network that takes no label.
 
-    The last two are how the official networks compute, and were trained. diffusers computes with 127 frequency steps,
-    which turns the angles of high timesteps by up to half a turn, and with the `norm_eps` of its config.
+    `frequency_steps` and `mlp_norm_eps` are how the official networks compute, and were trained. diffusers computes with
+    127 frequency steps, which turns the angles of high timesteps by up to half a turn, and with the `norm_eps` of its
+    config.
     """
 
     channels: int = 3
@@ -39,6 +43,17 @@ class DiTConfig:
     mlp_norm_eps: float = 1e-6  # of the norm before the MLP
     # SiT: t is 1000 where x is noise and 0 where x is the picture, and the embedder is told 1 - t / 1000.
     flow: bool = False
+    # The label that means no class: LAST is a row of the embedding table behind those of the classes; None: there is none.
+    null_class: int | None = LAST
+
+    @property
+    def null_label(self) -> int | None:
+        return self.null_class if self.null_class != LAST else self.num_classes or None
+
+    @property
+    def label_rows(self) -> int:
+        """Of the embedding table. A network that takes no label has one."""
+        return max(1, self.num_classes, 1 + (self.null_label or 0))
 
     @property
     def out_channels(self) -> int:
@@ -114,11 +129,11 @@ class TimestepEmbedder(nn.Module):
 
 
 class LabelEmbedder(nn.Module):
-    """y [n] in [0, num_classes] -> [n, width]; row num_classes stands for "no class"."""
+    """y [n] in [0, rows) -> [n, width]; one of the rows may stand for "no class"."""
 
-    def __init__(self, num_classes: int, width: int):
+    def __init__(self, rows: int, width: int):
         super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, width)
+        self.embedding_table = nn.Embedding(rows, width)
 
     def forward(self, y: Tensor) -> Tensor:
         return self.embedding_table(y)
@@ -213,7 +228,7 @@ class DiT(nn.Module):
 
         self.x_embedder = PatchEmbed(config.channels, config.patch, width)
         self.t_embedder = TimestepEmbedder(width, config.frequency_steps, config.flow)
-        self.y_embedder = LabelEmbedder(config.num_classes, width)
+        self.y_embedder = LabelEmbedder(config.label_rows, width)
         self.register_buffer("pos_embed", sin_cos_position_embedding(width, self.grid))
         self.blocks = nn.ModuleList(Block(width, config.mlp_ratio, config.mlp_norm_eps) for _ in range(config.depth))
         self.final_layer = FinalLayer(width, config.patch, self.out_channels)
@@ -238,12 +253,15 @@ class DiT(nn.Module):
         """Predicted noise, or for SiT noise minus picture, and, with learned variance, variance interpolation.
 
         x [n, channels, size, size] in the weights' dtype; t [n] timesteps, int64 or floating; y [n] int64 classes, or
-        num_classes for none. Returns [n, out_channels, size, size] in the weights' dtype: first epsilon, then, if
+        null_label for none. Returns [n, out_channels, size, size] in the weights' dtype: first epsilon, then, if
         learned, v, where (v + 1) / 2 mixes log(beta_t), at 1, and the log of the posterior variance, at 0.
         """
+        return self.conditioned(x, self.t_embedder(t) + self.y_embedder(y))
+
+    def conditioned(self, x: Tensor, c: Tensor) -> Tensor:
+        """The same of the sum of both embeddings, c [n, width]."""
         tokens = self.x_embedder(x)
         tokens = tokens + self.pos_embed.to(tokens.dtype)
-        c = self.t_embedder(t) + self.y_embedder(y)
         activated = F.silu(c)
         # Over tensors: a loop over modules TorchScript would write out, and compile the fused kernels of every block by
         # themselves, for seconds.
@@ -256,15 +274,28 @@ class DiT(nn.Module):
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
 
-def random_inputs(config: DiTConfig) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
-    """So many rows of x, t and y for `DiT.forward`, other ones at every call and the same in every run."""
+class UnconditionalDiT(DiT):
+    """Of a `DiTConfig` of no classes: its table of labels has one row, which always counts."""
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        """As that of a DiT, without y."""
+        return self.conditioned(x, self.t_embedder(t) + self.y_embedder.embedding_table.weight)
+
+
+def make_dit(config: DiTConfig) -> DiT:
+    return DiT(config) if config.num_classes else UnconditionalDiT(config)
+
+
+def random_inputs(config: DiTConfig) -> Callable[[int], tuple[Tensor, ...]]:
+    """So many rows of x, t and y for `forward`, other ones at every call and the same in every run."""
     generator = torch.Generator().manual_seed(0)
 
-    def draw(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(rows: int) -> tuple[Tensor, ...]:
         x = torch.randn(rows, config.channels, config.size, config.size, generator=generator)
         t = torch.randint(1000, (rows,), generator=generator)
         if config.flow:  # which knows the times between, too
             t = t + torch.rand(rows, generator=generator)
-        return x, t, torch.randint(config.num_classes + 1, (rows,), generator=generator)
+        labels = torch.randint(config.label_rows, (rows,), generator=generator)
+        return (x, t, labels) if config.num_classes else (x, t)
 
     return draw

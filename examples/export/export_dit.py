@@ -7,9 +7,11 @@ beside it.
 
 A SiT is a DiT trained by flow matching. Its tensors are named and shaped like those of a DiT, so that --kind sit has to
 say that it is one. It must have been trained on the straight path to predict the velocity, as the published ones were:
-x is t data + (1 - t) noise, the network is told t, from 0 to 1, and gives data - noise. The written network has the
-conventions of tstitch: it is told 1000 (1 - t) and gives noise - data, for which the last layer's weights are negated;
-the second half of its output, which means nothing, is left out. "tstitch_sample --sampler ddim --steps 50" is Euler's
+x is t data + (1 - t) noise, the network is told t, from 0 to 1, and gives data - noise; or the other way round,
+x is (1 - t) data + t noise and it gives noise - data (--time noise). What it answers near both ends is compared with
+that. The written network has the conventions of tstitch: it is told 1000 where x is noise and 0 where it is data, and
+gives noise - data, for which weights of its last or first layer are changed; the second half of its output, which means
+nothing, is left out. "tstitch_sample --sampler ddim --steps 50" is Euler's
 method in 50 even steps then, and --sampler heun that of Heun.
 
 The shape is read from the tensors or from config.json. No code of the file is run, and nothing is written unless all of
@@ -32,21 +34,27 @@ from common import (
     TOLERANCE,
     Config,
     add_variant,
+    ask,
     component,
     fail,
     fill,
     find_diffusers,
     load_weights,
     positive,
+    positive_real,
     require_place,
+    require_tensors,
     say,
     some,
     write,
 )
-from dit import DiT, DiTConfig, random_inputs, sin_cos_position_embedding
+from dit import LAST, DiT, DiTConfig, make_dit, random_inputs, sin_cos_position_embedding
 
 # The tensors do not tell the heads of the official networks S, B, L and XL; their width does.
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
+OFFICIAL_ROWS = 1001  # of the table of labels: the classes of ImageNet, and the one that means no class
+NO_CLASS = "none"  # what --null-class says where no label means that
+OFFICIAL_SCALE = 0.18215  # of latents of 4 channels: of Stable Diffusion's autoencoder
 
 FLOW_SCHEDULE = {"prediction": "flow", "noise_schedule": "flow", "num_train_timesteps": 1000}
 
@@ -80,33 +88,8 @@ DEFAULT_SCHEDULE = {
 # ------------------------------------------------------------------------------------------------ official layout
 
 
-def read_checkpoint(path: Path, which: str | None, variant: str | None) -> dict[str, Tensor]:
-    """The state dict of a file; of a training checkpoint the averaged weights, unless it is to be the plain ones."""
-    # Training checkpoints of the official layout keep their command line, as a Namespace: a bag of values, no code.
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        weights = load_weights(path, variant)
-    sets = {name: key for name, key in (("ema", "ema"), ("plain", "model")) if isinstance(weights.get(key), Mapping)}
-    if sets:
-        which = which or next(iter(sets))
-        if which not in sets:
-            fail(f"{path}: must hold the weights of --weights {which}, got {some(sorted(map(str, weights)))}")
-        weights = weights[sets[which]]
-    elif which == "ema":
-        fail(f"{path}: must hold \"ema\" for --weights ema, got {some(sorted(map(str, weights)))}")
-    require_tensors(path, weights)
-    return dict(weights)
-
-
-def require_tensors(path: Path, weights: Mapping[str, object]) -> None:
-    for name, tensor in weights.items():
-        if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            fail(f"{path}: {name} must be a tensor, got {type(tensor).__name__}")
-        if not tensor.is_floating_point():
-            fail(f"{path}: {name} must be of a floating type, got {str(tensor.dtype).removeprefix('torch.')}")
-
-
-def read_shape(path: Path, weights: Mapping[str, Tensor], size: int | None, heads: int | None) -> DiTConfig:
-    """The shape that the tensors of the official layout tell."""
+def read_shape(path: Path, weights: Mapping[str, Tensor], args: argparse.Namespace) -> DiTConfig:
+    """The shape that the tensors of the official layout tell, with the options for what they do not."""
     if any(name.startswith("transformer_blocks.") for name in weights):
         fail(f"{path}: must be in the official layout, got diffusers' names: give their folder with its config.json")
 
@@ -124,31 +107,37 @@ def read_shape(path: Path, weights: Mapping[str, Tensor], size: int | None, head
     if width % 4:
         fail(f"{path}: the width must be a multiple of 4, got {width}")
     rows = dimensions("y_embedder.embedding_table.weight", "[classes + 1, width]", 2)[0]
-    if rows < 2:
-        fail(f"{path}: y_embedder.embedding_table.weight must have a row a class and one for none, got {rows} rows")
     hidden = dimensions("blocks.0.mlp.fc1.weight", "[hidden, width]", 2)[0]
     outputs = dimensions("final_layer.linear.weight", "[patch * patch * channels, width]", 2)[0]
+    learned_variance = read_learned_variance(path, channels, outputs, patch)
+    questions: dict[str, str] = {}
+    heads = read_heads(args.heads, width, questions)
+    size = read_size(path, weights.get("pos_embed"), patch, args.size, questions)
+    num_classes, null_class = read_classes(args, rows, questions)
+    read_space(args, channels, None, questions)
+    ask(path, questions)
     return DiTConfig(
         channels=channels,
-        size=read_size(path, weights.get("pos_embed"), patch, size),
+        size=size,
         patch=patch,
         width=width,
-        depth=count_blocks(weights),
-        heads=read_heads(path, width, heads),
+        depth=count_blocks(path, weights),
+        heads=heads,
         mlp_ratio=hidden / width,
-        num_classes=rows - 1,
-        learned_variance=read_learned_variance(path, channels, outputs, patch),
+        num_classes=num_classes,
+        learned_variance=learned_variance,
+        null_class=null_class,
     )
 
 
-def read_size(path: Path, table: Tensor | None, patch: int, size: int | None) -> int:
+def read_size(path: Path, table: Tensor | None, patch: int, size: int | None, questions: dict[str, str]) -> int:
     """Height and width of x, from the table of positions [1, tokens, width] or from --size."""
     if size is not None and (size < 1 or size % patch):
         fail(f"--size: must be a multiple of the patch size {patch}, got {size}")
     if table is None:
         if size is None:
-            fail(f"{path}: --size must be given, because the file holds no pos_embed to tell it, got none")
-        return size
+            questions["--size"] = "no pos_embed to tell the height of x"
+        return size or 0
     tokens = table.shape[1] if table.ndim == 3 else 0
     grid = math.isqrt(tokens)
     if not tokens or grid * grid != tokens:
@@ -158,13 +147,53 @@ def read_size(path: Path, table: Tensor | None, patch: int, size: int | None) ->
     return grid * patch
 
 
-def read_heads(path: Path, width: int, heads: int | None) -> int:
+def read_heads(heads: int | None, width: int, questions: dict[str, str]) -> int:
     if heads is None and width not in HEADS:
-        fail(f"{path}: --heads must be given for widths other than {', '.join(map(str, HEADS))}, got none for {width}")
+        questions["--heads"] = f"a width of {width}, where {', '.join(map(str, HEADS))} would tell"
+        return 0
     heads = HEADS[width] if heads is None else heads
     if heads < 1 or width % heads:
         fail(f"--heads: must divide the width {width}, got {heads}")
     return heads
+
+
+def read_classes(args: argparse.Namespace, rows: int, questions: dict[str, str]) -> tuple[int, int | None]:
+    """How many can be asked for, and which label means none; of a table of so many @rows."""
+    null = args.null_class
+    if rows == 1 and null in (None, NO_CLASS, 0):
+        return 0, None
+    if null is None:
+        names = len(args.class_names or [])
+        if rows == OFFICIAL_ROWS or rows == names + 1:
+            null = rows - 1
+        elif rows == names:
+            null = NO_CLASS
+        else:
+            questions["--null-class"] = (
+                f"{rows} rows of labels, which are {rows} classes (--null-class none) or {rows - 1} and one for no class "
+                f"(--null-class {rows - 1})"
+            )
+            return 0, None
+    if null == NO_CLASS:
+        return rows, None
+    if not null < rows:
+        fail(f"--null-class: must be a row of the network's table of {rows}, or none, got {null}")
+    return (rows - 1, LAST) if null == rows - 1 else (rows, null)
+
+
+def read_space(
+    args: argparse.Namespace, channels: int, scale: float | None, questions: dict[str, str]
+) -> dict[str, object]:
+    """Whether x is a picture, and else the scale of latents. @scale: what a pipeline tells."""
+    if args.decoding == "pixels":
+        if args.latent_scale is not None:
+            fail(f"--latent-scale: must not be given for --decoding pixels, got {args.latent_scale:g}")
+        return {"decoding": "pixels"}
+    scale = args.latent_scale or scale or (OFFICIAL_SCALE if channels == 4 else None)
+    if scale is None:
+        ways = "pixels (--decoding pixels) or latents (--latent-scale S)" if args.decoding is None else "latents"
+        questions["--latent-scale" if args.decoding else "--decoding"] = f"{channels} channels, which may be {ways}"
+    return {"decoding": "none", "latent_scale": scale}
 
 
 def read_learned_variance(place: Path, channels: int, outputs: int, patch: int) -> bool:
@@ -177,10 +206,12 @@ def read_learned_variance(place: Path, channels: int, outputs: int, patch: int) 
     return outputs == 2 * patch * patch * channels
 
 
-def count_blocks(weights: Mapping[str, Tensor]) -> int:
-    numbers = {int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d+)\.", name))}
-    # Up to the first gap: blocks behind it are then refused as tensors of another network.
-    return next(n for n in range(len(numbers) + 1) if n not in numbers)
+def count_blocks(path: Path, weights: Mapping[str, Tensor]) -> int:
+    numbers = sorted({int(match[1]) for name in weights if (match := re.match(r"blocks\.(\d{1,6})\.", name))})
+    for expected, number in enumerate(numbers):
+        if number != expected:
+            fail(f"{path}: must hold the blocks from 0 on without a gap, got no block {expected} before block {number}")
+    return len(numbers)
 
 
 # ------------------------------------------------------------------------------------------------ diffusers
@@ -365,7 +396,7 @@ class Source:
     network: DiT
     weights: dict[str, Tensor]
     schedule: dict[str, object] = dataclasses.field(default_factory=lambda: DEFAULT_SCHEDULE)
-    latent_scale: float = 0.18215
+    latent_scale: float | None = None  # of a pipeline
     class_names: list[str] = dataclasses.field(default_factory=list)
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
     peer: nn.Module | None = None
@@ -374,15 +405,16 @@ class Source:
 def without_weights(shape: DiTConfig) -> DiT:
     """On no device: memory and random numbers would be for nothing, the weights come from the file."""
     with torch.device("meta"):
-        return DiT(shape)
+        return make_dit(shape)
 
 
 def open_file(args: argparse.Namespace) -> Source:
     if args.kind == "sit" and args.arithmetic == "diffusers":
         fail("--arithmetic: must be official for SiT, which diffusers does not have, got diffusers")
     say(f"reading {args.checkpoint}")
-    weights = read_checkpoint(args.checkpoint, args.weights, args.variant)
-    shape = read_shape(args.checkpoint, weights, args.size, args.heads)
+    weights = load_weights(args.checkpoint, args.variant, args.weights, anchor="x_embedder.proj.weight")
+    require_tensors(args.checkpoint, weights)
+    shape = read_shape(args.checkpoint, weights, args)
     if args.arithmetic == "diffusers":
         shape = dataclasses.replace(shape, frequency_steps=127, mlp_norm_eps=1e-5)
     return Source(args.checkpoint, shape, without_weights(shape), weights)
@@ -391,8 +423,9 @@ def open_file(args: argparse.Namespace) -> Source:
 def open_folder(args: argparse.Namespace) -> Source:
     if args.kind == "sit":
         fail(f"--kind: must be dit for a folder of diffusers, which does not have SiT, got sit for {args.checkpoint}")
-    if args.weights:
-        fail(f"--weights: must not be given for a folder of diffusers, which has one set, got {args.weights}")
+    for option, value in (("--weights", args.weights), ("--null-class", args.null_class)):
+        if value is not None:
+            fail(f"{option}: must not be given for a folder of diffusers, which tells it, got {value}")
     folder = component(args.checkpoint, "transformer")
     config = Config(folder / "config.json")
     shape = read_config(config)
@@ -415,32 +448,78 @@ def open_folder(args: argparse.Namespace) -> Source:
     renamed = official_names(folder, weights, network)
     source = Source(folder, shape, network, renamed, peer=peer(config, weights, shape))
     read_pipeline(source, args.checkpoint if folder != args.checkpoint else folder.resolve().parent)
+    questions: dict[str, str] = {}
+    read_space(args, shape.channels, source.latent_scale, questions)
+    ask(folder, questions)
     return source
 
 
 class PublishedSiT(nn.Module):
-    """A SiT as it was trained, with the arguments and the result of ours."""
+    """A SiT as it was trained, with the arguments and the result of ours.
 
-    def __init__(self, network: DiT, channels: int):
+    @noise_last: it is told 1 where x is noise, and gives noise - data.
+    """
+
+    def __init__(self, network: DiT, channels: int, noise_last: bool):
         super().__init__()
-        self.network, self.channels = network, channels
+        self.network, self.channels, self.noise_last = network, channels, noise_last
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        return -self.network(x, 1 - t / 1000, y)[:, : self.channels]
+    def forward(self, x: Tensor, t: Tensor, *y: Tensor) -> Tensor:
+        told = t / 1000 if self.noise_last else 1 - t / 1000
+        velocity = self.network(x, told, *y)[:, : self.channels]
+        return velocity if self.noise_last else -velocity
 
 
-def to_flow(source: Source) -> None:
+def to_flow(source: Source, noise_last: bool) -> None:
     """The network that was read as a DiT is a SiT."""
     published, channels = source.network, source.shape.channels
     weights = published.state_dict()
     for name in ("final_layer.linear.weight", "final_layer.linear.bias"):
-        pixels = weights[name].unflatten(0, (-1, published.out_channels))  # of a patch
-        weights[name] = -pixels[:, :channels].flatten(0, 1)
+        pixels = weights[name].unflatten(0, (-1, published.out_channels))[:, :channels].flatten(0, 1)  # of a patch
+        weights[name] = pixels.clone() if noise_last else -pixels
+    if noise_last:
+        weights["t_embedder.mlp.0.weight"] = reversed_in_time(weights["t_embedder.mlp.0.weight"])
     source.shape = dataclasses.replace(source.shape, learned_variance=False, flow=True)
     source.network = without_weights(source.shape)
     source.network.load_state_dict(weights, assign=True)
-    source.peer = PublishedSiT(published, channels)
+    source.peer = PublishedSiT(published, channels, noise_last)
     source.schedule = FLOW_SCHEDULE
+
+
+def reversed_in_time(weight: Tensor) -> Tensor:
+    """What makes of the waves of 1 - u what @weight [width, 256] makes of those of u: [cosines, sines] of w u."""
+    w = 10000.0 ** (-torch.arange(128, dtype=torch.float64) / DiTConfig.frequency_steps)
+    cosines, sines = weight.double().chunk(2, dim=1)
+    turned = torch.cat([cosines * w.cos() + sines * w.sin(), cosines * w.sin() - sines * w.cos()], dim=1)
+    return turned.to(weight.dtype)
+
+
+@torch.no_grad()
+def check_time(place: Path, published: nn.Module, shape: DiTConfig, noise_last: bool) -> None:
+    """Refuses a --time that the network's answers contradict.
+
+    Where x is nearly noise, a network that predicts data - noise or noise - data can say little else than -x or x. Near
+    the other end it answers noise, which is no picture, with something else.
+    """
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, shape.channels, shape.size, shape.size, generator=generator)
+    labels = [torch.arange(4) % shape.label_rows] if shape.num_classes else []
+    off = {}
+    for told in (0.05, 0.95):
+        answer = published(x, torch.full((4,), told), *labels)[:, : shape.channels]
+        off |= {(told, sign): ((answer - sign * x).square().mean() / x.square().mean()).item() for sign in (-1, 1)}
+    told, sign = min(off, key=lambda key: off[key] if math.isfinite(off[key]) else math.inf)
+    other = min(value for (time, _), value in off.items() if time != told)
+    given = "noise" if noise_last else "data"
+    if not off[told, sign] < 0.5 or not other > 3 * off[told, sign]:
+        say(f"{place}: the network's answers do not tell whether t = 1 is noise or data; taking --time {given}")
+        return
+    found = {(0.05, -1): "data", (0.95, 1): "noise"}.get((told, sign))
+    if found is None:
+        predicted = "noise - data" if sign > 0 else "data - noise"
+        fail(f"{place}: must predict dx / dt along its own t, got {predicted} with noise at t = {round(told)}")
+    if found != given:
+        fail(f"--time: must be {found}, as the network answers noise at t = {round(told)}, got {given}")
 
 
 def read_pipeline(source: Source, folder: Path) -> None:
@@ -469,13 +548,11 @@ def give_positions(source: Source) -> None:
     source.weights["pos_embed"] = computed
 
 
-def read_class_names(path: Path, num_classes: int) -> list[str]:
+def read_class_names(path: Path) -> list[str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{path}: must be a text file, got '{error}'")
-    if len(lines) != num_classes:
-        fail(f"{path}: must have one line for each of the {num_classes} classes, got {len(lines)} lines")
     empty = [str(number) for number, line in enumerate(lines, 1) if not line.strip()]
     if empty:
         fail(f"{path}: must have a name in each line, got none in line {some(empty)}")
@@ -494,14 +571,14 @@ def metadata(source: Source, args: argparse.Namespace) -> dict[str, object]:
         "input_width": shape.size,
         "variance": "learned_range" if shape.learned_variance else "fixed",
         "num_classes": shape.num_classes,
-        "null_class": shape.num_classes,
+        "null_class": "none" if shape.null_label is None else shape.null_label,
         "timestep_type": "float32" if shape.flow else "int64",
         **source.schedule,
-        "decoding": "none",
-        "latent_scale": source.latent_scale,
-        "guidance_scale": args.guidance_scale,
+        **read_space(args, shape.channels, source.latent_scale, {}),
+        "guidance_scale": args.guidance_scale if shape.null_label is not None else 1.0,
         # Engines that bring their own network know the official ones by this word.
-        "architecture": "sit" if shape.flow else "dit" if official else "dit_diffusers",
+        "architecture": ("sit" if shape.flow else "dit" if official else "dit_diffusers")
+        + ("" if shape.num_classes else "_unconditional"),
         "width": shape.width,
         "depth": shape.depth,
         "heads": shape.heads,
@@ -543,6 +620,28 @@ def parse_arguments() -> argparse.Namespace:
         help="timestep frequencies and the constant of a norm, which the two compute differently "
         "(default: as the program computes that CHECKPOINT is for)",
     )
+    parser.add_argument(
+        "--null-class",
+        type=label,
+        metavar="N",
+        help="the label that means no class, or none (default: the last of 1001 rows, of a folder the last of all)",
+    )
+    parser.add_argument(
+        "--decoding",
+        choices=["pixels", "none"],
+        help="pixels where x is a picture in [-1, 1], none where it is latents (default: none for 4 channels)",
+    )
+    parser.add_argument(
+        "--latent-scale",
+        type=positive_real,
+        metavar="S",
+        help=f"what latents were multiplied with (default: a pipeline's own, {OFFICIAL_SCALE} for 4 channels)",
+    )
+    parser.add_argument(
+        "--time",
+        choices=["data", "noise"],
+        help="SiT: what x is where the network is told t = 1; noise for REPA and its kin (default: data)",
+    )
     parser.add_argument("--class-names", type=Path, metavar="FILE", help="names of the classes, one a line")
     parser.add_argument("--training-data", default="", help="what the network was trained on")
     parser.add_argument("--license", default="", help="licence of the weights")
@@ -557,21 +656,36 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not math.isfinite(args.guidance_scale):
         fail(f"--guidance-scale: must be a finite number, got {args.guidance_scale}")
+    if args.time and args.kind != "sit":
+        fail(f"--time: is for --kind sit, got {args.time} for a DiT")
     require_place(args.output)
+    args.names_file = args.class_names
+    args.class_names = read_class_names(args.class_names) if args.class_names else []
     return args
+
+
+def label(text: str) -> int | str:
+    """Of a class, or none."""
+    if text != NO_CLASS and not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a label or none, got '{text}'")
+    return text if text == NO_CLASS else int(text)
 
 
 def main() -> None:
     args = parse_arguments()
     form = form_of(args)
     source = open_folder(args) if args.checkpoint.is_dir() else open_file(args)
-    if args.class_names:
-        source.class_names = read_class_names(args.class_names, source.shape.num_classes)
+    if args.names_file:
+        source.class_names, count = args.class_names, source.shape.num_classes
+        if len(source.class_names) != count:
+            lines = len(source.class_names)
+            fail(f"{args.names_file}: must have one line for each of the {count} classes, got {lines} lines")
     give_positions(source)
     fill(source.network, source.weights, source.place)
     source.weights.clear()  # where they were of another type, a copy of them is in the network
     if args.kind == "sit":
-        to_flow(source)
+        check_time(source.place, source.network.eval(), source.shape, args.time == "noise")
+        to_flow(source, args.time == "noise")
     shape = source.shape
     say(
         f"{'SiT' if shape.flow else 'DiT'} of {shape.depth} blocks, width {shape.width}, {shape.heads} heads, "

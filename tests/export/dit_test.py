@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import math
 import pickle
 import shutil
 import subprocess
@@ -36,6 +37,7 @@ from dit import DiT, DiTConfig, sin_cos_position_embedding  # noqa: E402
 from harness import relative, require_refusal  # noqa: E402
 
 TINY = DiTConfig(channels=4, size=16, width=48, depth=2, heads=3, num_classes=5)
+ASKED = ("--heads", 3, "--null-class", 5)  # which its tensors do not tell
 Weights = dict[str, Tensor]
 torch.set_grad_enabled(False)
 
@@ -115,7 +117,7 @@ def saved(name: str, content: object) -> Path:
 def check_plain_file() -> None:
     weights = random_weights(TINY)
     source = saved("official.pt", weights)
-    network, info = exported(source, "tiny.pt", "--heads", 3, "--license", "CC0", "--guidance-scale", 1.25)
+    network, info = exported(source, "tiny.pt", *ASKED, "--license", "CC0", "--guidance-scale", 1.25)
     must_agree(network(*inputs(TINY)), network_of(TINY, weights)(*inputs(TINY)))
     expected = {
         "name": "tiny", "input_channels": "4", "input_height": "16", "prediction": "epsilon",
@@ -127,7 +129,7 @@ def check_plain_file() -> None:
     }  # fmt: skip
     assert info == expected, info
 
-    exported(source, "again.pt", "--heads", 3, "--license", "CC0", "--guidance-scale", 1.25, "--name", "tiny")
+    exported(source, "again.pt", *ASKED, "--license", "CC0", "--guidance-scale", 1.25, "--name", "tiny")
     first, second = (scratch / "tiny.pt").read_bytes(), (scratch / "again.pt").read_bytes()
     assert first == second, "the same checkpoint must give the same bytes"
     assert str(export).encode() not in first, "no paths of this machine inside"
@@ -136,9 +138,9 @@ def check_plain_file() -> None:
 def check_shapes() -> None:
     """What the tensors tell: the table of heads, patches, channels, fixed variance, hidden width, a missing table."""
     variants = [
-        (dataclasses.replace(TINY, width=384, heads=6, depth=1, size=8), []),
-        (dataclasses.replace(TINY, patch=4, channels=3, learned_variance=False), ["--heads", 3]),
-        (dataclasses.replace(TINY, patch=8, mlp_ratio=2.0, depth=3), ["--heads", 3, "--size", 16]),
+        (dataclasses.replace(TINY, width=384, heads=6, depth=1, size=8), ASKED[2:]),
+        (dataclasses.replace(TINY, patch=4, channels=3, learned_variance=False), [*ASKED, "--decoding", "pixels"]),
+        (dataclasses.replace(TINY, patch=8, mlp_ratio=2.0, depth=3), [*ASKED, "--size", 16]),
     ]
     for number, (config, arguments) in enumerate(variants):
         weights = random_weights(config, number)
@@ -149,7 +151,7 @@ def check_shapes() -> None:
 
     weights = random_weights(TINY)
     without = {name: tensor for name, tensor in weights.items() if name != "pos_embed"}
-    network, _ = exported(saved("without.pt", without), "without_out.pt", "--heads", 3, "--size", 16)
+    network, _ = exported(saved("without.pt", without), "without_out.pt", *ASKED, "--size", 16)
     must_agree(network(*inputs(TINY)), network_of(TINY, weights)(*inputs(TINY)))
 
 
@@ -160,13 +162,13 @@ def check_training_checkpoint() -> None:
     content = {"model": plain, "ema": ema, "opt": {"state": {0: {"step": 3}}}, "args": options}
     source = saved("training.pt", content)
     for arguments, weights in (([], ema), (["--weights", "ema"], ema), (["--weights", "plain"], plain)):
-        network, _ = exported(source, "trained.pt", "--heads", 3, *arguments)
+        network, _ = exported(source, "trained.pt", *ASKED, *arguments)
         must_agree(network(*inputs(TINY)), network_of(TINY, weights)(*inputs(TINY)))
     only_plain = saved("only_plain.pt", {"model": plain})
-    network, _ = exported(only_plain, "trained.pt", "--heads", 3)
+    network, _ = exported(only_plain, "trained.pt", *ASKED)
     must_agree(network(*inputs(TINY)), network_of(TINY, plain)(*inputs(TINY)))
     must_refuse(only_plain, "--weights", "ema", says="must hold the weights of --weights ema, got model")
-    must_refuse(scratch / "official.pt", "--weights", "ema", says='must hold "ema" for --weights ema, got blocks.0.')
+    must_refuse(scratch / "official.pt", *ASKED, "--weights", "ema", says='must hold "ema" for --weights ema, got blocks.')
 
 
 def check_half() -> None:
@@ -174,12 +176,12 @@ def check_half() -> None:
     expected = network_of(TINY, weights)(*inputs(TINY))
     x, t, y = inputs(TINY)
     for name, dtype in (("float16", torch.float16), ("bfloat16", torch.bfloat16)):
-        network, _ = exported(scratch / "official.pt", "half.pt", "--heads", 3, "--dtype", name)
+        network, _ = exported(scratch / "official.pt", "half.pt", *ASKED, "--dtype", name)
         assert {tensor.dtype for tensor in network.state_dict().values()} == {dtype}
         must_agree(network(x.to(dtype), t, y), expected, 1e-1 if dtype == torch.bfloat16 else 2e-2)
         # Read from half precision, whose table of positions is a rounded one.
         source = saved("half_source.pt", {key: tensor.to(dtype) for key, tensor in weights.items()})
-        assert exported(source, "from_half.pt", "--heads", 3)[0].state_dict()["pos_embed"].equal(weights["pos_embed"])
+        assert exported(source, "from_half.pt", *ASKED)[0].state_dict()["pos_embed"].equal(weights["pos_embed"])
 
 
 def check_calibration() -> None:
@@ -231,7 +233,7 @@ def check_calibration() -> None:
     path, plain = scratch / "calibrated.pt", scratch / "uncalibrated.pt"
     source = saved("to_calibrate.pt", weights)
     for output, more in ((path, ("--calibrate", 3)), (plain, ())):
-        message = run(source, output, "--heads", 3, *more)
+        message = run(source, output, *ASKED, *more)
         assert not message, message
     values = [float(line) for line in extra_of(path, "e4m3_inputs").splitlines()]
     assert [value > 0 for value in values] == 2 * [True, False, True, True], values
@@ -246,7 +248,7 @@ def check_calibration() -> None:
     exact = pictures[plain, "native"]
     for output in (path, plain):
         assert 1e-4 < relative(pictures[output, "native-e4m3"], exact) < 0.2, output
-    must_refuse(source, "--heads", 3, "--calibrate", 0, says="must be a number in [1, 65536], got '0'")
+    must_refuse(source, *ASKED, "--calibrate", 0, says="must be a number in [1, 65536], got '0'")
     print("calibrated")
 
 
@@ -344,12 +346,12 @@ def check_calibrated_weights() -> None:
 
     half = scratch / "calibrated_half.pt"
     source = scratch / "to_calibrate.pt"
-    assert not run(source, half, "--heads", 3, "--dtype", "float16", "--calibrate", 3)
+    assert not run(source, half, *ASKED, "--dtype", "float16", "--calibrate", 3)
     for key in keys:
         assert extra_of(half, key) == extra_of(path, key), key
     # Each kind of network, from the same checkpoint; guided as the exporter guides.
     for arguments in ((), ("--kind", "sit"), ("--arithmetic", "diffusers")):
-        arguments = ("--heads", 3, "--name", "it", "--guidance-scale", 1.5, *arguments)
+        arguments = (*ASKED, "--name", "it", "--guidance-scale", 1.5, *arguments)
         assert not run(source, plain, *arguments) and not run(source, path, *arguments, "--calibrate", 3)
         message = calibrated(plain, again, "--images", 3)
         assert not message, message
@@ -379,7 +381,7 @@ def check_calibrated_weights() -> None:
         common.make_canonical(plain, scratch / "changed.pt", values)
         return scratch / "changed.pt"
 
-    assert not run(source, plain, "--heads", 3)
+    assert not run(source, plain, *ASKED)
     text = scratch / "text_model.pt"
     text.write_text("not a network\n")
     refuse("must be a TorchScript file, got 'PytorchStreamReader failed", text)
@@ -405,7 +407,8 @@ def check_calibrated_weights() -> None:
         ({"num_train_timesteps": 0}, "num_train_timesteps must be an integer in [1, 1000000], got '0'"),
         ({"width": 50}, "tstitch/width must be a multiple of 4 and of heads 3, got 50"),
         ({"patch_size": 3}, "tstitch/input_height must be a multiple of patch_size 3, got 16"),
-        ({"null_class": "none"}, "tstitch/null_class must be 5, got 'none'"),
+        ({"null_class": "6"}, "tstitch/null_class must be in [0, 5] or none, got '6'"),
+        ({"null_class": "none"}, "y_embedder.embedding_table.weight must be [5, 48], got [6, 48]"),
         ({"mlp_ratio": "nan"}, "tstitch/mlp_ratio must be a number, got 'nan'"),
         ({"depth": 3}, "must hold every tensor of the network, got none called blocks.2."),
         ({"depth": 1}, "must hold the tensors of this network only, got also blocks.1."),
@@ -423,15 +426,15 @@ def check_calibrated_weights() -> None:
 def check_class_names() -> None:
     names = scratch / "names.txt"
     names.write_text("cat\ndog\nbird\nfrog\nship\n")
-    _, info = exported(scratch / "official.pt", "named.pt", "--heads", 3, "--class-names", names)
+    _, info = exported(scratch / "official.pt", "named.pt", *ASKED, "--class-names", names)
     assert info["class_names"] == "cat\ndog\nbird\nfrog\nship", info
     for text, says in (
         ("cat\ndog\n", "must have one line for each of the 5 classes, got 2 lines"),
         ("cat\n\nbird\nfrog\nship\n", "must have a name in each line, got none in line 2"),
     ):
         names.write_text(text)
-        must_refuse(scratch / "official.pt", "--heads", 3, "--class-names", names, says=says)
-    must_refuse(scratch / "official.pt", "--heads", 3, "--class-names", scratch / "no", says="must be a text file, got")
+        must_refuse(scratch / "official.pt", *ASKED, "--class-names", names, says=says)
+    must_refuse(scratch / "official.pt", *ASKED, "--class-names", scratch / "no", says="must be a text file, got")
 
 
 def check_refusals() -> None:
@@ -440,13 +443,13 @@ def check_refusals() -> None:
     def refuse(says: str, change: Callable[[Weights], object], *arguments: object) -> None:
         weights = random_weights(TINY)
         change(weights)
-        must_refuse(saved("bad.pt", weights), *(arguments or ("--heads", 3)), says=says)
+        must_refuse(saved("bad.pt", weights), *(arguments or ASKED), says=says)
 
     refuse("must hold every tensor of the network, got none called blocks.1.attn.proj.bias",
            lambda w: w.pop("blocks.1.attn.proj.bias"))
     refuse("must hold the tensors of this network only, got also blocks.0.attn.q_norm.weight",
            lambda w: w.update({"blocks.0.attn.q_norm.weight": torch.ones(48)}))
-    refuse("must hold the tensors of this network only, got also blocks.7.mlp.fc1.bias",
+    refuse("must hold the blocks from 0 on without a gap, got no block 2 before block 7",
            lambda w: w.update({"blocks.7.mlp.fc1.bias": torch.ones(192)}))
     refuse("blocks.0.attn.qkv.weight must be [144, 48], got [96, 48]",
            lambda w: w.update({"blocks.0.attn.qkv.weight": torch.ones(96, 48)}))
@@ -460,8 +463,7 @@ def check_refusals() -> None:
            lambda w: w.update({"pos_embed": torch.zeros(1, 63, 48)}))
     refuse("pos_embed must be the sine-cosine table of its grid, got one 0.001 off",
            lambda w: w.update({"pos_embed": w["pos_embed"] + 1e-3}))
-    refuse("--size must be given, because the file holds no pos_embed to tell it, got none",
-           lambda w: w.pop("pos_embed"))
+    refuse("--size must be given, got no pos_embed to tell the height of x", lambda w: w.pop("pos_embed"))
     refuse("blocks.0.mlp.fc2.bias must hold finite numbers, got nan or infinity",
            lambda w: w["blocks.0.mlp.fc2.bias"].fill_(float("nan")))
     refuse("blocks.0.mlp.fc2.bias must be of a floating type, got int8",
@@ -472,11 +474,15 @@ def check_refusals() -> None:
     refuse("must be a DiT, which has y_embedder.embedding_table.weight, got blocks.0.",
            lambda w: w.pop("y_embedder.embedding_table.weight"))
 
-    refuse("--heads must be given for widths other than 384, 768, 1024, 1152, got none for 48",
-           lambda w: None, "--name", "x")
+    # All that must be asked for at once.
+    refuse("--heads, --size and --null-class must be given, got a width of 48, where 384, 768, 1024, 1152 would tell; no "
+           "pos_embed to tell the height of x; 6 rows of labels, which are 6 classes (--null-class none) or 5 and one for "
+           "no class (--null-class 5)", lambda w: w.pop("pos_embed"), "--name", "x")
     refuse("must divide the width 48, got 5", lambda w: None, "--heads", 5)
-    refuse("must be 16, the size that pos_embed in", lambda w: None, "--heads", 3, "--size", 32)
-    refuse("must be a multiple of the patch size 2, got 15", lambda w: None, "--heads", 3, "--size", 15)
+    refuse("must be a row of the network's table of 6, or none, got 6", lambda w: None, "--heads", 3, "--null-class", 6)
+    refuse("must be a label or none, got '-1'", lambda w: None, "--heads", 3, "--null-class=-1")
+    refuse("must be 16, the size that pos_embed in", lambda w: None, *ASKED, "--size", 32)
+    refuse("must be a multiple of the patch size 2, got 15", lambda w: None, *ASKED, "--size", 15)
     refuse("must be a finite number, got nan", lambda w: None, "--guidance-scale", "nan")
 
     other = saved("other.pt", {"conv_in.weight": torch.ones(3)})
@@ -489,7 +495,7 @@ def check_refusals() -> None:
         (scratch / name).write_bytes(content)
         must_refuse(scratch / name, says="must hold tensors only, got")
 
-    message = run(scratch / "official.pt", scratch / "no_folder/x.pt", "--heads", 3)
+    message = run(scratch / "official.pt", scratch / "no_folder/x.pt", *ASKED)
     assert message.endswith("must be in a folder that exists, got none"), message
 
 
@@ -511,7 +517,7 @@ def check_no_code_is_run() -> None:
 def check_tool() -> None:
     """A pair of networks is planned."""
     large = dataclasses.replace(TINY, width=96, depth=3)
-    exported(saved("large.pt", random_weights(large)), "large_out.pt", "--heads", 3, "--guidance-scale", 1.25)
+    exported(saved("large.pt", random_weights(large)), "large_out.pt", *ASKED, "--guidance-scale", 1.25)
     models = ["--model", str(scratch / "tiny.pt"), "--model", str(scratch / "large_out.pt")]
     plan = [tool, *models, "--device", "cpu", "--steps", "4", "--plan"]
     text = subprocess.run(plan, check=True, capture_output=True, text=True).stdout
@@ -529,7 +535,7 @@ def check_full_disk() -> None:
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     for arguments in (
-        ("export_dit.py", scratch / "official.pt", output, "--heads", 3),
+        ("export_dit.py", scratch / "official.pt", output, *ASKED),
         ("calibrate.py", scratch / "tiny.pt", output, "--images", 1),
     ):
         words = [str(export / arguments[0]), *map(str, arguments[1:])]
@@ -596,7 +602,7 @@ def check_variants() -> None:
     said = False
     assert value() == 9 and value("fp16") == 7
     says = "--variant: must not be given for a single file, got fp16 for "
-    must_refuse(scratch / "official.pt", "--heads", 3, "--variant", "fp16", says=says.removesuffix(" "))
+    must_refuse(scratch / "official.pt", *ASKED, "--variant", "fp16", says=says.removesuffix(" "))
 
 
 def check_one_loop() -> None:
@@ -620,7 +626,7 @@ def published_velocity(network: DiT, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
 
 def check_sit() -> None:
     weights = random_weights(TINY)
-    network, info = exported(scratch / "official.pt", "sit.pt", "--kind", "sit", "--heads", 3)
+    network, info = exported(scratch / "official.pt", "sit.pt", "--kind", "sit", *ASKED)
     expected = {
         "name": "sit", "prediction": "flow", "noise_schedule": "flow", "num_train_timesteps": "1000",
         "timestep_type": "float32", "variance": "fixed", "architecture": "sit", "num_classes": "5", "null_class": "5",
@@ -638,9 +644,9 @@ def check_sit() -> None:
     inside = network.state_dict()
     last = {"final_layer.linear.weight", "final_layer.linear.bias"}
     assert set(inside) == set(weights) and all(inside[name].equal(weights[name]) for name in set(weights) - last)
-    half, _ = exported(scratch / "official.pt", "sit_half.pt", "--kind", "sit", "--heads", 3, "--dtype", "float16")
+    half, _ = exported(scratch / "official.pt", "sit_half.pt", "--kind", "sit", *ASKED, "--dtype", "float16")
     must_agree(half(x.half(), t, y), velocity, 2e-2)
-    exported(scratch / "official.pt", "sit_again.pt", "--kind", "sit", "--heads", 3, "--name", "sit")
+    exported(scratch / "official.pt", "sit_again.pt", "--kind", "sit", *ASKED, "--name", "sit")
     assert (scratch / "sit_again.pt").read_bytes() == (scratch / "sit.pt").read_bytes()
 
     # A training checkpoint, and a network without the second half.
@@ -648,13 +654,64 @@ def check_sit() -> None:
     ema, other = random_weights(plain, 1), random_weights(plain, 2)
     source = saved("sit_training.pt", {"model": other, "ema": ema})
     for which, chosen in (("ema", ema), ("plain", other)):
-        network, _ = exported(source, "sit_plain.pt", "--kind", "sit", "--heads", 3, "--weights", which)
+        network, _ = exported(source, "sit_plain.pt", "--kind", "sit", *ASKED, "--weights", which)
         must_agree(network(x, t, y), -published_velocity(network_of(plain, chosen), x, 1 - t / 1000, y))
 
-    must_refuse(source, "--kind", "sit", "--heads", 3, "--arithmetic", "diffusers", says="must be official for SiT")
+    must_refuse(source, "--kind", "sit", *ASKED, "--arithmetic", "diffusers", says="must be official for SiT")
     must_refuse(scratch, "--kind", "sit", says="--kind: must be dit for a folder of diffusers")
     message = run(source, scratch / "refused.pt", "--kind", "flow")
     assert "invalid choice: 'flow'" in message, message
+
+
+def check_sit_time() -> None:
+    """Networks that are told 1 where x is noise; and what trained networks answer tells which they are."""
+    weights = random_weights(TINY)
+    x, _, y = inputs(TINY)
+    t = torch.tensor([0.0, 123.25, 999.5, 1000.0])
+    expected = network_of(TINY, weights)(x, t / 1000, y)[:, :4]
+    for dtype, tolerance in (("float32", 2e-5), ("float16", 2e-2)):
+        arguments = ("--kind", "sit", "--time", "noise", *ASKED, "--dtype", dtype)
+        network, info = exported(scratch / "official.pt", "sit_noise.pt", *arguments)
+        must_agree(network(x.to(getattr(torch, dtype)), t, y), expected, tolerance)
+        assert info["architecture"] == "sit" and info["prediction"] == "flow", info
+
+    # Data of a Gaussian whose neighbours are alike: what is to be predicted is known.
+    places = torch.cartesian_prod(*2 * [torch.arange(16.0)])
+    covariance = (-(places[:, None] - places).square().sum(2) / 18).exp() + 1e-3 * torch.eye(256)
+    variances, modes = torch.linalg.eigh(covariance.double())
+
+    def trained(told: str, predicts: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """Told 1 where x is data or noise; it predicts what x turns into where t rises ("forward"), or the contrary."""
+
+        def network(x: Tensor, t: Tensor, y: Tensor) -> Tensor:
+            u = t[0].item()
+            alpha, sigma = (u, 1 - u) if told == "data" else (1 - u, u)
+            z = x.double().flatten(2) @ modes / (alpha**2 * variances + sigma**2)
+            velocity = ((alpha * variances - sigma) * z) @ modes.T  # data - noise, in the mean
+            sign = (1 if told == "data" else -1) * (1 if predicts == "forward" else -1)
+            return (sign * velocity).view_as(x).float()
+
+        return network
+
+    def answer(told: str, predicts: str, noise_last: bool) -> str:
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                export_dit.check_time(Path("net.pt"), trained(told, predicts), TINY, noise_last)
+        except SystemExit as stop:
+            return str(stop)
+        return said.getvalue()
+
+    assert answer("data", "forward", False) == "" and answer("noise", "forward", True) == ""
+    assert answer("data", "forward", True) == "--time: must be data, as the network answers noise at t = 0, got noise"
+    assert answer("noise", "forward", False) == "--time: must be noise, as the network answers noise at t = 1, got data"
+    rule = "net.pt: must predict dx / dt along its own t, got "
+    assert answer("data", "backward", False) == rule + "noise - data with noise at t = 0"
+    assert answer("noise", "backward", True) == rule + "data - noise with noise at t = 1"
+    for nothing in (lambda x, t, y: x * math.nan, lambda x, t, y: x * 0, lambda x, t, y: x, network_of(TINY, weights)):
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            export_dit.check_time(Path("net.pt"), nothing, TINY, False)
+        assert "do not tell whether t = 1 is noise or data; taking --time data" in said.getvalue(), said.getvalue()
 
 
 def check_sit_sampling() -> None:
@@ -668,7 +725,7 @@ def check_sit_sampling() -> None:
         print(f"skipped sampling with SiT: {error}")
         return
     large = dataclasses.replace(TINY, width=96, depth=3)
-    exported(saved("large.pt", random_weights(large, 1)), "sit_large.pt", "--kind", "sit", "--heads", 3)
+    exported(saved("large.pt", random_weights(large, 1)), "sit_large.pt", "--kind", "sit", *ASKED)
     networks = [network_of(TINY, random_weights(TINY)), network_of(large, random_weights(large, 1))]
     labels, steps, scale = [1, 3], 10, 1.5
     start = torch.from_numpy(np.stack([noise(seed, 0, 0, (4, 16, 16)) for seed in range(2)])).float()
@@ -712,7 +769,7 @@ def check_command_line() -> None:
     command = [sys.executable, str(export / "export_dit.py")]
     help_text = subprocess.run([*command, "--help"], check=True, capture_output=True, text=True).stdout
     assert "--class-names" in help_text and "CHECKPOINT" in help_text, help_text
-    arguments = [str(scratch / "official.pt"), str(scratch / "line.pt"), "--heads", "3"]
+    arguments = [str(scratch / "official.pt"), str(scratch / "line.pt"), *map(str, ASKED)]
     done = subprocess.run([*command, *arguments], check=True, capture_output=True, text=True)
     assert "reading" in done.stderr and "writing" in done.stderr and "float32" in done.stdout, done
 
@@ -728,10 +785,10 @@ def check_safetensors() -> None:
         return
     weights, source = random_weights(TINY), scratch / "official.safetensors"
     save_file(weights, source)
-    arguments = ["--heads", 3, "--license", "CC0", "--guidance-scale", 1.25, "--name", "tiny"]
+    arguments = [*ASKED, "--license", "CC0", "--guidance-scale", 1.25, "--name", "tiny"]
     exported(source, "safe.pt", *arguments)
     assert (scratch / "safe.pt").read_bytes() == (scratch / "tiny.pt").read_bytes(), "of one source, the same bytes"
-    exported(source, "safe_sit.pt", "--kind", "sit", "--heads", 3, "--name", "sit")
+    exported(source, "safe_sit.pt", "--kind", "sit", *ASKED, "--name", "sit")
     assert (scratch / "safe_sit.pt").read_bytes() == (scratch / "sit.pt").read_bytes()
     (scratch / "short.safetensors").write_bytes(source.read_bytes()[:-100])
     must_refuse(scratch / "short.safetensors", says="must be a safetensors file, got")
@@ -831,7 +888,7 @@ def check_official_arithmetic(model: torch.nn.Module) -> None:
     distance = (network(*inputs(TINY)) - output_of(model)).abs().max()
     assert distance > 1e-2, f"the frequencies must differ, got outputs {distance} apart"
     source = saved("converted.pt", dict(weights))
-    network, _ = exported(source, "back.pt", "--heads", 3, "--arithmetic", "diffusers")
+    network, _ = exported(source, "back.pt", *ASKED, "--arithmetic", "diffusers")
     must_agree(network(*inputs(TINY)), output_of(model))
 
 
@@ -855,7 +912,8 @@ def check_fixed_variance(diffusers: object) -> None:
     """And another epsilon, patch and number of channels."""
     model = diffusers_model(diffusers, out_channels=3, in_channels=3, patch_size=4, norm_eps=1e-2)
     model.save_pretrained(scratch / "fixed")
-    network, info = exported(scratch / "fixed", "fixed.pt")
+    must_refuse(scratch / "fixed", says="--decoding must be given, got 3 channels, which may be pixels")
+    network, info = exported(scratch / "fixed", "fixed.pt", "--latent-scale", 2)
     config = dataclasses.replace(TINY, channels=3, patch=4)
     must_agree(network(*inputs(config)), output_of(model, config))
     assert info["variance"] == "fixed" and info["patch_size"] == "4" and info["input_channels"] == "3", info
@@ -972,6 +1030,7 @@ check_full_disk()
 check_variants()
 check_one_loop()
 check_sit()
+check_sit_time()
 check_sit_sampling()
 check_command_line()
 check_safetensors()

@@ -102,12 +102,12 @@ def check_exporter() -> None:
     ):  # fmt: skip
         changed = weights_of(**{"final_layer.linear.bias": torch.full((32,), value)})
         torch.save(changed, scratch / "weights.pt")
-        arguments = (scratch / "weights.pt", scratch / "refused.pt", "--heads", 2, "--dtype", dtype)
+        arguments = (scratch / "weights.pt", scratch / "refused.pt", "--heads", 2, "--null-class", 3, "--dtype", dtype)
         harness.require_refusal(harness.run(export_dit, *arguments), (words,), scratch)
     # A double that float32 does not have is infinite in it.
     changed = weights_of(**{"final_layer.linear.bias": torch.full((32,), 1e300, dtype=torch.float64)})
     torch.save(changed, scratch / "weights.pt")
-    message = harness.run(export_dit, scratch / "weights.pt", scratch / "refused.pt", "--heads", 2)
+    message = harness.run(export_dit, scratch / "weights.pt", scratch / "refused.pt", "--heads", 2, "--null-class", 3)
     harness.require_refusal(message, ("must hold finite numbers",), scratch)
 
 
