@@ -72,6 +72,12 @@ def form_of(args: argparse.Namespace) -> "TorchScript | AOTInductor":
     return AOTInductor(device, *((batch, ()) if isinstance(batch, int) else (0, batch)))
 
 
+def cause(error: Exception) -> str:
+    """The compiler's own line of an error, where there is one: before it torch quotes the whole command."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:300] for line in lines if re.search(r"\b(fatal )?error: ", line)), first_line(error))
+
+
 def require_sizes(form: "TorchScript | AOTInductor", tokens: int | None) -> None:
     """@tokens: of text, None for any number."""
     if isinstance(form, AOTInductor) and tokens is None:
@@ -115,7 +121,8 @@ class AOTInductor:
         reserve(path, 3 * size_of(network))  # the compiler has copies
         network.to(self.device)
         with (
-            tempfile.TemporaryDirectory(prefix=path.name, dir=path.parent, ignore_cleanup_errors=True) as folder,
+            # Of the whole path: the compiler runs in another folder.
+            tempfile.TemporaryDirectory(prefix=path.name, dir=path.absolute().parent, ignore_cleanup_errors=True) as folder,
             fresh_cache(dir=folder),
             open(path, "wb") as file,
             PT2ArchiveWriter(file) as archive,
@@ -150,7 +157,7 @@ class AOTInductor:
         except OSError:
             raise
         except Exception as error:
-            fail(f"--format: aot-inductor must be able to compile the network, got '{first_line(error)}'")
+            fail(f"--format: aot-inductor must be able to compile the network, got '{cause(error)}'")
 
     def load(self, path: Path, network: nn.Module) -> list[tuple[int, Callable[..., Tensor]]]:
         """What it wrote, as functions and the rows that each takes at most."""

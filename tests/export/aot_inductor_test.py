@@ -116,6 +116,35 @@ for share in (0.1, 0.5, 0.99):
     (scratch / "cut.pt2").write_bytes(whole[: int(len(whole) * share)])
     must_fail("--model", "cut.pt2", says="must be a TorchScript file or an AOTInductor package, got")
 
+
+def exporter(output: str, **environment: str) -> subprocess.CompletedProcess:
+    """As a program of its own, in the scratch folder."""
+    words = [sys.executable, export / "export_dit.py", "weights.pt", output, *ASKED, *compiled, "--batch", "1"]
+    environment = os.environ | environment
+    return subprocess.run([str(w) for w in words], capture_output=True, text=True, cwd=scratch, env=environment)
+
+
+# To a path that is not absolute, though the compiler runs elsewhere.
+ended = exporter("relative.pt2")
+assert ended.returncode == 0, ended
+must_agree(drawn(scratch / "relative.pt2", batch=1), drawn(plain))
+# What the compiler says is said.
+broken = scratch / "broken-compiler"
+real = shutil.which("g++")
+broken.write_text(f"""#!/bin/sh
+case "$*" in
+*.cpp*) echo "here.cpp:3:1: fatal error: no such header" >&2; exit 1 ;;
+esac
+exec {real} "$@"
+""")
+broken.chmod(0o755)
+before = {path.name for path in scratch.iterdir()}
+ended = exporter("refused.pt2", CXX=str(broken))
+assert ended.returncode == 1 and ended.stderr.splitlines()[-1] == (
+    "--format: aot-inductor must be able to compile the network, got 'here.cpp:3:1: fatal error: no such header'"
+), ended
+assert {path.name for path in scratch.iterdir()} == before, "nothing of what is refused is left"
+
 must_refuse("--batch", "8", says="--batch: is for --format aot-inductor, got torchscript")
 must_refuse("--device", "cpu", says="--device: is for --format aot-inductor, got torchscript")
 must_refuse(*compiled, "--batch", "2-8", says="must be a range as 1-512 or a list as 1,2,8, got '2-8'")
