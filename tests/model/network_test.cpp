@@ -6,6 +6,18 @@
 
 using namespace tstitch;
 
+TEST_CASE("numbers of a mismatch are those of the networks") {
+  const auto same = [](at::Tensor const& x, at::Tensor const&) { return x; };
+  const auto found = [&](std::int64_t a, std::int64_t b) {
+    return mismatches(
+        {Network(same, {.num_classes = 10, .null_class = a}), Network(same, {.num_classes = 10, .null_class = b})});
+  };
+  CHECK(found(9, 10) == std::vector<std::string>{"null class: network 0 has 9, network 1 has 10"});
+  CHECK(found(0, 10) == std::vector<std::string>{"null class: network 0 has 0, network 1 has 10"});
+  CHECK(found(0, 0).empty());
+  CHECK(mismatches({Network(same, {.channels = 3}), Network(same, {})}).empty());
+}
+
 TEST_CASE("networks that do not fit together are refused with every mismatch named") {
   const auto network = [](NetworkInfo info) {
     return Network([](at::Tensor const& x, at::Tensor const&) { return x; }, std::move(info));

@@ -280,7 +280,8 @@ inline std::string text(PredictionType type) {
 }
 
 inline std::string name_of(Network const& network, std::size_t index) {
-  return "network " + std::to_string(index) + (network.info().name.empty() ? "" : " ('" + network.info().name + "')");
+  return "network " + std::to_string(index) +
+         (network.info().name.empty() ? "" : " ('" + printable(network.info().name) + "')");
 }
 
 }  // namespace detail
@@ -297,18 +298,20 @@ inline std::vector<std::string> mismatches(std::vector<Network> const& networks)
       found.push_back(what + ": " + detail::name_of(networks[0], 0) + " has " + left + ", " +
                       detail::name_of(networks[k], k) + " has " + right);
     };
-    const auto compare = [&](char const* what, std::int64_t left, std::int64_t right) {
-      if (left && right && left != right) differ(what, std::to_string(left), std::to_string(right));
+    const auto compare = [&](char const* what, std::optional<std::int64_t> left, std::optional<std::int64_t> right) {
+      if (left && right && *left != *right) differ(what, std::to_string(*left), std::to_string(*right));
     };
-    compare("input channels", a.channels, b.channels);
-    compare("input height", a.height, b.height);
-    compare("input width", a.width, b.width);
-    compare("number of classes", a.num_classes, b.num_classes);
-    if (a.null_class && b.null_class) compare("null class", *a.null_class + 1, *b.null_class + 1);
+    const auto stated = [](std::int64_t number) { return number ? std::optional(number) : std::nullopt; };
+    compare("input channels", stated(a.channels), stated(b.channels));
+    compare("input height", stated(a.height), stated(b.height));
+    compare("input width", stated(a.width), stated(b.width));
+    compare("number of classes", stated(a.num_classes), stated(b.num_classes));
+    compare("null class", a.null_class, b.null_class);
     if (!a.class_names.empty() && !b.class_names.empty() && a.class_names != b.class_names) {
       std::size_t i = 0;
       while (i + 1 < std::min(a.class_names.size(), b.class_names.size()) && a.class_names[i] == b.class_names[i]) ++i;
-      differ("name of class " + std::to_string(i), "'" + a.class_names[i] + "'", "'" + b.class_names[i] + "'");
+      differ("name of class " + std::to_string(i), "'" + detail::printable(a.class_names[i]) + "'",
+             "'" + detail::printable(b.class_names[i]) + "'");
     }
     // Files may have rounded their tables to float32.
     if (a.noise_schedule && b.noise_schedule && a.noise_schedule->distance(*b.noise_schedule) > 1e-6) {
