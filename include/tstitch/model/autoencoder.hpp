@@ -20,6 +20,9 @@
 namespace tstitch {
 
 /// What an autoencoder is. Networks know latent_scale (latent - latent_shift) of a latent.
+///
+/// Where scaled_latents is true, the callable takes or gives what networks know, whatever their scale and shift; then
+/// latent_scale is 1 and latent_shift 0, and say nothing about networks.
 struct AutoencoderInfo {
   std::string name = {};
   std::int64_t latent_channels = 4;
@@ -27,6 +30,7 @@ struct AutoencoderInfo {
   std::int64_t upsampling = 8;  ///< pixels of a picture for one of a latent, each way
   double latent_scale = 1;
   double latent_shift = 0;
+  bool scaled_latents = false;
   std::string license = {};
 };
 
@@ -63,6 +67,10 @@ inline Autoencoder checked(Autoencoder half) {
     refuse(place, "latent_scale must be a number other than 0", info.latent_scale);
   }
   if (!std::isfinite(info.latent_shift)) refuse(place, "latent_shift must be a number", info.latent_shift);
+  if (info.scaled_latents && (info.latent_scale != 1 || info.latent_shift != 0)) {
+    refuse(place, "scaled latents must have latent_scale 1 and latent_shift 0",
+           text(info.latent_scale) + " and " + text(info.latent_shift));
+  }
   return half;
 }
 
@@ -110,6 +118,10 @@ inline at::Tensor run_tiled(Autoencoder const& half, at::Tensor const& x, Tiling
       throw std::runtime_error("tstitch::Autoencoder '" + half.info.name + "': the output must be " +
                                shape_text({part.size(0), channels_out, h, w}) + ", got " +
                                (result.defined() ? shape_text(result.sizes()) : "an undefined tensor"));
+    }
+    if (!result.is_floating_point()) {
+      throw std::runtime_error("tstitch::Autoencoder '" + half.info.name +
+                               "': the output must be of a floating type, got " + at::toString(result.scalar_type()));
     }
     return result.to(x.scalar_type());
   };
