@@ -63,7 +63,8 @@ struct Call {
 /// Weights and operations of a TorchScript file.
 void describe_module(std::string const& path, tstitch::Network const& network,
                      std::vector<tstitch::NamedCondition> const& conditions, Json& json) {
-  const torch::jit::Module module = torch::jit::load(path, at::kCPU);
+  const torch::jit::Module module = tstitch::detail::load_module(tstitch::detail::open_torchscript(
+      tstitch::detail::quoted(path), tstitch::detail::open_file(tstitch::detail::torchscript_file, path)));
   std::int64_t parameters = 0;
   std::string type;
   for (at::Tensor const& parameter : module.parameters()) {
@@ -91,7 +92,7 @@ void describe_module(std::string const& path, tstitch::Network const& network,
 
 /// What an AOTInductor package was compiled for.
 void describe_package(std::string const& path, Json& json) {
-  caffe2::serialize::PyTorchStreamReader archive(path);
+  const tstitch::detail::Archive archive(tstitch::detail::open_file(tstitch::detail::aot_inductor_file, path));
   const tstitch::detail::MetadataReader file(archive, path);
   std::string target = file.text("device");
   if (target == "cuda") target += " " + file.text("compute_capability");

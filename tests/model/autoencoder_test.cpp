@@ -1,3 +1,4 @@
+#include <torch/csrc/jit/serialization/pickle.h>
 #include <tstitch/model/condition_file.hpp>
 #include <tstitch/model/torchscript.hpp>
 #include <tstitch/output/decode_queue.hpp>
@@ -168,6 +169,48 @@ TEST_CASE("decoders come from files, which are no networks") {
   metadata["latent_scale"] = "0";
   CHECK_THAT(message([&] { load_decoder(file_of(module, metadata, "bad.pt")); }),
              ContainsSubstring("tstitch/latent_scale must be above 0, got 0"));
+}
+
+TEST_CASE("a decoder of what networks make takes it as it is") {
+  torch::jit::Module module("decoder");
+  module.register_parameter("scale", tstitch::detail::host_tensor({1}, at::kFloat).fill_(2), false);
+  module.define("def forward(self, z):\n  return z[:, :3] * self.scale\n");
+  auto metadata = decoder_metadata();
+  metadata["latents"] = "scaled";
+  const auto message = [&](std::string const& name) {
+    return message_of<std::runtime_error>([&] { load_decoder(file_of(module, metadata, name)); });
+  };
+  CHECK_THAT(message("scaled.pt"), ContainsSubstring("tstitch/latents must be unscaled where latent_scale is not 1 or "
+                                                     "latent_shift not 0, got 'scaled'"));
+  metadata["latents"] = "raw";
+  CHECK_THAT(message("scaled.pt"), ContainsSubstring("tstitch/latents must be one of unscaled, scaled, got 'raw'"));
+  metadata["latents"] = "scaled";
+  metadata.erase("latent_scale");
+  const Decoder decoder = load_decoder(file_of(module, metadata, "scaled.pt"));
+  CHECK(decoder.info().scaled_latents);
+  CHECK(decoder.info().latent_scale == 1);
+  CHECK(decoder.info().latent_shift == 0);
+  const at::Tensor latents = pattern({1, 4, 2, 2});
+  CHECK(decoder(latents).equal(latents.narrow(1, 0, 3).mul(2)));
+  metadata.erase("latents");
+  CHECK_THAT(message("scaled.pt"), ContainsSubstring("tstitch/latent_scale is required, got nothing"));
+  for (char const* const value : {"nan", "inf", "1e300"}) {
+    metadata["latent_scale"] = value;
+    CHECK_THAT(message("scaled.pt"), ContainsSubstring("tstitch/latent_scale must be "));
+  }
+  CHECK(message_of<std::invalid_argument>([] {
+          Decoder({doubled, {.name = "odd", .latent_scale = 2, .scaled_latents = true}});
+        }) == "tstitch::Autoencoder 'odd': scaled latents must have latent_scale 1 and latent_shift 0, got 2 and 0");
+}
+
+TEST_CASE("what an autoencoder returns is of a floating type") {
+  for (const at::ScalarType type : {at::kBool, at::kLong, at::kComplexFloat}) {
+    const Decoder decoder({[type](at::Tensor const& z) { return doubled(z).to(type); }, info});
+    CHECK(message_of<std::runtime_error>([&] {
+            decoder(pattern({1, 4, 2, 2}));
+          }) == std::string("tstitch::Autoencoder '") + info.name + "': the output must be of a floating type, got " +
+                    at::toString(type));
+  }
 }
 
 TEST_CASE("conditions come from files of torch.save, with their null counterparts") {

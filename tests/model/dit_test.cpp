@@ -201,6 +201,33 @@ TEST_CASE("bfloat16 is as far from float32 as the TorchScript network is") {
   CHECK(of_native < 2 * of_oracle);
 }
 
+TEST_CASE("an engine for DiTs refuses shapes out of range, and conditions that it would ignore") {
+  const auto message = [](std::string const& key, std::string const& value) {
+    torch::jit::ExtraFilesMap metadata = metadata_of(small_file);
+    metadata["tstitch/" + key] = value;
+    std::filesystem::create_directories(TSTITCH_TEST_DATA);
+    const std::string path = TSTITCH_TEST_DATA "/odd_shape.pt";
+    torch::jit::load(small_file).save(path, metadata);
+    return message_of<std::runtime_error>([&] { load_dit(path); });
+  };
+  CHECK_THAT(message("conditions", "text float 77 768"),
+             ContainsSubstring("odd_shape.pt': must take no conditions but a label, got 'text'"));
+  for (auto const& [key, value] : std::map<std::string, std::string>{
+           {"width", "0"}, {"depth", "0"}, {"heads", "0"}, {"patch_size", "0"}, {"mlp_ratio", "0"}, {"heads", "3"}}) {
+    CHECK_THAT(message(key, value), ContainsSubstring("must state the width, depth, heads, patch_size and mlp_ratio"));
+  }
+  const NetworkInfo info = read_network_info(small_file);
+  for (const double ratio : {std::nan(""), 1e300, -1.0, 0.0}) {
+    NetworkInfo stated = info;
+    stated.architecture.mlp_ratio = ratio;
+    const std::string path = TSTITCH_TEST_DATA "/unstated.pt";
+    torch::jit::load(small_file).save(path);
+    CHECK_THAT(
+        message_of<std::runtime_error>([&] { load_dit(path, {.info = stated}); }),
+        ContainsSubstring("must state the width, depth, heads, patch_size and mlp_ratio of a DiT, got width 128"));
+  }
+}
+
 TEST_CASE("in 8 bits the network is a little off, and layers see what the calibration saw") {
   const c10::AutoGradMode no_gradients(false);
   const std::vector<double> largest = largest_inputs(small_file, {}, {.steps = 4, .images = 2});

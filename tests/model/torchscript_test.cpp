@@ -295,6 +295,93 @@ TEST_CASE("metadata that makes no sense is refused with key, rule and value") {
         "tstitch::load_torchscript: the stream: forward must take (x, t, labels), got 2 arguments");
 }
 
+TEST_CASE("numbers of metadata are in their ranges, whatever is multiplied by them") {
+  const auto message = [](std::string const& key, std::string const& value) {
+    return refusal(saved(tiny(), with(key, value)));
+  };
+  const std::string place = "tstitch::read_network_info: the stream: tstitch/";
+  for (auto const& [key, range] : std::map<std::string, std::string>{{"latent_scale", "[0, 1000000]"},
+                                                                     {"latent_shift", "[-1000000, 1000000]"},
+                                                                     {"guidance_scale", "[0, 1000]"},
+                                                                     {"mlp_ratio", "[0, 1000]"}}) {
+    for (char const* const value : {"nan", "inf", "-inf", "1e300", "-1000001"}) {
+      INFO(key << " " << value);
+      CHECK_THAT(message(key, value), ContainsSubstring(place + key + " must be in " + range + ", got "));
+    }
+    CHECK(message(key, "0.5") == "nothing was thrown");
+  }
+  for (auto const& [key, range] : std::map<std::string, std::string>{{"width", "[0, 65536]"},
+                                                                     {"depth", "[0, 1000]"},
+                                                                     {"heads", "[0, 65536]"},
+                                                                     {"patch_size", "[0, 65536]"},
+                                                                     {"steps", "[1, 1000000]"},
+                                                                     {"images_seen", "[0, 9223372036854775807]"}}) {
+    CHECK(message(key, "-1") == place + key + " must be in " + range + ", got -1");
+    CHECK_THAT(message(key, "9223372036854775808"), ContainsSubstring(key + " must be a number, got '92"));
+  }
+  CHECK(message("depth", "2305843009213693952") == place + "depth must be in [0, 1000], got 2305843009213693952");
+  CHECK(message("steps", "0") == place + "steps must be in [1, 1000000], got 0");
+  CHECK(message("steps", "1000001") == place + "steps must be in [1, 1000000], got 1000001");
+  Metadata large = with("input_channels", "65536");
+  large["input_height"] = large["input_width"] = "65536";
+  CHECK(refusal(saved(tiny(), large)) ==
+        place + "input_channels times height and width must be at most 4294967296, got 281474976710656");
+  CHECK_THAT(message("conditions", "text float 4294967296 2"),
+             ContainsSubstring("conditions must have at most 4294967296 elements an image, got 'text float 42"));
+  CHECK_THAT(message("beta_end", "0.5"),
+             ContainsSubstring("beta_end must leave 1e-12 of the variance of the signal, got "));
+  for (char const* const value : {"nan", "inf", "-1"}) {
+    CHECK_THAT(message("beta_end", value), ContainsSubstring("tstitch/noise_schedule must be a schedule that makes"));
+    CHECK_THAT(message("beta_start", value), ContainsSubstring("tstitch/noise_schedule must be a schedule that makes"));
+  }
+}
+
+TEST_CASE("text of metadata is what can be shown, and messages cut it") {
+  const std::string place = "tstitch::read_network_info: the stream: tstitch/";
+  for (std::string const key : {"name", "profile", "license", "training_data", "architecture", "conditions"}) {
+    CHECK(refusal(saved(tiny(), with(key, "a\033[2Jb"))) ==
+          place + key + " must be text without control characters, got 'a\\x1b[2Jb'");
+  }
+  Metadata classes = with("num_classes", "2");
+  classes["class_names"] = "cat\n\033]0;title\007";
+  CHECK(refusal(saved(tiny(), classes)) ==
+        place + "class_names must be text without control characters, got '\\x1b]0;title\\x07'");
+  classes["class_names"] = "cat\n" + std::string(5000, 'a');
+  const std::string long_name = refusal(saved(tiny(), classes));
+  CHECK_THAT(long_name, ContainsSubstring(place + "class_names must have at most 200 bytes a line, got 'aaa"));
+  CHECK(long_name.size() < 500);
+  CHECK(refusal(saved(tiny(), with("format", std::string(std::size_t(10) << 20, '7')))) ==
+        place + "format must have at most 200 bytes, got 10485760");
+  CHECK(refusal(saved(tiny(), with("prediction",
+                                   "\x9b"
+                                   "2J"))) ==
+        place + "prediction must be one of epsilon, sample, v_prediction, flow, got '\\x9b2J'");
+}
+
+TEST_CASE("a file says how its makers sample") {
+  CHECK(from_memory(saved(tiny(), valid())).info().profile.empty());
+  CHECK(from_memory(saved(tiny(), valid())).info().steps == 0);
+  Metadata metadata = with("profile", "diffusers_dpmpp");
+  metadata["steps"] = "25";
+  const NetworkInfo info = from_memory(saved(tiny(), metadata)).info();
+  CHECK(info.profile == "diffusers_dpmpp");
+  CHECK(info.steps == 25);
+}
+
+TEST_CASE("a module that cannot be frozen runs as it is, and diagnostics say so") {
+  torch::jit::Module module = tiny();
+  module.train();  // which is refused by freezing
+  const at::Tensor x = noise({1, 2}, NoiseAddress::initial(), {3, 8, 8}, at::kFloat);
+  const auto ready = tstitch::detail::frozen(module, "'traced.pt'");
+  CHECK(ready->forward({x, tstitch::detail::to_device({5, 5}, at::kCPU)}).toTensor().equal(x.mul(0.5)));
+  const std::vector<std::string> said = diagnostics();
+  CHECK(std::any_of(said.begin(), said.end(), [](std::string const& sentence) {
+    return sentence.starts_with(
+        "tstitch::load_torchscript: 'traced.pt' runs as it is, because it cannot be frozen: Freezing module in "
+        "training mode is not yet supported");
+  }));
+}
+
 TEST_CASE("a set of files that does not fit together is refused before weights are read") {
   Metadata other = valid();
   other["name"] = "other";

@@ -23,7 +23,6 @@
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
 #include <c10/macros/Export.h>
-#include <caffe2/serialize/inline_container.h>
 #include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/headeronly/version.h>
 
@@ -41,12 +40,15 @@
 #include <utility>
 #include <vector>
 
+#include "../plan/error.hpp"
+#include "archive.hpp"
 #include "cuda_kernel.hpp"
 #include "file.hpp"
 #include "host_tensor.hpp"
 #include "loading.hpp"
 #include "metadata.hpp"
 #include "network.hpp"
+#include "parallel_file.hpp"
 
 namespace at {
 // Of ATen/Version.h, which includes most of ATen.
@@ -98,7 +100,7 @@ inline BatchSizes read_batch_sizes(MetadataReader const& file) {
   const std::string text = file.text(key);
   const auto number = [&](std::string const& word) {
     const std::int64_t value = file.parse<std::int64_t>(key, word);
-    if (value < 1 || value > 1'000'000) file.fail(key, rule, "'" + text + "'");
+    if (value < 1 || value > 1'000'000) file.fail(key, rule, file.quote(text));
     return value;
   };
   if (text.starts_with("1-")) return {.most = number(text.substr(2))};
@@ -109,7 +111,7 @@ inline BatchSizes read_batch_sizes(MetadataReader const& file) {
     begin = end + 1;
   }
   for (std::size_t i = 1; i < batch.sizes.size(); ++i) {
-    if (batch.sizes[i] <= batch.sizes[i - 1]) file.fail(key, rule, "'" + text + "'");
+    if (batch.sizes[i] <= batch.sizes[i - 1]) file.fail(key, rule, file.quote(text));
   }
   return batch;
 }
@@ -135,9 +137,11 @@ inline CompiledFor read_compiled_for(MetadataReader const& file) {
   compiled.dtype = file.choice<at::ScalarType>("dtype", file.text("dtype"), compiled_types());
   compiled.device = file.text("device");
   file.choice<bool>("device", compiled.device, {{"cpu", false}, {"cuda", true}});
-  if (compiled.device == "cuda") compiled.compute_capability = file.text("compute_capability");
-  compiled.cpu_capability = file.text("cpu_capability", "");
-  compiled.torch = file.text("torch", "");
+  if (compiled.device == "cuda") {
+    compiled.compute_capability = file.require_line("compute_capability", file.text("compute_capability"));
+  }
+  compiled.cpu_capability = file.line("cpu_capability", "");
+  compiled.torch = file.line("torch", "");
   return compiled;
 }
 
@@ -324,12 +328,9 @@ auto loading(CompiledFor const& compiled, std::string const& source, Action acti
   std::string got;
   try {
     return action();
-  } catch (c10::Error const& error) {
-    got = error.what_without_backtrace();
   } catch (std::exception const& error) {
-    got = error.what();
+    got = "'" + reason(error) + "'";
   }
-  got = "'" + got.substr(0, got.find('\n')) + "'";
   const std::string version = compiled.torch.substr(0, compiled.torch.find('+'));  // 2.11.0+cu130
   if (!version.empty() && version != TORCH_VERSION) {
     throw std::runtime_error("tstitch::load_aot_inductor: " + source +
@@ -346,9 +347,8 @@ auto loading(CompiledFor const& compiled, std::string const& source, Action acti
 /// Whether this file is one for load_aot_inductor, whatever it is called.
 inline bool is_aot_inductor(std::string const& path) {
   try {
-    caffe2::serialize::PyTorchStreamReader archive(path);
-    return detail::is_package(archive);
-  } catch (c10::Error const&) {
+    return detail::is_package(detail::Archive(detail::open_file(detail::aot_inductor_file, path)));
+  } catch (std::exception const&) {  // whatever it is, it is none
     return false;
   }
 }
@@ -362,20 +362,21 @@ inline bool is_aot_inductor(std::string const& path) {
 /// @throws std::runtime_error naming the file and what is wrong with it, or what it was not compiled for
 inline Network load_aot_inductor(std::string const& path, AOTInductorOptions const& options = {}) {
   const std::string source = detail::quoted(path);
-  detail::require_readable(detail::aot_inductor_file, path);
+  const auto file = detail::open_file(detail::aot_inductor_file, path);
   if (options.dtype) detail::require_type("load_aot_inductor", *options.dtype);
   struct Stated {
     NetworkInfo info;
     detail::CompiledFor compiled;
     detail::BatchSizes batch;
+    std::shared_ptr<detail::Archive> archive;
   };
   Stated stated = detail::reading(detail::aot_inductor_file, source, [&] {
-    caffe2::serialize::PyTorchStreamReader archive(path);
-    if (!detail::is_package(archive)) detail::refuse_file(detail::aot_inductor_file, source, "another archive");
-    NetworkInfo info = detail::read_network_info(archive, source);
-    const detail::MetadataReader file(archive, source);
-    if (detail::has_open_sizes(info)) file.fail("conditions", "must have all sizes of a compiled network", "*");
-    return Stated{std::move(info), detail::read_compiled_for(file), detail::read_batch_sizes(file)};
+    const auto archive = detail::open_network(detail::aot_inductor_file, source, file);
+    if (!detail::is_package(*archive)) detail::refuse_file(detail::aot_inductor_file, source, "another archive");
+    NetworkInfo info = detail::read_network_info(*archive, source);
+    const detail::MetadataReader metadata(*archive, source);
+    if (detail::has_open_sizes(info)) metadata.fail("conditions", "must have all sizes of a compiled network", "*");
+    return Stated{std::move(info), detail::read_compiled_for(metadata), detail::read_batch_sizes(metadata), archive};
   });
   detail::require_device(options.device, "load_aot_inductor");
   detail::require_compiled_for(stated.compiled, options, source);
@@ -385,6 +386,8 @@ inline Network load_aot_inductor(std::string const& path, AOTInductorOptions con
                              std::to_string(rows) + " rows, got one for at most " +
                              std::to_string(stated.batch.largest()));
   }
+  // The loader of torch reads the file by itself, and compares nothing.
+  detail::reading(detail::aot_inductor_file, source, [&] { stated.archive->require_intact(); });
   const c10::AutoGradMode no_gradients(false);
   const std::vector<std::int64_t> picture{stated.info.channels * (stated.info.learned_variance ? 2 : 1),
                                           stated.info.height, stated.info.width};

@@ -36,7 +36,6 @@
 #include <span>
 #include <string>
 #include <string_view>
-#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -589,13 +588,16 @@ inline DiTWeights dit_weights(torch::jit::Module const& module, NetworkInfo cons
     return decltype(otherwise)(value.isBool() ? double(value.toBool()) : value.toScalar().toDouble());
   };
   NetworkInfo::Architecture const& a = info.architecture;
-  const std::int64_t width = a.width, hidden = std::int64_t(double(width) * a.mlp_ratio), p = a.patch_size;
-  if (width < 4 || a.depth < 1 || a.heads < 1 || width % a.heads || p < 1 || hidden < 1 || info.height % p ||
-      info.width % p) {
+  const std::int64_t width = a.width, p = a.patch_size;
+  const bool in_range = width >= 4 && width <= 65536 && a.depth >= 1 && a.depth <= 1000 && a.heads >= 1 && p >= 1 &&
+                        p <= 65536 && a.mlp_ratio > 0 && a.mlp_ratio <= 1000;
+  const std::int64_t hidden = in_range ? std::int64_t(double(width) * a.mlp_ratio) : 0;
+  if (!in_range || hidden < 1 || width % a.heads || info.height % p || info.width % p) {
     throw std::runtime_error("tstitch::load_dit: " + source +
                              ": must state the width, depth, heads, patch_size and mlp_ratio of a DiT, got width " +
                              std::to_string(width) + ", depth " + std::to_string(a.depth) + ", heads " +
-                             std::to_string(a.heads) + ", patch_size " + std::to_string(p));
+                             std::to_string(a.heads) + ", patch_size " + std::to_string(p) + ", mlp_ratio " +
+                             text(a.mlp_ratio));
   }
   const std::int64_t out_channels = info.channels * (info.learned_variance ? 2 : 1);
   DiTWeights w;
@@ -637,10 +639,14 @@ inline DiTWeights dit_weights(torch::jit::Module const& module, NetworkInfo cons
 
 /// Gives layers of the blocks the weights in e4m3 that the file has for those whose scale is not 0. Its exporter
 /// rounded them so that each makes up for the errors of others (calibrate.py), which the nearest values do not.
-inline void take_e4m3(DiTWeights& weights, caffe2::serialize::PyTorchStreamReader& archive, NetworkInfo const& info,
-                      std::string const& source) {
+inline void take_e4m3(DiTWeights& weights, Archive const& archive, NetworkInfo const& info, std::string const& source) {
   std::vector<double> const& scales = info.architecture.e4m3_weight_scales;
   if (scales.empty()) return;
+  if (scales.size() != 4 * weights.blocks.size()) {
+    throw std::runtime_error("tstitch::load_dit: " + source + ": must state a scale of 8 bits for each of the " +
+                             std::to_string(4 * weights.blocks.size()) + " layers, got " +
+                             std::to_string(scales.size()));
+  }
   std::vector<DiTLinear*> layers;
   std::size_t bytes = 0;
   for (DiTWeights::Block& block : weights.blocks) {
@@ -650,13 +656,14 @@ inline void take_e4m3(DiTWeights& weights, caffe2::serialize::PyTorchStreamReade
     }
   }
   constexpr char record[] = "extra/tstitch/e4m3_weights";
-  at::DataPtr data;
-  std::size_t size = 0;
-  if (archive.hasRecord(record)) std::tie(data, size) = archive.getRecord(record);
+  const auto found = archive.records().find(record);
+  const std::uint64_t size = found == archive.records().end() ? 0 : found->second.size;
   if (size != bytes) {
     throw std::runtime_error("tstitch::load_dit: " + source + ": tstitch/e4m3_weights must have " +
                              std::to_string(bytes) + " bytes, got " + std::to_string(size));
   }
+  if (bytes == 0) return;
+  const at::DataPtr data = archive.data(record).first;
   auto const* next = static_cast<std::uint8_t const*>(data.get());
   for (std::size_t k = 0; k < layers.size(); ++k) {
     if (!(scales[k] > 0)) continue;
@@ -684,25 +691,30 @@ inline bool is_dit(NetworkInfo const& info) {
   return kind == "dit" || kind == "dit_diffusers" || kind == "sit";
 }
 
-/// Loads a DiT for the native engine.
+/// Loads a DiT for the native engine. Runs code of the file, so load what you trust.
 /// @param options as for load_torchscript; warm_up_rows do nothing, because no shape needs it
 /// @throws std::runtime_error naming the file and what is wrong with it, or that it is no DiT
 inline Network load_dit(std::string const& path, TorchScriptOptions const& options = {}, DiTOptions const& how = {}) {
   const auto file = detail::open_file(detail::torchscript_file, path);
+  const std::string source = detail::quoted(path);
   detail::require_device(options.device);
-  return detail::reading(detail::torchscript_file, detail::quoted(path), [&] {
-    caffe2::serialize::PyTorchStreamReader archive(file);
-    NetworkInfo info = detail::read_network_info(archive, detail::quoted(path), options.info);
+  return detail::reading(detail::torchscript_file, source, [&] {
+    const auto archive = detail::open_torchscript(source, file);
+    NetworkInfo info = detail::read_network_info(*archive, source, options.info);
     if (!is_dit(info)) {
-      throw std::runtime_error("tstitch::load_dit: " + detail::quoted(path) +
+      throw std::runtime_error("tstitch::load_dit: " + source +
                                ": must have the architecture dit, dit_diffusers or sit, got '" +
-                               info.architecture.kind + "'");
+                               detail::printable(info.architecture.kind) + "'");
+    }
+    if (!info.conditions.empty()) {
+      throw std::runtime_error("tstitch::load_dit: " + source + ": must take no conditions but a label, got '" +
+                               detail::printable(info.conditions[0].name) + "'");
     }
     const c10::AutoGradMode no_gradients(false);
-    const torch::jit::Module module = torch::jit::load(file, at::kCPU);
+    const torch::jit::Module module = detail::load_module(archive);
     const at::ScalarType type = detail::type_of(module, options);
-    DiTWeights weights = detail::dit_weights(module, info, options.device, type, detail::quoted(path));
-    if (!how.e4m3_inputs.empty()) detail::take_e4m3(weights, archive, info, detail::quoted(path));
+    DiTWeights weights = detail::dit_weights(module, info, options.device, type, source);
+    if (!how.e4m3_inputs.empty()) detail::take_e4m3(weights, *archive, info, source);
     return Network(DiT(std::move(weights), how), std::move(info), options.device);
   });
 }

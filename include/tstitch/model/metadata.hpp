@@ -2,7 +2,8 @@
 /// What files of networks say about them, which is the same for TorchScript and AOTInductor.
 ///
 /// It travels inside, as flat key/value extra files (`_extra_files` of torch.jit.save, `extra/` of a .pt2 package),
-/// each a line of UTF-8 text unless said otherwise; required keys are marked *:
+/// each a line of UTF-8 text without control characters, of at most 200 bytes unless said otherwise; required keys are
+/// marked *. Keys that do not stand here are not read.
 ///
 ///     tstitch/format *                  1
 ///     tstitch/kind                      network (default), or what autoencoder.hpp describes: decoder or encoder
@@ -12,7 +13,7 @@
 ///     tstitch/variance                  fixed (default) | learned_range: twice the channels come out
 ///     tstitch/num_classes               0 (default): the network takes (x, t); else (x, t, labels)
 ///     tstitch/null_class                the label of "no class", or none (default)
-///     tstitch/class_names               one a line
+///     tstitch/class_names               one a line, of at most 200 bytes
 ///     tstitch/conditions                the tensors that forward takes after those, one a line: name, type (float, the
 ///                                       network's own, or int64) and the sizes for one image, * for any:
 ///                                       "text_embedding float 77 768"
@@ -22,8 +23,11 @@
 ///     tstitch/alphas_cumprod *          one number a line, for the last
 ///     tstitch/decoding                  pixels | none (default)
 ///     tstitch/latent_scale, latent_shift  where x is not a picture: scale (latent - shift)
-///     tstitch/guidance_scale            recommended by its makers
-///     tstitch/training_data, license, images_seen
+///     tstitch/guidance_scale            recommended by its makers, in [0, 1000]
+///     tstitch/profile                   which its makers sample with, as tstitch_sample --profile calls it
+///     tstitch/steps                     how many steps they take, in [1, 1000000]
+///     tstitch/training_data, license    of at most 64 KiB
+///     tstitch/images_seen
 ///     tstitch/architecture, width, depth, heads, patch_size, mlp_ratio
 ///     tstitch/e4m3_inputs               one number a line, see NetworkInfo::Architecture
 ///     tstitch/e4m3_weight_scales        one number a line, a float32 in 9 digits: of the same layers in that order,
@@ -32,24 +36,34 @@
 ///                                       weights [out, in], row by row and one layer after another
 ///
 /// and for the two halves of an autoencoder, whose forward takes and gives one tensor: format *, kind *, name *,
-/// latent_channels *, picture_channels (3), upsampling *, latent_scale *, latent_shift (0), license.
+/// latent_channels *, picture_channels (3), upsampling *, latent_scale *, latent_shift (0), license, and
+///
+///     tstitch/latents                   unscaled (default): forward knows latents as latent_scale and latent_shift
+///     say;
+///                                       scaled: it takes or gives what networks make as it is, whatever their scale,
+///                                       as tiny autoencoders do. latent_scale is 1 then, or not there
 ///
 /// What packages of AOTInductor say besides stands in aot_inductor.hpp.
 #pragma once
 
-#include <caffe2/serialize/inline_container.h>
-
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <map>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
+#include "../plan/error.hpp"
+#include "archive.hpp"
 #include "autoencoder.hpp"
 #include "file.hpp"
 #include "network.hpp"
@@ -60,17 +74,77 @@ namespace detail {
 
 inline constexpr FileKind network_file{"read_network_info", "a TorchScript file or an AOTInductor package"};
 
+/// A key that is read, and how long its value may be.
+struct MetadataKey {
+  std::string_view name;
+  std::size_t most_bytes = 200;
+};
+
+inline constexpr std::size_t long_text = std::size_t(64) << 10, long_list = std::size_t(4) << 20;
+
+/// Of networks, of autoencoders and of packages; e4m3_weights, of many bytes, is read by load_dit alone.
+inline constexpr std::array metadata_keys = std::to_array<MetadataKey>({
+    {"format"},
+    {"kind"},
+    {"name"},
+    {"input_channels"},
+    {"input_height"},
+    {"input_width"},
+    {"prediction"},
+    {"variance"},
+    {"num_classes"},
+    {"null_class"},
+    {"class_names", long_list},
+    {"conditions", long_text},
+    {"timestep_type"},
+    {"noise_schedule"},
+    {"num_train_timesteps"},
+    {"beta_start"},
+    {"beta_end"},
+    {"alphas_cumprod", long_list},
+    {"decoding"},
+    {"latent_scale"},
+    {"latent_shift"},
+    {"guidance_scale"},
+    {"profile"},
+    {"steps"},
+    {"training_data", long_text},
+    {"license", long_text},
+    {"images_seen"},
+    {"architecture"},
+    {"width"},
+    {"depth"},
+    {"heads"},
+    {"patch_size"},
+    {"mlp_ratio"},
+    {"e4m3_inputs", long_list},
+    {"e4m3_weight_scales", long_list},
+    {"latent_channels"},
+    {"picture_channels"},
+    {"upsampling"},
+    {"latents"},
+    {"dtype"},
+    {"device"},
+    {"compute_capability"},
+    {"cpu_capability"},
+    {"torch"},
+    {"batch", long_text},
+});
+
 /// The metadata of one file; every failure names the file, the key and the value.
 class MetadataReader {
  public:
-  /// @param archive of TorchScript or AOTInductor, whose extra/tstitch/ is read
+  /// @param archive of TorchScript or AOTInductor
   /// @param source how messages call the file
-  MetadataReader(caffe2::serialize::PyTorchStreamReader& archive, std::string source) : source_(std::move(source)) {
-    const std::string folder = "extra/tstitch/";
-    for (std::string const& record : archive.getAllRecords()) {
-      if (!record.starts_with(folder) || record == folder + "e4m3_weights") continue;  // bytes, and many of them
-      const auto [data, size] = archive.getRecord(record);
-      values_[record.substr(folder.size())] = {static_cast<char const*>(data.get()), size};
+  MetadataReader(Archive const& archive, std::string source) : source_(std::move(source)) {
+    for (MetadataKey const& key : metadata_keys) {
+      const std::string name(key.name), record = "extra/tstitch/" + name;
+      const auto found = archive.records().find(record);
+      if (found == archive.records().end()) continue;
+      if (const std::uint64_t size = found->second.size; size > key.most_bytes) {
+        fail(name, "must have at most " + std::to_string(key.most_bytes) + " bytes", std::to_string(size));
+      }
+      values_[name] = archive.text(record);
     }
   }
 
@@ -93,11 +167,33 @@ class MetadataReader {
 
   std::string text(std::string const& key, std::string otherwise) const { return has(key) ? text(key) : otherwise; }
 
-  std::vector<std::string> lines(std::string const& key) const {
+  /// A number in [least, most].
+  template <class Number>
+  Number in_range(std::string const& key, Number least, Number most, std::optional<Number> otherwise = {}) const {
+    const Number value = otherwise ? number<Number>(key, *otherwise) : number<Number>(key);
+    if (!(value >= least && value <= most)) {
+      fail(key, "must be in [" + shown(least) + ", " + shown(most) + "]", shown(value));
+    }
+    return value;
+  }
+
+  /// A line that can be shown.
+  std::string line(std::string const& key, std::string const& otherwise) const {
+    return require_line(key, text(key, otherwise));
+  }
+
+  std::string const& require_line(std::string const& key, std::string const& value) const {
+    if (printable(value, value.size()) != value) fail(key, "must be text without control characters", quote(value));
+    return value;
+  }
+
+  /// @param most lines
+  std::vector<std::string> lines(std::string const& key, std::size_t most) const {
     std::vector<std::string> lines;
     const std::string all = text(key, "");
     for (std::size_t begin = 0; begin < all.size();) {
       const std::size_t end = std::min(all.find('\n', begin), all.size());
+      if (lines.size() == most) fail(key, "must have at most " + std::to_string(most) + " lines", "more");
       lines.push_back(all.substr(begin, end - begin));
       begin = end + 1;
     }
@@ -109,7 +205,7 @@ class MetadataReader {
     Number number{};
     const char* const end = value.data() + value.size();
     const auto [rest, error] = std::from_chars(value.data(), end, number);
-    if (error != std::errc{} || rest != end) fail(key, "must be a number", "'" + value + "'");
+    if (error != std::errc{} || rest != end) fail(key, "must be a number", quote(value));
     return number;
   }
 
@@ -122,7 +218,7 @@ class MetadataReader {
       if (value == name) return meaning;
       names += (names.empty() ? "" : ", ") + std::string(name);
     }
-    fail(key, "must be one of " + names, "'" + value + "'");
+    fail(key, "must be one of " + names, quote(value));
   }
 
   [[noreturn]] void fail(std::string const& key, std::string const& rule, std::string const& got) const {
@@ -130,7 +226,19 @@ class MetadataReader {
                              got);
   }
 
+  /// A value for a message.
+  static std::string quote(std::string_view value) { return "'" + printable(value) + "'"; }
+
  private:
+  template <class Number>
+  static std::string shown(Number value) {
+    if constexpr (std::is_integral_v<Number>) {
+      return std::to_string(value);
+    } else {
+      return detail::text(value);
+    }
+  }
+
   std::string source_;
   std::map<std::string, std::string> values_ = {};
 };
@@ -145,42 +253,52 @@ inline NoiseSchedule read_noise_schedule(MetadataReader const& file) {
                                        {"alphas_cumprod", Kind::alphas_cumprod}});
   if (kind == Kind::alphas_cumprod) {
     std::vector<double> values;
-    for (std::string const& line : file.lines("alphas_cumprod")) {
+    for (std::string const& line : file.lines("alphas_cumprod", 1'000'000)) {
       values.push_back(file.parse<double>("alphas_cumprod", line));
     }
     return NoiseSchedule::from_alphas_cumprod(std::move(values));
   }
-  const int count = file.number<int>("num_train_timesteps");
-  if (count < 1 || count > 1'000'000) {
-    file.fail("num_train_timesteps", "must be in [1, 1000000]", std::to_string(count));
-  }
+  const int count = file.in_range<int>("num_train_timesteps", 1, 1'000'000);
   if (kind == Kind::cosine) return NoiseSchedule::cosine(count);
   if (kind == Kind::flow) return NoiseSchedule::flow(count);
   const double start = file.number<double>("beta_start"), end = file.number<double>("beta_end");
-  return kind == Kind::linear ? NoiseSchedule::linear(count, start, end)
-                              : NoiseSchedule::scaled_linear(count, start, end);
+  NoiseSchedule schedule =
+      kind == Kind::linear ? NoiseSchedule::linear(count, start, end) : NoiseSchedule::scaled_linear(count, start, end);
+  // Samplers divide by the square root.
+  if (const double signal = schedule.alphas_cumprod().back(); !(signal >= 1e-12)) {
+    file.fail("beta_end", "must leave 1e-12 of the variance of the signal", text(signal));
+  }
+  return schedule;
 }
+
+/// Of one image: what is multiplied by it stays far from overflow.
+inline constexpr std::int64_t most_elements = std::int64_t(1) << 32;
 
 inline std::vector<ConditionInfo> read_conditions(MetadataReader const& file) {
   constexpr auto key = "conditions", rule = "must be lines of a name, float or int64, and sizes";
+  const std::string too_large = "must have at most " + std::to_string(most_elements) + " elements an image";
   std::vector<ConditionInfo> conditions;
-  for (std::string const& line : file.lines(key)) {
+  for (std::string const& line : file.lines(key, 64)) {
+    file.require_line(key, line);
     std::vector<std::string> words;
     for (std::size_t begin = 0; begin <= line.size();) {
       const std::size_t end = std::min(line.find(' ', begin), line.size());
       words.push_back(line.substr(begin, end - begin));
       begin = end + 1;
     }
-    if (words.size() < 2 || words[0].empty()) file.fail(key, rule, "'" + line + "'");
+    if (words.size() < 2 || words.size() > 18 || words[0].empty()) file.fail(key, rule, file.quote(line));
     ConditionInfo condition{.name = words[0]};
     condition.floating = file.choice<bool>(key, words[1], {{"float", true}, {"int64", false}});
+    std::int64_t elements = 1;
     for (std::size_t i = 2; i < words.size(); ++i) {
       const std::int64_t size = words[i] == "*" ? 0 : file.parse<std::int64_t>(key, words[i]);
-      if (size < 0 || (size == 0 && words[i] != "*")) file.fail(key, rule, "'" + line + "'");
+      if (size < 0 || (size == 0 && words[i] != "*")) file.fail(key, rule, file.quote(line));
+      if (size > most_elements / elements) file.fail(key, too_large, file.quote(line));
+      elements *= std::max<std::int64_t>(size, 1);
       condition.shape.push_back(size);
     }
     for (ConditionInfo const& other : conditions) {
-      if (other.name == condition.name) file.fail(key, "must have different names", "'" + other.name + "' twice");
+      if (other.name == condition.name) file.fail(key, "must have different names", file.quote(other.name) + " twice");
     }
     conditions.push_back(std::move(condition));
   }
@@ -190,17 +308,44 @@ inline std::vector<ConditionInfo> read_conditions(MetadataReader const& file) {
 /// @param kind network, decoder or encoder
 inline void require_kind(MetadataReader const& file, std::string const& kind) {
   if (const std::string got = file.text("kind", "network"); got != kind) {
-    file.fail("kind", "must be " + kind, "'" + got + "'");
+    file.fail("kind", "must be " + kind, file.quote(got));
   }
 }
 
-inline NetworkInfo read_network_info(MetadataReader const& file) {
+inline void require_format(MetadataReader const& file) {
   if (const std::string format = file.text("format"); format != "1") {
-    file.fail("format", "must be 1, the format that this version reads", "'" + format + "'");
+    file.fail("format", "must be 1, the format that this version reads", file.quote(format));
   }
+}
+
+inline NetworkInfo::Architecture read_architecture(MetadataReader const& file) {
+  NetworkInfo::Architecture architecture{.kind = file.line("architecture", ""),
+                                         .width = file.in_range<std::int64_t>("width", 0, 65536, 0),
+                                         .depth = file.in_range<std::int64_t>("depth", 0, 1000, 0),
+                                         .heads = file.in_range<std::int64_t>("heads", 0, 65536, 0),
+                                         .patch_size = file.in_range<std::int64_t>("patch_size", 0, 65536, 0),
+                                         .mlp_ratio = file.in_range<double>("mlp_ratio", 0, 1000, 0)};
+  for (auto [key, numbers] : {std::pair{"e4m3_inputs", &architecture.e4m3_inputs},
+                              std::pair{"e4m3_weight_scales", &architecture.e4m3_weight_scales}}) {
+    const std::int64_t layers = 4 * architecture.depth;
+    for (std::string const& line : file.lines(key, 4000)) {
+      const double value = file.parse<double>(key, line);
+      if (!(value >= 0 && std::isfinite(value))) file.fail(key, "must be finite numbers of at least 0", line);
+      numbers->push_back(value);
+    }
+    if (const std::int64_t lines = std::int64_t(numbers->size()); lines != 0 && lines != layers) {
+      file.fail(key, "must have one line for each of the " + std::to_string(layers) + " layers",
+                std::to_string(lines) + " lines");
+    }
+  }
+  return architecture;
+}
+
+inline NetworkInfo read_network_info(MetadataReader const& file) {
+  require_format(file);
   require_kind(file, "network");
   NetworkInfo info;
-  info.name = file.text("name");
+  info.name = file.require_line("name", file.text("name"));
   info.prediction_type = file.choice<PredictionType>("prediction", file.text("prediction"),
                                                      {{"epsilon", PredictionType::epsilon},
                                                       {"sample", PredictionType::sample},
@@ -210,13 +355,13 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
       file.choice<bool>("variance", file.text("variance", "fixed"), {{"fixed", false}, {"learned_range", true}});
   for (auto [key, value] : {std::pair{"input_channels", &info.channels}, std::pair{"input_height", &info.height},
                             std::pair{"input_width", &info.width}}) {
-    *value = file.number<std::int64_t>(key);
-    if (*value < 1 || *value > 65536) file.fail(key, "must be in [1, 65536]", std::to_string(*value));
+    *value = file.in_range<std::int64_t>(key, 1, 65536);
   }
-  info.num_classes = file.number<std::int64_t>("num_classes", 0);
-  if (info.num_classes < 0 || info.num_classes > 1'000'000) {
-    file.fail("num_classes", "must be in [0, 1000000]", std::to_string(info.num_classes));
+  if (const std::int64_t elements = info.channels * info.height * info.width; elements > most_elements) {
+    file.fail("input_channels", "times height and width must be at most " + std::to_string(most_elements),
+              std::to_string(elements));
   }
+  info.num_classes = file.in_range<std::int64_t>("num_classes", 0, 1'000'000, 0);
   if (file.text("null_class", "none") != "none") {
     info.null_class = file.number<std::int64_t>("null_class");
     // Embedding tables have a row for each class and one for none; a GPU does not survive an index beyond.
@@ -225,7 +370,11 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
                 std::to_string(*info.null_class));
     }
   }
-  info.class_names = file.lines("class_names");
+  info.class_names = file.lines("class_names", 1'000'000);
+  for (std::string const& name : info.class_names) {
+    file.require_line("class_names", name);
+    if (name.size() > 200) file.fail("class_names", "must have at most 200 bytes a line", file.quote(name));
+  }
   if (!info.class_names.empty() && std::int64_t(info.class_names.size()) != info.num_classes) {
     file.fail("class_names", "must have one line for each of the " + std::to_string(info.num_classes) + " classes",
               std::to_string(info.class_names.size()) + " lines");
@@ -240,74 +389,59 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
   }
   info.decoding = file.choice<Decoding>("decoding", file.text("decoding", "none"),
                                         {{"pixels", Decoding::pixels}, {"none", Decoding::none}});
-  info.latent_scale = file.number<double>("latent_scale", 0.0);
-  info.latent_shift = file.number<double>("latent_shift", 0.0);
-  info.guidance_scale = file.number<double>("guidance_scale", 1.0);
-  info.training_data = file.text("training_data", "");
-  info.license = file.text("license", "");
-  info.images_seen = file.number<std::int64_t>("images_seen", 0);
-  info.architecture = {file.text("architecture", ""),
-                       file.number<std::int64_t>("width", 0),
-                       file.number<std::int64_t>("depth", 0),
-                       file.number<std::int64_t>("heads", 0),
-                       file.number<std::int64_t>("patch_size", 0),
-                       file.number<double>("mlp_ratio", 0),
-                       {},
-                       {}};
-  for (auto [key, numbers] : {std::pair{"e4m3_inputs", &info.architecture.e4m3_inputs},
-                              std::pair{"e4m3_weight_scales", &info.architecture.e4m3_weight_scales}}) {
-    for (std::string const& line : file.lines(key)) {
-      const double value = file.parse<double>(key, line);
-      if (!(value >= 0 && std::isfinite(value))) file.fail(key, "must be finite numbers of at least 0", line);
-      numbers->push_back(value);
-    }
-    const std::int64_t layers = 4 * info.architecture.depth, lines = std::int64_t(numbers->size());
-    if (lines != 0 && lines != layers) {
-      file.fail(key, "must have one line for each of the " + std::to_string(layers) + " layers",
-                std::to_string(lines) + " lines");
-    }
-  }
+  info.latent_scale = file.in_range<double>("latent_scale", 0, 1e6, 0);
+  info.latent_shift = file.in_range<double>("latent_shift", -1e6, 1e6, 0);
+  info.guidance_scale = file.in_range<double>("guidance_scale", 0, 1000, 1);
+  info.profile = file.line("profile", "");
+  if (file.has("steps")) info.steps = file.in_range<int>("steps", 1, 1'000'000);
+  info.training_data = file.line("training_data", "");
+  info.license = file.line("license", "");
+  info.images_seen = file.in_range<std::int64_t>("images_seen", 0, std::numeric_limits<std::int64_t>::max(), 0);
+  info.architecture = read_architecture(file);
   return info;
 }
 
 /// @param kind decoder or encoder
 inline AutoencoderInfo read_autoencoder_info(MetadataReader const& file, std::string const& kind) {
-  if (const std::string format = file.text("format"); format != "1") {
-    file.fail("format", "must be 1, the format that this version reads", "'" + format + "'");
-  }
+  require_format(file);
   require_kind(file, kind);
   AutoencoderInfo info;
-  info.name = file.text("name");
-  for (auto [key, value] :
-       {std::pair{"latent_channels", &info.latent_channels}, std::pair{"picture_channels", &info.picture_channels},
-        std::pair{"upsampling", &info.upsampling}}) {
-    *value =
-        std::string(key) == "picture_channels" ? file.number<std::int64_t>(key, 3) : file.number<std::int64_t>(key);
-    if (*value < 1 || *value > 4096) file.fail(key, "must be in [1, 4096]", std::to_string(*value));
-  }
-  info.latent_scale = file.number<double>("latent_scale");
+  info.name = file.require_line("name", file.text("name"));
+  info.latent_channels = file.in_range<std::int64_t>("latent_channels", 1, 4096);
+  info.picture_channels = file.in_range<std::int64_t>("picture_channels", 1, 4096, 3);
+  info.upsampling = file.in_range<std::int64_t>("upsampling", 1, 4096);
+  info.scaled_latents =
+      file.choice<bool>("latents", file.text("latents", "unscaled"), {{"unscaled", false}, {"scaled", true}});
+  info.latent_scale =
+      info.scaled_latents ? file.number<double>("latent_scale", 1.0) : file.number<double>("latent_scale");
   if (!(info.latent_scale > 0)) file.fail("latent_scale", "must be above 0", text(info.latent_scale));
-  info.latent_shift = file.number<double>("latent_shift", 0.0);
-  info.license = file.text("license", "");
+  info.latent_scale = file.in_range<double>("latent_scale", 0, 1e6, 1);
+  info.latent_shift = file.in_range<double>("latent_shift", -1e6, 1e6, 0);
+  if (info.scaled_latents && (info.latent_scale != 1 || info.latent_shift != 0)) {
+    file.fail("latents", "must be unscaled where latent_scale is not 1 or latent_shift not 0", "'scaled'");
+  }
+  info.license = file.line("license", "");
   return info;
+}
+
+/// Whether this is a package of torch.export, which is what AOTInductor writes.
+inline bool is_package(Archive const& archive) {
+  return archive.has("archive_format");
 }
 
 /// @param source how messages call the file
 /// @param otherwise what the network is if the file does not say
-inline NetworkInfo read_network_info(caffe2::serialize::PyTorchStreamReader& archive, std::string const& source,
+inline NetworkInfo read_network_info(Archive const& archive, std::string const& source,
                                      std::optional<NetworkInfo> const& otherwise = {}) {
   const MetadataReader file(archive, source);
   if (!file.has("format")) {
     if (otherwise) return *otherwise;
     throw std::runtime_error("tstitch::read_network_info: " + source +
-                             ": must carry tstitch metadata (see metadata.hpp), got a file without any");
+                             ": must carry tstitch metadata (see metadata.hpp), got a file without any, which looks "
+                             "like " +
+                             (is_package(archive) ? "any package of torch.export" : "any TorchScript"));
   }
   return read_network_info(file);
-}
-
-/// Whether this is a package of torch.export, which is what AOTInductor writes.
-inline bool is_package(caffe2::serialize::PyTorchStreamReader& archive) {
-  return archive.hasRecord("archive_format");
 }
 
 }  // namespace detail
@@ -316,11 +450,10 @@ inline bool is_package(caffe2::serialize::PyTorchStreamReader& archive) {
 /// @param path a TorchScript file or an AOTInductor package
 /// @throws std::runtime_error for files that cannot be read or say nothing
 inline NetworkInfo read_network_info(std::string const& path) {
-  const auto file = detail::open_file(detail::network_file, path);
-  return detail::reading(detail::network_file, detail::quoted(path), [&] {
-    caffe2::serialize::PyTorchStreamReader archive(file);
-    return detail::read_network_info(archive, detail::quoted(path));
-  });
+  const std::string source = detail::quoted(path);
+  const auto archive =
+      detail::open_network(detail::network_file, source, detail::open_file(detail::network_file, path));
+  return detail::reading(detail::network_file, source, [&] { return detail::read_network_info(*archive, source); });
 }
 
 }  // namespace tstitch

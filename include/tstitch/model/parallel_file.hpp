@@ -4,7 +4,6 @@
 
 #include <c10/util/Exception.h>
 #include <caffe2/serialize/read_adapter_interface.h>
-#include <fcntl.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,52 +21,53 @@
 
 namespace tstitch::detail {
 
+/// How many threads are worth it for so many bytes.
+inline std::size_t part_count(std::size_t count) {
+  constexpr std::size_t smallest_part = std::size_t(1) << 20;
+  static const std::size_t most = std::clamp(std::thread::hardware_concurrency(), 1u, 8u);
+  return std::clamp<std::size_t>(count / smallest_part, 1, most);
+}
+
+/// Does something to each of part_count(count) parts of a range, in a thread each.
+/// @param action takes the index, begin and end of a part; it must not throw
+template <class Action>
+void in_parts(std::size_t count, Action const& action) {
+  const std::size_t parts = part_count(count);
+  const auto run = [&](std::size_t part) {
+    const std::size_t begin = count / parts * part;
+    action(part, begin, part + 1 == parts ? count : begin + count / parts);
+  };
+  std::vector<std::future<void>> others;  // waits for them at its end
+  others.reserve(parts);
+  std::size_t part = 1;
+  try {
+    for (; part < parts; ++part) others.push_back(std::async(std::launch::async, run, part));
+  } catch (std::system_error const&) {
+    for (; part < parts; ++part) run(part);  // there can be no more threads
+  }
+  run(0);
+}
+
 /// A file whose large parts are read by several threads at once: copying out of the page cache, into memory that the
 /// system clears meanwhile, is too much for one. Several threads may ask at the same time.
 class ParallelFile final : public caffe2::serialize::ReadAdapterInterface {
  public:
   /// @param kind, source for messages
-  /// @throws std::runtime_error where there is no byte to read
-  ParallelFile(FileKind kind, std::string const& path) : descriptor_(open_for_reading(path)) {
-    if (descriptor_ < 0) refuse_unreadable(kind, path);
-    char byte;
-    const off_t size = read_some(&byte, 1, 0) == 1 ? ::lseek(descriptor_, 0, SEEK_END) : 0;
-    if (size < 1) {
-      ::close(descriptor_);
-      refuse_file(kind, quoted(path), "an empty file or a folder");
-    }
-    size_ = std::uint64_t(size);
-  }
-
-  ParallelFile(ParallelFile const&) = delete;
-  ParallelFile& operator=(ParallelFile const&) = delete;
-  ~ParallelFile() override { ::close(descriptor_); }
+  /// @throws std::runtime_error for what is no regular file with a byte to read
+  ParallelFile(FileKind kind, std::string const& path) : file_(kind, path) {}
 
   /// Bytes, when it was opened.
-  std::size_t size() const override { return std::size_t(size_); }
+  std::size_t size() const override { return std::size_t(file_.size()); }
 
   /// @returns the number of bytes read: fewer than `count` only where size() ends them
   /// @throws c10::Error when the file cannot be read, or has become shorter
   std::size_t read(std::uint64_t position, void* buffer, std::size_t count, char const* /*what*/ = "") const override {
-    position = std::min(position, size_);
-    count = std::size_t(std::min<std::uint64_t>(count, size_ - position));
-    const std::size_t parts = std::clamp<std::size_t>(count / smallest_part, 1, most_threads());
-    std::vector<int> errors(parts);
-    const auto read_part = [&](std::size_t part) {
-      const std::size_t begin = count / parts * part, end = part + 1 == parts ? count : begin + count / parts;
+    position = std::min(position, file_.size());
+    count = std::size_t(std::min<std::uint64_t>(count, file_.size() - position));
+    std::vector<int> errors(part_count(count));
+    in_parts(count, [&](std::size_t part, std::size_t begin, std::size_t end) {
       errors[part] = read_all(static_cast<char*>(buffer) + begin, end - begin, position + begin);
-    };
-    {
-      std::vector<std::future<void>> others;  // waits for them at its end
-      others.reserve(parts);
-      std::size_t part = 1;
-      try {
-        for (; part < parts; ++part) others.push_back(std::async(std::launch::async, read_part, part));
-      } catch (std::system_error const&) {
-        for (; part < parts; ++part) read_part(part);  // there can be no more threads
-      }
-      read_part(0);
-    }
+    });
     for (const int error : errors) {
       TORCH_CHECK(error != ends_early, "the file became shorter while it was read");
       TORCH_CHECK(error == 0, "the file cannot be read: ", std::generic_category().message(error));
@@ -76,26 +76,12 @@ class ParallelFile final : public caffe2::serialize::ReadAdapterInterface {
   }
 
  private:
-  static constexpr std::size_t smallest_part = std::size_t(1) << 20;
   static constexpr int ends_early = -1;
-
-  static std::size_t most_threads() {
-    static const std::size_t most = std::clamp(std::thread::hardware_concurrency(), 1u, 8u);
-    return most;
-  }
-
-  static int open_for_reading(std::string const& path) {
-    int descriptor;
-    do {
-      descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
-    } while (descriptor < 0 && errno == EINTR);
-    return descriptor;
-  }
 
   ssize_t read_some(char* buffer, std::size_t count, std::uint64_t position) const {
     ssize_t got;
     do {
-      got = ::pread(descriptor_, buffer, count, off_t(position));
+      got = ::pread(file_.descriptor(), buffer, count, off_t(position));
     } while (got < 0 && errno == EINTR);
     return got;
   }
@@ -113,8 +99,7 @@ class ParallelFile final : public caffe2::serialize::ReadAdapterInterface {
     return 0;
   }
 
-  int descriptor_;
-  std::uint64_t size_ = 0;
+  RegularFile file_;
 };
 
 /// @throws std::runtime_error naming the file where there is no byte to read

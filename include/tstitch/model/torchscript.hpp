@@ -5,13 +5,22 @@
 ///
 /// Files are not frozen, and parameters keep their names, so that other engines can take the weights from the same
 /// file; freezing happens here.
+///
+/// TorchScript is a program: loading a file and calling its network run code of the file, which can read and write
+/// other files. Load what you trust. What can be checked is checked before torch, which believes files, reads one: that
+/// it is regular, that records have the checksums and sizes that the archive and its pickles say, that tensors lie in
+/// them, and that nothing is nested too deeply.
 #pragma once
 
 #include <c10/core/GradMode.h>
-#include <caffe2/serialize/inline_container.h>
+#include <caffe2/serialize/istream_adapter.h>
+#include <caffe2/serialize/read_adapter_interface.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
 
+#include <cstddef>
+#include <cstdint>
+#include <exception>
 #include <istream>
 #include <memory>
 #include <mutex>
@@ -19,15 +28,20 @@
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
+#include "../base/diagnostics.hpp"
+#include "../plan/error.hpp"
+#include "archive.hpp"
 #include "autoencoder.hpp"
 #include "file.hpp"
 #include "loading.hpp"
 #include "metadata.hpp"
 #include "network.hpp"
 #include "parallel_file.hpp"
+#include "pickle.hpp"
 
 namespace tstitch {
 
@@ -88,8 +102,47 @@ inline at::ScalarType type_of(torch::jit::Module const& module, TorchScriptOptio
   return type;
 }
 
-inline void require_torchscript(caffe2::serialize::PyTorchStreamReader& archive, std::string const& source) {
-  if (is_package(archive)) refuse_file(torchscript_file, source, "a package of torch.export (see aot_inductor.hpp)");
+/// @param file how messages call it: `source`
+/// @throws std::runtime_error for what is no TorchScript
+inline std::shared_ptr<Archive> open_torchscript(std::string const& source,
+                                                 std::shared_ptr<caffe2::serialize::ReadAdapterInterface> const& file) {
+  const auto archive = open_network(torchscript_file, source, file);
+  if (is_package(*archive)) refuse_file(torchscript_file, source, "a package of torch.export (see aot_inductor.hpp)");
+  return archive;
+}
+
+/// Torch's parser recurses, too.
+inline void require_shallow(std::string_view code) {
+  constexpr int most_depth = 256;
+  int depth = 0;
+  for (const char c : code) {
+    depth += int(c == '(' || c == '[' || c == '{') - int(c == ')' || c == ']' || c == '}');
+    TORCH_CHECK(depth <= most_depth, "its code is nested too deeply");
+  }
+}
+
+/// @throws c10::Error, and what torch throws
+inline torch::jit::Module load_module(std::shared_ptr<Archive> const& archive) {
+  TORCH_CHECK(!archive->has("model.json"), "an archive of torch before 1.2");
+  for (auto const& [name, record] : archive->records()) {
+    const bool code = name.starts_with("code/");
+    if (code && name.ends_with(".py")) require_shallow(archive->text(name));
+    // Torch inflates without a look at checksums.
+    TORCH_CHECK(!record.compressed || code || name.starts_with("extra/"), "a compressed entry ", quoted(name));
+  }
+  for (char const* const name : {"constants", "data"}) Pickle(*archive, name, /*classes=*/true);
+  return torch::jit::load(archive, at::kCPU, /*load_debug_files=*/false);
+}
+
+/// Freezing computes what is constant ahead, in which tensors of other types than the module was traced with can fail
+/// although its calls do not.
+inline std::shared_ptr<torch::jit::Module> frozen(torch::jit::Module const& module, std::string const& source) {
+  try {
+    return std::make_shared<torch::jit::Module>(torch::jit::freeze(module));
+  } catch (std::exception const& error) {
+    diagnose("load_torchscript", source + " runs as it is, because it cannot be frozen: " + reason(error));
+    return std::make_shared<torch::jit::Module>(module);
+  }
 }
 
 inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchScriptOptions const& options,
@@ -105,14 +158,14 @@ inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchSc
   }
   module.eval();
   move(module, options.device, type);
-  const auto frozen = std::make_shared<torch::jit::Module>(torch::jit::freeze(module));
+  const auto ready = frozen(module, source);
   const auto warm_up = options.device.is_cpu() ? nullptr : std::make_shared<WarmUp>();
   const Network network(
-      [frozen, type, warm_up, signature](at::Tensor const& x, at::Tensor const& t, Condition const& condition) {
+      [ready, type, warm_up, signature](at::Tensor const& x, at::Tensor const& t, Condition const& condition) {
         const std::vector<at::Tensor> tensors = signature.arguments(x, t, condition, type);
         std::vector<c10::IValue> arguments(tensors.begin(), tensors.end());
-        if (warm_up) warm_up->before(tensors, [&] { frozen->forward(arguments); });
-        return frozen->forward(std::move(arguments)).toTensor();
+        if (warm_up) warm_up->before(tensors, [&] { ready->forward(arguments); });
+        return ready->forward(std::move(arguments)).toTensor();
       },
       std::move(info), options.device);
   // Sizes that may be anything are known when the network is asked; it warms up then.
@@ -122,30 +175,31 @@ inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchSc
   return network;
 }
 
+inline Network load_torchscript(std::shared_ptr<caffe2::serialize::ReadAdapterInterface> const& file,
+                                TorchScriptOptions const& options, std::string const& source) {
+  require_device(options.device);
+  return reading(torchscript_file, source, [&] {
+    const auto archive = open_torchscript(source, file);
+    NetworkInfo info = read_network_info(*archive, source, options.info);
+    return make_network(load_module(archive), std::move(info), options, source);
+  });
+}
+
 }  // namespace detail
 
-/// Loads a network, freezes it, and warms it up.
+/// Loads a network, freezes it, and warms it up. One that cannot be frozen runs as it is, which diagnostics() says.
+///
+/// Runs code of the file, so load what you trust.
 /// @throws std::runtime_error naming the file and what is wrong with it
 inline Network load_torchscript(std::string const& path, TorchScriptOptions const& options = {}) {
-  const auto file = detail::open_file(detail::torchscript_file, path);
-  detail::require_device(options.device);
-  return detail::reading(detail::torchscript_file, detail::quoted(path), [&] {
-    caffe2::serialize::PyTorchStreamReader archive(file);
-    detail::require_torchscript(archive, detail::quoted(path));
-    NetworkInfo info = detail::read_network_info(archive, detail::quoted(path), options.info);
-    return detail::make_network(torch::jit::load(file, at::kCPU), std::move(info), options, detail::quoted(path));
-  });
+  return detail::load_torchscript(detail::open_file(detail::torchscript_file, path), options, detail::quoted(path));
 }
 
 /// The same from a seekable stream that holds nothing but the file.
 inline Network load_torchscript(std::istream& stream, TorchScriptOptions const& options = {}) {
-  detail::require_device(options.device);
   return detail::reading(detail::torchscript_file, "the stream", [&] {
-    caffe2::serialize::PyTorchStreamReader archive(&stream);
-    NetworkInfo info = detail::read_network_info(archive, "the stream", options.info);
-    stream.clear();
-    stream.seekg(0);
-    return detail::make_network(torch::jit::load(stream, at::kCPU), std::move(info), options, "the stream");
+    return detail::load_torchscript(std::make_shared<caffe2::serialize::IStreamAdapter>(&stream), options,
+                                    "the stream");
   });
 }
 
@@ -173,35 +227,36 @@ namespace detail {
 inline Autoencoder load_autoencoder(std::string const& path, std::string const& kind,
                                     TorchScriptOptions const& options) {
   const auto file = open_file(torchscript_file, path);
+  const std::string source = quoted(path);
   require_device(options.device);
-  return reading(torchscript_file, quoted(path), [&] {
-    caffe2::serialize::PyTorchStreamReader archive(file);
-    AutoencoderInfo info = read_autoencoder_info(MetadataReader(archive, quoted(path)), kind);
-    torch::jit::Module module = torch::jit::load(file, at::kCPU);
+  return reading(torchscript_file, source, [&] {
+    const auto archive = open_torchscript(source, file);
+    AutoencoderInfo info = read_autoencoder_info(MetadataReader(*archive, source), kind);
+    torch::jit::Module module = load_module(archive);
     const c10::AutoGradMode no_gradients(false);
     const at::ScalarType type = type_of(module, options);
     const auto forward = module.find_method("forward");
     if (!forward || forward->num_inputs() != 2) {
-      throw std::runtime_error("tstitch::load_torchscript: " + quoted(path) + ": forward must take one tensor, got " +
+      throw std::runtime_error("tstitch::load_torchscript: " + source + ": forward must take one tensor, got " +
                                (forward ? std::to_string(forward->num_inputs() - 1) + " arguments" : "no forward"));
     }
     module.eval();
     move(module, options.device, type);
-    const auto frozen = std::make_shared<torch::jit::Module>(torch::jit::freeze(module));
-    return Autoencoder{[frozen, type](at::Tensor const& x) { return frozen->forward({x.to(type)}).toTensor(); },
+    const auto ready = frozen(module, source);
+    return Autoencoder{[ready, type](at::Tensor const& x) { return ready->forward({x.to(type)}).toTensor(); },
                        std::move(info), options.device};
   });
 }
 
 }  // namespace detail
 
-/// Loads the decoder of an autoencoder: latents to pictures.
+/// Loads the decoder of an autoencoder: latents to pictures. Runs code of the file, so load what you trust.
 /// @throws std::runtime_error naming the file and what is wrong with it
 inline Decoder load_decoder(std::string const& path, TorchScriptOptions const& options = {}) {
   return Decoder(detail::load_autoencoder(path, "decoder", options));
 }
 
-/// Loads the encoder of an autoencoder: pictures to latents.
+/// Loads the encoder of an autoencoder: pictures to latents. Runs code of the file, so load what you trust.
 /// @throws std::runtime_error naming the file and what is wrong with it
 inline Encoder load_encoder(std::string const& path, TorchScriptOptions const& options = {}) {
   return Encoder(detail::load_autoencoder(path, "encoder", options));

@@ -1,0 +1,425 @@
+/// @file
+/// Pickles of torch, read without making anything of what they say: torch's own reader believes them.
+#pragma once
+
+#include <c10/core/ScalarType.h>
+#include <c10/util/Exception.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "archive.hpp"
+
+namespace tstitch::detail {
+
+/// A tensor of a pickle, which lies in its record.
+struct PickledTensor {
+  std::string record = {};  ///< "data/0"
+  at::ScalarType type = at::kFloat;
+  std::int64_t elements = 0;  ///< of the record
+  std::int64_t offset = 0;    ///< of the first element
+  std::vector<std::int64_t> sizes = {}, strides = {};
+};
+
+/// The type of "FloatStorage".
+inline std::optional<at::ScalarType> storage_type(std::string_view name) {
+#define TSTITCH_STORAGE_TYPE(_, type) \
+  if (name == #type "Storage") return at::ScalarType::type;
+  AT_FORALL_SCALAR_TYPES_WITH_COMPLEX_AND_QINTS(TSTITCH_STORAGE_TYPE)
+#undef TSTITCH_STORAGE_TYPE
+  return {};
+}
+
+/// What torch's reader would do with a pickle of torch.save or torch.jit.save, without doing it: the same stack, of
+/// values that hold no more than the checks need. What torch does not write is refused.
+class Pickle {
+ public:
+  enum class Kind { none, boolean, integer, real, text, tuple, list, dict, global, storage, tensor, object };
+
+  struct Value {
+    Kind kind = Kind::none;
+    bool placed = false;                       ///< in a container: complete, so that containers are trees
+    int depth = 0;                             ///< of containers in containers
+    std::int64_t number = 0;                   ///< of an integer; of a storage or tensor: which
+    std::string_view text = {};                ///< of a text; of a global "module\nname"
+    std::vector<std::uint32_t> children = {};  ///< of a tuple; of a dict: key, value, key, value
+  };
+
+  /// @param folder of its records: "data" for data.pkl
+  /// @param classes whether it may hold objects, as those of torch.jit.save do
+  /// @throws c10::Error naming it and what is wrong with it
+  Pickle(Archive const& archive, std::string folder, bool classes)
+      : archive_(archive),
+        folder_(std::move(folder)),
+        classes_(classes),
+        bytes_(archive.text(folder_ + ".pkl")),
+        most_instructions_((std::size_t(1) << 16) + archive.size() / 32),
+        most_bytes_((std::uint64_t(1) << 24) + 3 * std::uint64_t(archive.size())) {
+    require(byte() == 0x80 && byte() == 2, "must be of protocol 2");
+    for (std::size_t count = 0; step(); ++count) require(count < most_instructions_, "is too long for its archive");
+    require(position_ == bytes_.size() && stack_.size() == 1 && marks_.empty(), "must hold one value");
+  }
+
+  Pickle(Pickle const&) = delete;
+  Pickle& operator=(Pickle const&) = delete;
+
+  Value const& root() const { return values_[stack_[0]]; }
+  Value const& value(std::uint32_t index) const { return values_[index]; }
+  PickledTensor const& tensor(Value const& value) const { return tensors_[std::size_t(value.number)]; }
+
+ private:
+  static constexpr int most_depth = 256;  // torch recurses
+
+  void require(bool holds, char const* rule) const { TORCH_CHECK(holds, folder_, ".pkl ", rule); }
+
+  unsigned char byte() {
+    require(position_ < bytes_.size(), "ends early");
+    return static_cast<unsigned char>(bytes_[position_++]);
+  }
+
+  std::string_view take(std::size_t count) {
+    require(count <= bytes_.size() - position_, "ends early");
+    position_ += count;
+    return std::string_view(bytes_).substr(position_ - count, count);
+  }
+
+  /// A little-endian number of up to 8 bytes.
+  std::uint64_t number(std::size_t size) {
+    std::uint64_t value = 0;
+    for (std::size_t k = 0; k < size; ++k) value |= std::uint64_t(byte()) << (8 * k);
+    return value;
+  }
+
+  std::int64_t signed_number(std::size_t size) {
+    const std::size_t missing = 64 - 8 * size;
+    return size == 0 ? 0 : std::int64_t(number(size) << missing) >> missing;
+  }
+
+  void push(Value value) {
+    stack_.push_back(std::uint32_t(values_.size()));
+    values_.push_back(std::move(value));
+  }
+
+  std::uint32_t pop() {
+    require(stack_.size() > (marks_.empty() ? 0 : marks_.back()), "takes a value that is not there");
+    const std::uint32_t index = stack_.back();
+    stack_.pop_back();
+    return index;
+  }
+
+  /// All since the last mark.
+  std::vector<std::uint32_t> pop_marked() {
+    require(!marks_.empty(), "takes a value that is not there");
+    const std::vector<std::uint32_t> values(stack_.begin() + std::ptrdiff_t(marks_.back()), stack_.end());
+    stack_.resize(marks_.back());
+    marks_.pop_back();
+    return values;
+  }
+
+  Value& top(Kind kind) {
+    require(stack_.size() > (marks_.empty() ? 0 : marks_.back()), "takes a value that is not there");
+    Value& value = values_[stack_.back()];
+    require(value.kind == kind && !value.placed, "fills what is no container, or one that is in another");
+    return value;
+  }
+
+  void place(Value& container, std::vector<std::uint32_t> const& values, bool keep) {
+    for (const std::uint32_t index : values) {
+      Value& value = values_[index];
+      value.placed = true;
+      container.depth = std::max(container.depth, value.depth + 1);
+      require(container.depth <= most_depth, "is nested too deeply");
+    }
+    require(!container.placed, "has a container in itself");
+    if (keep) container.children.insert(container.children.end(), values.begin(), values.end());
+  }
+
+  void push_tuple(std::vector<std::uint32_t> const& values) {
+    Value tuple{.kind = Kind::tuple};
+    place(tuple, values, true);
+    push(std::move(tuple));
+  }
+
+  void set_items(std::vector<std::uint32_t> const& values) {
+    require(values.size() % 2 == 0, "has a key without a value");
+    place(top(Kind::dict), values, true);
+  }
+
+  void memorize(std::size_t id) {
+    require(!stack_.empty() && id <= memo_.size(), "memorizes a value out of order");
+    if (id == memo_.size()) memo_.emplace_back();
+    memo_[id] = stack_.back();
+  }
+
+  void recall(std::size_t id) {
+    require(id < memo_.size(), "recalls a value that is not there");
+    stack_.push_back(memo_[id]);
+  }
+
+  /// @returns whether there is more
+  bool step() {
+    switch (byte()) {
+      case '.': return false;
+      case 'N': push({}); break;
+      case 0x88:
+      case 0x89: push({.kind = Kind::boolean}); break;
+      case 'K': push({.kind = Kind::integer, .number = std::int64_t(number(1))}); break;
+      case 'M': push({.kind = Kind::integer, .number = std::int64_t(number(2))}); break;
+      case 'J': push({.kind = Kind::integer, .number = signed_number(4)}); break;
+      case 0x8a: {
+        const std::size_t size = number(1);
+        require(size <= 8, "has a number that is too large");
+        push({.kind = Kind::integer, .number = signed_number(size)});
+        break;
+      }
+      case 'G':
+        take(8);
+        push({.kind = Kind::real});
+        break;
+      case 'X': {
+        const std::size_t size = number(4);
+        push({.kind = Kind::text, .text = take(size)});
+        break;
+      }
+      case 'c': push_global(); break;
+      case '(': marks_.push_back(stack_.size()); break;
+      case ')': push_tuple({}); break;
+      case 0x85: push_tuple({pop()}); break;
+      case 0x86: {
+        const std::uint32_t second = pop();
+        push_tuple({pop(), second});
+        break;
+      }
+      case 0x87: {
+        const std::uint32_t third = pop(), second = pop();
+        push_tuple({pop(), second, third});
+        break;
+      }
+      case 't': push_tuple(pop_marked()); break;
+      case ']': push({.kind = Kind::list}); break;
+      case '}': push({.kind = Kind::dict}); break;
+      case 'e': {
+        const std::vector<std::uint32_t> values = pop_marked();
+        place(top(Kind::list), values, false);
+        break;
+      }
+      case 'l': {
+        const std::vector<std::uint32_t> values = pop_marked();
+        push({.kind = Kind::list});
+        place(top(Kind::list), values, false);
+        break;
+      }
+      case 'd': {
+        const std::vector<std::uint32_t> values = pop_marked();
+        push({.kind = Kind::dict});
+        set_items(values);
+        break;
+      }
+      case 's': {
+        const std::uint32_t value = pop();
+        set_items({pop(), value});
+        break;
+      }
+      case 'u': set_items(pop_marked()); break;
+      case 'q': memorize(number(1)); break;
+      case 'r': memorize(number(4)); break;
+      case 'h': recall(number(1)); break;
+      case 'j': recall(number(4)); break;
+      case 'Q': push_storage(values_[pop()]); break;
+      case 0x81: {
+        const std::uint32_t arguments = pop();
+        require(is(arguments, Kind::tuple) && values_[arguments].children.empty(), "makes an object from arguments");
+        break;
+      }
+      case 'R':
+      case 'b': {
+        const std::uint32_t arguments = pop(), function = pop();
+        require(is(function, Kind::global), "calls what is no function");
+        call(values_[function].text, arguments);
+        break;
+      }
+      default: require(false, "has an instruction that torch does not write");
+    }
+    return true;
+  }
+
+  bool is(std::uint32_t index, Kind kind) const { return values_[index].kind == kind; }
+
+  /// Whether a tuple has children of these kinds first.
+  bool has(Value const& tuple, std::initializer_list<Kind> kinds) const {
+    return tuple.kind == Kind::tuple && tuple.children.size() >= kinds.size() &&
+           std::equal(kinds.begin(), kinds.end(), tuple.children.begin(),
+                      [&](Kind kind, std::uint32_t index) { return is(index, kind); });
+  }
+
+  std::string_view line() {
+    const std::size_t end = std::min(bytes_.find('\n', position_), bytes_.size());
+    const std::string_view line = take(end - position_);
+    byte();
+    const auto identifies = [](char c) {
+      return c == '_' || c == '.' || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+    };
+    require(line.size() <= 4096 && std::all_of(line.begin(), line.end(), identifies), "names no function or class");
+    return line;
+  }
+
+  void push_global() {
+    const std::size_t begin = position_;
+    const std::string_view module = line(), name = line();
+    bool known = module == "torch.jit._pickle" || (module == "collections" && name == "OrderedDict") ||
+                 (module == "torch._utils" && name == "_rebuild_tensor_v2") ||
+                 (module == "torch" && storage_type(name));
+    if (classes_ && !known) {
+      known = (module == "torch._utils" && name == "_rebuild_qtensor") || (module == "torch" && name != "Tensor") ||
+              !(module.starts_with("torch.") || module == "torch" || module == "__main__" || module == "collections");
+    }
+    TORCH_CHECK(known, folder_, ".pkl must hold tensors, got '", printable(module), ".", printable(name), "'");
+    push({.kind = Kind::global, .text = std::string_view(bytes_).substr(begin, position_ - begin - 1)});
+  }
+
+  void push_storage(Value const& key) {
+    require(has(key, {Kind::text, Kind::global, Kind::text, Kind::text, Kind::integer}) &&
+                values_[key.children[0]].text == "storage",
+            "has a storage without type, name and size");
+    const std::string_view type_name = values_[key.children[1]].text;
+    const auto type = type_name.starts_with("torch\n") ? storage_type(type_name.substr(6)) : std::nullopt;
+    require(type && (classes_ || !c10::isQIntType(*type)), "has a storage of an unknown type");
+    PickledTensor storage{.record = folder_ + "/" + std::string(values_[key.children[2]].text),
+                          .type = *type,
+                          .elements = values_[key.children[4]].number};
+    const auto found = archive_.records().find(storage.record);
+    const std::uint64_t size = found == archive_.records().end() ? 0 : found->second.size;
+    const std::uint64_t element = c10::elementSize(*type);
+    // Torch reads as many bytes as the pickle says from memory of the size of the record.
+    TORCH_CHECK(storage.elements >= 0 && std::uint64_t(storage.elements) == size / element, folder_,
+                ".pkl says that entry ", detail::quoted(storage.record), " has ", storage.elements, " elements of ",
+                element, " bytes, got ", size, " bytes");
+    add_bytes(storage_bytes_, size);
+    push({.kind = Kind::storage, .number = std::int64_t(tensors_.size())});
+    tensors_.push_back(std::move(storage));
+  }
+
+  /// Torch makes each storage anew wherever it is named, and engines all elements of a tensor, of which a stride of 0
+  /// makes many from one.
+  void add_bytes(std::uint64_t& total, std::uint64_t bytes) const {
+    require(bytes <= most_bytes_ - total, "takes more memory than a file of this size is to");
+    total += bytes;
+  }
+
+  std::vector<std::int64_t> integers(Value const& tuple) const {
+    std::vector<std::int64_t> found;
+    for (const std::uint32_t index : tuple.children) {
+      require(is(index, Kind::integer) && values_[index].number >= 0, "has a tensor of negative sizes or strides");
+      found.push_back(values_[index].number);
+    }
+    return found;
+  }
+
+  void push_tensor(Value const& arguments, bool quantized) {
+    require(has(arguments, {Kind::storage, Kind::integer, Kind::tuple, Kind::tuple}) &&
+                arguments.children.size() == (quantized ? 7 : 6),
+            "has a tensor without storage, offset, sizes and strides");
+    PickledTensor tensor = tensors_[std::size_t(values_[arguments.children[0]].number)];
+    tensor.offset = values_[arguments.children[1]].number;
+    tensor.sizes = integers(values_[arguments.children[2]]);
+    tensor.strides = integers(values_[arguments.children[3]]);
+    require(tensor.sizes.size() == tensor.strides.size() && tensor.sizes.size() <= 64,
+            "has a tensor with other strides than sizes");
+    const bool empty = std::find(tensor.sizes.begin(), tensor.sizes.end(), 0) != tensor.sizes.end();
+    std::int64_t last = tensor.offset, bytes = std::int64_t(c10::elementSize(tensor.type));
+    bool overflows = false;
+    for (std::size_t i = 0; i < tensor.sizes.size(); ++i) {
+      std::int64_t reach = 0;
+      overflows |= __builtin_mul_overflow(bytes, std::max<std::int64_t>(tensor.sizes[i], 1), &bytes);
+      overflows |= __builtin_mul_overflow(std::max<std::int64_t>(tensor.sizes[i] - 1, 0), tensor.strides[i], &reach);
+      overflows |= __builtin_add_overflow(last, reach, &last);
+    }
+    require(!overflows && tensor.offset >= 0 && (empty ? tensor.offset <= tensor.elements : last < tensor.elements),
+            "has a tensor that lies beyond its storage");
+    add_bytes(tensor_bytes_, empty ? 0 : std::uint64_t(bytes));
+    if (quantized) require_parameters(tensor, values_[arguments.children[4]]);
+    push({.kind = Kind::tensor, .number = std::int64_t(tensors_.size())});
+    tensors_.push_back(std::move(tensor));
+  }
+
+  /// Of a quantized tensor: a scale and a zero point, or those of each channel.
+  void require_parameters(PickledTensor const& tensor, Value const& parameters) const {
+    if (has(parameters, {Kind::global, Kind::real, Kind::integer})) return;
+    require(has(parameters, {Kind::global, Kind::tensor, Kind::tensor, Kind::integer}),
+            "has a quantized tensor without parameters");
+    const std::int64_t axis = values_[parameters.children[3]].number;
+    require(axis >= 0 && axis < std::int64_t(tensor.sizes.size()), "has a quantized tensor of another axis");
+    for (const std::size_t k : {1U, 2U}) {
+      require(this->tensor(values_[parameters.children[k]]).sizes == std::vector{tensor.sizes[std::size_t(axis)]},
+              "has a quantized tensor with parameters of another size");
+    }
+  }
+
+  void call(std::string_view function, std::uint32_t index) {
+    Value const& arguments = values_[index];
+    const auto is_pickle_function = [&](char const* prefix) {
+      return function.starts_with(std::string("torch.jit._pickle\n") + prefix);
+    };
+    if (function == "torch._utils\n_rebuild_tensor_v2" || function == "torch._utils\n_rebuild_qtensor") {
+      push_tensor(arguments, function.ends_with("_rebuild_qtensor"));
+    } else if (function == "collections\nOrderedDict") {  // of hooks, which nobody reads
+      push({});
+    } else if (is_pickle_function("restore_type_tag")) {
+      require((has(arguments, {Kind::list, Kind::text}) || has(arguments, {Kind::dict, Kind::text})) &&
+                  values_[arguments.children[1]].text.size() <= 4096,
+              "has a container without a type");
+      stack_.push_back(arguments.children[0]);
+    } else if (is_pickle_function("build_")) {
+      require(has(arguments, {Kind::list}), "has a list without values");
+      stack_.push_back(arguments.children[0]);
+    } else {
+      // To torch a type is a number, and functions are called by theirs.
+      require(classes_ && (!function.starts_with("torch\n") || function == "torch\ndevice"),
+              "calls what is no function");
+      Value object{.kind = Kind::object};
+      place(object, {index}, false);
+      push(std::move(object));
+    }
+  }
+
+  Archive const& archive_;
+  std::string folder_;
+  bool classes_;
+  std::string bytes_;
+  std::size_t most_instructions_;
+  std::uint64_t most_bytes_;
+  std::size_t position_ = 0;
+  std::vector<Value> values_ = {};
+  std::vector<std::uint32_t> stack_ = {}, memo_ = {};
+  std::vector<std::size_t> marks_ = {};
+  std::vector<PickledTensor> tensors_ = {};
+  std::uint64_t storage_bytes_ = 0, tensor_bytes_ = 0;
+};
+
+/// What torch calls values of this kind.
+inline char const* text(Pickle::Kind kind) {
+  switch (kind) {
+    case Pickle::Kind::none: return "None";
+    case Pickle::Kind::boolean: return "Bool";
+    case Pickle::Kind::integer: return "Int";
+    case Pickle::Kind::real: return "Double";
+    case Pickle::Kind::text: return "String";
+    case Pickle::Kind::tuple: return "Tuple";
+    case Pickle::Kind::list: return "GenericList";
+    case Pickle::Kind::dict: return "GenericDict";
+    case Pickle::Kind::global: return "Global";
+    case Pickle::Kind::storage: return "Storage";
+    case Pickle::Kind::tensor: return "Tensor";
+    case Pickle::Kind::object: return "Object";
+  }
+  return "Unknown";
+}
+
+}  // namespace tstitch::detail

@@ -1,0 +1,452 @@
+// Files that lie. What loads must lie in what the file has; everything else is refused in one line that names the file.
+#include <sys/stat.h>
+#include <tstitch/model/condition_file.hpp>
+#include <tstitch/model/torchscript.hpp>
+#include <tstitch/tstitch.hpp>
+
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <random>
+#include <sstream>
+
+#include "../catch.hpp"
+
+using namespace tstitch;
+
+namespace {
+
+/// How many files of each kind; TSTITCH_HOSTILE_FILES asks for more.
+int file_count() {
+  char const* const asked = std::getenv("TSTITCH_HOSTILE_FILES");
+  return asked ? std::atoi(asked) : 150;
+}
+
+using Records = std::vector<std::pair<std::string, std::string>>;
+
+/// @param compress the metadata
+std::string archive_of(Records const& records, bool compress = false) {
+  std::string bytes;
+  caffe2::serialize::PyTorchStreamWriter writer([&](void const* data, std::size_t size) {
+    bytes.append(static_cast<char const*>(data), size);
+    return size;
+  });
+  for (auto const& [name, data] : records) {
+    writer.writeRecord(name, data.data(), data.size(), compress && name.starts_with("extra/"));
+  }
+  writer.writeEndOfFile();
+  return bytes;
+}
+
+/// What the writer does not add by itself.
+Records records_of(std::string const& bytes) {
+  std::istringstream stream(bytes);
+  caffe2::serialize::PyTorchStreamReader reader(&stream);
+  Records records;
+  for (std::string const& name : reader.getAllRecords()) {
+    if (name == "version" || name == "byteorder" || name.starts_with(".")) continue;
+    const auto [data, size] = reader.getRecord(name);
+    records.emplace_back(name, std::string(static_cast<char const*>(data.get()), size));
+  }
+  return records;
+}
+
+std::string& named(Records& records, std::string const& name) {
+  for (auto& [each, bytes] : records) {
+    if (each == name) return bytes;
+  }
+  throw std::logic_error(name);
+}
+
+std::string path_of(std::string const& name, std::string const& bytes) {
+  std::filesystem::create_directories(TSTITCH_TEST_DATA);
+  const std::string path = TSTITCH_TEST_DATA "/hostile_" + name;
+  std::ofstream(path, std::ios::binary) << bytes;
+  return path;
+}
+
+std::string little_endian(std::uint64_t value, int size) {
+  std::string bytes;
+  for (int k = 0; k < size; ++k) bytes += char(value >> (8 * k));
+  return bytes;
+}
+
+namespace pickle {
+
+std::string text(std::string const& value) {
+  return "X" + little_endian(value.size(), 4) + value;
+}
+
+std::string number(std::int64_t value) {
+  return "\x8a\x08" + little_endian(std::uint64_t(value), 8);
+}
+
+std::string tuple(std::vector<std::int64_t> const& values) {
+  std::string bytes = "(";
+  for (const std::int64_t value : values) bytes += number(value);
+  return bytes + "t";
+}
+
+std::string tensor(std::int64_t elements, std::int64_t offset, std::vector<std::int64_t> const& sizes,
+                   std::vector<std::int64_t> const& strides, std::string const& key = "0") {
+  return "ctorch._utils\n_rebuild_tensor_v2\n((" + text("storage") + "ctorch\nFloatStorage\n" + text(key) +
+         text("cpu") + number(elements) + "tQ" + number(offset) + tuple(sizes) + tuple(strides) + "\x89" +
+         "ccollections\nOrderedDict\n)RtR";
+}
+
+std::string dict(std::string const& value) {
+  return "\x80\x02}" + text("mask") + value + "s.";
+}
+
+}  // namespace pickle
+
+std::string condition_of(std::string const& data_pickle, std::size_t bytes = 48) {
+  return archive_of({{"data.pkl", data_pickle}, {"data/0", std::string(bytes, '\1')}});
+}
+
+const std::map<std::string, std::string> metadata{{"format", "1"},
+                                                  {"name", "tiny"},
+                                                  {"input_channels", "3"},
+                                                  {"input_height", "2"},
+                                                  {"input_width", "2"},
+                                                  {"prediction", "epsilon"},
+                                                  {"timestep_type", "int64"},
+                                                  {"noise_schedule", "cosine"},
+                                                  {"num_train_timesteps", "1000"}};
+
+/// A network of 12 weights in data/0 or constants/0 and a list that is two deep.
+std::string const& model() {
+  static const std::string bytes = [] {
+    torch::jit::Module module("tiny");
+    module.register_parameter("scale", tstitch::detail::host_tensor({3, 2, 2}, at::kFloat).fill_(0.5), false);
+    module.define("def forward(self, x, t):\n  return x * self.scale\n");
+    torch::jit::ExtraFilesMap files;
+    for (auto const& [key, value] : metadata) files["tstitch/" + key] = value;
+    std::ostringstream stream;
+    module.save(stream, files);
+    return stream.str();
+  }();
+  return bytes;
+}
+
+/// Reads all elements, so that a sanitizer sees those that lie elsewhere.
+double touch(at::Tensor const& tensor, std::int64_t dimension = 0, std::int64_t offset = 0) {
+  if (tensor.numel() == 0 || tensor.scalar_type() != at::kFloat) return 0;
+  if (dimension == tensor.dim()) return double(tensor.const_data_ptr<float>()[offset]);
+  double total = 0;
+  for (std::int64_t i = 0; i < tensor.size(dimension); ++i) {
+    total += touch(tensor, dimension + 1, offset + i * tensor.stride(dimension));
+  }
+  return total;
+}
+
+Network load(std::string const& bytes) {
+  std::istringstream stream(bytes);
+  return load_torchscript(stream);
+}
+
+at::Tensor run(Network const& network) {
+  const at::Tensor x = tstitch::detail::host_tensor({1, 3, 2, 2}, at::kFloat).fill_(1);
+  return network(x, tstitch::detail::to_device({5}, at::kCPU), {});
+}
+
+/// @returns why it was refused; empty where it was taken
+template <class Action>
+std::string refusal(Action action) {
+  try {
+    action();
+    return "";
+  } catch (std::runtime_error const& error) {
+    const std::string text = error.what();
+    INFO(text);
+    REQUIRE(text.starts_with("tstitch::"));
+    REQUIRE(text.find('\n') == std::string::npos);
+    REQUIRE(text.size() < 2000);
+    return text;
+  }
+}
+
+std::string condition_refusal(std::string const& bytes) {
+  const std::string path = path_of("condition.pt", bytes);
+  const std::string text = refusal([&] {
+    for (NamedCondition const& each : load_conditions(path)) touch(each.value);
+  });
+  REQUIRE((text.empty() || text.find(path) != std::string::npos));
+  return text;
+}
+
+std::string model_refusal(std::string const& bytes) {
+  return refusal([&] { touch(run(load(bytes))); });
+}
+
+}  // namespace
+
+TEST_CASE("a condition is taken where its tensors lie in their records, and else refused") {
+  std::mt19937_64 random(1);
+  const auto pick = [&](std::vector<std::int64_t> const& from) { return from[random() % from.size()]; };
+  constexpr std::int64_t huge = std::int64_t(1) << 62;
+  int taken = 0;
+  for (int k = 0; k < 10 * file_count(); ++k) {
+    const std::int64_t bytes = pick({0, 4, 47, 48, 48, 48, 48, 49, 96}),
+                       elements = pick({12, 12, 12, 0, 24, 1000, 2000000000, huge, -1}),
+                       offset = pick({0, 0, 0, 1, 11, 12, huge, -1});
+    std::vector<std::int64_t> sizes, strides;
+    for (std::uint64_t d = random() % 4; d > 0; --d) {
+      sizes.push_back(pick({1, 2, 3, 4, 2, 3, 0, 12, 1000000, huge, -1}));
+      strides.push_back(pick({1, 2, 4, 0, 3, 6, 1000000, huge, -1}));
+    }
+    bool fits = offset >= 0 && elements >= 0 && bytes / 4 == elements, empty = false;
+    long double last = static_cast<long double>(offset), count = 4;
+    for (std::size_t d = 0; d < sizes.size(); ++d) {
+      fits = fits && sizes[d] >= 0 && strides[d] >= 0;
+      empty = empty || sizes[d] == 0;
+      last += static_cast<long double>(std::max<std::int64_t>(sizes[d], 1) - 1) * static_cast<long double>(strides[d]);
+      count *= static_cast<long double>(std::max<std::int64_t>(sizes[d], 1));
+    }
+    fits = fits && last < 9e18L && count < 9e18L &&
+           (empty ? offset <= elements : last < static_cast<long double>(elements) && count < 16e6L);
+    INFO(k << ": " << bytes << " bytes, " << elements << " elements, offset " << offset << ", sizes "
+           << tstitch::detail::shape_text(sizes) << ", strides " << tstitch::detail::shape_text(strides));
+    CHECK(condition_refusal(
+              condition_of(pickle::dict(pickle::tensor(elements, offset, sizes, strides)), std::size_t(bytes)))
+              .empty() == fits);
+    taken += fits;
+  }
+  CHECK(taken > 10);
+}
+
+TEST_CASE("a pickle with changed bytes is refused, or gives what lies in the file") {
+  std::mt19937_64 random(2);
+  const std::string good = pickle::dict(pickle::tensor(12, 0, {3, 4}, {4, 1}));
+  CHECK(condition_refusal(condition_of(good)).empty());
+  CHECK(model_refusal(model()).empty());
+  const auto changed = [&](std::string bytes) {
+    for (std::uint64_t k = 1 + random() % 3; k > 0; --k) {
+      const std::size_t position = random() % bytes.size();
+      switch (random() % 4) {
+        case 0: bytes[position] = char(random()); break;
+        case 1: bytes[position] = char(bytes[position] ^ (1 << random() % 8)); break;
+        case 2: bytes.insert(position, 1, "()]}tedulqhQRbs0\x85\x86\x87\x81N"[random() % 21]); break;
+        default: bytes.erase(position, 1 + random() % 4);
+      }
+    }
+    return bytes;
+  };
+  int refused = 0;
+  for (int k = 0; k < 5 * file_count(); ++k) {
+    INFO(k);
+    refused += !condition_refusal(condition_of(changed(good))).empty();
+    Records records = records_of(model());
+    std::string& bytes = named(records, k % 8 ? "data.pkl" : "constants.pkl");
+    bytes = changed(bytes);
+    refused += !model_refusal(archive_of(records)).empty();
+  }
+  CHECK(refused > 5 * file_count());
+}
+
+TEST_CASE("records shorter or longer than their tensors are refused") {
+  for (const std::size_t size : {0, 1, 47, 52, 1000}) {
+    Records records = records_of(model());
+    std::string& bytes = named(records, "data/0");
+    bytes.resize(size);
+    CHECK_THAT(model_refusal(archive_of(records)),
+               ContainsSubstring("data.pkl says that entry 'data/0' has 12 elements of 4 bytes, got " +
+                                 std::to_string(size) + " bytes"));
+  }
+  Records records = records_of(model());
+  std::erase_if(records, [](auto const& record) { return record.first == "data/0"; });
+  CHECK_THAT(model_refusal(archive_of(records)), ContainsSubstring("got 0 bytes"));
+}
+
+TEST_CASE("pickles that nest, recall or ask for too much are refused before anything is made") {
+  const std::string begin = "\x80\x02", deep(200'000, ']');
+  const auto both = [&](std::string const& data, std::string const& says) {
+    INFO(data.substr(0, 40));
+    CHECK_THAT(condition_refusal(condition_of(data)), ContainsSubstring("got 'data.pkl " + says));
+    Records records = records_of(model());
+    named(records, "data.pkl") = data;
+    CHECK_THAT(model_refusal(archive_of(records)), ContainsSubstring("got 'data.pkl " + says));
+  };
+  std::string nested;
+  for (int k = 0; k < 20'000; ++k) nested += "\x85";
+  both(begin + ")" + nested + ".", "is nested too deeply");
+  both(begin + std::string(1000, ']') + ".", "must hold one value");
+  both(begin + deep + ".", "is too long for its archive");
+  // Outside first: a list is filled when it is in another already.
+  const std::string outer = "]q" + std::string(1, '\0'), inner = "]q\1";
+  both(begin + outer + "(" + inner + "eh\1(]e0.", "fills what is no container, or one that is in another");
+  both(begin + outer + "(h" + std::string(1, '\0') + "e.", "has a container in itself");
+  both(begin + "]r" + little_endian(0xFFFFFFFF, 4) + ".", "memorizes a value out of order");
+  both(begin + "X" + little_endian(0xFFFFFFFF, 4) + ".", "ends early");
+  both(begin + "h" + std::string(1, '\7') + ".", "recalls a value that is not there");
+  both(begin + "t.", "takes a value that is not there");
+  both(begin + "}(Nu.", "has a key without a value");
+  both(begin + "K\5)R.", "calls what is no function");
+  both(begin + "ctorch\nFloatStorage\n)R.", "calls what is no function");
+  both(begin + "\x8a\x09" + std::string(9, '\1') + ".", "has a number that is too large");
+  both("\x80\x04N.", "must be of protocol 2");
+  both("", "ends early");
+  // A record of 1 MB, named 1,000 times.
+  std::string many = begin + "(";
+  for (int k = 0; k < 1000; ++k) many += pickle::text(std::to_string(k)) + pickle::tensor(1 << 18, 0, {1}, {1});
+  CHECK_THAT(condition_refusal(archive_of(
+                 {{"data.pkl", "\x80\x02}(" + many.substr(3) + "u."}, {"data/0", std::string(1 << 20, '\1')}})),
+             ContainsSubstring("takes more memory than a file of this size is to"));
+}
+
+TEST_CASE("code that nests too deeply is refused before torch parses it") {
+  Records records = records_of(model());
+  for (auto& [name, bytes] : records) {
+    if (name.ends_with(".py")) bytes += "\n# " + std::string(100'000, '(');
+  }
+  CHECK_THAT(model_refusal(archive_of(records)), ContainsSubstring("its code is nested too deeply"));
+}
+
+TEST_CASE("every changed bit of the weights is noticed, and every other one, or it changes nothing") {
+  const std::string small_path = TSTITCH_MODELS "/cifar10_dit_small.pt";
+  std::ifstream file(small_path, std::ios::binary);
+  std::string large{std::istreambuf_iterator<char>(file), {}};
+  std::mt19937_64 random(3);
+  std::istringstream first(large);
+  load_torchscript(first);
+  int noticed = 0, flips = 0;
+  const tstitch::detail::Archive archive(tstitch::detail::open_file({"the_test", "a file"}, small_path));
+  std::vector<std::pair<std::uint64_t, std::uint64_t>> weights;
+  for (auto const& [name, record] : archive.records()) {
+    if (name.starts_with("data/")) weights.emplace_back(record.begin, record.size);
+  }
+  for (; flips < file_count(); ++flips) {
+    const auto [start, size] = weights[random() % weights.size()];
+    char& byte = large[start + random() % size];
+    const char changed = char(1 << random() % 8);
+    byte = char(byte ^ changed);
+    std::istringstream stream(large);
+    const std::string text = refusal([&] { load_torchscript(stream); });
+    noticed += text.find("is damaged: its checksum differs") != std::string::npos;
+    byte = char(byte ^ changed);
+  }
+  CHECK(noticed == flips);
+
+  const at::Tensor expected = run(load(model()));
+  const std::string name = load(model()).info().name;
+  int refused = 0;
+  for (int k = 0; k < 4 * file_count(); ++k) {
+    std::string damaged = model();
+    const std::size_t position = random() % damaged.size();
+    damaged[position] = char(damaged[position] ^ (1 << random() % 8));
+    INFO(position);
+    refused += !refusal([&] {
+                  const Network network = load(damaged);
+                  REQUIRE(network.info().name == name);
+                  REQUIRE(run(network).equal(expected));
+                }).empty();
+  }
+  CHECK(refused > 0);
+}
+
+TEST_CASE("every truncation is refused by name") {
+  const std::string condition = condition_of(pickle::dict(pickle::tensor(12, 0, {3, 4}, {4, 1})));
+  for (std::size_t size = 0; size < condition.size(); size += 3) {
+    INFO(size);
+    CHECK_FALSE(condition_refusal(condition.substr(0, size)).empty());
+  }
+  for (std::size_t size = 0; size < model().size(); size += 1 + model().size() / std::size_t(2 * file_count())) {
+    const std::string path = path_of("truncated.pt", model().substr(0, size));
+    CHECK_THAT(refusal([&] { load_torchscript(path); }),
+               ContainsSubstring("'" + path + "': must be a TorchScript file, got "));
+    CHECK_THAT(refusal([&] { read_network_info(path); }), ContainsSubstring(path));
+  }
+}
+
+TEST_CASE("archives with entries that are twice there, overlap or say two things are refused") {
+  const std::string good = condition_of(pickle::dict(pickle::tensor(12, 0, {3, 4}, {4, 1})));
+  const auto with = [&](std::string const& from, std::string const& to, bool all) {
+    std::string bytes = good;
+    for (std::size_t at = bytes.find(from); at != std::string::npos;
+         at = all ? bytes.find(from, at + 1) : std::string::npos) {
+      bytes.replace(at, from.size(), to);
+    }
+    return condition_refusal(bytes);
+  };
+  CHECK(with("nothing", "nothing", true).empty());
+  CHECK_THAT(with("archive/data/0", "archive/dat\1/0", true),
+             ContainsSubstring("must have a name that torch would give it"));
+  CHECK_THAT(with("archive/data/0", "archive/data/1", false), ContainsSubstring("has a header that says otherwise"));
+  CHECK_THAT(with("archive/data/0", "archive/../../", true),
+             ContainsSubstring("must have a name that torch would give it"));
+  CHECK_THAT(with("archive/data/0", "archive/\033[31m\007", true), ContainsSubstring("\\x1b[31m"));
+  const std::string twice = archive_of({{"data.pkl", "a"}, {"data/0", "b"}, {"data/1", "c"}, {"DATA/x", "d"}});
+  std::string renamed = twice;
+  for (std::size_t at; (at = renamed.find("archive/DATA/x")) != std::string::npos;)
+    renamed.replace(at, 14, "archive/DATA/1");
+  CHECK_THAT(condition_refusal(renamed), ContainsSubstring("is there twice"));
+  // The second entry's header is the first's.
+  std::string overlapping = good;
+  const std::size_t directory = overlapping.find("PK\1\2"), second = overlapping.find("PK\1\2", directory + 1);
+  overlapping.replace(second + 42, 4, overlapping.substr(directory + 42, 4));
+  CHECK_THAT(condition_refusal(overlapping), ContainsSubstring("has a header that says otherwise"));
+  CHECK_THAT(condition_refusal(good + "x"), ContainsSubstring("the archive must end with its directory"));
+}
+
+TEST_CASE("only regular files are opened") {
+  const std::string pipe = path_of("pipe", "");
+  std::filesystem::remove(pipe);
+  REQUIRE(::mkfifo(pipe.c_str(), 0600) == 0);
+  for (std::string const& path : {pipe, std::string("/dev/zero"), std::string("/dev/null")}) {
+    const std::string says = "'" + path + "': must be a ", got = ", got a pipe, a socket or a device";
+    CHECK(refusal([&] { load_torchscript(path); }) == "tstitch::load_torchscript: " + says + "TorchScript file" + got);
+    CHECK(refusal([&] { load_decoder(path); }) == "tstitch::load_torchscript: " + says + "TorchScript file" + got);
+    CHECK(refusal([&] { load_conditions(path); }) ==
+          "tstitch::load_conditions: " + says + "file of torch.save with a dict of tensors" + got);
+    CHECK(refusal([&] { read_network_info(path); }) ==
+          "tstitch::read_network_info: " + says + "TorchScript file or an AOTInductor package" + got);
+  }
+  std::filesystem::remove(pipe);
+}
+
+TEST_CASE("metadata that inflates is not read, or refused by its size") {
+  Records records = records_of(model());
+  records.emplace_back("extra/tstitch/unknown", std::string(std::size_t(100) << 20, ' '));
+  const std::string large = archive_of(records, /*compress=*/true);
+  CHECK(large.size() < 1'000'000);
+  CHECK(model_refusal(large).empty());
+  const auto with = [&](std::string const& key, std::size_t size) {
+    Records changed = records_of(model());
+    if (key == "name") std::erase_if(changed, [](auto const& record) { return record.first == "extra/tstitch/name"; });
+    changed.emplace_back("extra/tstitch/" + key, std::string(size, 'x'));
+    return model_refusal(archive_of(changed, true));
+  };
+  const std::string key = "tstitch::read_network_info: the stream: tstitch/";
+  CHECK(with("name", 201) == key + "name must have at most 200 bytes, got 201");
+  CHECK(with("name", 200).empty());
+  CHECK(with("class_names", 5'000'000) == key + "class_names must have at most 4194304 bytes, got 5000000");
+  CHECK(with("license", 1'200'000) == key + "license must have at most 65536 bytes, got 1200000");
+}
+
+TEST_CASE("a checkpoint is told from a network, in one sentence that helps") {
+  const std::string state =
+      "\x80\x02}" + pickle::text("x_embedder.proj.weight") + pickle::tensor(12, 0, {3, 4}, {4, 1}) + "s.";
+  const std::string header = R"({"x_embedder.proj.weight":{"dtype":"F32","shape":[3,4],"data_offsets":[0,48]}})";
+  for (auto const& [format, bytes] : std::vector<std::pair<std::string, std::string>>{
+           {"torch.save", condition_of(state)},
+           {"an old torch.save", state},
+           {"safetensors", little_endian(header.size(), 8) + header + std::string(48, '\0')}}) {
+    const std::string path = path_of("checkpoint.pt", bytes);
+    CHECK(refusal([&] { load_torchscript(path); }) ==
+          "tstitch::load_torchscript: '" + path + "': must be a TorchScript file, got a DiT checkpoint (" + format +
+              "), which has weights alone: export it with examples/export/export_dit.py");
+    CHECK_THAT(refusal([&] { read_network_info(path); }), ContainsSubstring("got a DiT checkpoint (" + format + ")"));
+  }
+  CHECK_THAT(refusal([&] { load(condition_of("\x80\x02}.")); }),
+             ContainsSubstring("got a checkpoint (torch.save), which has weights alone: export it with"));
+  Records plain = records_of(model());
+  std::erase_if(plain, [](auto const& record) { return record.first.starts_with("extra/"); });
+  CHECK(refusal([&] { load(archive_of(plain)); }) ==
+        "tstitch::read_network_info: the stream: must carry tstitch metadata (see metadata.hpp), got a file without "
+        "any, which looks like any TorchScript");
+  plain.emplace_back("archive_format", "pt2");
+  CHECK(refusal([&] { load(archive_of(plain)); }) ==
+        "tstitch::load_torchscript: the stream: must be a TorchScript file, got a package of torch.export (see "
+        "aot_inductor.hpp)");
+}
