@@ -14,7 +14,6 @@
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
-#include <ATen/ops/gelu.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/linear.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
@@ -214,7 +213,7 @@ class DiT {
     return (*self_)(x, t, condition, timestep);
   }
 
-  /// Computes the modulations of a run in one product.
+  /// Computes the modulations of a run ahead.
   void prepare(std::span<const double> timesteps, Condition const& condition) const {
     self_->prepare(timesteps, condition.host_labels);
   }
@@ -303,7 +302,28 @@ class DiT {
       return once.reshape({halves, n / halves, x.size(1), x.size(2), x.size(3)});
     }
 
-    /// [m, slots, width] of m timesteps and labels.
+    /// How many pairs of a timestep and a label have their modulations computed at once, on a GPU and on a CPU: always
+    /// so many, for a product of another shape rounds in another way, and those of a pair must have the same bits
+    /// whatever was asked for before and whatever comes along. Few enough that a pair alone costs little.
+    std::int64_t modulated_at_once() const { return weights.pos_embed.is_cuda() ? 128 : 16; }
+
+    /// @param t [m]
+    /// @param y [m], labels
+    /// @param modulations [m, slots, width] is filled
+    void modulate(at::Tensor const& t, at::Tensor const& y, at::Tensor const& modulations) const {
+      const std::int64_t m = t.size(0), at_once = modulated_at_once(), missing = (at_once - m % at_once) % at_once;
+      const auto filled = [&](at::Tensor const& of) {  // with the last one
+        return missing ? at::cat({of, of.narrow(0, m - 1, 1).expand({missing})}) : of;
+      };
+      const at::Tensor times = filled(t), labels = filled(y);
+      for (std::int64_t first = 0; first < m; first += at_once) {
+        const std::int64_t part = std::min(at_once, m - first);
+        modulations.narrow(0, first, part)
+            .copy_(modulate(times.narrow(0, first, at_once), labels.narrow(0, first, at_once)).narrow(0, 0, part));
+      }
+    }
+
+    /// [m, slots, width] of m timesteps and labels, in one product.
     at::Tensor modulate(at::Tensor const& t, at::Tensor const& y) const {
       at::Tensor time = t.to(at::kFloat);
       if (weights.flow) time = time.div(1000).neg().add(1);
@@ -364,16 +384,10 @@ class DiT {
         mark_written();  // also when what follows fails
       }
       lookups_of.clear();
-      // In pieces, because the product is there twice for a moment.
-      for (std::int64_t first = 0; first < count; first += 256) {
-        const std::int64_t part = std::min<std::int64_t>(256, count - first);
-        const at::Device device = weights.pos_embed.device();
-        const at::Tensor host = host_times(times, first, part, device.is_cuda());
-        const std::vector<std::int64_t> some(of_labels.begin() + first, of_labels.begin() + first + part);
-        table.narrow(0, used + first, part)
-            .copy_(modulate(host.to(device, /*non_blocking=*/true), detail::to_device(some, device)));
-        mark_written();
-      }
+      const at::Device device = weights.pos_embed.device();
+      modulate(host_times(times, device.is_cuda()).to(device, /*non_blocking=*/true),
+               detail::to_device(of_labels, device), table.narrow(0, used, count));
+      mark_written();
       for (std::int64_t i = 0; i < count; ++i) {
         row_of[{std::bit_cast<std::int64_t>(times[std::size_t(i)]), of_labels[std::size_t(i)]}] = used + i;
       }
@@ -410,12 +424,9 @@ class DiT {
     }
 
     /// In float32, as a network would make them of its int64 or float32 timesteps.
-    static at::Tensor host_times(std::vector<double> const& times, std::int64_t first, std::int64_t count,
-                                 bool pinned) {
-      const at::Tensor host = detail::host_tensor({count}, at::kFloat, pinned);
-      for (std::int64_t i = 0; i < count; ++i) {
-        host.mutable_data_ptr<float>()[i] = float(times[std::size_t(first + i)]);
-      }
+    static at::Tensor host_times(std::vector<double> const& times, bool pinned) {
+      const at::Tensor host = detail::host_tensor({std::int64_t(times.size())}, at::kFloat, pinned);
+      std::transform(times.begin(), times.end(), host.mutable_data_ptr<float>(), [](double t) { return float(t); });
       return host;
     }
 
@@ -425,7 +436,9 @@ class DiT {
       at::Tensor const& labels = condition.labels;
       const auto compute = [&] {
         const auto type = labels.options().dtype(at::kFloat);
-        return modulate(t.defined() ? t : labels.new_full(labels.sizes(), *timestep, type), labels);
+        const at::Tensor made = weights.pos_embed.new_empty({labels.size(0), slots(), width()});
+        modulate(t.defined() ? t : labels.new_full(labels.sizes(), *timestep, type), labels, made);
+        return made;
       };
       if (!timestep || std::int64_t(of_rows.size()) != labels.size(0)) return compute();
       const std::lock_guard lock(mutex);
@@ -541,14 +554,14 @@ class DiT {
       if (options.observer && !block.fc1.eighth.defined()) options.observer(first, x);
       const auto second = [&](at::Tensor const& hidden) { return layer(hidden, block.fc2, first + 1); };
       if (block.fc1.packed.defined()) return second(detail::packed_linear(x, block.fc1, true));
-      if (block.fc1.eighth.defined()) return second(at::gelu(layer(x, block.fc1, first), "tanh"));
+      if (block.fc1.eighth.defined()) return second(detail::gelu_tanh(layer(x, block.fc1, first)));
       if (x.is_cuda() && !options.plain) {
         // cuBLASLt adds the bias and takes GELU, in its tanh form, while it writes the product.
         const at::Tensor hidden = at::_addmm_activation(block.fc1.bias, x.flatten(0, 1), block.fc1.weight.t(), 1, 1,
                                                         /*use_gelu=*/true);
         return second(hidden.view({x.size(0), x.size(1), hidden.size(1)}));
       }
-      return second(at::gelu(linear(x, block.fc1), "tanh"));
+      return second(detail::gelu_tanh(linear(x, block.fc1)));
     }
   };
 

@@ -343,6 +343,19 @@ inline EightFloats const* eights(float const* row) {
 }
 #endif
 
+/// GELU in its tanh form; on a CPU image by image. Torch's vector code and what it does for a remainder round in
+/// different ways there, and where the shares of its threads end must not depend on an image's place in the batch.
+/// @param x [n, ...]
+inline at::Tensor gelu_tanh(at::Tensor const& x) {
+  if (!x.is_cpu()) return at::gelu(x, "tanh");
+  at::Tensor made = x.new_empty(x.sizes());
+  for (std::int64_t i = 0; i < x.size(0); ++i) {
+    at::Tensor image = made.select(0, i);
+    at::gelu_out(image, x.select(0, i), "tanh");
+  }
+  return made;
+}
+
 /// x / scale in e4m3, the nearest, and the largest for what is beyond it; after GELU in its tanh form if that is
 /// wanted.
 /// @param x its elements are as one for the kernel, where there is one
@@ -354,7 +367,7 @@ inline at::Tensor to_e4m3(at::Tensor const& x, double scale, bool gelu = false, 
     return out;
   }
   constexpr double largest = 448;
-  const at::Tensor values = (gelu ? at::gelu(x, "tanh") : x).to(at::kFloat).div(scale).clamp(-largest, largest);
+  const at::Tensor values = (gelu ? gelu_tanh(x) : x).to(at::kFloat).div(scale).clamp(-largest, largest);
   return values.to(at::kFloat8_e4m3fn);
 }
 

@@ -31,7 +31,9 @@ struct Request {
   std::int64_t batch_size = 0;
   /// Fill every batch up to batch_size, rounded up to a multiple of 8, so that every network call has one shape. Matrix
   /// products round differently for different shapes, and for rows left over by the tiles of a matrix library; with
-  /// this an image has the same bits however many are drawn beside it, at whichever position.
+  /// this an image has the same bits however many are drawn beside it, at whichever position and after whatever else,
+  /// for all batch sizes that are filled up to the same number. On a CPU torch's own GELU and SiLU keep that where its
+  /// number of threads is a power of two; the native engine has its own way with any.
   bool pad_batches = false;
   /// [n, C, H, W] to start from instead of noise by address; float32 or float64. Also states the shape for networks
   /// that do not. Undefined: drawn from the seeds.
