@@ -15,7 +15,10 @@
 #include <utility>
 #include <vector>
 
+#include "../base/contraction.hpp"
 #include "timesteps.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -139,3 +142,5 @@ struct Table {
 using AnyModelSchedule = std::function<std::size_t(Step const&)>;
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

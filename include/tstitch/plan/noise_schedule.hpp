@@ -10,7 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "../base/contraction.hpp"
 #include "error.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -205,7 +208,8 @@ class NoiseSchedule {
     if (alphas_cumprod_[std::size_t(below + 1)] == 0) {
       detail::refuse("NoiseSchedule::at", "with zero terminal SNR t must not be between the last two timesteps", t);
     }
-    const double log_alpha = std::lerp(log_alpha_at(below), log_alpha_at(below + 1), t - below);
+    // Not std::lerp, whose code is compiled as the compiler was told.
+    const double from = log_alpha_at(below), log_alpha = from + (t - below) * (log_alpha_at(below + 1) - from);
     return {std::exp(log_alpha), std::sqrt(-std::expm1(2 * log_alpha))};
   }
 
@@ -310,3 +314,5 @@ class NoiseSchedule {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

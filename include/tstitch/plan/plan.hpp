@@ -12,7 +12,10 @@
 #include <utility>
 #include <vector>
 
+#include "../base/contraction.hpp"
 #include "model_schedule.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -244,3 +247,5 @@ inline std::ostream& operator<<(std::ostream& stream, Plan const& plan) {
 }
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

@@ -9,7 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "../base/contraction.hpp"
 #include "model_schedule.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch::routing {
 
@@ -85,3 +88,5 @@ struct LatentConsistency {
 };
 
 }  // namespace tstitch::routing
+
+TSTITCH_USUAL_CONTRACTION

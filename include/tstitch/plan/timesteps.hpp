@@ -11,7 +11,10 @@
 #include <utility>
 #include <vector>
 
+#include "../base/contraction.hpp"
 #include "noise_schedule.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -394,3 +397,5 @@ class Spacing {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

@@ -4,7 +4,10 @@
 
 #include <cmath>
 
+#include "../base/contraction.hpp"
 #include "sampler.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -49,3 +52,5 @@ class DDIM : public Sampler<DDIMUpdate, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

@@ -6,7 +6,10 @@
 #include <algorithm>
 #include <cmath>
 
+#include "../base/contraction.hpp"
 #include "sampler.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -103,3 +106,5 @@ class DDPM : public Sampler<DDPMUpdate, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

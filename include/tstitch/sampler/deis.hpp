@@ -2,7 +2,10 @@
 /// DEIS: Zhang and Chen 2023, "Fast Sampling of Diffusion Models with Exponential Integrator", arXiv 2204.13902.
 #pragma once
 
+#include "../base/contraction.hpp"
 #include "dpm_solver.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -43,3 +46,5 @@ class DEIS : public Sampler<DEISUpdate, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

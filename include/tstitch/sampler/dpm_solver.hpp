@@ -7,8 +7,11 @@
 #include <utility>
 #include <vector>
 
+#include "../base/contraction.hpp"
 #include "exponential_integrator.hpp"
 #include "multistep.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -126,3 +129,5 @@ class DPMSolver : public Sampler<DPMSolverUpdate, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

@@ -14,7 +14,10 @@
 #include <utility>
 #include <vector>
 
+#include "../base/contraction.hpp"
 #include "dpm_solver.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -303,3 +306,5 @@ class AdaptiveDPMSolver : public Sampler<AdaptiveDPMSolverUpdate, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

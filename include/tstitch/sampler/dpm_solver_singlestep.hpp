@@ -12,9 +12,12 @@
 #include <utility>
 #include <vector>
 
+#include "../base/contraction.hpp"
 #include "dpm_solver.hpp"
 #include "euler.hpp"
 #include "exponential_integrator.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -286,3 +289,5 @@ class DPMSolverSDE : public Sampler<DPMSolverSDEUpdate, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

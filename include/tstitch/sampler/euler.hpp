@@ -7,7 +7,10 @@
 #include <limits>
 #include <utility>
 
+#include "../base/contraction.hpp"
 #include "ddim.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -138,3 +141,5 @@ class EulerAncestral : public Sampler<EulerAncestralUpdate, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

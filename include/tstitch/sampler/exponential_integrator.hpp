@@ -14,6 +14,10 @@
 #include <utility>
 #include <vector>
 
+#include "../base/contraction.hpp"
+
+TSTITCH_NO_CONTRACTION
+
 namespace tstitch::detail {
 
 /// z times the integral of exp((1 - u) z) u^k over u in [0, 1], for k = 0 to count - 1: the paper's h k! phi_(k+1)(h).
@@ -63,3 +67,5 @@ inline std::vector<double> exponential_weights_of_two(double z, double node, dou
 }
 
 }  // namespace tstitch::detail
+
+TSTITCH_USUAL_CONTRACTION

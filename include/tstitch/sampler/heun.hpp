@@ -4,8 +4,11 @@
 
 #include <cmath>
 
+#include "../base/contraction.hpp"
 #include "euler.hpp"
 #include "probability_flow.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -83,3 +86,5 @@ class DPM2 : public Sampler<DPM2Update, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

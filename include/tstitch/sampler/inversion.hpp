@@ -5,7 +5,10 @@
 #include <string>
 #include <utility>
 
+#include "../base/contraction.hpp"
 #include "sampler.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -103,3 +106,5 @@ class Inversion : public Sampler<InversionUpdate<Rule>, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

@@ -7,7 +7,10 @@
 #include <utility>
 #include <vector>
 
+#include "../base/contraction.hpp"
 #include "sampler.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -74,3 +77,5 @@ class LCM : public Sampler<LCMUpdate, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

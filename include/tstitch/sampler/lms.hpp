@@ -6,8 +6,11 @@
 #include <span>
 #include <vector>
 
+#include "../base/contraction.hpp"
 #include "ddim.hpp"
 #include "probability_flow.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -70,3 +73,5 @@ class LMS : public Sampler<LMSUpdate, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

@@ -8,7 +8,10 @@
 #include <cstddef>
 #include <span>
 
+#include "../base/contraction.hpp"
 #include "sampler.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -48,3 +51,5 @@ inline WeightedSum combine_epsilon(StepInput const& in, at::Tensor const& x_0, d
 }
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

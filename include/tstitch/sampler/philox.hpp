@@ -10,10 +10,13 @@
 #include <cstring>
 #include <numbers>
 
+#include "../base/contraction.hpp"
 #include "../model/vector_code.hpp"
 #ifdef TSTITCH_X86
 #include <xmmintrin.h>
 #endif
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch::detail {
 
@@ -71,8 +74,7 @@ TSTITCH_INLINE float with_sign(std::uint32_t sign, float value) {
 }
 
 /// Off by at most 8e-7 from box_muller. Without branches and calls, so that loops over it become vector code, and by
-/// sums, products, a quotient and a root alone, which all machines round alike: every processor has the same noise,
-/// except where a compiler is told to contract products and sums (-march=native) and changes last bits.
+/// sums, products, a quotient and a root alone, which all machines round alike: every processor has the same noise.
 TSTITCH_INLINE PolarNormal polar_normal(std::uint32_t a, std::uint32_t b) {
   // The number in (0, 1/2) whose distance from 0 is known best: u = (a + 1/2) / 2^32, or 1 - u in the upper half.
   const std::uint32_t upper = std::uint32_t(std::int32_t(a) >> 31);  // all bits or none
@@ -273,3 +275,5 @@ inline void fill_normals(double* normals, std::int64_t count, PhiloxCounter coun
 }
 
 }  // namespace tstitch::detail
+
+TSTITCH_USUAL_CONTRACTION

@@ -7,8 +7,11 @@
 #include <span>
 #include <utility>
 
+#include "../base/contraction.hpp"
 #include "ddim.hpp"
 #include "probability_flow.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -93,3 +96,5 @@ class PNDM : public Sampler<PNDMUpdate, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

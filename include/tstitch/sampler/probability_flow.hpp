@@ -10,7 +10,10 @@
 #include <span>
 #include <utility>
 
+#include "../base/contraction.hpp"
 #include "multistep.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -78,3 +81,5 @@ inline bool single_evaluation(Step const& step) {
 }
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

@@ -8,8 +8,11 @@
 #include <span>
 #include <vector>
 
+#include "../base/contraction.hpp"
 #include "exponential_integrator.hpp"
 #include "multistep.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -123,3 +126,5 @@ class UniPC : public Sampler<UniPCUpdate, Schedule> {
 };
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

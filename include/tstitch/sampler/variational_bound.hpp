@@ -21,7 +21,10 @@
 #include <utility>
 #include <vector>
 
+#include "../base/contraction.hpp"
 #include "ddpm.hpp"
+
+TSTITCH_NO_CONTRACTION
 
 namespace tstitch {
 
@@ -328,3 +331,5 @@ inline std::ostream& operator<<(std::ostream& stream, VariationalBound const& bo
 }
 
 }  // namespace tstitch
+
+TSTITCH_USUAL_CONTRACTION

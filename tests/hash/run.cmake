@@ -1,0 +1,81 @@
+# Builds main.cpp by each compiler at hand and compares what it prints with what must be printed.
+
+# On x86-64, by g++ -O2, before any code said a word about contraction.
+set(expected "noise b08c293a221625c4
+noise_without_vectors b08c293a221625c4
+sums_float32 095b90640203d8d0
+sums_float64 612f7233c6628425
+tables 9219eb60d0e02735
+")
+# The other tables have logarithms, powers and cosines in them, whose last bits are those of a C library and of the
+# processor that it finds. Here they must be the same for all compilers; on other processors they may be others.
+set(library "")
+set(ran "")
+set(failed "")
+
+# try(<name> <emulator or ""> <compiler and flags>)
+function(try name emulator)
+  set(program ${SCRATCH}/main)
+  execute_process(COMMAND ${ARGN} -std=c++20 -I${INCLUDE} ${SOURCE} -o ${program} RESULT_VARIABLE code
+                  ERROR_VARIABLE errors OUTPUT_QUIET)
+  if(NOT code EQUAL 0)
+    string(SUBSTRING "${errors}" 0 300 errors)
+    message("skipped ${name}: it cannot build here: ${errors}")
+    return()
+  endif()
+  execute_process(COMMAND ${emulator} ${program} OUTPUT_VARIABLE printed RESULT_VARIABLE code)
+  string(REGEX MATCH "library_tables [0-9a-f]*" of_library "${printed}")
+  string(REGEX REPLACE "library_tables.*" "" promised "${printed}")
+  set(ok ON)
+  if(NOT code EQUAL 0 OR NOT promised STREQUAL expected)
+    message("FAILED ${name} (${code}):\n${printed}must be\n${expected}")
+    set(ok OFF)
+  elseif(emulator STREQUAL "")
+    if(library STREQUAL "")
+      set(library "${of_library}" PARENT_SCOPE)
+    elseif(NOT of_library STREQUAL library)
+      message("FAILED ${name}: ${of_library}, by the first compiler ${library}")
+      set(ok OFF)
+    endif()
+  endif()
+  if(ok)
+    message("ran ${name}")
+    set(ran ${ran} ${name} PARENT_SCOPE)
+  else()
+    set(failed ${failed} ${name} PARENT_SCOPE)
+  endif()
+endfunction()
+
+foreach(compiler IN ITEMS g++ clang++)
+  find_program(found_${compiler} ${compiler})
+  if(NOT found_${compiler})
+    message("skipped ${compiler}: not found")
+    continue()
+  endif()
+  foreach(flags IN ITEMS "-O0" "-O2" "-O3" "-O3 -march=native")
+    string(REPLACE " " ";" words "${flags}")
+    try("${compiler} ${flags}" "" ${found_${compiler}} ${words})
+  endforeach()
+endforeach()
+
+find_program(emulator NAMES qemu-aarch64-static qemu-aarch64)
+find_program(cross aarch64-linux-gnu-g++)
+if(emulator AND cross)
+  foreach(level IN ITEMS -O0 -O2 -O3)
+    try("aarch64 g++ ${level}" ${emulator} ${cross} -static ${level})
+  endforeach()
+  if(found_clang++)
+    try("aarch64 clang++ -O2" ${emulator} ${found_clang++} --target=aarch64-linux-gnu -static -O2)
+  endif()
+else()
+  message("skipped aarch64: needs aarch64-linux-gnu-g++ and qemu-aarch64 (g++-aarch64-linux-gnu, qemu-user-static)")
+endif()
+
+if(failed)
+  message(FATAL_ERROR "other bits: ${failed}")
+endif()
+if(NOT ran)
+  message("skipped: no compiler here can build it")
+  return()
+endif()
+message("the same bits: ${ran}")
