@@ -1,21 +1,35 @@
-# Every file here must come from make_golden.py as it stands: each names the SHA-256 of the script that wrote it.
+# Every file here must come from make_golden.py as it stands, each names the SHA-256 of the script that wrote it, and be
+# what that wrote: SHA256SUMS has the files' own.
 file(SHA256 ${CMAKE_CURRENT_LIST_DIR}/make_golden.py script)
-file(GLOB files ${CMAKE_CURRENT_LIST_DIR}/*.json)
+file(GLOB files RELATIVE ${CMAKE_CURRENT_LIST_DIR} ${CMAKE_CURRENT_LIST_DIR}/*.json)
 if(NOT files)
   message(FATAL_ERROR "${CMAKE_CURRENT_LIST_DIR} has no JSON files")
 endif()
 set(stale "")
-foreach(file IN LISTS files)
+set(sums "")
+foreach(name IN LISTS files)
+  set(file ${CMAKE_CURRENT_LIST_DIR}/${name})
   file(READ ${file} text)
   string(JSON written_by ERROR_VARIABLE unreadable GET "${text}" script)
   if(NOT written_by STREQUAL script)
-    cmake_path(GET file FILENAME name)
     string(APPEND stale "  ${name}\n")
   endif()
+  file(SHA256 ${file} sum)
+  list(APPEND sums "${sum}  ${name}")
 endforeach()
 if(stale)
   message(FATAL_ERROR "These files were not written by make_golden.py (SHA-256 ${script}) as it stands:\n${stale}"
                       "README.md beside them says how to get the three folders; then run\n"
                       "  OMP_NUM_THREADS=1 python make_golden.py --dpm-solver dpm-solver --guided-diffusion "
-                      "guided-diffusion --latent-diffusion latent-diffusion\n")
+                      "guided-diffusion --latent-diffusion latent-diffusion && sha256sum *.json >SHA256SUMS\n")
+endif()
+file(STRINGS ${CMAKE_CURRENT_LIST_DIR}/SHA256SUMS stated)
+set(unknown ${sums})
+list(REMOVE_ITEM unknown ${stated})
+list(REMOVE_ITEM stated ${sums})
+if(unknown OR stated)
+  list(APPEND stated ${unknown})
+  list(JOIN stated "\n  " lines)
+  message(FATAL_ERROR "These files were changed after make_golden.py wrote them, or are missing, or are missing in SHA256SUMS:\n"
+                      "  ${lines}\n")
 endif()
