@@ -15,7 +15,8 @@
 #include <stb/stb_easy_font.h>
 #endif
 
-constexpr int font_scale = 2;  // pixels for one of the font's
+constexpr int font_scale = 2;        // pixels for one of the font's
+constexpr int caption_margin = 120;  // pixels
 
 /// In pixels, of the longest line.
 inline int text_width(std::string text) {
@@ -46,12 +47,11 @@ inline void draw_text(tstitch::Picture& picture, int x, int y, std::string text)
 
 /// A grid with one caption to the left of each row.
 inline tstitch::Picture with_captions(tstitch::Picture const& grid, std::vector<std::string> const& captions) {
-  constexpr int margin = 120;
-  tstitch::Picture picture{grid.width + margin, grid.height, grid.channels};
+  tstitch::Picture picture{grid.width + caption_margin, grid.height, grid.channels};
   picture.pixels.assign(std::size_t(picture.width) * std::size_t(picture.height) * std::size_t(picture.channels), 255);
   for (int y = 0; y < grid.height; ++y) {
     const std::size_t bytes = std::size_t(grid.width) * std::size_t(grid.channels);
-    std::copy_n(grid.pixels.data() + std::size_t(y) * bytes, bytes, picture.row(y) + margin * picture.channels);
+    std::copy_n(grid.pixels.data() + std::size_t(y) * bytes, bytes, picture.row(y) + caption_margin * picture.channels);
   }
   for (std::size_t i = 0; i < captions.size(); ++i) {
     const int top = int(double(grid.height) * double(i) / double(captions.size()));

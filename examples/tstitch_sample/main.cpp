@@ -1,4 +1,5 @@
-// tstitch_sample: pictures from the command line. Exit codes: 0 done, 1 failed, 2 bad arguments, 130 interrupted.
+// tstitch_sample: pictures from the command line. Exit codes: 0 done, 1 failed, 2 bad arguments, 128 + N stopped by
+// signal N (130 for Ctrl-C).
 #include <tstitch/model/condition_file.hpp>
 #include <tstitch/model/torchscript.hpp>
 #include <tstitch/output/decode_queue.hpp>
@@ -12,7 +13,6 @@
 #include <ATen/Parallel.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <csignal>
 #include <cstring>
@@ -23,38 +23,16 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <numeric>
-#include <thread>
 
 #include "../common/device.hpp"
 #include "../common/moment.hpp"
+#include "../common/signals.hpp"
 #include "../common/text.hpp"
 #include "arguments.hpp"
 
 namespace {
 
 using Json = nlohmann::ordered_json;
-
-std::atomic<bool> interrupted = false;
-
-/// The first Ctrl-C asks the run to stop after its step; the second ends the program as usual.
-///
-/// A thread of its own waits for it, and every other has it blocked: a handler on a thread that computes would write
-/// where oneDNN's generated products keep numbers, below the stack.
-void watch_for_interrupt() {
-  sigset_t interrupt;
-  sigemptyset(&interrupt);
-  sigaddset(&interrupt, SIGINT);
-  std::signal(SIGINT, SIG_DFL);                     // shells start what runs behind them with it ignored
-  pthread_sigmask(SIG_BLOCK, &interrupt, nullptr);  // threads that are made from now on have it blocked, too
-  std::thread([interrupt] {
-    int received = 0;
-    sigwait(&interrupt, &received);
-    interrupted = true;
-    sigwait(&interrupt, &received);
-    pthread_sigmask(SIG_UNBLOCK, &interrupt, nullptr);
-    std::raise(SIGINT);
-  }).detach();
-}
 
 /// What the arguments mean for these networks.
 struct Job {
@@ -357,21 +335,42 @@ void write_report(Job const& job, Json const& report) {
 
 using Flags = std::vector<char>;  ///< of pictures; threads write them, which no vector of bool allows
 
+constexpr int grid_gap = 2;  ///< pixels between the pictures of a grid
+
 /// Every picture as a file of its own.
 /// @param made_with the parameters of all of them
 /// @param written the job's pictures; becomes true for each that is on the disk
 void write_pictures(Job const& job, Json const& made_with, std::string const& folder,
                     std::vector<tstitch::Picture> const& pictures, std::int64_t first, Flags& written) {
-  std::filesystem::create_directories(folder);
   at::parallel_for(0, std::int64_t(pictures.size()), 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       Json text = made_with;
       text["image_seed"] = job.seeds[std::size_t(first + i)];
       if (!job.labels.empty()) text["class"] = job.class_name(first + i);
-      tstitch::write_png(folder + "/" + job.file_name(first + i), pictures[std::size_t(i)], png_text(text));
+      tstitch::detail::write_file(folder + "/" + job.file_name(first + i),
+                                  tstitch::encode_png(pictures[std::size_t(i)], png_text(text)),
+                                  tstitch::detail::Sync::later);
       written[std::size_t(first + i)] = true;
     }
   });
+}
+
+/// Takes back that pictures are on the disk which are not there any more.
+/// @throws std::runtime_error for those
+void forget_missing(Job const& job, std::string const& folder, Flags& written) {
+  std::string first;
+  std::int64_t missing = 0;
+  for (std::int64_t i = 0; i < job.images(); ++i) {
+    const std::string path = folder + "/" + job.file_name(i);
+    std::error_code error;
+    if (!written[std::size_t(i)] || std::filesystem::exists(path, error)) continue;
+    written[std::size_t(i)] = false;
+    if (missing++ == 0) first = path;
+  }
+  if (missing) {
+    throw std::runtime_error("'" + folder + "': must keep the pictures that are written into it, got " +
+                             std::to_string(missing) + " that are gone, the first '" + first + "'");
+  }
 }
 
 /// Writes what is finished behind the sampling of what comes next.
@@ -415,6 +414,14 @@ class FirstFailure {
   std::exception_ptr failure_;
 };
 
+/// Below a folder that is there.
+void make_folder_in_folder(std::string const& folder) {
+  std::error_code error;
+  std::filesystem::create_directory(folder, error);
+  if (error)
+    throw std::runtime_error("'" + folder + "': must be a folder that can be made, got '" + error.message() + "'");
+}
+
 /// Fails now rather than after the work.
 void require_writable(Job const& job) {
   require_different(
@@ -427,7 +434,10 @@ void require_writable(Job const& job) {
   for (std::string const& file : {job.arguments.grid, job.arguments.report, job.arguments.latents}) {
     if (file.empty()) continue;
     make_folder(std::filesystem::path(file).parent_path(), file, "file that can be written");
-    tstitch::detail::require_writable(file);
+    tstitch::NetworkInfo const& info = job.infos.back();
+    const std::int64_t numbers =
+        file == job.arguments.latents ? job.images() * info.channels * info.height * info.width : 0;
+    tstitch::detail::require_writable(file, std::uint64_t(numbers) * sizeof(float));
   }
   if (std::string const& folder = job.arguments.output; !folder.empty()) {
     constexpr auto rule = "folder that can be written to";
@@ -435,6 +445,31 @@ void require_writable(Job const& job) {
     if (access(folder.c_str(), W_OK | X_OK) != 0) {
       throw std::runtime_error("'" + folder + "': must be a " + rule + ", got '" + std::strerror(errno) + "'");
     }
+  }
+}
+
+/// How many pictures stand side by side in the grid; 0 for about a square.
+std::int64_t grid_columns(Job const& job) {
+  if (!job.arguments.sweep.empty()) return job.images();
+  return job.arguments.count > 1 && !job.labels.empty() ? job.images() / job.arguments.count : 0;
+}
+
+/// Refuses a grid that cannot be written, before its pictures are drawn.
+void require_grid(Job const& job, std::optional<tstitch::Decoder> const& decoder) {
+  if (job.arguments.grid.empty()) return;
+  tstitch::NetworkInfo const& info = job.infos.back();
+  const std::int64_t pixels = decoder ? decoder->info().upsampling : 1;
+  const std::int64_t channels = decoder ? decoder->info().picture_channels : info.channels;
+  const std::int64_t scale = job.arguments.scale * pixels;
+  const bool sweep = !job.arguments.sweep.empty();
+  const std::int64_t rows = sweep ? std::int64_t(sweep_ratios(job.arguments.sweep).size()) : 1;
+  try {
+    const tstitch::detail::GridSize size =
+        tstitch::detail::grid_size("make_grid", job.images() * rows, info.width * scale, info.height * scale, channels,
+                                   grid_columns(job), grid_gap);
+    if (sweep) tstitch::detail::require_encodable("make_grid", size.width + caption_margin, size.height, channels);
+  } catch (std::invalid_argument const& error) {
+    throw std::invalid_argument("--grid: " + std::string(error.what()) + "; --output writes each picture by itself");
   }
 }
 
@@ -490,7 +525,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
     NetworkClock clock(plan, job.device, networks.size());
     const std::vector<int> calls = plan.calls(networks.size());
     std::optional<tstitch::ProgressBar> progress;
-    if (!job.arguments.quiet) progress.emplace(job.images(), job.names);
+    if (!job.arguments.quiet) progress.emplace(job.images(), job.names).begin();
     std::vector<tstitch::Picture> for_grid;
     const Clock::time_point start = Clock::now();
     std::vector<at::Tensor> latents;
@@ -516,7 +551,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
     if (decoder) queue.emplace(*decoder, tstitch::Tiling{.rows = 1, .tile = job.arguments.tile});
     FirstFailure failure;  // what is finished by then is still written
     failure.watch([&] {
-      while (sampled < job.images() && !interrupted) {
+      while (sampled < job.images() && !stopped_by) {
         const std::int64_t first = sampled, count = std::min(job.arguments.batch, job.images() - first);
         clock.start();
         const tstitch::Samples samples =
@@ -524,7 +559,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
               clock(report);
               report.first += first;
               if (progress) (*progress)(report);
-              return interrupted ? tstitch::Control::cancel : tstitch::Control::proceed;
+              return stopped_by ? tstitch::Control::cancel : tstitch::Control::proceed;
             });
         if (!samples.finished) break;
         sampled += count;
@@ -541,10 +576,12 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
     });
     while (queue && queue->size() > 0) failure.watch([&] { finish([&] { return queue->pop(); }); });
     failure.watch([&] { writer.wait(); });
+    if (files) failure.watch([&] { forget_missing(job, job.arguments.output, done); });
     const std::int64_t finished = std::count(done.begin(), done.end(), true);
     if (finished == 0 && latents.empty()) failure.rethrow();
     const double seconds = seconds_since(start);
     if (progress) progress->finish();
+    if (files) failure.watch([&] { tstitch::detail::sync_disk(job.arguments.output); });
 
     Json json = parameters(job);
     const tstitch::PngText text = png_text(json);
@@ -572,9 +609,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
     if (!for_grid.empty()) {  // last, for it may be too large
       failure.watch([&] {
         for (tstitch::Picture& picture : for_grid) picture = tstitch::enlarge(picture, job.arguments.scale);
-        const bool by_class = job.arguments.count > 1 && !job.labels.empty();
-        const int columns = by_class ? int(job.images() / job.arguments.count) : 0;
-        tstitch::write_png(job.arguments.grid, tstitch::make_grid(for_grid, columns), text);
+        tstitch::write_png(job.arguments.grid, tstitch::make_grid(for_grid, int(grid_columns(job)), grid_gap), text);
         left.push_back("grid: " + location(job.arguments.grid));
       });
     }
@@ -588,7 +623,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
     if (files && finished) say(job, "pictures: ", location(job.arguments.output));
     for (std::string const& each : left) say(job, each);
     failure.rethrow();
-    return interrupted ? 130 : 0;
+    return stopped_by ? 128 + stopped_by : 0;
   });
 }
 
@@ -607,28 +642,54 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
   std::vector<std::vector<tstitch::Picture>> rows(ratios.size());
   std::int64_t done = 0;
   std::vector<Flags> finished(ratios.size(), Flags(std::size_t(job.images())));
+  std::vector<std::string> folders(ratios.size());  // of those that have one
+  std::optional<tstitch::detail::ProgressLine> progress;
+  if (!job.arguments.quiet) progress.emplace();
+  const std::int64_t steps_a_picture = with_sampler(job, tstitch::SingleNetwork{0}, [&](auto const& sampler) {
+    std::int64_t most = 0, steps = 0;
+    for (const double ratio : ratios) {
+      const std::int64_t shared = tstitch::share_of_steps("Stitch", "ratio", ratio, sampler.options().steps);
+      most = std::max(most, shared);
+      steps += std::int64_t(sampler.plan().steps.size()) - shared;
+    }
+    return most + steps;
+  });
+  std::int64_t picture_steps = 0;
+  const auto show = [&](double ratio, std::size_t network, tstitch::Trajectory const& run) {
+    picture_steps += run.x.size(0);
+    if (!progress) return;
+    progress->show(picture_steps, job.images() * steps_a_picture,
+                   {"ratio " + tstitch::detail::text(ratio),
+                    "step " + std::to_string(run.next) + "/" + std::to_string(run.count), job.names[network]});
+  };
   BackgroundWriter writer;
   FirstFailure failure;  // what is finished by then is still written
   failure.watch([&] {
-    while (done < job.images() && !interrupted) {
+    while (done < job.images() && !stopped_by) {
       const std::int64_t count = std::min(job.arguments.batch, job.images() - done);
       const tstitch::Request request = job.request(done, count);
       with_sampler(job, tstitch::SingleNetwork{0}, [&](auto const& small_only) {
         tstitch::Trajectory shared = small_only.begin(networks, request);
         double shared_seconds = 0;
-        for (std::size_t r = 0; r < ratios.size() && !interrupted; ++r) {
+        for (std::size_t r = 0; r < ratios.size() && !stopped_by; ++r) {
           with_sampler(job, tstitch::Stitch{ratios[r]}, [&](auto const& stitched) {
             const int steps = stitched.options().steps;
             const int small_steps = tstitch::share_of_steps("Stitch", "ratio", ratios[r], steps);
             Clock::time_point start = Clock::now();
-            while (shared.next < small_steps && !interrupted) small_only.advance(networks, shared);
+            while (shared.next < small_steps && !stopped_by) {
+              small_only.advance(networks, shared);
+              show(ratios[r], 0, shared);
+            }
             wait();
             shared_seconds += seconds_since(start);
             start = Clock::now();
             tstitch::Trajectory fork = shared;
-            while (!fork.finished() && !interrupted) stitched.advance(networks, fork);
+            while (!fork.finished() && !stopped_by) {
+              stitched.advance(networks, fork);
+              show(ratios[r], 1, fork);
+            }
             wait();
-            if (interrupted) return;
+            if (stopped_by) return;
             const double fork_seconds = seconds_since(start);
             // sample() says which step made values that are not numbers.
             if (!fork.x.isfinite().all().template item<bool>()) stitched.sample(networks, request);
@@ -644,6 +705,8 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
                 std::fill_n(finished[r].begin() + first, count, true);
               } else {
                 Json made_with = parameters(job);
+                folders[r] = folder;
+                make_folder_in_folder(folder);
                 made_with["ratio"] = ratios[r];
                 write_pictures(job, made_with, folder, pictures, first, finished[r]);
               }
@@ -652,14 +715,20 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
             std::snprintf(line, sizeof line, "ratio %-5.4g  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s",
                           ratios[r], job.names[0].c_str(), small_steps, job.names[1].c_str(), steps - small_steps,
                           shared_seconds + fork_seconds, double(count) / (shared_seconds + fork_seconds));
+            if (progress) progress->clear();
             say(job, line);
           });
         }
       });
-      if (!interrupted) done += count;
+      if (!stopped_by) done += count;
     }
   });
   failure.watch([&] { writer.wait(); });
+  if (progress) progress->finish();
+  for (std::size_t r = 0; r < ratios.size(); ++r) {
+    if (!folders[r].empty()) failure.watch([&] { forget_missing(job, folders[r], finished[r]); });
+  }
+  if (!job.arguments.output.empty()) failure.watch([&] { tstitch::detail::sync_disk(job.arguments.output); });
   std::vector<std::int64_t> images;
   for (Flags const& each : finished) images.push_back(std::count(each.begin(), each.end(), true));
   if (std::all_of(images.begin(), images.end(), [](std::int64_t count) { return count == 0; })) failure.rethrow();
@@ -687,13 +756,14 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
   if (!all.empty()) {
     failure.watch([&] {
       for (tstitch::Picture& picture : all) picture = tstitch::enlarge(picture, job.arguments.scale);
-      tstitch::write_png(job.arguments.grid, with_captions(tstitch::make_grid(all, int(job.images())), captions), text);
+      tstitch::write_png(job.arguments.grid,
+                         with_captions(tstitch::make_grid(all, int(grid_columns(job)), grid_gap), captions), text);
       say(job, "grid: ", location(job.arguments.grid));
     });
   }
   if (!job.arguments.output.empty() && !by_ratio.empty()) say(job, "pictures: ", location(job.arguments.output));
   failure.rethrow();
-  return interrupted ? 130 : 0;
+  return stopped_by ? 128 + stopped_by : 0;
 }
 
 /// The batch sizes that networks will see.
@@ -720,6 +790,8 @@ int tstitch_sample(Arguments arguments) {
     if (!std::cout) throw std::runtime_error("--plan: must be able to print, got an output that takes nothing");
     return 0;
   }
+  // Who no longer reads what is printed gets the pictures all the same.
+  for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
   tstitch::detail::require_device(job.device);
   require_writable(job);
 
@@ -733,6 +805,7 @@ int tstitch_sample(Arguments arguments) {
   // TorchScript compiles for a GPU in its first runs of a shape; they are kept out of the figures.
   if (job.device.is_cuda() && !job.arguments.fastest_batch) options.warm_up_rows = batch_rows(job, plan);
   const std::optional<tstitch::Decoder> decoder = load_decoder(job, options);
+  require_grid(job, decoder);
   const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
   if (job.arguments.fastest_batch) {
     const std::vector<tstitch::BatchTime> times = tstitch::time_batches(plan, networks, job.arguments.batch);
@@ -746,13 +819,14 @@ int tstitch_sample(Arguments arguments) {
     }
     say(job, "seconds a picture by batch: ", found, "; drawing in batches of ", job.arguments.batch);
   }
+  has_begun = true;
   return sweep ? run_sweep(job, networks, decoder) : run(job, networks, decoder);
 }
 
 }  // namespace
 
 int main(int count, char** values) {
-  watch_for_interrupt();
+  watch_for_signals();
   try {
     Arguments arguments;
     if (const std::optional<int> code = parse(count, values, arguments)) return *code;

@@ -81,6 +81,13 @@ TEST_CASE("a file is on the disk before it has its name, and then the name is") 
   events.clear();
   write_file("/dev/null", "text");
   CHECK(events.empty());
+  // Of many files each need not wait.
+  write_file(folder + "/a", "b", tstitch::detail::Sync::later);
+  CHECK(read(folder + "/a") == "b");
+  CHECK(events == std::vector<std::string>{"rename"});
+  CHECK_NOTHROW(tstitch::detail::sync_disk(folder));
+  CHECK_THAT(message_of<std::runtime_error>([&] { tstitch::detail::sync_disk(folder + "/nowhere"); }),
+             ContainsSubstring("/nowhere': must be a folder, got 'No such file or directory'"));
   // A disk that only notices then that it failed.
   write_file(folder + "/a", "old");
   sync_error = EIO;
