@@ -5,8 +5,12 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/record_function.h>
 
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <string_view>
+#include <vector>
 
 /// Counts on this thread while it lives; two operations for a multiply and an add. Elementwise work is left out, as
 /// papers do.
@@ -39,7 +43,7 @@ class FlopCounter {
       ++state().inside;
       return std::make_unique<Counted>();
     }
-    const double flops = of(function.name(), function.inputs());
+    const double flops = of(function);
     if (flops == 0) return nullptr;
     state().flops += flops;
     ++state().inside;
@@ -50,7 +54,13 @@ class FlopCounter {
     if (context) --state().inside;
   }
 
-  static double of(std::string_view name, c10::ArrayRef<const c10::IValue> inputs) {
+  static double of(at::RecordFunction const& function) {
+    const std::string_view name = function.name();
+    if (!name.starts_with("aten::")) return 0;
+    // Of an operation in TorchScript's interpreter these are all that its stack holds, the operation's own last.
+    const c10::ArrayRef<const c10::IValue> stack = function.inputs();
+    const std::size_t count = std::min(function.num_inputs(), stack.size());
+    const c10::ArrayRef<const c10::IValue> inputs = stack.slice(stack.size() - count);
     const auto tensor = [&](std::size_t i) {
       return i < inputs.size() && inputs[i].isTensor() ? inputs[i].toTensor() : at::Tensor();
     };

@@ -123,6 +123,12 @@ int main(int count, char** arguments) {
   save(folder + "/nan.pt", "return x * float('nan')", "3");
   save(folder + "/throws.pt", "assert x.size(0) > 1000, 'no such luck'\n  return x", "3");
   save(folder + "/identity.pt", "return x", "3");  // good, for once
+  // In the loop of a program, three times: attention, which is two products of [3, 32, 32] with [3, 32, 32], and one
+  // more.
+  save(folder + "/looped.pt",
+       "w = torch.ones([32, 32])\n  for i in range(x.size(1)):\n"
+       "    x = torch.matmul(torch.scaled_dot_product_attention(x, x, x), w)\n  return x",
+       "3");
   // Not a number in the noisy half of a trajectory only.
   save(folder + "/nan_early.pt", "return x * float('nan') if int(t[0]) > 500 else x", "3");
   // Works until it sees a batch of one.
