@@ -1,14 +1,18 @@
 /// @file
-/// A device by its name on a command line.
+/// The machine on a command line: a device by its name, and the versions of what runs on it.
 #pragma once
+
+#include <tstitch/version.hpp>
 
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/Device.h>
+#include <torch/headeronly/version.h>
 
-#include <charconv>
+#include <optional>
 #include <stdexcept>
 #include <string>
-#include <system_error>
+
+#include "strict.hpp"
 
 /// @param name auto (the first GPU where there is one), cpu, cuda or cuda:N
 inline at::Device device_of(std::string const& name) {
@@ -16,12 +20,18 @@ inline at::Device device_of(std::string const& name) {
   if (name == "auto") return cuda.hasCUDA() && cuda.deviceCount() > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
   if (name == "cpu") return at::kCPU;
   if (name == "cuda") return {at::kCUDA, 0};
-  int index = -1;
-  if (name.rfind("cuda:", 0) == 0) {
-    const auto [rest, error] = std::from_chars(name.data() + 5, name.data() + name.size(), index);
-    if (error == std::errc{} && rest == name.data() + name.size() && index >= 0 && index < 128) {
-      return {at::kCUDA, at::DeviceIndex(index)};
-    }
+  if (name.starts_with("cuda:")) {
+    const std::optional<int> index = number_of<int>(name.substr(5));
+    if (index && *index >= 0 && *index < 128) return {at::kCUDA, at::DeviceIndex(*index)};
   }
-  throw std::invalid_argument("--device: must be auto, cpu, cuda or cuda:N, got '" + name + "'");
+  throw std::invalid_argument("--device: must be auto, cpu, cuda or cuda:N, got " + in_quotes(name));
+}
+
+/// "tstitch_sample 0.1.0, torch 2.11.0, CUDA 13.0".
+inline std::string version_of(std::string const& program) {
+  const auto& cuda = at::detail::getCUDAHooks();
+  std::string text = program + " " TSTITCH_VERSION ", torch " TORCH_VERSION ", ";
+  if (!cuda.hasCUDART()) return text + "no CUDA";
+  const long version = cuda.versionCUDART();
+  return text + "CUDA " + std::to_string(version / 1000) + "." + std::to_string(version % 1000 / 10);
 }

@@ -2,16 +2,87 @@
 /// Options of a command line that are what was written, or refused.
 #pragma once
 
+#include <tstitch/plan/error.hpp>
+
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <charconv>
+#include <cmath>
+#include <cstddef>
 #include <filesystem>
+#include <limits>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <system_error>
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+/// What was written, for a message: short, and without what terminals obey.
+inline std::string in_quotes(std::string_view text) {
+  return "'" + tstitch::detail::printable(text, 60) + "'";
+}
+
+/// "a, b, c".
+inline std::string joined(std::vector<std::string> const& words) {
+  std::string text;
+  for (std::string const& word : words) text += (text.empty() ? "" : ", ") + word;
+  return text;
+}
+
+/// What is between separators, which may be nothing: "a,,b" is a, nothing and b.
+inline std::vector<std::string> split(std::string_view text, char separator) {
+  std::vector<std::string> parts;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find(separator, begin), text.size());
+    parts.emplace_back(text.substr(begin, end - begin));
+    begin = end + 1;
+  }
+  return parts;
+}
+
+/// All of the text as a number in decimals; nothing for what is none, and for what is not finite.
+template <class Number>
+std::optional<Number> number_of(std::string_view text) {
+  Number number{};
+  char const* const end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, number);
+  if (error != std::errc{} || rest != end) return {};
+  if constexpr (std::is_floating_point_v<Number>) {
+    if (!std::isfinite(number)) return {};
+  }
+  return number;
+}
+
+template <class Number>
+std::string kind_of_number() {
+  if (std::is_unsigned_v<Number>) return "a whole number that is not negative";
+  return std::is_integral_v<Number> ? "a whole number" : "a finite number";
+}
+
+/// Numbers with separators between: "0.3,0.7".
+/// @throws std::invalid_argument in the name of the option for what is none, and for another number of them than
+/// `count` where that is not 0
+template <class Number = double>
+std::vector<Number> numbers_of(std::string const& option, std::string_view text, char separator = ',',
+                               std::size_t count = 0) {
+  std::vector<Number> numbers;
+  bool good = true;
+  for (std::string const& part : split(text, separator)) {
+    const std::optional<Number> number = number_of<Number>(part);
+    good = good && number.has_value();
+    numbers.push_back(number.value_or(Number{}));
+  }
+  if (!good || (count && numbers.size() != count)) {
+    throw std::invalid_argument(option + ": must be " + (count ? std::to_string(count) + " " : "") +
+                                (std::is_integral_v<Number> ? "whole " : "") + "numbers with " +
+                                (separator == ':' ? "colons" : "commas") + " between, got " + in_quotes(text));
+  }
+  return numbers;
+}
 
 namespace strict_detail {
 
@@ -20,14 +91,18 @@ struct NumberIn {
   using type = Value;
 };
 template <class Value>
-struct NumberIn<std::vector<Value>> : NumberIn<Value> {};
-template <class Value>
 struct NumberIn<std::optional<Value>> : NumberIn<Value> {};
+
+template <class Number>
+std::string range_text(Number least, Number most) {
+  if constexpr (std::is_integral_v<Number>) return "[" + std::to_string(least) + ", " + std::to_string(most) + "]";
+  return "[" + tstitch::detail::text(double(least)) + ", " + tstitch::detail::text(double(most)) + "]";
+}
 
 }  // namespace strict_detail
 
-/// Refuses what is empty, and what is no number where `value` is or holds numbers. CLI11 by itself takes "" for 0,
-/// "010" for 8 and "-1" for 18446744073709551615.
+/// Refuses what is empty, and what is no number where `value` is one. CLI11 by itself takes "" for 0, "010" for 8 and
+/// "-1" for 18446744073709551615.
 template <class Value>
 CLI::Option* strict(CLI::Option* option, Value const&) {
   return option->transform(CLI::Validator(
@@ -35,37 +110,164 @@ CLI::Option* strict(CLI::Option* option, Value const&) {
         if (text.empty()) return "must not be empty, got ''";
         using Number = typename strict_detail::NumberIn<Value>::type;
         if constexpr (std::is_arithmetic_v<Number>) {
-          Number number{};
-          const auto [rest, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-          if (error != std::errc{} || rest != text.data() + text.size()) {
-            const std::string kind = std::is_unsigned_v<Number>   ? "a whole number that is not negative"
-                                     : std::is_integral_v<Number> ? "a whole number"
-                                                                  : "a number";
-            return "must be " + kind + ", got '" + text + "'";
-          }
-          if constexpr (std::is_integral_v<Number>) text = std::to_string(number);
+          const std::optional<Number> number = number_of<Number>(text);
+          if (!number) return "must be " + kind_of_number<Number>() + ", got " + in_quotes(text);
+          if constexpr (std::is_integral_v<Number>) text = std::to_string(*number);
         }
         return {};
       },
       ""));
 }
 
-/// @param files options and what they name; empty where they are not given
-/// @throws std::invalid_argument for two options with one file
-inline void require_different(std::vector<std::pair<std::string, std::string>> const& files) {
-  const auto place = [](std::string const& path) {
-    std::error_code error;
-    const std::filesystem::path real = std::filesystem::weakly_canonical(std::filesystem::absolute(path), error);
-    return error ? std::filesystem::path(path) : real;
+/// For `check` of an option that is a number.
+template <class Number>
+CLI::Validator in_range(Number least, Number most) {
+  return CLI::Validator(
+      [least, most](std::string& text) -> std::string {
+        const std::optional<Number> number = number_of<Number>(text);
+        if (number && *number >= least && *number <= most) return {};
+        return "must be in " + strict_detail::range_text(least, most) + ", got " + in_quotes(text);
+      },
+      "");
+}
+
+/// An option of numbers with commas between, of which each is in the range.
+template <class Number>
+CLI::Option* add_numbers(CLI::App& app, std::string const& name, std::vector<Number>& values, std::string const& help,
+                         Number least = std::numeric_limits<Number>::lowest(),
+                         Number most = std::numeric_limits<Number>::max()) {
+  // CLI11's own lists leave out what is empty between two commas.
+  const auto read = [&values, name, least, most](std::vector<std::string> const& texts) {
+    values.clear();
+    for (std::string const& text : texts) {
+      for (const Number number : numbers_of<Number>(name, text)) {
+        if (!(number >= least && number <= most)) {
+          throw std::invalid_argument(name + ": must be in " + strict_detail::range_text(least, most) + ", got " +
+                                      tstitch::detail::text(double(number)));
+        }
+        values.push_back(number);
+      }
+    }
   };
-  for (auto one = files.begin(); one != files.end(); ++one) {
+  return app.add_option_function<std::vector<std::string>>(name, read, help)->type_name("N")->allow_extra_args(false);
+}
+
+/// Turns what was written into one of these names, in which "_" may stand for "-".
+/// @returns what is wrong with it; empty where nothing is
+inline std::string find_name(std::string& text, std::vector<std::string> const& names) {
+  std::string name = text;
+  std::replace(name.begin(), name.end(), '_', '-');
+  if (std::find(names.begin(), names.end(), name) == names.end()) {
+    return "must be one of " + joined(names) + ", got " + in_quotes(text);
+  }
+  text = name;
+  return {};
+}
+
+/// Lets an option be one of these names.
+inline CLI::Option* one_of(CLI::Option* option, std::vector<std::string> const& names) {
+  return option->transform(CLI::Validator([names](std::string& text) { return find_name(text, names); }, ""));
+}
+
+/// An option of names with commas between, of which each is one of these.
+inline CLI::Option* add_names(CLI::App& app, std::string const& option, std::vector<std::string>& values,
+                              std::string const& help, std::vector<std::string> const& names) {
+  const auto read = [&values, option, names](std::vector<std::string> const& texts) {
+    values.clear();
+    for (std::string const& text : texts) {
+      for (std::string& name : split(text, ',')) {
+        if (const std::string error = find_name(name, names); !error.empty()) {
+          throw std::invalid_argument(option + ": " + error);
+        }
+        values.push_back(name);
+      }
+    }
+  };
+  return app.add_option_function<std::vector<std::string>>(option, read, help)
+      ->type_name("NAME")
+      ->allow_extra_args(false);
+}
+
+/// Lets an option be a file whose name says that it is of this format, or says nothing.
+inline CLI::Option* file_of(CLI::Option* option, std::string const& extension) {
+  return option->check(CLI::Validator(
+      [extension](std::string& text) -> std::string {
+        std::string end = std::filesystem::path(text).extension().string();
+        std::transform(end.begin(), end.end(), end.begin(), [](unsigned char c) { return char(std::tolower(c)); });
+        if (end.empty() || end == extension) return {};
+        return "must end in " + extension + ", which is what is written, got " + in_quotes(text);
+      },
+      ""));
+}
+
+/// Help of 80 columns.
+class HelpFormatter : public CLI::Formatter {
+ public:
+  static constexpr std::size_t width = 80;
+
+  HelpFormatter() { column_width(30); }
+
+  /// The text with its spaces turned into ends of lines where one would be longer.
+  static std::string wrapped(std::string text, std::size_t columns) {
+    std::size_t line = 0, space = std::string::npos;
+    for (std::size_t i = 0; i < text.size(); ++i) {
+      if (text[i] == '\n') line = i + 1, space = std::string::npos;
+      if (text[i] == ' ') space = i;
+      if (i - line < columns || space == std::string::npos) continue;
+      text[space] = '\n';
+      line = space + 1;
+      space = std::string::npos;
+    }
+    return text;
+  }
+
+  std::string make_option_desc(CLI::Option const* option) const override {
+    return wrapped(option->get_description(), width - get_column_width());
+  }
+};
+
+/// Gives a program's options the help, and the version that the flag prints.
+inline void set_up(CLI::App& app, std::string const& version) {
+  app.formatter(std::make_shared<HelpFormatter>());
+  app.description(HelpFormatter::wrapped(app.get_description(), HelpFormatter::width));
+  app.set_version_flag("--version", version, "print the versions of the program, of torch and of CUDA, and stop");
+}
+
+/// @returns nothing when the program is to go on, else its exit code; help or version have been printed then
+/// @throws std::invalid_argument for what an option refuses, in one line
+inline std::optional<int> read_arguments(CLI::App& app, int count, char** values) {
+  try {
+    app.parse(count, values);
+  } catch (CLI::Success const& printed) {
+    return app.exit(printed);
+  } catch (CLI::ParseError const& error) {
+    throw std::invalid_argument(tstitch::detail::printable(error.what(), 250));
+  }
+  return {};
+}
+
+/// Where a path leads, for comparing.
+inline std::filesystem::path place_of(std::string const& path) {
+  std::error_code error;
+  const std::filesystem::path real = std::filesystem::weakly_canonical(std::filesystem::absolute(path), error);
+  return error ? std::filesystem::path(path) : real;
+}
+
+/// @param written options and the files that they write; empty where they are not given
+/// @param read likewise, what is only read
+/// @throws std::invalid_argument for a file that is written and has another option, too
+inline void require_different(std::vector<std::pair<std::string, std::string>> const& written,
+                              std::vector<std::pair<std::string, std::string>> const& read = {}) {
+  for (auto one = written.begin(); one != written.end(); ++one) {
     std::error_code error;
     const std::filesystem::file_status there = std::filesystem::status(one->second, error);
     if (std::filesystem::exists(there) && !std::filesystem::is_regular_file(there)) continue;  // such as /dev/null
-    for (auto other = files.begin(); other != one; ++other) {
-      if (one->second.empty() || other->second.empty() || place(one->second) != place(other->second)) continue;
-      throw std::invalid_argument(one->first + ": must be another file than that of " + other->first + ", got '" +
-                                  one->second + "'");
-    }
+    const auto compare = [&](std::pair<std::string, std::string> const& other) {
+      if (one->second.empty() || other.second.empty() || place_of(one->second) != place_of(other.second)) return;
+      throw std::invalid_argument(one->first + ": must be another file than that of " + other.first + ", got " +
+                                  in_quotes(one->second));
+    };
+    std::for_each(written.begin(), one, compare);
+    std::for_each(read.begin(), read.end(), compare);
   }
 }

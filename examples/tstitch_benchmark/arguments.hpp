@@ -8,6 +8,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../common/device.hpp"
@@ -53,40 +54,47 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
       "several ratios, of the sampler by itself, of the first picture from the start of a process, and memory.\n"
       "Figures are medians after a warm-up. Without arguments: the bundled pair.",
       "tstitch_benchmark"};
-  app.get_formatter()->column_width(36);
   char const* group = "";
   const auto option = [&](char const* name, auto& value, char const* help) {
     return strict(app.add_option(name, value, help)->group(group), value);
   };
-  const auto list = [&](char const* name, auto& value, char const* help) {
-    return option(name, value, help)->delimiter(',')->allow_extra_args(false);
-  };
-
   group = "Cells (comma-separated lists; every combination is measured)";
   option("--model", arguments.models, "network's file; twice, the small one first")
       ->type_name("FILE")
       ->allow_extra_args(false);
-  list("--batch", arguments.batches, "pictures at once [1,2,8,32 on a GPU, 1,4 on the CPU]")
-      ->check(CLI::Range(std::int64_t(1), std::int64_t(1'000'000)));
-  list("--ratio", arguments.ratios, "shares of the steps for the small network")->capture_default_str();
-  list("--dtype", arguments.dtypes, "of the networks [bfloat16 on a GPU, float32 on the CPU]")
-      ->check(CLI::IsMember({"float32", "float16", "bfloat16"}));
-  list("--backend", arguments.backends, "how the networks are run")
-      ->check(CLI::IsMember(backend_names()))
-      ->capture_default_str();
+  add_numbers<std::int64_t>(app, "--batch", arguments.batches, "pictures at once [1,2,8,32 on a GPU, 1,4 on the CPU]",
+                            1, 1'000'000)
+      ->group(group);
+  add_numbers(app, "--ratio", arguments.ratios, "shares of the steps for the small network", 0.0, 1.0)
+      ->group(group)
+      ->default_str("0,0.2,0.4,0.6,0.8,1");
+  add_names(app, "--dtype", arguments.dtypes,
+            "of the networks: float32, float16, bfloat16 [bfloat16 on a GPU, float32 on the CPU]",
+            {"float32", "float16", "bfloat16"})
+      ->group(group);
+  add_names(app, "--backend", arguments.backends,
+            "how the networks are run: auto, torchscript, native, native-e4m3 or aot-inductor, each but the first "
+            "with +graph for CUDA graphs",
+            backend_names())
+      ->group(group)
+      ->default_str("auto");
 
   group = "Trajectories";
-  option("--sampler", arguments.sampler, "update rule")
-      ->check(CLI::IsMember({"ddim", "ddpm", "dpm-solver++"}))
-      ->capture_default_str();
-  option("--spacing", arguments.spacing, "of the timesteps [linspace; shifted for flow matching]")
-      ->check(CLI::IsMember({"leading", "linspace", "trailing", "shifted"}));
-  option("--steps", arguments.steps, "steps of a trajectory [100 on a GPU, 10 on the CPU]")->check(CLI::PositiveNumber);
+  one_of(option("--sampler", arguments.sampler, "update rule: ddim, ddpm or dpm-solver++")
+             ->type_name("NAME")
+             ->capture_default_str(),
+         {"ddim", "ddpm", "dpm-solver++"});
+  one_of(option("--spacing", arguments.spacing,
+                "of the timesteps: leading, linspace, trailing or shifted [linspace; shifted for flow matching]")
+             ->type_name("NAME"),
+         {"leading", "linspace", "trailing", "shifted"});
+  option("--steps", arguments.steps, "steps of a trajectory [100 on a GPU, 10 on the CPU]")
+      ->check(in_range(1, 1'000'000));
   option("--guidance", arguments.guidance, "classifier-free guidance scale; 1 is without [1.5]");
 
   group = "Measuring";
   option("--repeats", arguments.repeats, "how often each time is taken")
-      ->check(CLI::PositiveNumber)
+      ->check(in_range(1, 1'000'000))
       ->capture_default_str();
   bool no_first_picture = false;
   app.add_flag("--no-first-picture", no_first_picture, "start no processes to see how soon the first picture is there")
@@ -97,23 +105,18 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
 
   group = "Output";
   option("--json", arguments.json, "everything, as JSON; written after every batch size")->type_name("FILE");
-  option("--plot", arguments.plot, "time over ratio and images/s over batch as a PNG")->type_name("FILE");
-  option("--latents", arguments.latents, "what the last trajectory made: .npy, float32 [n, C, H, W]; for one cell")
-      ->type_name("FILE");
-  app.add_option("--started", arguments.started)->group("");  // not in the help: for the program's own use
+  file_of(option("--plot", arguments.plot, "time over ratio and images/s over batch as a PNG")->type_name("FILE"),
+          ".png");
+  file_of(
+      option("--latents", arguments.latents, "what the last trajectory made: .npy, float32 [n, C, H, W]; for one cell")
+          ->type_name("FILE"),
+      ".npy");
+  option("--started", arguments.started, "for the program's own use")->group("");  // not in the help
 
-  try {
-    app.parse(count, values);
-  } catch (CLI::ParseError const& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
+  set_up(app, version_of("tstitch_benchmark"));
+  if (const std::optional<int> code = read_arguments(app, count, values)) return code;
   if (arguments.models.size() != 2) {
     throw std::invalid_argument("--model: must be two networks, got " + std::to_string(arguments.models.size()));
-  }
-  for (const double ratio : arguments.ratios) {
-    if (!(ratio >= 0 && ratio <= 1)) {
-      throw std::invalid_argument("--ratio: must be in [0, 1], got " + tstitch::detail::text(ratio));
-    }
   }
   arguments.first_picture = !no_first_picture;
   arguments.device = device_of(arguments.device_name);
@@ -129,7 +132,9 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   };
   ascending(arguments.batches);
   ascending(arguments.ratios);
-  require_different({{"--json", arguments.json}, {"--plot", arguments.plot}, {"--latents", arguments.latents}});
+  std::vector<std::pair<std::string, std::string>> read;
+  for (std::string const& path : arguments.models) read.emplace_back("--model", path);
+  require_different({{"--json", arguments.json}, {"--plot", arguments.plot}, {"--latents", arguments.latents}}, read);
   const std::size_t cells =
       arguments.batches.size() * arguments.ratios.size() * arguments.dtypes.size() * arguments.backends.size();
   if (!arguments.latents.empty() && cells != 1) {

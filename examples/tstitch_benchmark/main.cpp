@@ -39,6 +39,7 @@
 #include <iostream>
 #include <thread>
 
+#include "../common/diagnostics.hpp"
 #include "cells.hpp"
 #include "first_picture.hpp"
 #include "report.hpp"
@@ -250,6 +251,7 @@ int main(int count, char** values) {
   try {
     Arguments arguments;
     if (const std::optional<int> code = parse(count, values, arguments)) return *code;
+    const DiagnosticsAtEnd diagnostics("tstitch_benchmark");
     return tstitch_benchmark(arguments);
   } catch (std::invalid_argument const& error) {
     std::cerr << "tstitch_benchmark: " << error.what() << "\n";

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "../common/device.hpp"
+#include "../common/diagnostics.hpp"
 #include "../common/network.hpp"
 #include "../common/plot.hpp"
 #include "../common/request.hpp"
@@ -36,8 +37,48 @@ struct Arguments {
   std::string plot;
 };
 
+/// @returns nothing when the program is to go on, else its exit code; help and version have been printed then
+/// @throws std::invalid_argument for options that are not what they must be
+std::optional<int> parse(int count, char** values, Arguments& arguments) {
+  CLI::App app{
+      "What networks of files are, whether they fit together, what they cost, and how far into a trajectory "
+      "the first agrees with the last. Without files: the bundled pair.\n"
+      "Networks are programs: TorchScript files and .pt2 packages run code that they contain, so take them from whom "
+      "you trust.",
+      "tstitch_inspect"};
+  const auto option = [&](char const* name, auto& value, char const* help) {
+    return strict(app.add_option(name, value, help), value);
+  };
+  option("files", arguments.files, "TorchScript files or AOTInductor packages in the order of use, small first")
+      ->type_name("FILE");
+  option("--device", arguments.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+  one_of(option("--dtype", arguments.dtype, "of the networks: auto, float32, float16 or bfloat16")
+             ->type_name("TYPE")
+             ->capture_default_str(),
+         {"auto", "float32", "float16", "bfloat16"});
+  add_numbers<std::int64_t>(app, "--rows", arguments.rows, "batch sizes that are timed", 1, 1'000'000)
+      ->default_str("1,8");
+  option("--condition", arguments.conditions, "file of tensors by name; zeros for what is not given")
+      ->type_name("FILE")
+      ->allow_extra_args(false);
+  option("--steps", arguments.steps, "of the trajectory along which they are compared")
+      ->check(in_range(1, 1'000'000))
+      ->capture_default_str();
+  option("--count", arguments.count, "images that are compared")
+      ->check(in_range<std::int64_t>(1, 1'000'000))
+      ->capture_default_str();
+  option("--tolerance", arguments.tolerance, "share of all differences that the suggested steps may have")
+      ->check(in_range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_flag("--no-probe", arguments.no_probe, "describe and time, but do not compare");
+  option("--json", arguments.json, "everything, as JSON")->type_name("FILE");
+  file_of(option("--plot", arguments.plot, "the agreement as a PNG")->type_name("FILE"), ".png");
+  set_up(app, version_of("tstitch_inspect"));
+  return read_arguments(app, count, values);
+}
+
 void print(std::string const& key, std::string const& value) {
-  std::printf("  %-16s %s\n", key.c_str(), value.c_str());
+  std::printf("  %-16s %s\n", key.c_str(), tstitch::detail::printable(value).c_str());
 }
 
 std::string grouped(std::int64_t number) {
@@ -104,7 +145,7 @@ Json describe(std::string const& path, tstitch::Network const& network, Argument
               std::vector<tstitch::NamedCondition> const& conditions) {
   tstitch::NetworkInfo const& info = network.info();
   Json json{{"file", path}, {"name", info.name}};
-  std::printf("%s\n", path.c_str());
+  std::printf("%s\n", tstitch::detail::printable(path).c_str());
   print("name", info.name);
   std::string input = tstitch::detail::shape_text({info.channels, info.height, info.width});
   if (info.num_classes) input += ", " + std::to_string(info.num_classes) + " classes";
@@ -177,9 +218,9 @@ Json probe(std::vector<tstitch::Network> const& networks, Arguments const& argum
   const std::vector<double> differences = tstitch::Agreement::means(agreement.differences);
   const std::vector<double> shares = agreement.cumulative_share();
   Json json{{"steps", arguments.steps}, {"images", arguments.count}};
-  std::printf("agreement of '%s' with '%s' along the trajectory of '%s', %lld images\n",
-              networks[0].info().name.c_str(), networks[last].info().name.c_str(), networks[last].info().name.c_str(),
-              static_cast<long long>(arguments.count));
+  const auto name = [&](std::size_t k) { return tstitch::detail::printable(networks[k].info().name, 60); };
+  std::printf("agreement of '%s' with '%s' along the trajectory of '%s', %lld images\n", name(0).c_str(),
+              name(last).c_str(), name(last).c_str(), static_cast<long long>(arguments.count));
   std::printf("  %8s %8s %12s %8s\n", "t", "cosine", "difference", "sum");
   Curve cosine{.color = {31, 119, 180}}, sum{.color = {214, 90, 20}};
   const std::size_t every = std::max<std::size_t>(1, means.size() / 10);
@@ -215,9 +256,12 @@ Json probe(std::vector<tstitch::Network> const& networks, Arguments const& argum
 int inspect(Arguments const& arguments) {
   // What would fail or have no effect later is refused now.
   if (!arguments.plot.empty() && (arguments.files.size() < 2 || arguments.no_probe)) {
-    throw std::invalid_argument("--plot: is for networks that are compared, got '" + arguments.plot + "'");
+    throw std::invalid_argument("--plot: is for networks that are compared, got " + in_quotes(arguments.plot));
   }
-  require_different({{"--json", arguments.json}, {"--plot", arguments.plot}});
+  std::vector<std::pair<std::string, std::string>> read;
+  for (std::string const& path : arguments.files) read.emplace_back("FILE", path);
+  for (std::string const& path : arguments.conditions) read.emplace_back("--condition", path);
+  require_different({{"--json", arguments.json}, {"--plot", arguments.plot}}, read);
   for (std::string const& path : {arguments.json, arguments.plot}) {
     if (!path.empty()) tstitch::detail::require_writable(path);
   }
@@ -245,6 +289,7 @@ int inspect(Arguments const& arguments) {
     json["agreement"] = probe(networks, arguments, conditions);
   }
   if (!arguments.json.empty()) {
+    json["diagnostics"] = tstitch::diagnostics();
     tstitch::detail::write_file(arguments.json, json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   }
   return mismatches.empty() ? 0 : 1;
@@ -253,44 +298,10 @@ int inspect(Arguments const& arguments) {
 }  // namespace
 
 int main(int count, char** values) {
-  Arguments arguments;
-  CLI::App app{
-      "What networks of files are, whether they fit together, what they cost, and how far into a trajectory "
-      "the first agrees with the last. Without files: the bundled pair.",
-      "tstitch_inspect"};
-  const auto option = [&](char const* name, auto& value, char const* help) {
-    return strict(app.add_option(name, value, help), value);
-  };
-  option("files", arguments.files, "TorchScript files or AOTInductor packages in the order of use, small first")
-      ->type_name("FILE");
-  option("--device", arguments.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
-  option("--dtype", arguments.dtype, "of the networks")
-      ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}))
-      ->capture_default_str();
-  option("--rows", arguments.rows, "batch sizes that are timed")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  option("--condition", arguments.conditions, "file of tensors by name; zeros for what is not given")
-      ->type_name("FILE")
-      ->allow_extra_args(false);
-  option("--steps", arguments.steps, "of the trajectory along which they are compared")
-      ->check(CLI::PositiveNumber)
-      ->capture_default_str();
-  option("--count", arguments.count, "images that are compared")->check(CLI::PositiveNumber)->capture_default_str();
-  option("--tolerance", arguments.tolerance, "share of all differences that the suggested steps may have")
-      ->check(CLI::Range(0.0, 1.0))
-      ->capture_default_str();
-  app.add_flag("--no-probe", arguments.no_probe, "describe and time, but do not compare");
-  option("--json", arguments.json, "everything, as JSON")->type_name("FILE");
-  option("--plot", arguments.plot, "the agreement as a PNG")->type_name("FILE");
   try {
-    app.parse(count, values);
-  } catch (CLI::ParseError const& error) {
-    return app.exit(error) == 0 ? 0 : 2;
-  }
-  try {
+    Arguments arguments;
+    if (const std::optional<int> code = parse(count, values, arguments)) return *code;
+    const DiagnosticsAtEnd diagnostics("tstitch_inspect");
     return inspect(arguments);
   } catch (std::invalid_argument const& error) {
     std::cerr << "tstitch_inspect: " << error.what() << "\n";

@@ -5,14 +5,15 @@
 #include <tstitch/plan/plan.hpp>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "../common/device.hpp"
 #include "../common/network.hpp"
 #include "../common/strict.hpp"
 
@@ -22,13 +23,18 @@ struct Arguments {
   std::vector<double> fractions;
   std::string sweep;
   std::string routing = "stitch";
+  std::vector<double> boundaries;  ///< behind the colon of timestep and logsnr
 
   std::string profile;  ///< takes the place of sampler, order, spacing and eta
   std::string sampler = "ddim";
   int order = 2;
   int steps = 50;
   std::string spacing;  ///< empty: linspace, or shifted for flow matching
+  std::vector<double> timesteps;
+  std::vector<double> sigmas;
   double eta = 0;
+  bool sampling_given = false;  ///< any of these
+  bool steps_given = false;
 
   std::vector<std::string> classes;
   std::vector<std::string> conditions;
@@ -36,7 +42,7 @@ struct Arguments {
   std::vector<double> guidance;
   std::string guidance_interval = "0:1";
   std::uint64_t seed = 0;
-  std::int64_t batch = 0;
+  std::int64_t batch = 0;  ///< 0: what suits the device
   bool pad_batches = false;
   bool fastest_batch = false;
 
@@ -57,46 +63,60 @@ struct Arguments {
 
 /// Which samplers --order and --eta are for.
 inline bool has_order(std::string const& sampler) {
-  return sampler.rfind("dpm-solver", 0) == 0 || sampler == "unipc" || sampler == "deis" || sampler == "lms";
+  return sampler.starts_with("dpm-solver") || sampler == "unipc" || sampler == "deis" || sampler == "lms";
 }
 inline bool has_eta(std::string const& sampler) {
   return sampler == "ddim" || sampler == "dpm-solver++";
 }
 
-/// Numbers between colons: "0:1:0.1" is {0, 1, 0.1}.
-/// @throws std::invalid_argument unless there are exactly `count`
-inline std::vector<double> colon_numbers(std::string const& option, std::string const& text, std::size_t count) {
-  std::vector<double> numbers;
-  std::size_t begin = 0;
-  while (begin <= text.size()) {
-    const std::size_t end = std::min(text.find(':', begin), text.size());
-    std::size_t used = 0;
-    try {
-      numbers.push_back(std::stod(text.substr(begin, end - begin), &used));
-    } catch (std::exception const&) {}
-    if (used != end - begin || used == 0) numbers.resize(count + 1);
-    begin = end + 1;
-  }
-  if (numbers.size() != count) {
-    throw std::invalid_argument(option + ": must be " + std::to_string(count) + " numbers with colons between, got '" +
-                                text + "'");
-  }
-  return numbers;
+inline std::vector<std::string> const& profile_names() {
+  static const std::vector<std::string> names{
+      "recommended",    "dit",           "dit-ddim",   "diffusers-ddpm", "diffusers-ddim",  "diffusers-dpmpp",
+      "diffusers-pndm", "diffusers-lcm", "dpm-solver", "k-diffusion",    "latent-diffusion"};
+  return names;
+}
+
+/// The --routing that the code which came with T-Stitch has where a profile leads; empty: it has none.
+inline std::string published_routing(std::string const& profile) {
+  if (profile == "dit" || profile == "dit-ddim") return "dit";
+  if (profile == "latent-diffusion") return "latent-diffusion";
+  if (profile == "diffusers-lcm") return "latent-consistency";
+  return profile.starts_with("diffusers-") ? "stable-diffusion" : "";
 }
 
 /// The ratios of a sweep "from:to:step", both ends included.
 inline std::vector<double> sweep_ratios(std::string const& text) {
-  const std::vector<double> numbers = colon_numbers("--sweep", text, 3);
+  const std::vector<double> numbers = numbers_of("--sweep", text, ':', 3);
   const double from = numbers[0], to = numbers[1], step = numbers[2];
   if (!(from >= 0 && from <= to && to <= 1 && step > 0)) {
-    throw std::invalid_argument("--sweep: must be FROM:TO:STEP with 0 <= FROM <= TO <= 1 and STEP above 0, got '" +
-                                text + "'");
+    throw std::invalid_argument("--sweep: must be FROM:TO:STEP with 0 <= FROM <= TO <= 1 and STEP above 0, got " +
+                                in_quotes(text));
   }
   std::vector<double> ratios;
   const double last = std::floor((to - from) / step + 1e-9);
-  if (!(last <= 1000)) throw std::invalid_argument("--sweep: must be at most 1001 ratios, got '" + text + "'");
-  for (int i = 0; i <= int(last); ++i) ratios.push_back(std::min(from + i * step, 1.0));
+  if (!(last <= 1000)) throw std::invalid_argument("--sweep: must be at most 1001 ratios, got " + in_quotes(text));
+  for (int i = 0; i <= int(last); ++i) {
+    const double ratio = std::min(from + i * step, 1.0);
+    if (i > 0 && !(ratio > ratios.back())) {
+      throw std::invalid_argument("--sweep: must have steps that change the ratio, got " + in_quotes(text));
+    }
+    ratios.push_back(ratio);
+  }
   return ratios;
+}
+
+/// Each ratio in as many digits as tell it from the others, and 4 at least where it has them.
+inline std::vector<std::string> ratio_names(std::vector<double> const& ratios) {
+  for (int digits = 4;; ++digits) {
+    std::vector<std::string> names;
+    for (const double ratio : ratios) {
+      char name[32];
+      std::snprintf(name, sizeof name, "%.*g", digits, ratio);
+      names.emplace_back(name);
+    }
+    // They rise, so those that are the same are neighbours. 17 digits tell all numbers apart.
+    if (digits == 17 || std::adjacent_find(names.begin(), names.end()) == names.end()) return names;
+  }
 }
 
 /// A spacing by name, with a number as "shifted:3", or a list of timesteps "999,750,500".
@@ -111,45 +131,65 @@ inline tstitch::Spacing spacing_of(std::string const& name) {
   if (name == "quadratic") return Spacing::quadratic({.include_last = false, .round = true});
   if (name == "beta") return Spacing::beta(0.6, 0.8, {.include_last = false, .round = true});
   if (name == "shifted") return Spacing::shifted();
-  if (name.rfind("shifted:", 0) == 0) return Spacing::shifted(colon_numbers("--spacing", name.substr(8), 1)[0]);
-  const bool sections = name.rfind("sections:", 0) == 0;
-  std::vector<double> numbers;
-  std::stringstream list(sections ? name.substr(9) : name);
-  for (std::string part; std::getline(list, part, ',');) {
-    std::size_t used = 0;
-    try {
-      numbers.push_back(std::stod(part, &used));
-    } catch (std::exception const&) {}
-    if (used == 0 || used != part.size()) {
-      throw std::invalid_argument(
-          "--spacing: must be leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,..., "
-          "shifted, shifted:S or a list of timesteps, got '" +
-          name + "'");
+  if (name.starts_with("shifted:")) return Spacing::shifted(numbers_of("--spacing", name.substr(8), ':', 1)[0]);
+  if (name.starts_with("sections:")) {
+    const std::vector<int> counts = numbers_of<int>("--spacing: sections", name.substr(9));
+    for (const int count : counts) {
+      if (count >= 0 && count <= 1'000'000) continue;
+      throw std::invalid_argument("--spacing: sections: must be in [0, 1000000], got " + in_quotes(name));
     }
+    return Spacing::sections(counts);
   }
-  if (!sections) return Spacing::list(numbers);
-  for (const double number : numbers) {
-    if (number >= 0 && number <= 1e6 && number == std::trunc(number)) continue;
-    throw std::invalid_argument("--spacing: sections must be whole numbers, got '" + name + "'");
+  if (!name.empty() && (std::isdigit(static_cast<unsigned char>(name[0])) || name[0] == '-')) {
+    return Spacing::list(numbers_of("--spacing", name));
   }
-  return Spacing::sections({numbers.begin(), numbers.end()});
+  throw std::invalid_argument(
+      "--spacing: must be leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,..., "
+      "shifted, shifted:S or a list of timesteps, got " +
+      in_quotes(name));
 }
 
-/// @returns nothing when the program is to go on, else its exit code; help and errors have been printed then
-/// @throws std::invalid_argument for options that do not suit each other
+/// Takes the boundaries behind the colon of --routing.
+/// @throws std::invalid_argument for a routing that there is not
+inline void read_routing(Arguments& arguments) {
+  const std::string text = arguments.routing;
+  const std::size_t colon = text.find(':');
+  std::string name = text.substr(0, colon);
+  std::replace(name.begin(), name.end(), '_', '-');
+  const std::vector<std::string> shares{"stitch", "large-first",      "interleaved",      "falling",
+                                        "dit",    "stable-diffusion", "latent-diffusion", "latent-consistency"};
+  const bool by_boundary = name == "timestep" || name == "logsnr";
+  if (by_boundary ? colon == std::string::npos : colon != std::string::npos || std::ranges::count(shares, name) == 0) {
+    throw std::invalid_argument("--routing: must be one of " + joined(shares) +
+                                ", timestep:T,... or logsnr:L,..., got " + in_quotes(text));
+  }
+  arguments.routing = name;
+  if (name == "logsnr") arguments.boundaries = numbers_of("--routing: logsnr", text.substr(colon + 1));
+  if (name == "timestep") {
+    for (const int t : numbers_of<int>("--routing: timestep", text.substr(colon + 1)))
+      arguments.boundaries.push_back(t);
+  }
+}
+
+/// @returns nothing when the program is to go on, else its exit code; help and version have been printed then
+/// @throws std::invalid_argument for options that are not what they must be, or do not suit each other
 inline std::optional<int> parse(int count, char** values, Arguments& arguments) {
   CLI::App app{
       "Samples class-conditional pictures with several diffusion transformers in turn: the first, noisy steps go to "
       "the first network, the later ones to the next (T-Stitch, arXiv 2402.14167).\n"
-      "Without arguments: one picture of each class from the bundled pair, into samples.png.",
+      "Without arguments: one picture of each class from the bundled pair, into samples.png.\n"
+      "Networks and decoders are programs: TorchScript files and .pt2 packages run code that they contain, so take "
+      "them from whom you trust.",
       "tstitch_sample"};
-  app.get_formatter()->column_width(36);
   char const* group = "";
   const auto option = [&](char const* name, auto& value, char const* help) {
     return strict(app.add_option(name, value, help)->group(group), value);
   };
   const auto shown = [&](char const* name, auto& value, char const* help) {  // help shows the default
     return option(name, value, help)->capture_default_str();
+  };
+  const auto numbers = [&](char const* name, std::vector<double>& value, char const* help) {
+    return add_numbers(app, name, value, help)->group(group);
   };
   const auto flag = [&](char const* name, bool& value, char const* help) {
     return app.add_flag(name, value, help)->group(group);
@@ -162,40 +202,52 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
       ->allow_extra_args(false);
   const auto ratio = shown("--ratio", arguments.ratio, "share of the steps for the first of two networks");
   const auto fractions =
-      option("--fractions", arguments.fractions, "share of the steps for each network, adding up to 1: 0.3,0.3,0.4");
+      numbers("--fractions", arguments.fractions, "share of the steps for each network, adding up to 1: 0.3,0.3,0.4");
   const auto sweep =
       option("--sweep", arguments.sweep, "many ratios from the same noise, FROM:TO:STEP, one row of the grid each");
-  fractions->delimiter(',')->excludes(ratio)->excludes(sweep);
+  fractions->excludes(ratio)->excludes(sweep);
   sweep->type_name("A:B:C")->excludes(ratio);
-  const auto routing = shown(
-      "--routing", arguments.routing,
-      "how two networks share the steps: stitch, or as baselines large-first, interleaved, or falling probability");
-  routing->check(CLI::IsMember({"stitch", "large-first", "interleaved", "falling"}))
-      ->excludes(fractions)
-      ->excludes(sweep);
+  const auto routing =
+      shown("--routing", arguments.routing,
+            "how networks share the steps: stitch, the nearest whole number of them; dit, stable-diffusion, "
+            "latent-diffusion or latent-consistency, as the code that came with T-Stitch; timestep:T,... or "
+            "logsnr:L,..., with the boundaries between networks in place of a ratio (log signal-to-noise ratio); or "
+            "the baselines large-first, interleaved and falling probability");
+  routing->type_name("RULE")->excludes(sweep);
   flag("--plan", arguments.plan, "print what each step would do, and stop");
 
   group = "Sampling";
   const auto profile = option("--profile", arguments.profile,
-                              "instead of sampler, order, spacing and eta: recommended, or what another program does")
-                           ->type_name("NAME")
-                           ->check(CLI::IsMember({"recommended", "dit", "dit-ddim", "diffusers-ddpm", "diffusers-ddim",
-                                                  "diffusers-dpmpp", "diffusers-pndm", "diffusers-lcm", "dpm-solver",
-                                                  "k-diffusion", "latent-diffusion"}));
-  const auto sampler = shown("--sampler", arguments.sampler, "update rule");
-  sampler->check(CLI::IsMember({"ddpm", "ddim", "dpm-solver", "dpm-solver++", "unipc", "deis", "lms", "pndm", "heun"}));
+                              "instead of sampler, order, spacing and eta: recommended, or what another program does: "
+                              "dit, dit-ddim, diffusers-ddpm, -ddim, -dpmpp, -pndm, -lcm, dpm-solver, k-diffusion, "
+                              "latent-diffusion [what the last network recommends]")
+                           ->type_name("NAME");
+  one_of(profile, profile_names());
+  const auto sampler = shown("--sampler", arguments.sampler,
+                             "update rule: ddpm, ddim, dpm-solver, dpm-solver++, unipc, deis, lms, pndm or heun")
+                           ->type_name("NAME");
+  one_of(sampler, {"ddpm", "ddim", "dpm-solver", "dpm-solver++", "unipc", "deis", "lms", "pndm", "heun"});
   const auto order =
       shown("--order", arguments.order, "order of dpm-solver, dpm-solver++, unipc, deis (1 to 3) and lms");
-  shown("--steps", arguments.steps, "steps of a picture; heun evaluates a network twice in each");
+  const auto steps = shown("--steps", arguments.steps,
+                           "steps of a picture, 50 where the last network recommends none; heun evaluates a network "
+                           "twice in each");
   const auto spacing = option("--spacing", arguments.spacing,
                               "leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,..., "
-                              "shifted or shifted:S for flow matching, or a list of timesteps [linspace; shifted for "
-                              "flow matching]");
+                              "shifted or shifted:S for flow matching [linspace; shifted for flow matching]")
+                           ->type_name("NAME");
+  const auto timesteps = numbers("--timesteps", arguments.timesteps,
+                                 "instead of steps and spacing: where each step begins, the noisiest first");
+  const auto sigmas = numbers("--sigmas", arguments.sigmas,
+                              "the same by noise levels, sigma / alpha; a last one of 0 is where the last step ends");
   const auto eta = shown("--eta", arguments.eta, "noise of ddim, 0 to 1, and of dpm-solver++");
-  profile->excludes(sampler)->excludes(order)->excludes(spacing)->excludes(eta);
+  for (auto const& list : {timesteps, sigmas}) list->excludes(steps)->excludes(spacing);
+  timesteps->excludes(sigmas);
+  for (auto const& part : {sampler, order, spacing, eta}) profile->excludes(part);
 
   group = "Pictures";
-  option("--class", arguments.classes, "name or number; repeat for more [all classes]")
+  option("--class", arguments.classes,
+         "name, one of its synonyms, or number; repeat for more; all for each [all of up to 10 classes, else 10]")
       ->type_name("CLASS")
       ->allow_extra_args(false);
   option("--condition", arguments.conditions,
@@ -203,27 +255,28 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
       ->type_name("FILE")
       ->allow_extra_args(false);
   shown("--count", arguments.count, "pictures of each class, or of each prompt");
-  option("--guidance", arguments.guidance,
-         "classifier-free guidance scale, or one for each network: 1.5,3 [what the last network recommends]")
-      ->delimiter(',');
+  numbers("--guidance", arguments.guidance,
+          "classifier-free guidance scale, 1 for none, or one for each network: 1.5,3 [what the last network "
+          "recommends]");
   shown("--guidance-interval", arguments.guidance_interval, "share of the steps at which guidance begins and ends")
       ->type_name("A:B");
   shown("--seed", arguments.seed, "picture i has seed SEED + i, and its noise depends on nothing else");
 
   group = "Machine";
   shown("--device", arguments.device, "auto, cpu, cuda or cuda:N");
-  shown("--dtype", arguments.dtype,
-        "of the networks; auto is float32 on the CPU, the file's own on a GPU and of packages; float32 is without TF32")
-      ->check(CLI::IsMember({"auto", "float32", "float16", "bfloat16"}));
-  shown(
-      "--backend", arguments.backends,
-      "how networks are run, for all or for each: torchscript, native (DiTs by the library's own engine), native-e4m3 "
-      "(in 8 bits) or aot-inductor, each with +graph for CUDA graphs; auto is the fastest that keeps the number format")
-      ->type_name("NAME")
-      ->delimiter(',')
-      ->allow_extra_args(false)
-      ->check(CLI::IsMember(backend_names()));
-  option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
+  one_of(shown("--dtype", arguments.dtype,
+               "of the networks: float32, float16 or bfloat16; auto is float32 on the CPU, the file's own on a GPU and "
+               "of packages; float32 is without TF32")
+             ->type_name("TYPE"),
+         {"auto", "float32", "float16", "bfloat16"});
+  add_names(app, "--backend", arguments.backends,
+            "how networks are run, for all or for each: torchscript, native (DiTs by the library's own engine), "
+            "native-e4m3 (in 8 bits) or aot-inductor, each with +graph for CUDA graphs; auto is the fastest that "
+            "keeps the number format",
+            backend_names())
+      ->group(group)
+      ->default_str("auto");
+  const auto batch = option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
   const auto pad = flag("--pad-batches", arguments.pad_batches,
                         "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them");
   flag("--fastest-batch", arguments.fastest_batch,
@@ -236,31 +289,69 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   decoder->type_name("FILE");
   option("--tile", arguments.tile, "decode in tiles of so many pixels of the latent a side [whole pictures]")
       ->needs(decoder)
-      ->check(CLI::Range(std::int64_t(17), std::int64_t(65536)));
-  option("--latents", arguments.latents, "what the networks made, before it is decoded: .npy, float32 [n, C, H, W]")
-      ->type_name("FILE")
-      ->excludes(sweep);
+      ->check(in_range<std::int64_t>(17, 65536));
+  file_of(
+      option("--latents", arguments.latents, "what the networks made, before it is decoded: .npy, float32 [n, C, H, W]")
+          ->type_name("FILE")
+          ->excludes(sweep),
+      ".npy");
   option("--output", arguments.output, "one PNG for each picture goes into this folder")->type_name("DIR");
-  option("--grid", arguments.grid, "all pictures in one PNG [samples.png, unless --output is given]")
-      ->type_name("FILE");
-  shown("--scale", arguments.scale, "the grid's pictures are so many times larger")->check(CLI::Range(1, 64));
+  file_of(option("--grid", arguments.grid, "all pictures in one PNG [samples.png, unless --output is given]")
+              ->type_name("FILE"),
+          ".png");
+  shown("--scale", arguments.scale, "the grid's pictures are so many times larger")->check(in_range(1, 64));
   option("--report", arguments.report, "parameters, calls and seconds as JSON")->type_name("FILE");
   flag("--quiet", arguments.quiet, "print errors only");
 
-  try {
-    app.parse(count, values);
-  } catch (CLI::ParseError const& error) {
-    return app.exit(error) == 0 ? 0 : 2;
+  set_up(app, version_of("tstitch_sample"));
+  if (const std::optional<int> code = read_arguments(app, count, values)) return code;
+  read_routing(arguments);
+  for (CLI::Option const* const part : {profile, sampler, order, spacing, timesteps, sigmas, eta}) {
+    arguments.sampling_given = arguments.sampling_given || part->count() > 0;
   }
+  arguments.steps_given = steps->count() > 0;
+  if (arguments.sigmas.size() > 1 && arguments.sigmas.back() == 0) arguments.sigmas.pop_back();
+  if (const std::size_t listed = arguments.timesteps.size() + arguments.sigmas.size(); listed > 0) {
+    arguments.steps = int(listed);
+  }
+
   // What would have no effect is refused rather than ignored.
   const auto only = [](CLI::Option const* given, bool useful, std::string const& rule, std::string const& got) {
-    if (given->count() && !useful) throw std::invalid_argument(given->get_name() + ": is for " + rule + ", got " + got);
+    if (given->count() && !useful) {
+      throw std::invalid_argument(given->get_name() + ": is for " + rule + ", got " + got);
+    }
   };
-  only(ratio, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));
-  only(sweep, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));
-  only(routing, arguments.models.size() == 2, "two networks", std::to_string(arguments.models.size()));
+  const std::size_t networks = arguments.models.size();
+  const bool stitch = arguments.routing == "stitch", bounded = !arguments.boundaries.empty();
+  only(ratio, networks == 2, "two networks", std::to_string(networks));
+  only(ratio, !bounded, "routing by shares of the steps", arguments.routing);
+  only(sweep, networks == 2, "two networks", std::to_string(networks));
+  only(fractions, stitch || arguments.routing == "dit", "the routings stitch and dit", arguments.routing);
+  const bool several = bounded || (arguments.routing == "dit" && !arguments.fractions.empty());
+  only(routing, several ? networks > 1 : networks == 2, several ? "several networks" : "two networks",
+       std::to_string(networks));
+  only(timesteps, arguments.profile.empty(), "runs without --profile", arguments.profile);
+  only(sigmas, arguments.profile.empty(), "runs without --profile", arguments.profile);
   only(order, has_order(arguments.sampler), "dpm-solver, dpm-solver++, unipc, deis and lms", arguments.sampler);
-  only(pad, arguments.sweep.empty(), "runs without --sweep", arguments.sweep);
+  only(pad, arguments.sweep.empty(), "runs without --sweep", in_quotes(arguments.sweep));
   only(eta, has_eta(arguments.sampler), "ddim and dpm-solver++", arguments.sampler);
+  if (bounded && arguments.boundaries.size() + 1 != networks) {
+    throw std::invalid_argument("--routing: must have a boundary between each two of the " + std::to_string(networks) +
+                                " networks, got " + std::to_string(arguments.boundaries.size()));
+  }
+  if (const std::size_t scales = arguments.guidance.size(); scales > 1 && scales != networks) {
+    throw std::invalid_argument("--guidance: must be one scale, or one for each of the " + std::to_string(networks) +
+                                " networks, got " + std::to_string(scales));
+  }
+  if (arguments.count < 1) {
+    throw std::invalid_argument("--count: must be at least 1, got " + std::to_string(arguments.count));
+  }
+  // Padded batches have their size however few pictures are in them.
+  const std::int64_t most = arguments.pad_batches ? 65'536 : 1'000'000;
+  if (batch->count() && (arguments.batch < 1 || arguments.batch > most)) {
+    throw std::invalid_argument("--batch: must be in [1, " + std::to_string(most) + "]" +
+                                (arguments.pad_batches ? " with --pad-batches" : "") + ", got " +
+                                std::to_string(arguments.batch));
+  }
   return std::nullopt;
 }

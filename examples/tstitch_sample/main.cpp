@@ -25,37 +25,59 @@
 #include <numeric>
 
 #include "../common/device.hpp"
+#include "../common/diagnostics.hpp"
 #include "../common/moment.hpp"
 #include "../common/signals.hpp"
 #include "../common/text.hpp"
 #include "arguments.hpp"
+#include "classes.hpp"
+#include "notes.hpp"
 
 namespace {
 
 using Json = nlohmann::ordered_json;
+
+/// The first of a name's synonyms, or of its words as many as suit the name of a file.
+std::string file_word(std::string const& name) {
+  const std::vector<std::string> words = synonyms(name);
+  const std::string_view text = words.empty() ? std::string_view(name) : std::string_view(words[0]);
+  std::string word;
+  for (std::size_t i = 0; i < text.size() && word.size() < 60;) {
+    const std::size_t size = tstitch::detail::printable_character(text.substr(i));
+    const char c = text[i];
+    const bool plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '-';
+    word += plain || size > 1 ? std::string(text.substr(i, size)) : "_";
+    i += std::max<std::size_t>(size, 1);
+  }
+  return word;
+}
 
 /// What the arguments mean for these networks.
 struct Job {
   Arguments arguments;
   at::Device device = at::kCPU;
   std::vector<tstitch::NetworkInfo> infos;
-  std::vector<std::string> names;                   ///< of networks
-  std::vector<std::int64_t> labels;                 ///< one a picture; empty without classes
+  std::vector<std::string> names;                   ///< of networks, as they are shown
+  std::vector<std::int64_t> labels;                 ///< of pictures, which take them in turn; empty without classes
   std::vector<tstitch::NamedCondition> conditions;  ///< with a row for each prompt, or one for all
-  std::vector<std::uint64_t> seeds;                 ///< one a picture
+  std::int64_t prompts = 1;                         ///< likewise taken in turn
+  std::int64_t image_count = 0;
   tstitch::Guidance guidance;
   tstitch::SamplingOptions options;
+  Notes notes;
 
-  std::int64_t images() const { return std::int64_t(seeds.size()); }
+  std::int64_t images() const { return image_count; }
+  std::uint64_t seed(std::int64_t image) const { return arguments.seed + std::uint64_t(image); }
+  /// Class after class, as the columns of a sweep: every class once, then again.
+  std::int64_t label(std::int64_t image) const { return labels[std::size_t(image) % labels.size()]; }
 
   /// Pictures [first, first + count) of the job.
   tstitch::Request request(std::int64_t first, std::int64_t count) const {
-    const auto cut = [&](auto const& list) {
-      auto part = list;
-      if (!list.empty()) part.assign(list.begin() + first, list.begin() + first + count);
-      return part;
-    };
-    tstitch::Request request{.labels = cut(labels), .seeds = cut(seeds), .guidance = guidance};
+    tstitch::Request request{.guidance = guidance};
+    for (std::int64_t i = first; i < first + count; ++i) {
+      request.seeds.push_back(seed(i));
+      if (!labels.empty()) request.labels.push_back(label(i));
+    }
     for (tstitch::NamedCondition const& each : conditions) {
       request.conditions.push_back({each.name, rows(each.value, first, count), rows(each.null, first, count)});
     }
@@ -76,73 +98,94 @@ struct Job {
 
   std::string class_name(std::int64_t image) const {
     if (labels.empty()) return "";
-    const std::int64_t label = labels[std::size_t(image)];
     auto const& all = infos.back().class_names;
-    return all.empty() ? std::to_string(label) : all[std::size_t(label)];
+    return all.empty() ? std::to_string(label(image)) : all[std::size_t(label(image))];
+  }
+
+  /// What was asked for, in the words of a report: the class, and which of several prompts.
+  void describe(std::int64_t image, Json& json) const {
+    if (!labels.empty()) json["class"] = class_name(image);
+    if (prompts > 1) json["prompt"] = image % prompts;
   }
 
   /// 000012-horse-seed12.png
   std::string file_name(std::int64_t image) const {
-    char number[16];
+    char number[32];
     std::snprintf(number, sizeof number, "%06lld-", static_cast<long long>(image));
-    std::string name = class_name(image);
-    for (char& c : name) {
-      const bool plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '-';
-      if (!plain && static_cast<unsigned char>(c) < 0x80) c = '_';
-    }
-    return number + (name.empty() ? "" : name + "-") + "seed" + std::to_string(seeds[std::size_t(image)]) + ".png";
+    std::string name = number;
+    if (!labels.empty()) name += file_word(class_name(image)) + "-";
+    if (prompts > 1) name += "prompt" + std::to_string(image % prompts) + "-";
+    return name + "seed" + std::to_string(seed(image)) + ".png";
   }
 };
 
-std::int64_t label_of(std::string const& name, tstitch::NetworkInfo const& info) {
-  for (std::size_t i = 0; i < info.class_names.size(); ++i) {
-    if (info.class_names[i] == name) return std::int64_t(i);
+/// Samples as the network's makers do, where the arguments say nothing else.
+void take_recommended(Arguments& arguments, tstitch::NetworkInfo const& info, Notes& notes) {
+  if (arguments.sampling_given) return;
+  std::string taken, profile = info.profile;
+  std::replace(profile.begin(), profile.end(), '_', '-');
+  if (!profile.empty() && std::ranges::count(profile_names(), profile) == 0) {
+    notes.push_back(in_quotes(info.name) + " recommends the profile " + in_quotes(info.profile) +
+                    ", which is none of this version; draws with --sampler " + arguments.sampler);
+    return;
   }
-  std::int64_t number = -1;
-  const auto [rest, error] = std::from_chars(name.data(), name.data() + name.size(), number);
-  if (error != std::errc{} || rest != name.data() + name.size() || number < 0 || number >= info.num_classes) {
-    std::string known = "a number in [0, " + std::to_string(info.num_classes - 1) + "]";
-    for (std::string const& each : info.class_names) known += ", " + each;
-    throw std::invalid_argument("--class: must be " + known + ", got '" + name + "'");
+  if (!profile.empty()) {
+    arguments.profile = profile;
+    taken += " --profile " + profile;
   }
-  return number;
+  if (info.steps > 0 && !arguments.steps_given) {
+    arguments.steps = info.steps;
+    taken += " --steps " + std::to_string(info.steps);
+  }
+  if (!taken.empty()) notes.push_back(in_quotes(info.name) + " recommends" + taken + ", which is taken");
+}
+
+/// @throws std::invalid_argument where no network that takes a condition of this name takes one of this shape
+void require_rows(std::string const& path, std::string const& name, at::Tensor const& given,
+                  std::vector<tstitch::NetworkInfo> const& infos) {
+  for (tstitch::NetworkInfo const& info : infos) {
+    for (tstitch::ConditionInfo const& wanted : info.conditions) {
+      if (wanted.name != name || tstitch::detail::fits(wanted, given.sizes())) continue;
+      std::string sizes = tstitch::detail::text_of(wanted);
+      sizes = "[n" + std::string(wanted.shape.empty() ? "" : ", ") + sizes.substr(1);
+      throw std::invalid_argument("--condition: " + in_quotes(path) + ": " + in_quotes(name) + " must be " + sizes +
+                                  " for " + in_quotes(info.name) + ", a row for each prompt, got " +
+                                  tstitch::detail::shape_text(given.sizes()) + ", which is read as " +
+                                  std::to_string(given.size(0)) + " prompts");
+    }
+  }
 }
 
 Job prepare(Arguments arguments) {
   Job job;
-  if (arguments.count < 1)
-    throw std::invalid_argument("--count: must be at least 1, got " + std::to_string(arguments.count));
-  if (arguments.batch < 0)
-    throw std::invalid_argument("--batch: must be at least 1, got " + std::to_string(arguments.batch));
   job.device = device_of(arguments.device);
   for (std::string const& path : arguments.models) {
     job.infos.push_back(tstitch::read_network_info(path));
-    job.names.push_back(job.infos.back().name);
+    job.names.push_back(tstitch::detail::printable(job.infos.back().name, 60));
   }
   tstitch::NetworkInfo const& info = job.infos.back();
-  for (std::string const& name : arguments.classes) {
-    if (info.num_classes == 0) throw std::invalid_argument("--class: this network takes no class, got '" + name + "'");
-    job.labels.push_back(label_of(name, info));
-  }
-  if (arguments.classes.empty()) {
-    for (std::int64_t label = 0; label < info.num_classes; ++label) job.labels.push_back(label);
-  }
-  std::int64_t prompts = 1;
+  note_order(job.notes, arguments, job.infos);
+  take_recommended(arguments, info, job.notes);
+  job.labels = labels_of(arguments.classes, info);
+  note_classes(job.notes, arguments, info, job.labels.size());
+  std::int64_t& prompts = job.prompts;
   for (std::string const& path : arguments.conditions) {
     for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) {
       for (at::Tensor const& tensor : {each.value, each.null}) {
         if (!tensor.defined()) continue;
         const std::int64_t rows = tensor.dim() ? tensor.size(0) : 0;
         if (rows < 1 || (rows > 1 && prompts > 1 && rows != prompts)) {
-          throw std::invalid_argument("--condition: '" + path + "': '" + each.name + "' must have 1 row or the " +
-                                      std::to_string(prompts) + " of the others, got " + std::to_string(rows));
+          throw std::invalid_argument("--condition: " + in_quotes(path) + ": " + in_quotes(each.name) +
+                                      " must have 1 row or the " + std::to_string(prompts) + " of the others, got " +
+                                      std::to_string(rows));
         }
+        require_rows(path, each.name, tensor, job.infos);
         prompts = std::max(prompts, rows);
       }
       for (tstitch::NamedCondition const& other : job.conditions) {
         if (other.name != each.name) continue;
-        throw std::invalid_argument("--condition: each must have other names, got '" + each.name + "' again in '" +
-                                    path + "'");
+        throw std::invalid_argument("--condition: each must have other names, got " + in_quotes(each.name) +
+                                    " again in " + in_quotes(path));
       }
       job.conditions.push_back(std::move(each));
     }
@@ -154,34 +197,43 @@ Job prepare(Arguments arguments) {
                                 std::to_string(info.channels) + " channels");
   }
   if (info.decoding == tstitch::Decoding::pixels && !arguments.decoder.empty()) {
-    throw std::invalid_argument("--decoder: is for networks that make latents, got '" + arguments.decoder + "'");
+    throw std::invalid_argument("--decoder: is for networks that make latents, got " + in_quotes(arguments.decoder));
   }
-  const std::int64_t images = arguments.count * std::max<std::int64_t>({1, std::int64_t(job.labels.size()), prompts});
-  if (arguments.count > 100'000'000 || images > 100'000'000) {
+  const std::int64_t each = std::max<std::int64_t>({1, std::int64_t(job.labels.size()), prompts});
+  if (arguments.count > 100'000'000 / each) {
     throw std::invalid_argument("--count: must give at most 100000000 pictures, got " +
                                 std::to_string(arguments.count));
   }
-  // Class after class, as the columns of a sweep: every class once, then again.
-  const std::vector<std::int64_t> once = job.labels;
-  job.labels.clear();
-  for (std::int64_t i = 0; i < images; ++i) {
-    if (!once.empty()) job.labels.push_back(once[std::size_t(i) % once.size()]);
-    job.seeds.push_back(arguments.seed + std::uint64_t(i));
+  const std::int64_t images = arguments.count * each;
+  if (std::uint64_t(images - 1) > std::numeric_limits<std::uint64_t>::max() - arguments.seed) {
+    throw std::invalid_argument("--seed: must leave room for one seed more a picture below 18446744073709551616, got " +
+                                std::to_string(arguments.seed) + " and " + std::to_string(images) + " pictures");
   }
+  job.image_count = images;
   if (arguments.batch == 0) arguments.batch = job.device.is_cpu() ? 16 : 256;
   if (!arguments.pad_batches) arguments.batch = std::min(arguments.batch, images);
 
-  const std::vector<double> interval = colon_numbers("--guidance-interval", arguments.guidance_interval, 2);
-  const bool guidable = info.null_class.has_value();
+  const std::vector<double> interval = numbers_of("--guidance-interval", arguments.guidance_interval, ':', 2);
+  std::string with_null;  // a condition that the network takes and that has what guidance needs
+  for (tstitch::NamedCondition const& given : job.conditions) {
+    for (tstitch::ConditionInfo const& wanted : info.conditions) {
+      if (given.name == wanted.name && given.null.defined()) with_null = given.name;
+    }
+  }
+  const bool guidable = info.null_class.has_value() || !with_null.empty();
   job.guidance = {.scale = arguments.guidance.empty() ? tstitch::GuidanceScale(guidable ? info.guidance_scale : 1.0)
                                                       : tstitch::GuidanceScale(arguments.guidance),
                   .begin = interval[0],
                   .end = interval[1]};
-  if (arguments.profile.rfind("dit", 0) == 0) {
+  note_guidance(job.notes, arguments, job.guidance, with_null);
+  if (arguments.profile.starts_with("dit")) {
     job.guidance.channels = tstitch::profile::dit(info.noise_schedule.value(), 1).guidance_channels;
   }
   if (arguments.spacing.empty()) arguments.spacing = info.noise_schedule.value().is_flow() ? "shifted" : "linspace";
-  job.options = {.steps = arguments.steps, .spacing = spacing_of(arguments.spacing)};
+  job.options = {.steps = arguments.steps,
+                 .spacing = !arguments.timesteps.empty() ? tstitch::Spacing::list(arguments.timesteps)
+                            : !arguments.sigmas.empty()  ? tstitch::Spacing::sigmas(arguments.sigmas)
+                                                         : spacing_of(arguments.spacing)};
   if (arguments.output.empty() && arguments.grid.empty() && arguments.latents.empty()) arguments.grid = "samples.png";
   job.arguments = std::move(arguments);
   return job;
@@ -227,22 +279,47 @@ auto with_sampler(Job const& job, tstitch::AnyModelSchedule schedule, Action act
   return with(tstitch::HeunUpdate{});
 }
 
-tstitch::AnyModelSchedule routing(Job const& job) {
-  if (!job.arguments.fractions.empty()) {
-    if (job.arguments.fractions.size() != job.infos.size()) {
-      throw std::invalid_argument("--fractions: must be one for each of the " + std::to_string(job.infos.size()) +
-                                  " networks, got " + std::to_string(job.arguments.fractions.size()));
+/// Which network takes which step.
+/// @param rule of --routing
+tstitch::AnyModelSchedule routing(Job const& job, std::string const& rule) {
+  Arguments const& arguments = job.arguments;
+  const std::size_t networks = job.infos.size();
+  const int timesteps = job.infos.back().noise_schedule.value().num_train_timesteps();
+  if (!arguments.fractions.empty()) {
+    if (arguments.fractions.size() != networks) {
+      throw std::invalid_argument("--fractions: must be one for each of the " + std::to_string(networks) +
+                                  " networks, got " + std::to_string(arguments.fractions.size()));
     }
-    return tstitch::Fractions{job.arguments.fractions};
+    if (rule == "dit") return tstitch::routing::DiTFractions{arguments.fractions, timesteps};
+    return tstitch::Fractions{arguments.fractions};
   }
-  if (job.infos.size() == 1) return tstitch::SingleNetwork{};
-  if (job.infos.size() > 2)
-    throw std::invalid_argument("--fractions: must be given for more than two networks, got none");
-  const double ratio = job.arguments.ratio;
-  if (job.arguments.routing == "large-first") return tstitch::LargeFirst{ratio};
-  if (job.arguments.routing == "interleaved") return tstitch::Interleaved{ratio};
-  if (job.arguments.routing == "falling") return tstitch::FallingProbability{ratio, std::uint32_t(job.arguments.seed)};
+  if (networks == 1) return tstitch::SingleNetwork{};
+  if (rule == "logsnr") return tstitch::ByLogSnr{arguments.boundaries};
+  if (rule == "timestep") {
+    tstitch::ByTimestep by_timestep;
+    by_timestep.boundaries.assign(arguments.boundaries.begin(), arguments.boundaries.end());
+    return by_timestep;
+  }
+  if (networks > 2) throw std::invalid_argument("--fractions: must be given for more than two networks, got none");
+  const double ratio = arguments.ratio;
+  if (rule == "large-first") return tstitch::LargeFirst{ratio};
+  if (rule == "interleaved") return tstitch::Interleaved{ratio};
+  if (rule == "falling") return tstitch::FallingProbability{ratio, std::uint32_t(arguments.seed)};
+  if (rule == "dit") return tstitch::routing::DiT{ratio, timesteps};
+  if (rule == "latent-diffusion") return tstitch::routing::LatentDiffusion{ratio, timesteps};
+  if (rule == "stable-diffusion") return tstitch::routing::StableDiffusion{ratio};
+  if (rule == "latent-consistency") return tstitch::routing::LatentConsistency{ratio};
   return tstitch::Stitch{ratio};
+}
+
+/// "20 steps of 'small', 30 of 'large'".
+std::string steps_text(Job const& job, tstitch::Plan const& plan) {
+  const std::vector<int> calls = plan.calls(job.names.size());
+  std::string text;
+  for (std::size_t k = 0; k < calls.size(); ++k) {
+    text += (k ? ", " : "") + std::to_string(calls[k]) + (k ? "" : " steps") + " of '" + job.names[k] + "'";
+  }
+  return text;
 }
 
 /// Seconds that each network took.
@@ -292,7 +369,13 @@ Json parameters(Job const& job) {
     json["sampler"] = a.sampler;
     if (has_order(a.sampler)) json["order"] = a.order;
     if (has_eta(a.sampler)) json["eta"] = a.eta;
-    json["spacing"] = a.spacing;
+    if (!a.timesteps.empty()) {
+      json["timesteps"] = a.timesteps;
+    } else if (!a.sigmas.empty()) {
+      json["sigmas"] = a.sigmas;
+    } else {
+      json["spacing"] = a.spacing;
+    }
   } else {
     json["profile"] = a.profile;
   }
@@ -300,9 +383,10 @@ Json parameters(Job const& job) {
     json["fractions"] = a.fractions;
   else if (!a.sweep.empty())
     json["sweep"] = a.sweep;
-  else if (job.infos.size() == 2)
+  else if (job.infos.size() == 2 && a.boundaries.empty())
     json["ratio"] = a.ratio;
-  if (a.routing != "stitch") json["routing"] = a.routing;
+  if (job.infos.size() > 1) json["routing"] = a.routing;
+  if (!a.boundaries.empty()) json["boundaries"] = a.boundaries;
   json["steps"] = a.steps;
   json["guidance"] = job.guidance.scale.values();
   json["guidance_interval"] = a.guidance_interval;
@@ -329,8 +413,11 @@ tstitch::PngText png_text(Json const& parameters) {
   return {{"Software", "tstitch " TSTITCH_VERSION}, {"parameters", text_of(parameters)}};
 }
 
-void write_report(Job const& job, Json const& report) {
-  if (!job.arguments.report.empty()) tstitch::detail::write_file(job.arguments.report, text_of(report, 2) + "\n");
+void write_report(Job const& job, Json report) {
+  if (job.arguments.report.empty()) return;
+  report["notes"] = job.notes;
+  report["diagnostics"] = tstitch::diagnostics();
+  tstitch::detail::write_file(job.arguments.report, text_of(report, 2) + "\n");
 }
 
 using Flags = std::vector<char>;  ///< of pictures; threads write them, which no vector of bool allows
@@ -345,8 +432,8 @@ void write_pictures(Job const& job, Json const& made_with, std::string const& fo
   at::parallel_for(0, std::int64_t(pictures.size()), 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
       Json text = made_with;
-      text["image_seed"] = job.seeds[std::size_t(first + i)];
-      if (!job.labels.empty()) text["class"] = job.class_name(first + i);
+      text["image_seed"] = job.seed(first + i);
+      job.describe(first + i, text);
       tstitch::detail::write_file(folder + "/" + job.file_name(first + i),
                                   tstitch::encode_png(pictures[std::size_t(i)], png_text(text)),
                                   tstitch::detail::Sync::later);
@@ -424,8 +511,6 @@ void make_folder_in_folder(std::string const& folder) {
 
 /// Fails now rather than after the work.
 void require_writable(Job const& job) {
-  require_different(
-      {{"--grid", job.arguments.grid}, {"--report", job.arguments.report}, {"--latents", job.arguments.latents}});
   const auto make_folder = [&](std::filesystem::path const& folder, std::string const& path, char const* rule) {
     std::error_code error;
     if (!folder.empty()) std::filesystem::create_directories(folder, error);
@@ -495,8 +580,14 @@ void write_latents(Job const& job, std::vector<at::Tensor> const& batches) {
   tstitch::write_npy(job.arguments.latents, all);
 }
 
+/// Says it now, and in the report.
+void note(Job& job, std::string const& sentence) {
+  job.notes.push_back(sentence);
+  if (!job.arguments.quiet) std::cerr << "tstitch_sample: note: " << sentence << std::endl;
+}
+
 /// What turns the networks' x_0 into pictures; nothing where it is the picture.
-std::optional<tstitch::Decoder> load_decoder(Job const& job, tstitch::TorchScriptOptions options) {
+std::optional<tstitch::Decoder> load_decoder(Job& job, tstitch::TorchScriptOptions options) {
   if (job.arguments.decoder.empty()) return {};
   options.warm_up_rows = {};
   options.dtype.reset();  // some decoders need float32; the file knows
@@ -504,7 +595,8 @@ std::optional<tstitch::Decoder> load_decoder(Job const& job, tstitch::TorchScrip
   tstitch::NetworkInfo const& info = job.infos.back();
   tstitch::AutoencoderInfo const& known = decoder.info();
   const auto fail = [&](std::string const& rule, std::string const& got) {
-    throw std::runtime_error("'" + job.arguments.decoder + "': " + rule + " for '" + info.name + "', got " + got);
+    throw std::runtime_error(in_quotes(job.arguments.decoder) + ": " + rule + " for " + in_quotes(info.name) +
+                             ", got " + got);
   };
   if (known.latent_channels != info.channels) {
     fail("must take " + std::to_string(info.channels) + " channels", std::to_string(known.latent_channels));
@@ -513,6 +605,12 @@ std::optional<tstitch::Decoder> load_decoder(Job const& job, tstitch::TorchScrip
     const auto text = [](double scale, double shift) {
       return "scale " + tstitch::detail::text(scale) + " and shift " + tstitch::detail::text(shift);
     };
+    // Tiny autoencoders are trained on latents as diffusion networks know them, and say a scale of 1.
+    if (known.latent_scale == 1 && known.latent_shift == 0) {
+      note(job, "--decoder: " + in_quotes(known.name) + " has latents of scale 1, so it is given what " +
+                    in_quotes(info.name) + " makes as it is, of " + text(info.latent_scale, info.latent_shift));
+      return decoder;
+    }
     fail("must have latents of " + text(info.latent_scale, info.latent_shift),
          text(known.latent_scale, known.latent_shift));
   }
@@ -520,7 +618,7 @@ std::optional<tstitch::Decoder> load_decoder(Job const& job, tstitch::TorchScrip
 }
 
 int run(Job const& job, std::vector<tstitch::Network> const& networks, std::optional<tstitch::Decoder> const& decoder) {
-  return with_sampler(job, routing(job), [&](auto const& sampler) {
+  return with_sampler(job, routing(job, job.arguments.routing), [&](auto const& sampler) {
     const tstitch::Plan plan = sampler.plan(job.guidance);
     NetworkClock clock(plan, job.device, networks.size());
     const std::vector<int> calls = plan.calls(networks.size());
@@ -600,8 +698,8 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
     json["pictures"] = Json::array();
     for (std::int64_t i = 0; pictured && i < job.images(); ++i) {
       if (!done[std::size_t(i)]) continue;
-      Json entry{{"seed", job.seeds[std::size_t(i)]}};
-      if (!job.labels.empty()) entry["class"] = job.class_name(i);
+      Json entry{{"seed", job.seed(i)}};
+      job.describe(i, entry);
       if (!job.arguments.output.empty()) entry["file"] = job.file_name(i);
       json["pictures"].push_back(entry);
     }
@@ -632,6 +730,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
 int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
               std::optional<tstitch::Decoder> const& decoder) {
   const std::vector<double> ratios = sweep_ratios(job.arguments.sweep);
+  const std::vector<std::string> ratio_texts = ratio_names(ratios);
   const auto wait = [&] {
     if (job.device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(job.device.index());
   };
@@ -696,10 +795,8 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
             std::vector<tstitch::Picture> pictures =
                 tstitch::to_pictures(decoder ? (*decoder)(fork.x, {.rows = 1, .tile = job.arguments.tile}) : fork.x);
             if (!job.arguments.grid.empty()) rows[r].insert(rows[r].end(), pictures.begin(), pictures.end());
-            char folder[32];
-            std::snprintf(folder, sizeof folder, "/ratio-%.4g", ratios[r]);
             writer([&, r, count, first = done, elapsed = shared_seconds + fork_seconds,
-                    folder = job.arguments.output + folder, pictures = std::move(pictures)] {
+                    folder = job.arguments.output + "/ratio-" + ratio_texts[r], pictures = std::move(pictures)] {
               seconds[r].push_back(elapsed);
               if (job.arguments.output.empty()) {
                 std::fill_n(finished[r].begin() + first, count, true);
@@ -711,10 +808,11 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
                 write_pictures(job, made_with, folder, pictures, first, finished[r]);
               }
             });
-            char line[160];
-            std::snprintf(line, sizeof line, "ratio %-5.4g  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s",
-                          ratios[r], job.names[0].c_str(), small_steps, job.names[1].c_str(), steps - small_steps,
-                          shared_seconds + fork_seconds, double(count) / (shared_seconds + fork_seconds));
+            char line[256];
+            std::snprintf(line, sizeof line, "ratio %-5s  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s",
+                          ratio_texts[r].c_str(), job.names[0].c_str(), small_steps, job.names[1].c_str(),
+                          steps - small_steps, shared_seconds + fork_seconds,
+                          double(count) / (shared_seconds + fork_seconds));
             if (progress) progress->clear();
             say(job, line);
           });
@@ -746,7 +844,7 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
                         {"images_per_second", double(images[r]) / total}});
     if (images[r] < job.images()) continue;  // the grid shows whole rows
     char caption[64];
-    std::snprintf(caption, sizeof caption, "r = %.3g\n%.3g s", ratios[r], total);
+    std::snprintf(caption, sizeof caption, "r = %s\n%.3g s", ratio_texts[r].c_str(), total);
     captions.push_back(caption);
     all.insert(all.end(), rows[r].begin(), rows[r].end());
   }
@@ -777,23 +875,97 @@ std::vector<std::int64_t> batch_rows(Job const& job, tstitch::Plan const& plan) 
   return rows;
 }
 
+/// Whether a file is where a picture will be.
+bool is_picture(Job const& job, std::string const& path) {
+  const std::filesystem::path place = place_of(path), output = place_of(job.arguments.output);
+  const std::vector<std::string> ratios =
+      job.arguments.sweep.empty() ? std::vector<std::string>{} : ratio_names(sweep_ratios(job.arguments.sweep));
+  const bool in_folder =
+      ratios.empty() ? place.parent_path() == output : std::ranges::any_of(ratios, [&](std::string const& ratio) {
+        return place.parent_path() == output / ("ratio-" + ratio);
+      });
+  const std::string name = place.filename().string();
+  const std::int64_t image = number_of<std::int64_t>(name.substr(0, name.find('-'))).value_or(-1);
+  return in_folder && image >= 0 && image < job.images() && name == job.file_name(image);
+}
+
+/// @throws std::invalid_argument for two files of one name, of which one is written
+void require_apart(Job const& job) {
+  Arguments const& arguments = job.arguments;
+  std::vector<std::pair<std::string, std::string>> read{{"--decoder", arguments.decoder}};
+  for (std::string const& path : arguments.models) read.emplace_back("--model", path);
+  for (std::string const& path : arguments.conditions) read.emplace_back("--condition", path);
+  const std::vector<std::pair<std::string, std::string>> written{
+      {"--grid", arguments.grid}, {"--report", arguments.report}, {"--latents", arguments.latents}};
+  require_different(written, read);
+  for (auto const& [option, path] : written) {
+    if (path.empty() || arguments.output.empty() || !is_picture(job, path)) continue;
+    throw std::invalid_argument(option + ": must be another file than the pictures of --output, got " +
+                                in_quotes(path));
+  }
+}
+
+/// What is drawn how, in a line.
+std::string summary(Job const& job, tstitch::Plan const& plan) {
+  std::string text = "drawing " + std::to_string(job.images()) + " pictures";
+  const std::int64_t drawn = std::int64_t(job.labels.size()), classes = job.infos.back().num_classes;
+  if (drawn > 0) {
+    text += " of " + std::to_string(drawn) + (drawn < classes ? " of " + std::to_string(classes) : "") + " classes";
+  }
+  if (job.prompts > 1) text += " of " + std::to_string(job.prompts) + " prompts";
+  if (!job.arguments.sweep.empty()) {
+    return text + " at each of " + std::to_string(sweep_ratios(job.arguments.sweep).size()) + " ratios, " +
+           std::to_string(plan.steps.size()) + " steps";
+  }
+  text += ", " + steps_text(job, plan);
+  if (job.infos.size() > 1) text += " by the routing " + job.arguments.routing;
+  std::string scales;
+  for (const double scale : job.guidance.scale.values()) {
+    scales += (scales.empty() ? "" : ",") + tstitch::detail::text(scale);
+  }
+  return text + ", guidance " + scales;
+}
+
 int tstitch_sample(Arguments arguments) {
   Job job = prepare(std::move(arguments));
   const bool sweep = !job.arguments.sweep.empty();
   // The plan, of a sweep's first ratio, checks ratios, steps and guidance before any weights are read.
-  const tstitch::AnyModelSchedule schedule =
-      sweep ? tstitch::Stitch{sweep_ratios(job.arguments.sweep)[0]} : routing(job);
+  const auto plan_by = [&](tstitch::AnyModelSchedule const& schedule) {
+    return with_sampler(job, schedule, [&](auto const& sampler) { return sampler.plan(job.guidance); });
+  };
+  std::string const& rule = job.arguments.routing;
   const tstitch::Plan plan =
-      with_sampler(job, schedule, [&](auto const& sampler) { return sampler.plan(job.guidance); });
+      plan_by(sweep ? tstitch::Stitch{sweep_ratios(job.arguments.sweep)[0]} : routing(job, rule));
+  if (!sweep && job.infos.size() > 1) {
+    const double ratio = job.arguments.ratio;
+    const bool shares = job.arguments.boundaries.empty();
+    note_shares(job.notes,
+                !shares                           ? std::vector<double>{}
+                : job.arguments.fractions.empty() ? std::vector<double>{ratio, 1 - ratio}
+                                                  : job.arguments.fractions,
+                plan, job.infos);
+    const std::string published = published_routing(job.arguments.profile);
+    if (rule == "stitch" && !published.empty() && job.arguments.fractions.empty()) {
+      const tstitch::Plan theirs = plan_by(routing(job, published));
+      if (theirs.calls(job.infos.size()) != plan.calls(job.infos.size())) {
+        job.notes.push_back("--routing: stitch gives " + steps_text(job, plan) +
+                            "; the code that came with T-Stitch gives " + steps_text(job, theirs) + " (--routing " +
+                            published + ")");
+      }
+    }
+  }
+  for (std::string const& sentence : std::exchange(job.notes, {})) note(job, sentence);
   if (job.arguments.plan) {
     std::cout << plan << std::flush;
     if (!std::cout) throw std::runtime_error("--plan: must be able to print, got an output that takes nothing");
     return 0;
   }
+  require_apart(job);
   // Who no longer reads what is printed gets the pictures all the same.
   for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
   tstitch::detail::require_device(job.device);
   require_writable(job);
+  say(job, summary(job, plan));
 
   tstitch::TorchScriptOptions options{.device = job.device};
   if (job.arguments.dtype == "float32") {
@@ -830,6 +1002,7 @@ int main(int count, char** values) {
   try {
     Arguments arguments;
     if (const std::optional<int> code = parse(count, values, arguments)) return *code;
+    const DiagnosticsAtEnd diagnostics("tstitch_sample", arguments.quiet);
     return tstitch_sample(std::move(arguments));
   } catch (std::invalid_argument const& error) {
     std::cerr << "tstitch_sample: " << error.what() << "\n";

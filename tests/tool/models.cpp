@@ -79,19 +79,32 @@ void save_latent_models(std::string const& folder) {
   decoder("decoder_of_nan.pt", "4", "0.5", "float('nan')");
   decoder("decoder_of_16.pt", "16", "0.5");
   decoder("decoder_of_another_scale.pt", "4", "0.25");
-  const auto embedding = [](std::int64_t rows, double value) {
-    return tstitch::detail::host_tensor({rows, 2, 3}, at::kFloat).fill_(value);
-  };
-  const auto prompts = [&](char const* name, std::int64_t rows) {
+  decoder("decoder_of_scale_1.pt", "4", "1");
+  const auto prompts = [&](char const* name, at::IntArrayRef sizes) {
     c10::Dict<std::string, at::Tensor> tensors;
-    tensors.insert("text_embedding", embedding(rows, 1));
-    tensors.insert("text_embedding.null", embedding(1, 0));
+    tensors.insert("text_embedding", tstitch::detail::host_tensor(sizes, at::kFloat).fill_(1));
+    tensors.insert("text_embedding.null", tstitch::detail::host_tensor({1, 2, 3}, at::kFloat).fill_(0));
     const std::vector<char> bytes = torch::jit::pickle_save(tensors);
     std::ofstream(folder + "/" + name, std::ios::binary).write(bytes.data(), std::streamsize(bytes.size()));
   };
-  prompts("two_prompts.pt", 2);
-  prompts("three_prompts.pt", 3);
-  prompts("no_prompts.pt", 0);
+  prompts("two_prompts.pt", {2, 2, 3});
+  prompts("three_prompts.pt", {3, 2, 3});
+  prompts("no_prompts.pt", {0, 2, 3});
+  prompts("bare_prompt.pt", {2, 3});
+}
+
+/// A network of 1000 classes whose makers say how they sample.
+void save_many_classes(std::string const& path) {
+  std::string names = "tench, Tinca tinca\ncrane\ncrane\nGolden Retriever\n";
+  for (int i = 4; i < 1000; ++i) names += "class of number " + std::to_string(i) + "\n";
+  Metadata metadata = of_pixels("many classes", "3");
+  metadata.insert(metadata.end(), {{"num_classes", "1000"},
+                                   {"null_class", "1000"},
+                                   {"class_names", names},
+                                   {"guidance_scale", "4.5"},
+                                   {"profile", "dit_ddim"},
+                                   {"steps", "7"}});
+  save(path, "def forward(self, x, t, labels):\n  return x\n", metadata);
 }
 
 /// A network that says it is a DiT and has none of its weights.
@@ -137,7 +150,10 @@ int main(int count, char** arguments) {
   Metadata no_null = of_pixels("no null", "3");
   no_null.push_back({"num_classes", "10"});
   save(folder + "/no_null.pt", "def forward(self, x, t, labels):\n  return x\n", no_null);
+  std::filesystem::copy_file(folder + "/identity.pt", folder + "/report_model.json",
+                             std::filesystem::copy_options::overwrite_existing);
   std::filesystem::create_directories(folder + "/taken/000001-cat-seed1.png");  // where a picture would be
   save_latent_models(folder);
+  save_many_classes(folder + "/many_classes.pt");
   save_false_dit(folder + "/false_dit.pt");
 }

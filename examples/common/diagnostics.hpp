@@ -1,0 +1,28 @@
+/// @file
+/// What the library did in another way than the fastest or the one asked for, at the end of a program.
+#pragma once
+
+#include <tstitch/base/diagnostics.hpp>
+#include <tstitch/plan/error.hpp>
+
+#include <cstdio>
+#include <string>
+#include <utility>
+
+/// Prints `tstitch::diagnostics()` on stderr where a program ends, before the error if there is one.
+class DiagnosticsAtEnd {
+ public:
+  explicit DiagnosticsAtEnd(std::string program, bool quiet = false) : program_(std::move(program)), quiet_(quiet) {}
+  DiagnosticsAtEnd(DiagnosticsAtEnd const&) = delete;
+  DiagnosticsAtEnd& operator=(DiagnosticsAtEnd const&) = delete;
+  ~DiagnosticsAtEnd() {
+    if (quiet_) return;
+    for (std::string const& sentence : tstitch::diagnostics()) {
+      std::fprintf(stderr, "%s: note: %s\n", program_.c_str(), tstitch::detail::printable(sentence, 1000).c_str());
+    }
+  }
+
+ private:
+  std::string program_;
+  bool quiet_;
+};

@@ -1,0 +1,134 @@
+"""What the programs do with arguments that are wrong: bad_arguments.py FOLDER MODEL TSTITCH_SAMPLE TSTITCH_INSPECT
+TSTITCH_BENCHMARK
+
+Every one must be refused with exit code 2 and one short line, and nothing written. Then several options at once, right
+and wrong ones at random, in plans: those are printed or refused, and nothing else.
+"""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+folder, model, sample, inspect, benchmark = sys.argv[1:]
+shutil.rmtree(folder, ignore_errors=True)
+os.makedirs(folder)
+ONE = ["--model", model]
+PAIR = [*ONE, *ONE]
+
+# What is no number, or none that is finite and written in decimals.
+NO_NUMBERS = ["nan", "inf", "-inf", "0x1p1", "1e999", " 1", "1 ", "1,,1", "1;1", "", "ten"]
+
+NUMBERS = {
+    sample: ["--ratio", "--fractions", "--order", "--steps", "--timesteps", "--sigmas", "--eta", "--count"]
+    + ["--guidance", "--seed", "--batch", "--tile", "--scale"],
+    inspect: ["--rows", "--steps", "--count", "--tolerance"],
+    benchmark: ["--batch", "--ratio", "--steps", "--guidance", "--repeats"],
+}
+
+REFUSED = {
+    sample: [
+        *[["--sweep", text] for text in ("0:1:inf", "nan:1:0.1", "0:nan:0.1", "0x0:1:0.1", "0:1", "0:1:0", "0:1:0.5:1")],
+        *[["--guidance-interval", text] for text in ("0x0:0x1", "nan:1", "0:inf", "0", "0:1:2", ":")],
+        *[["--spacing", text] for text in ("sections:", "sections:1,,1", "sections:nan", "shifted:nan", "shifted:", "9,,1")],
+        *[["--routing", text] for text in ("timestep:", "timestep:nan", "timestep:600.5", "logsnr:inf", "logsnr", "dit:1")],
+        *[["--batch", text, "--pad-batches"] for text in ("0", "-1", "1000000000", "4611686018427387904")],
+        ["--sweep", "0.5:0.5000000000000001:1e-17"],
+        ["--fractions", "0.5,,0.5", *PAIR],
+        ["--guidance", "1,2,3", *PAIR],
+        ["--seed", "18446744073709551615", "--count", "3"],
+        ["--count", "9223372036854775807"],
+        ["--steps", "2147483648"],
+        ["--class", "cat", "--class", "\x1b[31mcat" * 1000],
+        ["--grid", "x.jpg"],
+        ["--latents", "x.png"],
+        ["--report", "pictures/000000-cat-seed0.png", "--output", "pictures", "--class", "cat"],
+        ["--model", "x" * 300 + "\n", "--ratio", "2" * 5000],
+        ["--profile", "dit", "--eta", "1"],
+        ["--profile", "dit", "--sigmas", "3,2,1"],
+        ["--steps", "3", "--timesteps", "999,500,1"],
+        ["--routing", "timestep:600,300", *PAIR],
+        ["--routing", "logsnr:-2", "--ratio", "0.5"],
+        ["--routing", "stitch\x07"],
+        ["--guidance", "1.5", "3"],
+        ["--backend", "native,,native"],
+    ],
+    inspect: [["--rows", "0"], ["--rows", "-1"], ["--rows", "1,,8"], ["--plot", "x.svg"], ["--tolerance", "2"]],
+    benchmark: [["--batch", "0"], ["--ratio", "1.5"], ["--ratio", "0,,1"], ["--plot", "x.jpg"], ["--steps", "0"], ["--dtype", ","]],
+}
+
+# Some of each are right.
+OPTIONS = {
+    "--ratio": ["0", "0.4", "1", "1.5", "nan"],
+    "--fractions": ["0.5,0.5", "0.2,0.8", "1", "0.5,,0.5"],
+    "--sweep": ["0:1:0.5", "0:1:inf", "1:0:0.1", "0.5:0.50002:0.00001"],
+    "--routing": ["stitch", "dit", "interleaved", "large_first", "timestep:600", "logsnr:-2", "timestep:1,2", "random"],
+    "--profile": ["recommended", "dit", "dit_ddim", "diffusers-lcm", "k-diffusion", "latent-diffusion", "none"],
+    "--sampler": ["ddim", "dpm-solver++", "pndm", "heun", "lms", "euler"],
+    "--order": ["1", "3", "9", "2147483647", "-1"],
+    "--steps": ["1", "2", "25", "1000", "1001", "0", "-5"],
+    "--spacing": ["karras", "beta", "quadratic", "sections:5,5", "sections:", "shifted:3", "999,500,1", "ddim"],
+    "--timesteps": ["999,500,0", "500", "1,2,3", "999.5", "-1"],
+    "--sigmas": ["100,10,1,0.1,0", "0", "1,2", "0.5"],
+    "--eta": ["0", "1", "2", "-1"],
+    "--class": ["cat", "CAT", "7", "10", "all", "unicorn", "-1"],
+    "--count": ["1", "10000000", "0", "9223372036854775807"],
+    "--guidance": ["0", "1", "1.5,3", "1,2,3", "-2", "1e308"],
+    "--guidance-interval": ["0:1", "0.2:0.8", "1:0", "0:2"],
+    "--seed": ["0", "18446744073709551615", "-1"],
+    "--batch": ["1", "16", "65537", "0"],
+    "--scale": ["1", "64", "65"],
+    "--tile": ["64", "16"],
+    "--backend": ["auto", "native,native_e4m3", "native,", "magic"],
+    "--dtype": ["auto", "bfloat16", "int8"],
+    "--device": ["cpu", "cuda:99", "cuda:-1", "tpu"],
+    "--grid": ["x.png", "x.jpg"],
+    "--pad-batches": [],
+    "--fastest-batch": [],
+    "--quiet": [],
+}
+
+
+def run(command: list[str]) -> tuple[list[str], int, list[str], list[str]]:
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=120)
+    return command, done.returncode, done.stdout.decode().splitlines(), done.stderr.decode().split("\n")[:-1]
+
+
+def refused(program: str, error: list[str]) -> bool:
+    name = Path(program).name
+    return len(error) == 1 and error[0].startswith(name + ": ") and error[0].isprintable() and len(error[0]) <= 300
+
+
+commands = [[program, *case] for program, cases in REFUSED.items() for case in cases]
+for program, options in NUMBERS.items():
+    for i, option in enumerate(options):
+        for value in ["nan", "inf", *(NO_NUMBERS[(i + k) % len(NO_NUMBERS)] for k in range(2))]:
+            commands.append([program, f"{option}={value}" if value else option, *([] if value else [""])])
+failures = []
+with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    for command, code, output, error in pool.map(run, commands):
+        if code != 2 or output or not refused(command[0], error):
+            failures.append((command, code, output, error))
+
+    chance = random.Random(1)
+    plans = []
+    for _ in range(100):
+        plan = [sample, "--plan", *chance.choice([[], PAIR, ONE])]
+        for option in chance.sample(sorted(OPTIONS), chance.randint(2, 4)):
+            plan += [option, *([chance.choice(OPTIONS[option])] if OPTIONS[option] else [])]
+        plans.append(plan)
+    codes = []
+    for command, code, output, error in pool.map(run, plans):
+        codes.append(code)
+        noted = all(line.startswith("tstitch_sample: note: ") and len(line) <= 300 for line in error)
+        if not (code == 0 and output and noted) and not (code == 2 and not output and refused(sample, error)):
+            failures.append((command, code, output, error))
+
+for command, code, output, error in failures:
+    print(f"{str(command[1:])[:300]}: exit code {code}, {len(output)} lines printed, {len(error)} of errors: {error}")
+left = os.listdir(folder)
+print(f"{len(commands)} refused, {codes.count(0)} plans, {codes.count(2)} refused plans, left {left}")
+sys.exit(bool(failures or left or codes.count(0) < 10 or codes.count(2) < 10))
