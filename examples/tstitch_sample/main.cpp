@@ -607,8 +607,10 @@ std::optional<tstitch::Decoder> load_decoder(Job& job, tstitch::TorchScriptOptio
     };
     // Tiny autoencoders are trained on latents as diffusion networks know them, and say a scale of 1.
     if (known.latent_scale == 1 && known.latent_shift == 0) {
-      note(job, "--decoder: " + in_quotes(known.name) + " has latents of scale 1, so it is given what " +
-                    in_quotes(info.name) + " makes as it is, of " + text(info.latent_scale, info.latent_shift));
+      if (!known.scaled_latents) {
+        note(job, "--decoder: " + in_quotes(known.name) + " has latents of scale 1, so it is given what " +
+                      in_quotes(info.name) + " makes as it is, of " + text(info.latent_scale, info.latent_shift));
+      }
       return decoder;
     }
     fail("must have latents of " + text(info.latent_scale, info.latent_shift),
