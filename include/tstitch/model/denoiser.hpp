@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -77,6 +78,18 @@ inline at::Tensor one_each(std::vector<double> const& values, at::Device device,
   return host.to(device, type, /*non_blocking=*/device.is_cuda());
 }
 
+/// Grows with every change in place. Tensors made under InferenceMode do not count theirs.
+inline std::uint64_t changes_in_place(at::Tensor const& tensor) {
+  if (!tensor.defined() || tensor.is_inference()) return 0;
+  return tensor.unsafeGetTensorImpl()->version_counter().current_version();
+}
+
+inline std::uint64_t changes_in_place(at::Tensor const& x, Condition const& condition) {
+  std::uint64_t changes = changes_in_place(x) + changes_in_place(condition.labels);
+  for (auto const& [name, tensor] : condition.tensors) changes += changes_in_place(tensor);
+  return changes;
+}
+
 /// One network evaluation; the output checked for its shape, and of the network's own type.
 /// @param rows of the output: those of x, or twice as many, in which x comes twice
 template <class Points>
@@ -85,7 +98,16 @@ at::Tensor evaluate(Network const& network, at::Tensor const& x, std::int64_t ro
   const std::optional<double> timestep = points.timestep(network);
   const at::Tensor t = timestep && network.knows_timestep() ? at::Tensor() : points.timesteps(network, x, rows);
   const bool whole = rows == x.size(0) || network.repeats_x();
-  at::Tensor output = network(whole ? x : x.repeat({2, 1, 1, 1}), t, condition, timestep);
+  const std::uint64_t changes = changes_in_place(x, condition);
+  // What cannot be checked is not handed out.
+  at::Tensor output = network(!whole             ? x.repeat({2, 1, 1, 1})
+                              : x.is_inference() ? x.clone()
+                                                 : x,
+                              t, condition, timestep);
+  if (changes_in_place(x, condition) != changes) {
+    throw std::runtime_error("tstitch::Network '" + network.info().name +
+                             "': must leave x and the condition as they are, got a change in place");
+  }
   const std::int64_t channels = x.size(1) * (network.info().learned_variance ? 2 : 1);
   if (!output.defined() || output.dim() != 4 || output.size(0) != rows || output.size(1) != channels ||
       output.size(2) != x.size(2) || output.size(3) != x.size(3)) {
@@ -184,7 +206,9 @@ struct SharedPoint {
 
   at::Tensor x_0(Network const& network, at::Tensor const& x, WeightedSum output) const {
     const ToX0 to = to_x_0(network.info().prediction_type, point.level);
-    return output.scale(to.of_output).add(to.of_x, x).value(x.scalar_type());
+    output.scale(to.of_output);
+    // What an earlier output broke stays broken where x_0 does not depend on x.
+    return (to.of_x == 0 ? output.carry_non_finite(x) : output.add(to.of_x, x)).value(x.scalar_type());
   }
 
   /// x_0 where the score is larger by this.

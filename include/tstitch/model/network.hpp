@@ -102,7 +102,8 @@ using Capture = std::function<TensorFunction(TensorFunction)>;
 /// callable is type-erased.
 class Network {
  public:
-  /// @param x [n, C, H, W], in the sampler's type (float32 unless the caller chose another)
+  /// @param x [n, C, H, W], in the sampler's type (float32 unless the caller chose another); to be left as it is, and
+  ///        so are the tensors of the condition
   /// @param t [n], int64 or the type of x, as info().timestep_type says
   /// @param timestep what all of t is, where the host knows it
   /// @returns [n, C, H, W], or [n, 2C, H, W] with a learned variance, in any floating type

@@ -231,12 +231,11 @@ class WeightedSum {
         return *this;
       }
     }
-    if (weight == 0 && !terms_.empty()) return *this;
-    if (factor_ != 1) first_ = terms_.size();
-    terms_.push_back({weight, tensor, factor_});
-    factor_ = 1;
-    return *this;
+    return weight == 0 && !terms_.empty() ? *this : append(weight, tensor);
   }
+
+  /// Makes the sum NaN where the tensor is not finite, and leaves it as it is elsewhere.
+  WeightedSum& carry_non_finite(at::Tensor const& tensor) { return append(0, tensor); }
 
   /// Multiplies what is there already.
   WeightedSum& scale(double factor) {
@@ -276,6 +275,13 @@ class WeightedSum {
   }
 
  private:
+  WeightedSum& append(double weight, at::Tensor const& tensor) {
+    if (factor_ != 1) first_ = terms_.size();
+    terms_.push_back({weight, tensor, factor_});
+    factor_ = 1;
+    return *this;
+  }
+
   std::vector<Term> terms_;
   double factor_ = 1;      // that has no term yet
   std::size_t first_ = 0;  // of the terms since a factor

@@ -93,7 +93,8 @@ struct DDPMUpdate {
     const at::Tensor mean = x.value();
     const at::Tensor deviation = detail::in_learned_range(prediction.variance_fraction, mean.scalar_type(),
                                                           std::log(low) / 2, std::log(posterior.beta) / 2);
-    return mean.addcmul_(deviation.exp_(), in.noise(0));
+    // exp would make 0 of -infinity
+    return mean.addcmul_(deviation.exp_().add_(prediction.variance_fraction, 0), in.noise(0));
   }
 };
 
@@ -101,9 +102,12 @@ struct DDPMUpdate {
 template <class Schedule>
 class DDPM : public Sampler<DDPMUpdate, Schedule> {
  public:
-  DDPM(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, DDPMUpdate rule = {})
-      : Sampler<DDPMUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {}
+  using Sampler<DDPMUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+DDPM(NoiseSchedule, Schedule, SamplingOptions = {}, DDPMUpdate = {}) -> DDPM<Schedule>;
+template <class Schedule, class... Wrong>
+DDPM(NoiseSchedule, Schedule, Wrong...) -> DDPM<Schedule>;
 
 }  // namespace tstitch
 
