@@ -191,6 +191,38 @@ TEST_CASE("adaptive DPM-Solver keeps to its tolerances") {
   }
 }
 
+TEST_CASE("an observer sees each evaluation and may cancel there") {
+  Calls calls;
+  const Network network = watched(golden::network(exact, fractional), calls);
+  AdaptiveDPMSolverUpdate rule{.order = 3};
+  int evaluations = 0;
+  rule.observer = [&](AdaptiveReport const& report) { evaluations += report.evaluations; };
+  const AdaptiveDPMSolver sampler{exact, SingleNetwork{}, {.steps = 1}, rule};
+  int reports = 0, done = -1;
+  const auto cancel_after = [&](int most) {
+    reports = 0;
+    calls = {};
+    return sampler.sample({network}, {.initial_noise = start(2)}, [&](StepReport const& report) {
+      done = report.done;
+      CHECK(report.x_0.sizes() == start(2).sizes());
+      return ++reports == most ? Control::cancel : Control::proceed;
+    });
+  };
+  const Samples whole = cancel_after(0);
+  CHECK(whole.finished);
+  CHECK(reports == evaluations + 1);  // and the step
+  CHECK(done == 1);
+  CHECK(whole.images.equal(sampler.sample({network}, {.initial_noise = start(2)}).images));
+  for (const int most : {1, 2, 7}) {
+    const Samples cancelled = cancel_after(most);
+    CHECK_FALSE(cancelled.finished);
+    CHECK(cancelled.finished_images == 0);
+    CHECK(cancelled.images.size(0) == 2);
+    CHECK(int(calls.t.size()) == most);
+    CHECK(done == 0);
+  }
+}
+
 TEST_CASE("two planned steps stitch two networks, and the observer counts what the plan cannot") {
   const Network small = golden::network(exact, fractional);
   Calls calls;

@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "../catch.hpp"
+#include "../oracle.hpp"
 
 using namespace tstitch;
 
@@ -109,6 +110,10 @@ TEST_CASE("what a mask keeps is the picture at every step's noise, and in the en
     const Request request{.seed = 5, .initial_image = image, .strength = strength, .mask = mask};
     Request open = request;
     open.mask = at::Tensor();
+    if (strength == 1) {  // then the open part begins as a run without a picture does
+      open.initial_noise = drawn;
+      open.initial_image = at::Tensor();
+    }
     Trajectory run = sampler.begin(networks, request), whole = sampler.begin(networks, open);
     const at::Tensor kept = mask.eq(0).expand_as(image);
     while (!run.finished()) {
@@ -132,8 +137,9 @@ TEST_CASE("what a mask keeps is the picture at every step's noise, and in the en
         1, half.to(at::kFloat));
   // In between it is a mixture of both.
   const DDIM sampler{schedule, Stitch{0.5}, options};
-  Trajectory soft = sampler.begin(networks, {.seed = 5, .initial_image = image, .mask = half.mul(0).add(0.25)});
-  Trajectory open = sampler.begin(networks, {.seed = 5, .initial_image = image});
+  Trajectory soft =
+      sampler.begin(networks, {.seed = 5, .initial_image = image, .strength = 0.5, .mask = half.mul(0).add(0.25)});
+  Trajectory open = sampler.begin(networks, {.seed = 5, .initial_image = image, .strength = 0.5});
   sampler.advance(networks, soft);
   sampler.advance(networks, open);
   const at::Tensor level = weighted_sum(soft.level.alpha, image, soft.level.sigma, drawn);
@@ -195,6 +201,67 @@ TEST_CASE("editing leaves the caller's tensors as they are, and a copied run for
   CHECK(mask.equal(mask_copy));
 }
 
+TEST_CASE("a mask between 0 and 1 draws x back to the picture after every step") {
+  // On Gaussian data a step of DDIM is affine, so that the whole run is arithmetic.
+  constexpr double mean = 0.3, deviation = 0.5;
+  const Network network = oracle::gaussian(schedule, mean, deviation);
+  const DDIM sampler{schedule, SingleNetwork{}, {.steps = 5}};
+  const auto one = [](double value) { return tstitch::detail::host_tensor({1, 1, 1, 1}, at::kDouble).fill_(value); };
+  const double image = -0.7, drawn = 0.9;
+  for (const double mask : {0.0, 0.2, 0.5, 0.9, 1.0}) {
+    for (const double strength : {1.0, 0.6}) {
+      const auto& steps = sampler.plan().steps;
+      std::size_t next = strength == 1 ? 0 : 2;
+      const auto kept = [&](NoiseLevel level) { return level.alpha * image + level.sigma * drawn; };
+      double x = kept(steps[next].step.from);
+      if (strength == 1) x = mask * drawn + (1 - mask) * x;
+      for (; next < steps.size(); ++next) {
+        const auto [from, to] = std::pair{steps[next].step.from, steps[next].step.to};
+        const double variance = std::pow(from.alpha * deviation, 2) + from.sigma * from.sigma;
+        const double x_0 = (from.alpha * deviation * deviation * x + from.sigma * from.sigma * mean) / variance;
+        x = to.alpha * x_0 + to.sigma * (x - from.alpha * x_0) / from.sigma;
+        x = mask * x + (1 - mask) * kept(to);
+      }
+      const Samples samples = sampler.sample(
+          {network},
+          {.initial_noise = one(drawn), .initial_image = one(image), .strength = strength, .mask = one(mask)});
+      CHECK(std::abs(samples.images.item<double>() - x) < 1e-12);
+    }
+  }
+}
+
+TEST_CASE("one picture serves all images") {
+  const std::vector<Network> networks{elementwise(0.1), elementwise(0.3)};
+  const DDIM sampler{schedule, Stitch{0.5}, {.steps = 6}};
+  const at::Tensor image = pictures(1), mask = lower_half({1, 1, 4, 4});
+  for (const double strength : {0.5, 1.0}) {
+    const Request one{.count = 5, .seed = 3, .initial_image = image, .strength = strength, .mask = mask};
+    Request each = one;
+    each.initial_image = image.repeat({5, 1, 1, 1});
+    const at::Tensor expected = sampler.sample(networks, each).images;
+    CHECK(sampler.sample(networks, one).images.equal(expected));
+    Request cut = one;
+    cut.batch_size = 2;
+    CHECK(sampler.sample(networks, cut).images.equal(expected));
+    cut.pad_batches = true;
+    CHECK(sampler.sample(networks, cut).images.equal(expected));
+  }
+}
+
+TEST_CASE("tensors of every rank are refused by name") {
+  const DDIM sampler{schedule, SingleNetwork{}, {.steps = 4}};
+  const auto message = [&](Request const& request) {
+    return message_of<std::invalid_argument>([&] { sampler.sample({elementwise(0.1)}, request); });
+  };
+  for (int rank = 0; rank <= 6; ++rank) {
+    if (rank == 4) continue;
+    const at::Tensor x = tstitch::detail::host_tensor(std::vector<std::int64_t>(std::size_t(rank), 1), at::kFloat);
+    CHECK_THAT(message({.initial_noise = x}), ContainsSubstring("tstitch::Request: initial_noise must be"));
+    CHECK_THAT(message({.initial_image = x}), ContainsSubstring("tstitch::Request: initial_image must be"));
+    CHECK_THAT(message({.initial_image = pictures(1), .mask = x}), ContainsSubstring("tstitch::Request: mask must be"));
+  }
+}
+
 TEST_CASE("editing refuses what makes no sense") {
   const DDIM sampler{schedule, SingleNetwork{}, {.steps = 4}};
   const auto message = [&](Request const& request) {
@@ -210,8 +277,8 @@ TEST_CASE("editing refuses what makes no sense") {
   CHECK(message({.strength = 0.5}) == "tstitch::Request: strength needs an initial_image, got 0.5");
   CHECK(message({.mask = image}) == "tstitch::Request: mask needs an initial_image, got none");
   CHECK(message({.count = 3, .initial_image = image}) ==
-        "tstitch::Request: initial_image must be [n, C, H, W] with the shape of the networks and one row an image, got "
-        "[2, 3, 4, 4]");
+        "tstitch::Request: initial_image must be [n, C, H, W] with the shape of the networks and one row an image or "
+        "one for all, got [2, 3, 4, 4]");
   CHECK(message({.initial_image = image.to(at::kLong)}) ==
         "tstitch::Request: initial_image must be float32 or float64, got Long");
   const Network any([](at::Tensor const& x, at::Tensor const&) { return x; });

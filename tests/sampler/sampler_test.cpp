@@ -1,5 +1,7 @@
+#include <c10/core/InferenceMode.h>
 #include <tstitch/tstitch.hpp>
 
+#include <limits>
 #include <thread>
 
 #include "../catch.hpp"
@@ -272,14 +274,98 @@ TEST_CASE("what rules, networks and noise sources return is looked at") {
     return message_of<std::runtime_error>([&] { sampler.sample(networks, {.noise_source = source}); });
   };
   CHECK(with_source([](auto&&...) { return at::Tensor(); }) ==
-        "tstitch::Sampler: noise_source must return [1, 3, 8, 8] of a floating type, got an undefined tensor");
+        "tstitch::Sampler: noise_source must return float32 or float64 [1, 3, 8, 8] on cpu, got an undefined tensor");
   CHECK(with_source([](auto&&...) { return tstitch::detail::host_tensor({7}, at::kFloat); }) ==
-        "tstitch::Sampler: noise_source must return [1, 3, 8, 8] of a floating type, got [7]");
+        "tstitch::Sampler: noise_source must return float32 or float64 [1, 3, 8, 8] on cpu, got Float [7] on cpu");
+  CHECK(with_source([](auto&&...) {
+          return tstitch::detail::host_tensor({1, 3, 8, 8}, at::kHalf).zero_();
+        }) ==
+        "tstitch::Sampler: noise_source must return float32 or float64 [1, 3, 8, 8] on cpu, got Half [1, 3, 8, 8] on "
+        "cpu");
+  CHECK(message_of<std::runtime_error>([&] {
+          const DDPM noisy{noise_schedule, SingleNetwork{}, {.steps = 3}};
+          noisy.sample(networks,
+                       {.noise_source = [](auto const& seeds, NoiseAddress address, auto shape, auto options) {
+                         return noise(seeds, address, shape, options).mul(address.step == 2 ? NAN : 1);
+                       }});
+        }) ==
+        "tstitch::Sampler::sample: values must be finite numbers, got nan or infinity at step 1 (t = 500) by "
+        "noise_source");
+  // A source that fills the same memory again changes nothing that it gave before.
+  const at::Tensor memory = tstitch::detail::host_tensor({1, 3, 8, 8}, at::kFloat);
+  const DDPM stochastic{noise_schedule, SingleNetwork{}, {.steps = 4}};
+  const Samples reused = stochastic.sample(
+      networks, {.noise_source = [&](auto const& seeds, NoiseAddress address, auto shape, auto options) {
+        at::Tensor given = memory;
+        return given.copy_(noise(seeds, address, shape, options));
+      }});
+  CHECK(reused.images.equal(stochastic.sample(networks, {}).images));
+  struct Negative {
+    int history() const { return -1; }
+    at::Tensor operator()(StepInput const& in) const { return in.predict().x_0; }
+  };
+  CHECK(message_of<std::invalid_argument>([] {
+          Sampler{noise_schedule, SingleNetwork{}, {.steps = 2}, Negative{}};
+        }) == "tstitch::UpdateRule: history must not be negative, got -1");
   CHECK(with_source([](auto&&...) {
           return tstitch::detail::host_tensor({1, 3, 8, 8}, at::kFloat).fill_(NAN);
         }) ==
         "tstitch::Sampler::sample: values must be finite numbers, got nan or infinity in what the run began with "
         "(initial_noise, initial_image or noise_source)");
+}
+
+TEST_CASE("x is left as it is by networks and rules") {
+  const NetworkInfo info{.name = "careless", .channels = 3, .height = 8, .width = 8};
+  const Network in_place([](at::Tensor x, at::Tensor const&) { return x.mul_(0.5); }, info);
+  const Network returned([](at::Tensor const& x, at::Tensor const&) { return x; }, info);
+  const DDIM sampler{noise_schedule, SingleNetwork{}, {.steps = 3}};
+  CHECK(message_of<std::runtime_error>([&] { sampler.sample({in_place}, {}); }) ==
+        "tstitch::Network 'careless': must leave x and the condition as they are, got a change in place");
+  CHECK(sampler.sample({returned}, {}).finished);
+  NetworkInfo text = info;
+  text.conditions = {{"text", {2}}};
+  const Network changes_text(
+      [](at::Tensor const& x, at::Tensor const&, Condition const& condition) {
+        at::Tensor given = condition.at("text");
+        given.zero_();
+        return x;
+      },
+      text);
+  CHECK(message_of<std::runtime_error>([&] {
+          sampler.sample({changes_text},
+                         {.conditions = {{"text", tstitch::detail::host_tensor({1, 2}, at::kFloat).fill_(1)}}});
+        }) == "tstitch::Network 'careless': must leave x and the condition as they are, got a change in place");
+  const Sampler rule{noise_schedule, SingleNetwork{}, {.steps = 3}, [](StepInput const& in) {
+                       at::Tensor x = in.x;
+                       return x.mul_(0.5);
+                     }};
+  CHECK(message_of<std::runtime_error>([&] { rule.sample({returned}, {}); }) ==
+        "tstitch::Sampler: the update rule must leave x as it is, got a change in place");
+  // Tensors of InferenceMode do not count their changes, so that networks are given copies.
+  const Network own([](at::Tensor const& x, at::Tensor const&) { return x.mul(0.5); }, info);
+  const at::Tensor expected = sampler.sample({own}, {}).images;
+  const c10::InferenceMode inference;
+  CHECK(sampler.sample({in_place}, {}).images.equal(expected));
+}
+
+TEST_CASE("a run is taken over by samplers of the same timesteps alone") {
+  const std::vector<Network> networks{labelled(0.1), labelled(0.3)};
+  const auto sampler = [](std::vector<double> timesteps, double ratio, FinalSigma end = FinalSigma::zero) {
+    return DDIM{noise_schedule, Stitch{ratio}, {.steps = 3, .spacing = Spacing::list(timesteps), .final_sigma = end}};
+  };
+  const Trajectory begun = sampler({999, 500, 100}, 1).begin(networks, {.labels = {0}});
+  const auto refused = [&](auto const& other) {
+    Trajectory fork = begun;
+    return message_of<std::invalid_argument>([&] { other.advance(networks, fork); });
+  };
+  const std::string message =
+      "tstitch::Sampler::advance: the trajectory must have been begun with the same timesteps, got step 0 of 3";
+  CHECK(refused(sampler({999, 300, 10}, 1)) == message);
+  CHECK(refused(sampler({999, 500, 99}, 1)) == message);
+  CHECK(refused(sampler({999, 500, 100}, 1, FinalSigma::sigma_min)) == message);
+  CHECK(refused(sampler({999, 500, 100}, 0.3)) == "nothing was thrown");
+  CHECK(refused(DPMSolver{noise_schedule, Stitch{0}, {.steps = 3, .spacing = Spacing::list({999, 500, 100})}}) ==
+        "nothing was thrown");
 }
 
 TEST_CASE("a rule may draw each noise of a step once") {
@@ -464,4 +550,20 @@ TEST_CASE("samplers refuse what does not fit, with place, rule and value") {
   CHECK(message_of<std::invalid_argument>([&] {
           DDPM{noise_schedule, Stitch{}, {}, {Variance::learned_range}}.sample({network, network}, {.labels = {0}});
         }) == "tstitch::DDPM: variance: learned_range needs networks that have learned it, got '', which has not");
+  CHECK(message({network, network}, {.labels = {0}, .count = std::int64_t(1) << 62}) ==
+        "tstitch::Request: count must be at most 16777216, got 4611686018427387904");
+  CHECK(message({network, network},
+                {.labels = {0}, .batch_size = std::numeric_limits<std::int64_t>::max(), .pad_batches = true}) ==
+        "tstitch::Request: batch_size must be at most 16777216, got 9223372036854775807");
+  CHECK(message({network, network}, {.labels = {0}, .count = 3, .seed = ~std::uint64_t(1)}) ==
+        "tstitch::Request: seed + i must be at most 2^64 - 1 for each of the 3 images, got 18446744073709551614");
+  CHECK(message({network, network}, {.labels = {0}, .count = 2, .seed = ~std::uint64_t(1)}) == "nothing was thrown");
+  CHECK(message({network, network}, {.labels = {0}, .guidance = {.guide_network = 2}}) ==
+        "tstitch::Guidance: guide_network must be the index of one of the 2 networks, got 2");
+  const NoiseSchedule steep = NoiseSchedule::linear(1000, 1e-4, 0.5);
+  CHECK_THAT(message_of<std::invalid_argument>([&] {
+               DDIM{steep, Stitch{}, {.steps = 4}}.sample({network, network}, {.labels = {0}});
+             }),
+             ContainsSubstring("needs a network that predicts x_0 or a velocity") &&
+                 ContainsSubstring("which predicts epsilon, at alpha = "));
 }

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <cstdint>
 #include <cstdio>
 #include <initializer_list>
 #include <limits>
@@ -78,7 +80,10 @@ struct ProjectedGuidance {
 /// Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): u + scale (c - u), with c and u the conditional
 /// and the unconditional output. 1 means no guidance: then the unconditional half is not computed.
 ///
-/// This is the scale of the published code everywhere; the papers' own "w" or "s" is often scale - 1.
+/// From 1 up this is the scale of the published code; the papers' own "w" or "s" is often scale - 1. Below 1 it is the
+/// formula still: 0 is the unconditional output, the same for every condition, and less leads away from the condition.
+/// Much published code, diffusers among it, takes every scale up to 1 for "off", and cards of distilled networks write
+/// that as 0: off is 1 here.
 struct Guidance {
   GuidanceScale scale = 1.0;
   /// The share of the steps at which guidance begins and ends (arXiv 2404.07724); rounded as ratios are.
@@ -126,6 +131,21 @@ struct Guidance {
     }
     if (projected) projected->validate();
   }
+
+  /// The same, for a run of so many networks.
+  void validate(std::size_t networks) const {
+    validate();
+    if (const std::size_t scales = scale.values().size(); scales > 1 && scales != networks) {
+      detail::refuse("Guidance",
+                     "scale must be one value, or one for each of the " + std::to_string(networks) + " networks",
+                     std::to_string(scales) + " values");
+    }
+    if (guide_network && *guide_network >= networks) {
+      detail::refuse("Guidance",
+                     "guide_network must be the index of one of the " + std::to_string(networks) + " networks",
+                     std::to_string(*guide_network));
+    }
+  }
 };
 
 struct PlannedStep {
@@ -157,6 +177,22 @@ struct Plan {
     return calls;
   }
 };
+
+/// A number that plans of the same steps share, whichever networks take them, with whatever guidance.
+inline std::uint64_t timesteps_fingerprint(Plan const& plan) {
+  std::uint64_t fingerprint = plan.steps.size();
+  for (PlannedStep const& planned : plan.steps) {
+    Step const& step = planned.step;
+    for (const double value : {step.t, step.from.alpha, step.from.sigma, step.to.alpha, step.to.sigma, step.t_to}) {
+      // The finaliser of SplitMix64 (Steele, Lea and Flood 2014).
+      fingerprint += std::bit_cast<std::uint64_t>(value) + 0x9E3779B97F4A7C15;
+      fingerprint = (fingerprint ^ (fingerprint >> 30)) * 0xBF58476D1CE4E5B9;
+      fingerprint = (fingerprint ^ (fingerprint >> 27)) * 0x94D049BB133111EB;
+      fingerprint ^= fingerprint >> 31;
+    }
+  }
+  return fingerprint;
+}
 
 /// @param steps in [1, T]
 /// @throws std::invalid_argument from whichever part refuses

@@ -47,9 +47,12 @@ struct DDIMUpdate {
 template <class Schedule>
 class DDIM : public Sampler<DDIMUpdate, Schedule> {
  public:
-  DDIM(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, DDIMUpdate rule = {})
-      : Sampler<DDIMUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {}
+  using Sampler<DDIMUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+DDIM(NoiseSchedule, Schedule, SamplingOptions = {}, DDIMUpdate = {}) -> DDIM<Schedule>;
+template <class Schedule, class... Wrong>
+DDIM(NoiseSchedule, Schedule, Wrong...) -> DDIM<Schedule>;
 
 }  // namespace tstitch
 

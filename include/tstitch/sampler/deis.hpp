@@ -41,9 +41,12 @@ struct DEISUpdate {
 template <class Schedule>
 class DEIS : public Sampler<DEISUpdate, Schedule> {
  public:
-  DEIS(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, DEISUpdate rule = {})
-      : Sampler<DEISUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {}
+  using Sampler<DEISUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+DEIS(NoiseSchedule, Schedule, SamplingOptions = {}, DEISUpdate = {}) -> DEIS<Schedule>;
+template <class Schedule, class... Wrong>
+DEIS(NoiseSchedule, Schedule, Wrong...) -> DEIS<Schedule>;
 
 }  // namespace tstitch
 

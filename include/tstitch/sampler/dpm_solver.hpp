@@ -122,11 +122,12 @@ struct DPMSolverUpdate {
 template <class Schedule>
 class DPMSolver : public Sampler<DPMSolverUpdate, Schedule> {
  public:
-  DPMSolver(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {},
-            DPMSolverUpdate rule = {})
-      : Sampler<DPMSolverUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options),
-                                           rule) {}
+  using Sampler<DPMSolverUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+DPMSolver(NoiseSchedule, Schedule, SamplingOptions = {}, DPMSolverUpdate = {}) -> DPMSolver<Schedule>;
+template <class Schedule, class... Wrong>
+DPMSolver(NoiseSchedule, Schedule, Wrong...) -> DPMSolver<Schedule>;
 
 }  // namespace tstitch
 

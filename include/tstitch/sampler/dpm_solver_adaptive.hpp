@@ -101,8 +101,11 @@ struct AdaptiveDPMSolverUpdate {
   ErrorNorm error_norm = ErrorNorm::per_image;
   std::optional<PIDController> pid = {};  ///< takes the place of theta and of E at most 1
   bool error_of_ratio = false;            ///< measures the error of x / alpha, as k-diffusion does
-  /// Sees each planned step when it is done. The plan counts the fewest evaluations, one trial; this is what it took.
+  /// Sees each planned step when it is done; the observer of the run sees each evaluation. The plan counts the fewest
+  /// evaluations, one trial; this is what it took.
   std::function<void(AdaptiveReport const&)> observer = {};
+
+  static constexpr bool long_steps = true;
 
   void validate() const {
     constexpr auto place = "AdaptiveDPMSolver";

@@ -260,33 +260,38 @@ struct DPMSolverSDEUpdate {
 template <class Schedule>
 class DPMSolverSinglestep : public Sampler<DPMSolverSinglestepUpdate, Schedule> {
  public:
-  DPMSolverSinglestep(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {},
-                      DPMSolverSinglestepUpdate rule = {})
-      : Sampler<DPMSolverSinglestepUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule),
-                                                     std::move(options), rule) {}
+  using Sampler<DPMSolverSinglestepUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+DPMSolverSinglestep(NoiseSchedule, Schedule, SamplingOptions = {}, DPMSolverSinglestepUpdate = {})
+    -> DPMSolverSinglestep<Schedule>;
+template <class Schedule, class... Wrong>
+DPMSolverSinglestep(NoiseSchedule, Schedule, Wrong...) -> DPMSolverSinglestep<Schedule>;
 
 /// DPM-Solver++(2S) with ancestral steps under a model schedule.
 /// `DPMSolver2SAncestral{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 20, .spacing = Spacing::karras()}}`
 template <class Schedule>
 class DPMSolver2SAncestral : public Sampler<DPMSolver2SAncestralUpdate, Schedule> {
  public:
-  DPMSolver2SAncestral(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {},
-                       DPMSolver2SAncestralUpdate rule = {})
-      : Sampler<DPMSolver2SAncestralUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule),
-                                                      std::move(options), rule) {}
+  using Sampler<DPMSolver2SAncestralUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+DPMSolver2SAncestral(NoiseSchedule, Schedule, SamplingOptions = {}, DPMSolver2SAncestralUpdate = {})
+    -> DPMSolver2SAncestral<Schedule>;
+template <class Schedule, class... Wrong>
+DPMSolver2SAncestral(NoiseSchedule, Schedule, Wrong...) -> DPMSolver2SAncestral<Schedule>;
 
 /// The stochastic DPM-Solver++ under a model schedule.
 /// `DPMSolverSDE{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 20, .spacing = Spacing::karras()}}`
 template <class Schedule>
 class DPMSolverSDE : public Sampler<DPMSolverSDEUpdate, Schedule> {
  public:
-  DPMSolverSDE(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {},
-               DPMSolverSDEUpdate rule = {})
-      : Sampler<DPMSolverSDEUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options),
-                                              rule) {}
+  using Sampler<DPMSolverSDEUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+DPMSolverSDE(NoiseSchedule, Schedule, SamplingOptions = {}, DPMSolverSDEUpdate = {}) -> DPMSolverSDE<Schedule>;
+template <class Schedule, class... Wrong>
+DPMSolverSDE(NoiseSchedule, Schedule, Wrong...) -> DPMSolverSDE<Schedule>;
 
 }  // namespace tstitch
 

@@ -124,21 +124,24 @@ struct EulerAncestralUpdate {
 template <class Schedule>
 class Euler : public Sampler<EulerUpdate, Schedule> {
  public:
-  Euler(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, EulerUpdate rule = {})
-      : Sampler<EulerUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {
-  }
+  using Sampler<EulerUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+Euler(NoiseSchedule, Schedule, SamplingOptions = {}, EulerUpdate = {}) -> Euler<Schedule>;
+template <class Schedule, class... Wrong>
+Euler(NoiseSchedule, Schedule, Wrong...) -> Euler<Schedule>;
 
 /// Euler's method with ancestral steps under a model schedule.
 /// `EulerAncestral{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 30}, {.eta = 1}}`
 template <class Schedule>
 class EulerAncestral : public Sampler<EulerAncestralUpdate, Schedule> {
  public:
-  EulerAncestral(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {},
-                 EulerAncestralUpdate rule = {})
-      : Sampler<EulerAncestralUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule),
-                                                std::move(options), rule) {}
+  using Sampler<EulerAncestralUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+EulerAncestral(NoiseSchedule, Schedule, SamplingOptions = {}, EulerAncestralUpdate = {}) -> EulerAncestral<Schedule>;
+template <class Schedule, class... Wrong>
+EulerAncestral(NoiseSchedule, Schedule, Wrong...) -> EulerAncestral<Schedule>;
 
 }  // namespace tstitch
 

@@ -73,17 +73,23 @@ struct DPM2Update {
 template <class Schedule>
 class Heun : public Sampler<HeunUpdate, Schedule> {
  public:
-  Heun(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, HeunUpdate rule = {})
-      : Sampler<HeunUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {}
+  using Sampler<HeunUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+Heun(NoiseSchedule, Schedule, SamplingOptions = {}, HeunUpdate = {}) -> Heun<Schedule>;
+template <class Schedule, class... Wrong>
+Heun(NoiseSchedule, Schedule, Wrong...) -> Heun<Schedule>;
 
 /// DPM-Solver-2 under a model schedule. `DPM2{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 20}, {.eta = 1}}`
 template <class Schedule>
 class DPM2 : public Sampler<DPM2Update, Schedule> {
  public:
-  DPM2(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, DPM2Update rule = {})
-      : Sampler<DPM2Update, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {}
+  using Sampler<DPM2Update, Schedule>::Sampler;
 };
+template <class Schedule>
+DPM2(NoiseSchedule, Schedule, SamplingOptions = {}, DPM2Update = {}) -> DPM2<Schedule>;
+template <class Schedule, class... Wrong>
+DPM2(NoiseSchedule, Schedule, Wrong...) -> DPM2<Schedule>;
 
 }  // namespace tstitch
 

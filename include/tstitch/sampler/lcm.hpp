@@ -72,9 +72,12 @@ inline Spacing lcm_timesteps(int original_steps = 50) {
 template <class Schedule>
 class LCM : public Sampler<LCMUpdate, Schedule> {
  public:
-  LCM(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, LCMUpdate rule = {})
-      : Sampler<LCMUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {}
+  using Sampler<LCMUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+LCM(NoiseSchedule, Schedule, SamplingOptions = {}, LCMUpdate = {}) -> LCM<Schedule>;
+template <class Schedule, class... Wrong>
+LCM(NoiseSchedule, Schedule, Wrong...) -> LCM<Schedule>;
 
 }  // namespace tstitch
 

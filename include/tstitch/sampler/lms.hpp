@@ -68,9 +68,12 @@ struct LMSUpdate {
 template <class Schedule>
 class LMS : public Sampler<LMSUpdate, Schedule> {
  public:
-  LMS(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, LMSUpdate rule = {})
-      : Sampler<LMSUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {}
+  using Sampler<LMSUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+LMS(NoiseSchedule, Schedule, SamplingOptions = {}, LMSUpdate = {}) -> LMS<Schedule>;
+template <class Schedule, class... Wrong>
+LMS(NoiseSchedule, Schedule, Wrong...) -> LMS<Schedule>;
 
 }  // namespace tstitch
 

@@ -91,9 +91,12 @@ struct PNDMUpdate {
 template <class Schedule>
 class PNDM : public Sampler<PNDMUpdate, Schedule> {
  public:
-  PNDM(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, PNDMUpdate rule = {})
-      : Sampler<PNDMUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {}
+  using Sampler<PNDMUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+PNDM(NoiseSchedule, Schedule, SamplingOptions = {}, PNDMUpdate = {}) -> PNDM<Schedule>;
+template <class Schedule, class... Wrong>
+PNDM(NoiseSchedule, Schedule, Wrong...) -> PNDM<Schedule>;
 
 }  // namespace tstitch
 

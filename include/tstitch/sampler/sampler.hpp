@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -71,6 +72,9 @@ struct StepInput {
 ///   void validate() const                    throws std::invalid_argument for options that make no sense
 ///   void validate(NetworkInfo const&) const  throws std::invalid_argument for networks that it cannot use
 ///   static constexpr Direction direction     to_picture if absent; to_noise takes x from step.to to step.from
+///   static constexpr bool long_steps         true: observers see each evaluation of a step, and may cancel there
+///
+/// It must leave x as it is.
 template <class Rule>
 concept UpdateRule = std::is_invocable_r_v<at::Tensor, Rule const&, StepInput const&>;
 
@@ -79,6 +83,12 @@ namespace detail {
 template <class Rule>
 constexpr bool goes_to_noise() {
   if constexpr (requires { Rule::direction; }) return Rule::direction == Direction::to_noise;
+  return false;
+}
+
+template <class Rule>
+constexpr bool takes_long_steps() {
+  if constexpr (requires { Rule::long_steps; }) return Rule::long_steps;
   return false;
 }
 
@@ -145,8 +155,21 @@ class Sampler {
         options_(std::move(options)),
         rule_(std::move(rule)) {
     if constexpr (requires { rule_.validate(); }) rule_.validate();
+    if constexpr (requires { rule_.history(); }) {
+      if (rule_.history() < 0) detail::refuse("UpdateRule", "history must not be negative", rule_.history());
+    }
     detail::require_callable("Sampler", model_schedule_);
     plan_ = plan({});
+    timesteps_ = timesteps_fingerprint(plan_);
+  }
+
+  /// Says what the arguments are, where the compiler would list all that does not fit.
+  template <class... Wrong>
+  requires(sizeof...(Wrong) > 0) Sampler(NoiseSchedule noise_schedule, Schedule model_schedule, Wrong const&...)
+      : Sampler(std::move(noise_schedule), std::move(model_schedule)) {
+    static_assert(sizeof...(Wrong) == 0,
+                  "tstitch::Sampler: after the noise schedule and the model schedule come the options, as in "
+                  "{.steps = 20}, and the rule's own, as in {.order = 2}");
   }
 
   /// The whole run before it happens.
@@ -162,6 +185,9 @@ class Sampler {
     for (std::size_t i = 0; i < plan.steps.size(); ++i) {
       PlannedStep& planned = plan.steps[i];
       planned.evaluations = detail::evaluations_of(rule_, planned.step);
+      if (planned.evaluations < 0) {
+        detail::refuse("UpdateRule", "evaluations must not be negative", planned.evaluations);
+      }
       planned.guide_evaluations *= planned.evaluations;
       const bool switches = i > 0 && planned.network != plan.steps[i - 1].network;
       if (!switches || options_.at_switch != SwitchPolicy::re_evaluate) continue;
@@ -190,9 +216,94 @@ class Sampler {
   /// networks
   /// @throws std::runtime_error when a network or the update rule returns what it must not
   void advance(std::vector<Network> const& networks, Trajectory& trajectory) const {
+    take_step(networks, trajectory, {});
+  }
+
+  /// Draws the whole request, batch after batch. When a batch fails, those before it are gone with the exception; a
+  /// program that wants to keep them asks for a batch at a time, as tstitch_sample does.
+  /// @param observer sees every step and may cancel; what exists then is returned, marked unfinished
+  /// @throws as begin and advance do; std::runtime_error when a network made values that are not finite numbers
+  Samples sample(std::vector<Network> const& networks, Request const& request, Observer const& observer = {}) const {
+    const c10::AutoGradMode no_gradients(false);
+    const Request whole = checked(networks, request);
+    Samples samples;
+    samples.seeds = whole.seeds;
+    for (std::int64_t first = 0; first < whole.count; first += whole.batch_size) {
+      const std::int64_t images = std::min(whole.batch_size, whole.count - first);
+      const Request part = batch_of(whole, first, images);
+      Trajectory trajectory = begin_batch(networks, part);
+      const int begun = trajectory.next;
+      Control control = Control::proceed;
+      at::Tensor before;  // x, as the last step took it
+      while (!trajectory.finished() && control == Control::proceed) {
+        const auto start = std::chrono::steady_clock::now();
+        const PlannedStep& planned = plan_.steps[std::size_t(trajectory.next)];
+        before = trajectory.x;
+        const auto report = [&](at::Tensor const& x, at::Tensor const& x_0) {
+          const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+          control = observer(StepReport{.step = planned.step,
+                                        .network = planned.network,
+                                        .seconds = seconds.count(),
+                                        .x = x,
+                                        .x_0 = x_0,
+                                        .first = first,
+                                        .images = images,
+                                        .done = trajectory.next - begun,
+                                        .steps = trajectory.count - begun});
+        };
+        Evaluated evaluated;
+        if (detail::takes_long_steps<Rule>() && observer) {
+          evaluated = [&](at::Tensor const& x, at::Tensor const& x_0) {
+            report(x, x_0);
+            if (control == Control::proceed) return;
+            trajectory.x_0 = x_0;
+            throw Cancelled();
+          };
+        }
+        try {
+          take_step(networks, trajectory, evaluated);
+        } catch (Cancelled const&) {
+          break;
+        }
+        if (observer) report(trajectory.x, trajectory.x_0);
+      }
+      const bool whole_batch = trajectory.finished();
+      const at::Tensor rows = (whole_batch ? trajectory.x : trajectory.x_0).narrow(0, 0, images);
+      // Also before the last step, which may depend on x through a network alone.
+      if (whole_batch && !rows.isfinite().all().logical_and(before.isfinite().all()).template item<bool>()) {
+        refuse_values(networks, part, first);
+      }
+      // Made once and filled, so that no more than one batch exists twice.
+      if (!samples.images.defined()) {
+        std::vector<std::int64_t> shape = rows.sizes().vec();
+        shape[0] = whole.count;
+        samples.images = rows.new_empty(shape);
+      }
+      samples.images.narrow(0, first, images).copy_(rows);
+      if (whole_batch) samples.finished_images = first + images;
+      if (control == Control::cancel && samples.finished_images < whole.count) {
+        samples.finished = false;
+        samples.images = samples.images.narrow(0, 0, first + images);
+        samples.seeds.resize(std::size_t(first + images));
+        break;
+      }
+    }
+    return samples;
+  }
+
+ private:
+  static constexpr bool inverts = detail::goes_to_noise<Rule>();
+
+  /// Ends a step from inside of a rule.
+  struct Cancelled {};
+
+  /// Sees the x and the x_0 of an evaluation inside of a long step.
+  using Evaluated = std::function<void(at::Tensor const& x, at::Tensor const& x_0)>;
+
+  void take_step(std::vector<Network> const& networks, Trajectory& trajectory, Evaluated const& evaluated) const {
     const c10::AutoGradMode no_gradients(false);
     if (trajectory.finished()) detail::refuse("Sampler::advance", "the trajectory must have steps left", 0);
-    if (trajectory.count != int(plan_.steps.size()) ||
+    if (trajectory.count != int(plan_.steps.size()) || trajectory.timesteps != timesteps_ ||
         trajectory.level != begin_of(plan_.steps[std::size_t(trajectory.next)].step)) {
       detail::refuse("Sampler::advance", "the trajectory must have been begun with the same timesteps",
                      "step " + std::to_string(trajectory.next) + " of " + std::to_string(trajectory.count));
@@ -211,6 +322,9 @@ class Sampler {
       if (!x_0.defined()) {
         x_0 = prediction.x_0;
         momentum = prediction.momentum;
+      }
+      if constexpr (detail::takes_long_steps<Rule>()) {
+        if (evaluated) evaluated(x, prediction.x_0);
       }
       return prediction;
     };
@@ -245,8 +359,12 @@ class Sampler {
         }
       }
     }
+    const std::uint64_t changes = detail::changes_in_place(trajectory.x);
     at::Tensor output = rule_(StepInput{step, trajectory.x, history, noise_schedule_, std::cref(denoise_at),
                                         std::cref(denoise_at), std::cref(draw_noise)});
+    if (detail::changes_in_place(trajectory.x) != changes) {
+      throw std::runtime_error("tstitch::Sampler: the update rule must leave x as it is, got a change in place");
+    }
     require_like("the update rule", output, trajectory.x);
     if (!x_0.defined()) x_0 = output;  // of a rule that asks no network
 
@@ -266,62 +384,6 @@ class Sampler {
       trajectory.x = trajectory.inpainting(trajectory.x, finished ? NoiseLevel::clean() : trajectory.level);
     }
   }
-
-  /// Draws the whole request, batch after batch. When a batch fails, those before it are gone with the exception; a
-  /// program that wants to keep them asks for a batch at a time, as tstitch_sample does.
-  /// @param observer sees every step and may cancel; what exists then is returned, marked unfinished
-  /// @throws as begin and advance do; std::runtime_error when a network made values that are not finite numbers
-  Samples sample(std::vector<Network> const& networks, Request const& request, Observer const& observer = {}) const {
-    const c10::AutoGradMode no_gradients(false);
-    const Request whole = checked(networks, request);
-    Samples samples;
-    samples.seeds = whole.seeds;
-    for (std::int64_t first = 0; first < whole.count; first += whole.batch_size) {
-      const std::int64_t images = std::min(whole.batch_size, whole.count - first);
-      const Request part = batch_of(whole, first, images);
-      Trajectory trajectory = begin_batch(networks, part);
-      const int begun = trajectory.next;
-      Control control = Control::proceed;
-      while (!trajectory.finished() && control == Control::proceed) {
-        const auto start = std::chrono::steady_clock::now();
-        advance(networks, trajectory);
-        if (observer) {
-          const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-          const PlannedStep& done = plan_.steps[std::size_t(trajectory.next - 1)];
-          control = observer(StepReport{.step = done.step,
-                                        .network = done.network,
-                                        .seconds = seconds.count(),
-                                        .x = trajectory.x,
-                                        .x_0 = trajectory.x_0,
-                                        .first = first,
-                                        .images = images,
-                                        .done = trajectory.next - begun,
-                                        .steps = trajectory.count - begun});
-        }
-      }
-      const bool whole_batch = trajectory.finished();
-      const at::Tensor rows = (whole_batch ? trajectory.x : trajectory.x_0).narrow(0, 0, images);
-      if (whole_batch && !rows.isfinite().all().template item<bool>()) refuse_values(networks, part, first);
-      // Made once and filled, so that no more than one batch exists twice.
-      if (!samples.images.defined()) {
-        std::vector<std::int64_t> shape = rows.sizes().vec();
-        shape[0] = whole.count;
-        samples.images = rows.new_empty(shape);
-      }
-      samples.images.narrow(0, first, images).copy_(rows);
-      if (whole_batch) samples.finished_images = first + images;
-      if (control == Control::cancel && samples.finished_images < whole.count) {
-        samples.finished = false;
-        samples.images = samples.images.narrow(0, 0, first + images);
-        samples.seeds.resize(std::size_t(first + images));
-        break;
-      }
-    }
-    return samples;
-  }
-
- private:
-  static constexpr bool inverts = detail::goes_to_noise<Rule>();
 
   /// The level of x before a step.
   static NoiseLevel begin_of(Step const& step) { return inverts ? step.to : step.from; }
@@ -364,10 +426,15 @@ class Sampler {
 
   /// What a callable of others returned must be like x.
   static void require_like(char const* what, at::Tensor const& returned, at::Tensor const& x) {
-    if (returned.defined() && returned.sizes() == x.sizes() && returned.scalar_type() == x.scalar_type()) return;
-    const auto text = [](at::Tensor const& tensor) {
+    if (returned.defined() && returned.sizes() == x.sizes() && returned.scalar_type() == x.scalar_type() &&
+        returned.device() == x.device()) {
+      return;
+    }
+    const auto text = [&](at::Tensor const& tensor) {
       if (!tensor.defined()) return std::string("an undefined tensor");
-      return std::string(at::toString(tensor.scalar_type())) + " " + detail::shape_text(tensor.sizes());
+      const bool elsewhere = returned.defined() && returned.device() != x.device();
+      return std::string(at::toString(tensor.scalar_type())) + " " + detail::shape_text(tensor.sizes()) +
+             (elsewhere ? " on " + tensor.device().str() : "");
     };
     throw std::runtime_error(std::string("tstitch::Sampler: ") + what + " must return " + text(x) + ", got " +
                              text(returned));
@@ -431,17 +498,22 @@ class Sampler {
     }
   }
 
+  /// Images of a request, and of a batch.
+  static constexpr std::int64_t most_images = 1 << 24;
+
+  /// Below it x / alpha does not fit into float32.
+  static constexpr double least_alpha = 1e-36;
+
+  static std::int64_t rows_in(at::Tensor const& tensor) {
+    return tensor.defined() && tensor.dim() > 0 ? tensor.size(0) : 0;
+  }
+
   /// The request with every default filled in: one label and one seed an image, a batch size, a count.
   Request checked(std::vector<Network> const& networks, Request request) const {
     if (networks.empty()) detail::refuse("Sampler", "at least one network is needed", 0);
     const Plan plan = this->plan(request.guidance, request.strength);
     require_compatible(networks);
-    require_guide(networks, request.guidance);
-    if (const std::size_t scales = request.guidance.scale.values().size(); scales > 1 && scales != networks.size()) {
-      detail::refuse("Guidance",
-                     "scale must be one value, or one for each of the " + std::to_string(networks.size()) + " networks",
-                     std::to_string(scales) + " values");
-    }
+    request.guidance.validate(networks.size());
     request.gradient.validate();
     bool guided = false;
     for (PlannedStep const& planned : plan.steps) {
@@ -450,14 +522,16 @@ class Sampler {
       if constexpr (requires { rule_.validate(info); }) rule_.validate(info);
       for (const std::size_t k :
            {planned.network, planned.guide_evaluations ? planned.guide_network : planned.network}) {
-        if (planned.step.from.alpha > 0 || networks[k].info().prediction_type != PredictionType::epsilon) continue;
+        const double alpha = planned.step.from.alpha;
+        if (alpha > least_alpha || networks[k].info().prediction_type != PredictionType::epsilon) continue;
         detail::refuse("Sampler",
                        "a step that begins at pure noise (alpha = 0) needs a network that predicts x_0 or a velocity, "
                        "because there the noise says nothing of x_0",
                        "step " + std::to_string(planned.step.index) + " to " + detail::name_of(networks[k], k) +
-                           ", which predicts epsilon");
+                           ", which predicts epsilon" +
+                           (alpha > 0 ? ", at alpha = " + detail::text(alpha) : std::string()));
       }
-      if (request.gradient && planned.step.from.alpha == 0) {
+      if (request.gradient && planned.step.from.alpha <= least_alpha) {
         detail::refuse("GradientGuidance", "no step may begin at pure noise (alpha = 0), where x says nothing of x_0",
                        "step " + std::to_string(planned.step.index));
       }
@@ -481,18 +555,26 @@ class Sampler {
       detail::refuse("Request", "batch_size must not be negative", double(request.batch_size));
     if (request.count == 0) {
       for (NamedCondition const& each : request.conditions) {
-        for (at::Tensor const* tensor : {&each.value, &each.null}) {
-          if (tensor->defined() && tensor->dim() > 0) request.count = std::max(request.count, tensor->size(0));
-        }
+        request.count = std::max({request.count, rows_in(each.value), rows_in(each.null)});
       }
       request.count = std::max<std::int64_t>({1, request.count, std::int64_t(request.seeds.size()),
-                                              std::int64_t(request.labels.size()),
-                                              request.initial_noise.defined() ? request.initial_noise.size(0) : 0,
-                                              request.initial_image.defined() ? request.initial_image.size(0) : 0});
+                                              std::int64_t(request.labels.size()), rows_in(request.initial_noise),
+                                              rows_in(request.initial_image)});
+    }
+    for (auto const& [name, value] : {std::pair{"count", request.count}, {"batch_size", request.batch_size}}) {
+      if (value > most_images) {
+        detail::refuse("Request", std::string(name) + " must be at most " + std::to_string(most_images),
+                       std::to_string(value));
+      }
     }
     const std::size_t count = std::size_t(request.count);
     const std::string one_each = "one for each of the " + std::to_string(count) + " images is needed";
     if (request.seeds.empty()) {
+      if (request.seed > ~std::uint64_t(0) - (count - 1)) {
+        detail::refuse("Request",
+                       "seed + i must be at most 2^64 - 1 for each of the " + std::to_string(count) + " images",
+                       std::to_string(request.seed));
+      }
       for (std::size_t i = 0; i < count; ++i) request.seeds.push_back(request.seed + i);
     }
     if (request.seeds.size() != count) detail::refuse("Request", "seeds: " + one_each, double(request.seeds.size()));
@@ -520,17 +602,22 @@ class Sampler {
     }
 
     const at::Tensor &noise = request.initial_noise, &image = request.initial_image;
-    const auto require_images = [&](std::string const& name, at::Tensor const& x) {
-      if (!has_shape_of(info, x) || x.size(0) != request.count) {
-        detail::refuse("Request", name + " must be [n, C, H, W] with the shape of the networks and one row an image",
+    const auto require_images = [&](std::string const& name, at::Tensor const& x, bool one_for_all) {
+      if (!has_shape_of(info, x) || !(x.size(0) == request.count || (one_for_all && x.size(0) == 1))) {
+        detail::refuse("Request",
+                       name + " must be [n, C, H, W] with the shape of the networks and one row an image" +
+                           (one_for_all ? " or one for all" : ""),
                        detail::shape_text(x.sizes()));
       }
       if (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble) {
         detail::refuse("Request", name + " must be float32 or float64", at::toString(x.scalar_type()));
       }
     };
-    if (noise.defined()) require_images("initial_noise", noise);
-    if (image.defined()) require_images("initial_image", image);
+    if (noise.defined()) require_images("initial_noise", noise, false);
+    if (image.defined()) {
+      require_images("initial_image", image, true);
+      request.initial_image = image.expand({request.count, -1, -1, -1});
+    }
     require_editing(request);
     if (!noise.defined() && !image.defined() && (!info.channels || !info.height || !info.width)) {
       detail::refuse("Request",
@@ -569,12 +656,13 @@ class Sampler {
       }
     }
     std::vector<bool> wanted(request.conditions.size());
-    const auto check = [&](std::size_t k) {
+    const auto check = [&](std::size_t k, bool is_asked) {
       for (ConditionInfo const& asked : networks[k].info().conditions) {
         const auto is_it = [&](NamedCondition const& each) { return each.name == asked.name; };
         const auto given = std::find_if(request.conditions.begin(), request.conditions.end(), is_it);
         const std::string place = "conditions: '" + asked.name + "'";
         if (given == request.conditions.end()) {
+          if (!is_asked) continue;
           detail::refuse("Request", place + " is needed by " + detail::name_of(networks[k], k), "none");
         }
         wanted[std::size_t(given - request.conditions.begin())] = true;
@@ -597,20 +685,22 @@ class Sampler {
                            at::toString(tensor->scalar_type()));
           }
         }
-      }
-    };
-    for (PlannedStep const& planned : plan.steps) {
-      check(planned.network);
-      if (planned.guide_evaluations) check(planned.guide_network);
-    }
-    for (std::size_t i = 0; i < wanted.size(); ++i) {
-      if (wanted[i]) continue;
-      // A network of the run may be one that the plan does not ask.
-      for (Network const& network : networks) {
-        for (ConditionInfo const& asked : network.info().conditions) {
-          wanted[i] = wanted[i] || asked.name == request.conditions[i].name;
+        if (given->null.defined() && given->null.sizes().slice(1) != given->value.sizes().slice(1)) {
+          detail::refuse("Request",
+                         place + ".null must have the shape of its value, " +
+                             detail::shape_text(given->value.sizes().slice(1)) + " an image",
+                         detail::shape_text(given->null.sizes().slice(1)));
         }
       }
+    };
+    std::vector<bool> is_asked(networks.size());
+    for (PlannedStep const& planned : plan.steps) {
+      is_asked[planned.network] = true;
+      if (planned.guide_evaluations) is_asked[planned.guide_network] = true;
+    }
+    // Another sampler may take over and ask those that this plan does not.
+    for (std::size_t k = 0; k < networks.size(); ++k) check(k, is_asked[k]);
+    for (std::size_t i = 0; i < wanted.size(); ++i) {
       if (!wanted[i]) {
         detail::refuse("Request", "conditions: each must be one that a network asks for",
                        "'" + request.conditions[i].name + "'");
@@ -641,6 +731,9 @@ class Sampler {
     if (mask.dim() != 4 || !one_or(0) || !one_or(1) || mask.size(2) != image.size(2) || mask.size(3) != image.size(3)) {
       detail::refuse("Request", "mask must be [1 or n, 1 or C, H, W] with the size of initial_image",
                      detail::shape_text(mask.sizes()));
+    }
+    if (mask.is_complex()) {
+      detail::refuse("Request", "mask must be bool or in [0, 1]", at::toString(mask.scalar_type()));
     }
     if (!mask.ge(0).logical_and(mask.le(1)).all().template item<bool>()) {
       detail::refuse("Request", "mask must be in [0, 1]", "values outside");
@@ -683,6 +776,7 @@ class Sampler {
     const int first = first_step(request.strength);
     Trajectory trajectory{.next = first,
                           .count = int(plan_.steps.size()),
+                          .timesteps = timesteps_,
                           .level = begin_of(plan_.steps[std::size_t(first)].step),
                           .x = request.initial_noise,
                           .seeds = request.seeds,
@@ -693,7 +787,7 @@ class Sampler {
     at::Tensor& x = trajectory.x;
     at::Tensor image = request.initial_image;
     if (inverts) {
-      x = image.to(device);
+      x = image.to(device).contiguous();
     } else {
       if (x.defined()) {
         x = x.to(device);
@@ -708,16 +802,24 @@ class Sampler {
         const std::vector<std::int64_t> shape =
             image.defined() ? image.sizes().vec()
                             : std::vector<std::int64_t>{request.count, info.channels, info.height, info.width};
-        if (!x.defined() || x.sizes() != at::IntArrayRef(shape) || !x.is_floating_point()) {
-          throw std::runtime_error("tstitch::Sampler: noise_source must return " + detail::shape_text(shape) +
-                                   " of a floating type, got " +
-                                   (x.defined() ? detail::shape_text(x.sizes()) : "an undefined tensor"));
+        if (!x.defined() || x.sizes() != at::IntArrayRef(shape) || x.device() != device ||
+            (x.scalar_type() != at::kFloat && x.scalar_type() != at::kDouble)) {
+          throw std::runtime_error("tstitch::Sampler: noise_source must return float32 or float64 " +
+                                   detail::shape_text(shape) + " on " + device.str() + ", got " +
+                                   (x.defined() ? std::string(at::toString(x.scalar_type())) + " " +
+                                                      detail::shape_text(x.sizes()) + " on " + x.device().str()
+                                                : "an undefined tensor"));
         }
+        x = x.clone();  // a source may use its memory again
       }
       if (image.defined()) {
-        image = image.to(x.options());
-        if (request.mask.defined()) trajectory.inpainting = {request.mask.to(x.options()), image, x};
-        x = weighted_sum(trajectory.level.alpha, image, trajectory.level.sigma, x);
+        image = image.to(x.options()).contiguous();
+        const at::Tensor drawn = x;
+        x = weighted_sum(trajectory.level.alpha, image, trajectory.level.sigma, drawn);
+        if (request.mask.defined()) {
+          trajectory.inpainting = {request.mask.to(x.options()), image, drawn};
+          if (request.strength == 1) x = x.lerp(drawn, trajectory.inpainting.mask);
+        }
       }
     }
     trajectory.condition = condition_of(networks, request, x.options());
@@ -787,6 +889,13 @@ class Sampler {
   /// Runs the batch again to say which step broke it; the noise is addressed, so it breaks there again.
   [[noreturn]] void refuse_values(std::vector<Network> const& networks, Request const& part, std::int64_t first) const {
     Trajectory trajectory = begin_batch(networks, part);
+    bool noise_is_sound = true;
+    trajectory.noise_source = [&](std::vector<std::uint64_t> const& seeds, NoiseAddress address, at::IntArrayRef shape,
+                                  at::TensorOptions options) {
+      const at::Tensor noise = part.noise_source(seeds, address, shape, options);
+      noise_is_sound = noise_is_sound && noise.defined() && noise.isfinite().all().template item<bool>();
+      return noise;
+    };
     std::string where = "in the batch of image " + std::to_string(first);
     const bool sound = trajectory.x.isfinite().all().template item<bool>();
     if (!sound) where = "in what the run began with (initial_noise, initial_image or noise_source)";
@@ -795,7 +904,7 @@ class Sampler {
       advance(networks, trajectory);
       if (trajectory.x.isfinite().all().template item<bool>()) continue;
       where = "at step " + std::to_string(planned.step.index) + " (t = " + detail::text(planned.step.t) + ") by " +
-              detail::name_of(networks[planned.network], planned.network);
+              (noise_is_sound ? detail::name_of(networks[planned.network], planned.network) : "noise_source");
       break;
     }
     throw std::runtime_error("tstitch::Sampler::sample: values must be finite numbers, got nan or infinity " + where);
@@ -806,6 +915,7 @@ class Sampler {
   SamplingOptions options_;
   Rule rule_;
   Plan plan_;
+  std::uint64_t timesteps_ = 0;  // fingerprint of the plan's
 };
 
 }  // namespace tstitch

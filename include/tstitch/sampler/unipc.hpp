@@ -120,10 +120,12 @@ struct UniPCUpdate {
 template <class Schedule>
 class UniPC : public Sampler<UniPCUpdate, Schedule> {
  public:
-  UniPC(NoiseSchedule noise_schedule, Schedule model_schedule, SamplingOptions options = {}, UniPCUpdate rule = {})
-      : Sampler<UniPCUpdate, Schedule>(std::move(noise_schedule), std::move(model_schedule), std::move(options), rule) {
-  }
+  using Sampler<UniPCUpdate, Schedule>::Sampler;
 };
+template <class Schedule>
+UniPC(NoiseSchedule, Schedule, SamplingOptions = {}, UniPCUpdate = {}) -> UniPC<Schedule>;
+template <class Schedule, class... Wrong>
+UniPC(NoiseSchedule, Schedule, Wrong...) -> UniPC<Schedule>;
 
 }  // namespace tstitch
 
