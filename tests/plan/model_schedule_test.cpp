@@ -1,5 +1,6 @@
 #include <tstitch/plan/baseline_schedules.hpp>
 #include <tstitch/plan/plan.hpp>
+#include <tstitch/plan/reference_routing.hpp>
 
 #include "../catch.hpp"
 
@@ -89,6 +90,29 @@ TEST_CASE("ByTimestep compares integers, so that its steps do not move with bina
         std::vector<int>{3, 4, 3});
 }
 
+TEST_CASE("ByTimestep compares fractions as they are") {
+  const auto network = [](double t) { return ByTimestep{{600}}(Step{0, 10, t, noise.at(t), noise.at(0)}); };
+  CHECK(network(600) == 0);
+  CHECK(network(599.999) == 1);
+  CHECK(network(599.6) == 1);
+}
+
+TEST_CASE("the rules of T-Stitch's own DiT code, which Stitch's are not") {
+  CHECK(first_calls(Stitch{0.5}, 25) == 12);
+  CHECK(first_calls(routing::DiT{0.5}, 25, Spacing::sections()) == 13);
+  const auto network = [](std::vector<double> fractions, double t) {
+    return routing::DiTFractions{std::move(fractions)}(Step{0, 250, t, noise.at(t), noise.at(0)});
+  };
+  // Float32 holds 0.7 and 0.2 as 0.699999988 and 0.200000003; their sum in double rounds up to 0.9 as float32 has it.
+  CHECK(make_plan(noise, 50, Spacing::sections(), FinalSigma::zero, routing::DiTFractions{{0.15, 0.65, 0.2}})
+            .steps.back()
+            .network == 2);
+  CHECK(network({0.15, 0.65, 0.2}, 0) == 2);
+  CHECK(make_plan(noise, 250, Spacing::sections(), FinalSigma::zero, routing::DiTFractions{{0.2, 0.7, 0.1}})
+            .steps[224]
+            .network == 1);
+}
+
 TEST_CASE("ByLogSnr routes by 2 lambda") {
   const Plan plan = make_plan(noise, 40, Spacing::karras(), FinalSigma::zero, ByLogSnr{{-4, 2}});
   for (PlannedStep const& planned : plan.steps) {
@@ -120,6 +144,18 @@ TEST_CASE("model schedules refuse with place, rule and value") {
   CHECK(message(Stitch{NAN}) == "tstitch::Stitch: ratio must be in [0, 1], got nan");
   CHECK(message(Fractions{{0.5, 0.4}}) == "tstitch::Fractions: fractions must add up to 1, got 0.9");
   CHECK(message(Fractions{{1.5, -0.5}}) == "tstitch::Fractions: each fraction must be in [0, 1], got 1.5");
+  for (const double value : {double(NAN), double(INFINITY), -double(INFINITY), 1e308, -1e-9}) {
+    const std::string got = ", got " + tstitch::detail::text(value);
+    CHECK(message(Stitch{value}) == "tstitch::Stitch: ratio must be in [0, 1]" + got);
+    CHECK(message(Fractions{{value, 1}}) == "tstitch::Fractions: each fraction must be in [0, 1]" + got);
+    CHECK(message(Fractions{{1, value}}) == "tstitch::Fractions: each fraction must be in [0, 1]" + got);
+    CHECK(message(routing::DiTFractions{{1, value}}) ==
+          "tstitch::routing::DiTFractions: each fraction must be in [0, 1]" + got);
+    CHECK(message(routing::DiT{value}) == "tstitch::routing::DiT: ratio must be in [0, 1]" + got);
+    CHECK(message(routing::LatentDiffusion{value}) ==
+          "tstitch::routing::LatentDiffusion: ratio must be in [0, 1]" + got);
+  }
+  CHECK(message(routing::DiT{0.5, 0}) == "tstitch::routing::DiT: num_train_timesteps must be at least 1, got 0");
   CHECK(message(Fractions{{}}) == "tstitch::Fractions: fractions must add up to 1, got 0");
   CHECK(message(Table{{0, 1}}) == "tstitch::Table: one entry for each of the 10 steps is needed, got 2");
   CHECK(message(ByTimestep{{300, 700}}) ==

@@ -140,3 +140,28 @@ TEST_CASE("noise schedules refuse what makes no sense, with place, rule and valu
         "tstitch::NoiseSchedule::at: t must be in [0, 999], got nan");
   CHECK_THAT(message([] { (void)NoiseSchedule::linear().timestep(6); }), ContainsSubstring("lambda must be in [-5.05"));
 }
+
+TEST_CASE("noise schedules refuse numbers that are none, and what leaves no picture") {
+  const auto refused = [](auto make) { return message_of<std::invalid_argument>([&] { (void)make(); }); };
+  const NoiseSchedule linear = NoiseSchedule::linear();
+  for (const double value : {double(NAN), double(INFINITY), -double(INFINITY)}) {
+    CHECK_THAT(refused([&] { return NoiseSchedule::linear(10, value, 0.1); }), ContainsSubstring("inside (0, 1)"));
+    CHECK_THAT(refused([&] { return NoiseSchedule::linear(10, 0.1, value); }), ContainsSubstring("inside (0, 1)"));
+    CHECK_THAT(refused([&] {
+                 return NoiseSchedule::from_alphas_cumprod({0.9, value});
+               }),
+               ContainsSubstring("strictly decreasing"));
+    CHECK_THAT(refused([&] { return linear.at(value); }), ContainsSubstring("t must be in [0, 999]"));
+    CHECK_THAT(refused([&] { return linear.timestep(value); }), ContainsSubstring("lambda must be in"));
+    CHECK_THAT(refused([&] { return linear.timestep_linear_in_lambda(value); }),
+               ContainsSubstring("lambda must be in"));
+  }
+  CHECK(refused([] { return NoiseSchedule::flow(2147483647); }) ==
+        "tstitch::NoiseSchedule::flow: num_train_timesteps must be at most 1000000, got 2147483647");
+  CHECK_THAT(refused([] { return NoiseSchedule::linear(1000, 1e-4, 0.9999); }),
+             ContainsSubstring("NoiseSchedule::from_betas: betas must leave the product of 1 - beta above 0, got 0"));
+  CHECK_THAT(refused([] { return NoiseSchedule::linear(1000, 1e-4, 0.5).in_float32(); }),
+             ContainsSubstring("tstitch::NoiseSchedule::in_float32: alphas_cumprod must be above 0 in float32, got "));
+  CHECK_THAT(refused([] { return NoiseSchedule::linear(1000, 1e-4, 0.5).rounded_to_float32(); }),
+             ContainsSubstring("must be above 0 in float32"));
+}

@@ -40,6 +40,23 @@ TEST_CASE("guidance refuses with place, rule and value") {
         "tstitch::Guidance: scale needs one value, or one for each network (step 6 goes to network 2), got 2 values");
   CHECK(message({.begin = -0.5}) == "tstitch::Guidance: begin must be in [0, 1], got -0.5");
   CHECK(message({.begin = 0.5, .end = 0.4}) == "tstitch::Guidance: begin must not be above end (0.4), got 0.5");
+  for (const double value : {double(NAN), double(INFINITY), -double(INFINITY)}) {
+    const std::string got = ", got " + tstitch::detail::text(value);
+    CHECK(message({.scale = {1, value}}) == "tstitch::Guidance: scale must be a finite number" + got);
+    CHECK(message({.begin = value}) == "tstitch::Guidance: begin must be in [0, 1]" + got);
+    CHECK(message({.end = value}) == "tstitch::Guidance: end must be in [0, 1]" + got);
+    CHECK(message({.rescale = value}) == "tstitch::Guidance: rescale must be in [0, 1]" + got);
+    CHECK(message({.projected = ProjectedGuidance{.eta = value}}) ==
+          "tstitch::ProjectedGuidance: eta must be in [0, 1]" + got);
+    CHECK(message({.projected = ProjectedGuidance{.momentum = value}}) ==
+          "tstitch::ProjectedGuidance: momentum must be inside (-1, 1)" + got);
+  }
+  const auto of_two = [](Guidance const& guidance) {
+    return message_of<std::invalid_argument>([&] { guidance.validate(2); });
+  };
+  CHECK(of_two({.scale = {1, 2, 3}}) ==
+        "tstitch::Guidance: scale must be one value, or one for each of the 2 networks, got 3 values");
+  CHECK(of_two({.scale = {1, 2}}) == "nothing was thrown");
   CHECK(message({.channels = -1}) == "tstitch::Guidance: channels must not be negative, got -1");
 }
 

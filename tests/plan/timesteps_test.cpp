@@ -279,3 +279,75 @@ TEST_CASE("clipped leaves out the timesteps next to pure noise") {
   CHECK(message_of<std::invalid_argument>([&] { spacing(NoiseSchedule::flow(), 10); }) ==
         "tstitch::Spacing::clipped: needs a table, got flow(1000)");
 }
+
+TEST_CASE("published sigmas with rounded ends are the ends of the schedule") {
+  const NoiseSchedule stable_diffusion = NoiseSchedule::scaled_linear();
+  const std::vector<double> published{14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029};
+  const std::vector<Timestep> list = Spacing::sigmas(published)(stable_diffusion, 11);
+  CHECK(list.front().t == 999);
+  CHECK(list.back().t == 0);
+  CHECK(std::abs(list.front().level.sigma - stable_diffusion.sigma(999)) < 1e-12);
+  CHECK(std::abs(list.back().level.sigma - stable_diffusion.sigma(0)) < 1e-12);
+  for (std::size_t i = 1; i + 1 < list.size(); ++i) {
+    CHECK(std::abs(list[i].level.sigma / list[i].level.alpha - published[i]) < 1e-12);
+  }
+  const auto refused = [&](std::vector<double> sigmas) {
+    return message_of<std::invalid_argument>([&] { Spacing::sigmas(sigmas)(stable_diffusion, int(sigmas.size())); });
+  };
+  const std::string range =
+      "tstitch::Spacing::sigmas: each sigma must be in [0.02916715815, 14.61464123], the range of the noise schedule, "
+      "got ";
+  CHECK(refused({15, 1}) == range + "15");
+  CHECK(refused({14, 0.02}) == range + "0.02");
+  CHECK(refused({INFINITY, 1}) == range + "inf");
+  CHECK(refused({14.615, 14.6149}) == range + "14.6149");
+  CHECK(refused({14, NAN}) == "tstitch::Spacing::sigmas: each sigma must be above 0, got nan");
+  CHECK(refused({14, -1}) == "tstitch::Spacing::sigmas: each sigma must be above 0, got -1");
+  CHECK(refused({1, 2}) == "tstitch::Spacing::sigmas: sigmas must be strictly decreasing, got 2 after 1");
+  CHECK(Spacing::sigmas({INFINITY, 1})(stable_diffusion.with_zero_terminal_snr(), 2)[0].t == 999);
+  CHECK(Spacing::sigmas({INFINITY, 1})(NoiseSchedule::flow(), 2)[1].t == 500);
+}
+
+TEST_CASE("spacings refuse numbers that are none, and huge ones") {
+  const NoiseSchedule linear = NoiseSchedule::linear();
+  const auto refused = [&](auto make, int steps = 5, NoiseSchedule const& noise = NoiseSchedule::linear()) {
+    return message_of<std::invalid_argument>([&] { make()(noise, steps); });
+  };
+  const auto at_place = [](std::string const& message, char const* place) {
+    INFO(message);
+    CHECK(message.rfind("tstitch::" + std::string(place), 0) == 0);
+  };
+  for (const double value : {double(NAN), double(INFINITY), -double(INFINITY), -1.0, 0.0}) {
+    at_place(refused([&] { return Spacing::karras(value); }), "Spacing::karras: rho must be above 0");
+    at_place(refused([&] { return Spacing::beta(value, 1); }), "Spacing::beta: a and b must be above 0");
+    at_place(refused([&] { return Spacing::beta_on_sigma(1, value); }), "Spacing::beta_on_sigma: a and b");
+    at_place(refused([&] { return Spacing::shifted(value); }, 5, NoiseSchedule::flow()), "Spacing::shifted: shift");
+    at_place(refused([&] { return Spacing::sigmas({value}); }, 1), "Spacing::sigmas: each sigma");
+    const NoiseLevel level{0.5, value};
+    if (value == 0) continue;
+    at_place(refused([&] { return Spacing::karras(7, {.begin = level}); }), "Spacing::karras: ");
+    at_place(refused([&] { return Spacing::karras(7, {.end = level}); }), "Spacing::karras: ");
+    at_place(refused([&] { return Spacing::list({value}); }, 1), "Spacing::list: timesteps must be in [0, 999]");
+    const Spacing own("own", [value](NoiseSchedule const&, int) { return std::vector<Timestep>{{value, {0.5, 0.5}}}; });
+    at_place(refused([&] { return own; }, 1), "Spacing::own: each t must be in [0, 999]");
+  }
+  at_place(refused([] { return Spacing::karras(1e-300); }), "Spacing::karras: its parameters must give finite sigmas");
+  at_place(refused([] {
+             return Spacing::karras(7, {.begin = NoiseLevel{1e-9, 1}});
+           }),
+           "Spacing::karras: SigmaGrid::begin must be a level of the noise schedule");
+  at_place(refused([] { return Spacing::clipped(Spacing::linspace(), NAN); }),
+           "Spacing::clipped: lambda_min must be a number");
+  at_place(refused([] { return Spacing::clipped(Spacing::linspace(), INFINITY); }, 1),
+           "Spacing::clipped: lambda_min must be at most");
+  at_place(refused([] { return Spacing::leading(2'000'000'000); }), "Spacing::leading: timesteps must be in [0, 999]");
+  at_place(refused([] { return Spacing::sections(std::vector<int>{}); }),
+           "Spacing::sections: at least one count is needed, got none");
+  at_place(refused([] {
+             return Spacing::sections({2147483647, 2147483647, 7});
+           }),
+           "Spacing::sections: the counts must add up to the number of steps (5), got 4294967301");
+  for (Spacing const& spacing : {Spacing::linspace(), Spacing::shifted(), Spacing::list({5})}) {
+    at_place(refused([&] { return spacing; }, 2147483647), ("Spacing::" + spacing.name() + ": ").c_str());
+  }
+}

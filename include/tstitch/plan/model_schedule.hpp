@@ -60,7 +60,10 @@ struct SingleNetwork {
 };
 
 /// T-Stitch (arXiv 2402.14167, section 3.2): the first round(ratio x steps) steps to network 0, the small one, the rest
-/// to network 1. The ratio is a share of the *steps*, whatever their timesteps are.
+/// to network 1. The ratio is a share of the *steps*, whatever their timesteps are; ties go to the even number of
+/// steps, so that 0.5 of 25 is 12. T-Stitch's own code for DiT gives network 0 the steps with t / T >= 1 - ratio
+/// instead, which are 13 there, because the first and the last step have t = T - 1 and t = 0: routing::DiT
+/// (reference_routing.hpp) is that rule.
 struct Stitch {
   double ratio = 0.4;  ///< in [0, 1]
 
@@ -90,7 +93,9 @@ struct Fractions {
 };
 
 /// By training timestep: network k takes t >= boundaries[k], the last network the rest. This is the rule of models
-/// trained as experts for a range of t. T-Stitch's own DiT code routes so, with boundary T - round(ratio x T).
+/// trained as experts for a range of t. t is compared as the spacing has it, fractions too: 599.6 is below 600,
+/// although a network with integer timesteps is told 600 there. T-Stitch's own DiT code routes so, with boundary T -
+/// round(ratio x T).
 struct ByTimestep {
   std::vector<int> boundaries;  ///< strictly decreasing
 
@@ -102,7 +107,7 @@ struct ByTimestep {
       }
     }
     std::size_t network = 0;
-    while (network < boundaries.size() && std::nearbyint(step.t) < boundaries[network]) ++network;
+    while (network < boundaries.size() && step.t < boundaries[network]) ++network;
     return network;
   }
 };

@@ -98,6 +98,10 @@ class NoiseSchedule {
     for (double beta : betas) {
       if (!(beta > 0 && beta < 1)) detail::refuse("NoiseSchedule::from_betas", "each beta must be inside (0, 1)", beta);
       alphas_cumprod.push_back(product *= 1 - beta);
+      if (product == 0) {
+        detail::refuse("NoiseSchedule::from_betas", "betas must leave the product of 1 - beta above 0",
+                       "0 at t = " + std::to_string(alphas_cumprod.size() - 1));
+      }
     }
     return from_alphas_cumprod(std::move(alphas_cumprod), std::move(name));
   }
@@ -166,6 +170,7 @@ class NoiseSchedule {
               : float(1 - alphas_cumprod_[std::size_t(t)] / (t ? alphas_cumprod_[std::size_t(t - 1)] : 1.0));
       product *= double(1.0f - beta);  // torch.cumprod multiplies in double and rounds each value
       values.push_back(double(float(product)));
+      require_positive("NoiseSchedule::in_float32", t, values.back());
     }
     return from_alphas_cumprod(std::move(values), name_ + " in float32");
   }
@@ -175,9 +180,15 @@ class NoiseSchedule {
   NoiseSchedule rounded_to_float32() const {
     if (is_flow()) detail::refuse("NoiseSchedule::rounded_to_float32", "needs a table", name_);
     std::vector<double> values;
-    for (double value : alphas_cumprod_) values.push_back(double(float(value)));
+    for (double value : alphas_cumprod_) {
+      values.push_back(double(float(value)));
+      require_positive("NoiseSchedule::rounded_to_float32", int(values.size()) - 1, values.back());
+    }
     return from_alphas_cumprod(std::move(values), name_ + " in float32");
   }
+
+  /// Of a schedule and of a run.
+  static constexpr int most_timesteps = 1'000'000;
 
   /// T, the number of timesteps that the network was trained with.
   int num_train_timesteps() const { return is_flow() ? flow_timesteps_ : int(alphas_cumprod_.size()); }
@@ -270,7 +281,7 @@ class NoiseSchedule {
     int above = pure_noise ? last - 1 : last;
     const double lowest = this->lambda(above), highest = this->lambda(0);
     // Spacings compute the ends themselves, so a few units in the last place must not be outside.
-    const double slack = 1e-9 * (1 + std::abs(lambda));
+    const double slack = std::isfinite(lambda) ? 1e-9 * (1 + std::abs(lambda)) : 0;
     if (!(lambda >= lowest - slack && lambda <= highest + slack)) {
       detail::refuse("NoiseSchedule::timestep",
                      "lambda must be in [" + detail::text(lowest) + ", " + detail::text(highest) + "]", lambda);
@@ -286,7 +297,19 @@ class NoiseSchedule {
   }
 
   static void require_timesteps(char const* place, int num_train_timesteps) {
-    if (num_train_timesteps < 1) detail::refuse(place, "num_train_timesteps must be at least 1", num_train_timesteps);
+    if (num_train_timesteps < 1 || num_train_timesteps > most_timesteps) {
+      detail::refuse(place,
+                     num_train_timesteps < 1 ? "num_train_timesteps must be at least 1"
+                                             : "num_train_timesteps must be at most " + std::to_string(most_timesteps),
+                     num_train_timesteps);
+    }
+  }
+
+  /// A table ends before float32 does, unless its end is pure noise.
+  void require_positive(char const* place, int t, double alpha_cumprod) const {
+    if (alpha_cumprod > 0 || alphas_cumprod_[t] == 0) return;
+    detail::refuse(place, "alphas_cumprod must be above 0 in float32",
+                   detail::text(alphas_cumprod_[t]) + " at t = " + std::to_string(t));
   }
 
   static std::string label(char const* kind, int num_train_timesteps, double start, double end) {

@@ -24,6 +24,13 @@ inline void require_ratio(char const* rule, double ratio) {
   }
 }
 
+inline void require_timesteps(char const* rule, int num_train_timesteps) {
+  if (num_train_timesteps < 1) {
+    tstitch::detail::refuse(std::string("routing::") + rule, "num_train_timesteps must be at least 1",
+                            num_train_timesteps);
+  }
+}
+
 }  // namespace detail
 
 /// DiT, two networks: network 0 where t / T >= 1 - ratio.
@@ -33,25 +40,33 @@ struct DiT {
 
   std::size_t operator()(Step const& step) const {
     detail::require_ratio("DiT", ratio);
+    detail::require_timesteps("DiT", num_train_timesteps);
     return step.t / num_train_timesteps >= 1 - ratio ? 0 : 1;
   }
 };
 
-/// DiT, any number of networks: the first k whose running sum of fractions, in float32, is at least 1 - t / T.
+/// DiT, any number of networks: the first k whose running sum of fractions is at least 1 - t / T. Fractions are rounded
+/// to float32, summed in double, and the sum is rounded and compared in float32.
 struct DiTFractions {
   std::vector<double> fractions;
   int num_train_timesteps = 1000;
 
   /// @throws std::invalid_argument where the fractions end before the trajectory does
   std::size_t operator()(Step const& step) const {
-    const double done = 1 - step.t / num_train_timesteps;
-    float sum = 0;
+    detail::require_timesteps("DiTFractions", num_train_timesteps);
+    const float done = float(1 - step.t / num_train_timesteps);
+    double sum = 0;
+    std::size_t network = fractions.size();
     for (std::size_t k = 0; k < fractions.size(); ++k) {
-      sum += float(fractions[k]);
-      if (!(done > double(sum))) return k;
+      if (!(fractions[k] >= 0 && fractions[k] <= 1)) {
+        tstitch::detail::refuse("routing::DiTFractions", "each fraction must be in [0, 1]", fractions[k]);
+      }
+      sum += double(float(fractions[k]));
+      if (network == fractions.size() && done <= float(sum)) network = k;
     }
+    if (network < fractions.size()) return network;
     tstitch::detail::refuse("routing::DiTFractions",
-                            "fractions must reach 1 - t / T at t = " + tstitch::detail::text(step.t), double(sum));
+                            "fractions must reach 1 - t / T at t = " + tstitch::detail::text(step.t), sum);
   }
 };
 
@@ -62,6 +77,7 @@ struct LatentDiffusion {
 
   std::size_t operator()(Step const& step) const {
     detail::require_ratio("LatentDiffusion", ratio);
+    detail::require_timesteps("LatentDiffusion", num_train_timesteps);
     return ratio == 1 || step.t / num_train_timesteps > 1 - ratio ? 0 : 1;
   }
 };

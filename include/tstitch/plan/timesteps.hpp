@@ -118,7 +118,7 @@ class Spacing {
               const int first = grid.include_last ? 0 : 1;
               const int stride = noise.num_train_timesteps() / (steps + first);
               std::vector<double> list;
-              for (int i = steps - 1 + first; i >= first; --i) list.push_back(i * stride + offset);
+              for (int i = steps - 1 + first; i >= first; --i) list.push_back(double(i) * stride + offset);
               return at("leading", noise, list);
             }};
   }
@@ -153,36 +153,14 @@ class Spacing {
 
   /// guided-diffusion's and DiT's respacing: the trajectory is cut into `counts.size()` equal sections, section k gives
   /// counts[k] evenly spaced steps, the least noisy section first. Positions are running float sums rounded to even,
-  /// because the lists of those projects are. An empty list means one section with all steps.
-  static Spacing sections(std::vector<int> counts = {}) {
-    return {"sections", [counts](NoiseSchedule const& noise, int steps) {
-              require_steps("sections", noise, steps);
-              const std::vector<int> wanted = counts.empty() ? std::vector<int>{steps} : counts;
-              const int total = std::accumulate(wanted.begin(), wanted.end(), 0);
-              if (total != steps) {
-                detail::refuse("Spacing::sections",
-                               "the counts must add up to the number of steps (" + std::to_string(steps) + ")", total);
-              }
-              const int size = noise.num_train_timesteps() / int(wanted.size());
-              const int longer = noise.num_train_timesteps() % int(wanted.size());
-              std::vector<double> list;
-              int start = 0;
-              for (int k = 0; k < int(wanted.size()); ++k) {
-                const int count = wanted[std::size_t(k)], length = size + (k < longer ? 1 : 0);
-                if (count < 0 || count > length) {
-                  detail::refuse("Spacing::sections",
-                                 "each count must be in [0, " + std::to_string(length) + "], its section's length",
-                                 count);
-                }
-                const double stride = count > 1 ? double(length - 1) / (count - 1) : 1;
-                // One step in all must start from noise: peers take t = 0 here, and then fail.
-                double position = steps == 1 ? length - 1 : 0;
-                for (int i = 0; i < count; ++i, position += stride) list.push_back(start + std::nearbyint(position));
-                start += length;
-              }
-              return at("sections", noise, {list.rbegin(), list.rend()});
-            }};
+  /// because the lists of those projects are.
+  static Spacing sections(std::vector<int> counts) {
+    if (counts.empty()) detail::refuse("Spacing::sections", "at least one count is needed", "none");
+    return in_sections(std::move(counts));
   }
+
+  /// The same with one section, which has all steps.
+  static Spacing sections() { return in_sections({}); }
 
   /// guided-diffusion's "ddimN": the smallest integer stride that visits exactly N of the T timesteps, if there is one.
   static Spacing ddim_stride() {
@@ -221,11 +199,16 @@ class Spacing {
   /// schedules, whose noisiest timesteps are next to pure noise, the authors' dpm_solver (clipped_lambda) and diffusers
   /// (lambda_min_clipped) have -5.1. For tables.
   static Spacing clipped(Spacing spacing, double lambda_min) {
+    if (std::isnan(lambda_min)) detail::refuse("Spacing::clipped", "lambda_min must be a number", lambda_min);
     std::string name = "clipped " + spacing.name();
     return {std::move(name), [spacing = std::move(spacing), lambda_min](NoiseSchedule const& noise, int steps) {
               if (noise.is_flow()) detail::refuse("Spacing::clipped", "needs a table", noise.name());
               int last = noise.noisiest();
               while (last > 0 && !(noise.lambda(last) >= lambda_min)) --last;
+              if (!(noise.lambda(last) >= lambda_min)) {
+                detail::refuse("Spacing::clipped", "lambda_min must be at most " + detail::text(noise.lambda(0)),
+                               lambda_min);
+              }
               auto const& table = noise.alphas_cumprod();
               return spacing(NoiseSchedule::from_alphas_cumprod({table.begin(), table.begin() + last + 1}), steps);
             }};
@@ -287,6 +270,7 @@ class Spacing {
     if (!(shift > 0 && std::isfinite(shift))) detail::refuse("Spacing::shifted", "shift must be above 0", shift);
     return {"shifted", [shift](NoiseSchedule const& noise, int steps) {
               if (!noise.is_flow()) detail::refuse("Spacing::shifted", "is for flow matching", noise.name());
+              require_steps("shifted", noise, steps);
               std::vector<double> list;
               for (int i = 0; i < steps; ++i) {
                 const double sigma = 1 - double(i) / steps;
@@ -297,11 +281,31 @@ class Spacing {
   }
 
   /// Exactly these noise levels, given as sigma / alpha, noisiest first; k-diffusion's sigmas without the final 0.
+  /// Published lists are rounded: the first and the last may be outside of the noise schedule by a hundredth of
+  /// themselves, and are then its ends.
   static Spacing sigmas(std::vector<double> sigmas, TimeOfSigma time = TimeOfSigma::exact) {
     return {"sigmas", [sigmas, time](NoiseSchedule const& noise, int) {
+              constexpr auto place = "Spacing::sigmas";
+              const bool ends_in_noise = !noise.is_flow() && noise.alpha(noise.noisiest()) == 0;
+              const double most = std::exp(-noise.lambda(noise.noisiest() - (ends_in_noise ? 1 : 0)));
+              const double least = std::exp(-noise.lambda(0));
               std::vector<Timestep> list;
-              for (const double sigma : sigmas) {
-                if (!(sigma > 0)) detail::refuse("Spacing::sigmas", "each sigma must be above 0", sigma);
+              for (std::size_t i = 0; i < sigmas.size(); ++i) {
+                double sigma = sigmas[i];
+                if (!(sigma > 0)) detail::refuse(place, "each sigma must be above 0", sigma);
+                if (i > 0 && !(sigma < sigmas[i - 1])) {
+                  detail::refuse(place, "sigmas must be strictly decreasing",
+                                 detail::text(sigma) + " after " + detail::text(sigmas[i - 1]));
+                }
+                if (i == 0 && sigma > most && sigma <= 1.01 * most) sigma = most;
+                if (i + 1 == sigmas.size() && sigma < least && sigma >= 0.99 * least) sigma = least;
+                const bool pure_noise = ends_in_noise && std::isinf(sigma);
+                if (!(sigma >= least * (1 - 1e-9) && sigma <= most * (1 + 1e-9)) && !pure_noise) {
+                  detail::refuse(place,
+                                 "each sigma must be in [" + detail::text(least) + ", " + detail::text(most) +
+                                     "], the range of the noise schedule",
+                                 sigma);
+                }
                 list.push_back({time_of(noise, -std::log(sigma), time), noise.level(-std::log(sigma))});
               }
               return list;
@@ -318,9 +322,20 @@ class Spacing {
   std::vector<Timestep> operator()(NoiseSchedule const& noise, int steps) const {
     const std::string place = "Spacing::" + name_;
     if (steps < 1) detail::refuse(place, "steps must be at least 1", steps);
+    if (steps > NoiseSchedule::most_timesteps) {
+      detail::refuse(place, "steps must be at most " + std::to_string(NoiseSchedule::most_timesteps), steps);
+    }
     std::vector<Timestep> list = rule_(noise, steps);
     if (list.size() != std::size_t(steps)) {
       detail::refuse(place, "the rule must give exactly " + std::to_string(steps) + " timesteps", double(list.size()));
+    }
+    for (auto const& [t, level] : list) {
+      if (!(t >= 0 && t <= noise.noisiest() && level.alpha >= 0 && std::isfinite(level.alpha) && level.sigma >= 0 &&
+            std::isfinite(level.sigma))) {
+        detail::refuse(
+            place, "each t must be in [0, " + std::to_string(noise.noisiest()) + "], alpha and sigma finite numbers",
+            detail::text(t) + ", " + detail::text(level.alpha) + " and " + detail::text(level.sigma));
+      }
     }
     for (std::size_t i = 1; i < list.size(); ++i) {
       if (!(list[i].t <= list[i - 1].t && list[i].level.lambda() > list[i - 1].level.lambda())) {
@@ -332,6 +347,39 @@ class Spacing {
   }
 
  private:
+  /// @param counts none: one section
+  static Spacing in_sections(std::vector<int> counts) {
+    return {"sections", [counts](NoiseSchedule const& noise, int steps) {
+              require_steps("sections", noise, steps);
+              const std::vector<int> wanted = counts.empty() ? std::vector<int>{steps} : counts;
+              const long long total = std::accumulate(wanted.begin(), wanted.end(), 0LL);
+              if (total != steps) {
+                detail::refuse("Spacing::sections",
+                               "the counts must add up to the number of steps (" + std::to_string(steps) + ")",
+                               std::to_string(total));
+              }
+              const int size = noise.num_train_timesteps() / int(wanted.size());
+              const int longer = noise.num_train_timesteps() % int(wanted.size());
+              std::vector<double> list;
+              int start = 0;
+              for (int k = 0; k < int(wanted.size()); ++k) {
+                const int length = size + (k < longer ? 1 : 0);
+                if (wanted[k] < 0 || wanted[k] > length) {
+                  detail::refuse("Spacing::sections",
+                                 "each count must be in [0, " + std::to_string(length) + "], its section's length",
+                                 wanted[k]);
+                }
+                const double stride = wanted[k] > 1 ? double(length - 1) / (wanted[k] - 1) : 1;
+                // One step in all must start from noise: peers take t = 0 here, and then fail.
+                double position = steps == 1 ? length - 1 : 0;
+                for (int i = 0; i < wanted[k]; ++i, position += stride)
+                  list.push_back(start + std::nearbyint(position));
+                start += length;
+              }
+              return at("sections", noise, {list.rbegin(), list.rend()});
+            }};
+  }
+
   static void require_steps(char const* name, NoiseSchedule const& noise, int steps) {
     if (steps > noise.num_train_timesteps()) {
       detail::refuse(std::string("Spacing::") + name,
@@ -377,6 +425,15 @@ class Spacing {
       detail::refuse(std::string("Spacing::") + name, "must begin and end where there is both picture and noise",
                      noise.name() + "; state SigmaGrid::begin and end");
     }
+    for (auto const& [end, level] : {std::pair{"begin", first}, std::pair{"end", last}}) {
+      const double lambda = level.lambda(), slack = 1e-9 * (1 + std::abs(lambda));
+      const double lowest = noise.lambda(noise.noisiest()), highest = noise.lambda(0);
+      if (!(std::isfinite(lambda) && lambda >= lowest - slack && lambda <= highest + slack)) {
+        detail::refuse(std::string("Spacing::") + name,
+                       std::string("SigmaGrid::") + end + " must be a level of the noise schedule " + noise.name(),
+                       "sigma / alpha = " + detail::text(level.sigma / level.alpha));
+      }
+    }
     const int intervals = grid.include_last ? std::max(steps - 1, 1) : steps;
     std::vector<Timestep> list;
     for (int i = 0; i < steps; ++i) {
@@ -387,6 +444,10 @@ class Spacing {
           at_first || at_last
               ? exact.lambda()
               : -std::log(family(first.sigma / first.alpha, last.sigma / last.alpha, double(i) / intervals));
+      if (!std::isfinite(lambda)) {
+        detail::refuse(std::string("Spacing::") + name, "its parameters must give finite sigmas",
+                       detail::text(std::exp(-lambda)) + " at position " + std::to_string(i));
+      }
       list.push_back({time_of(noise, lambda, grid.time), at_first || at_last ? exact : noise.level(lambda)});
     }
     return list;

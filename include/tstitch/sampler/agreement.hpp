@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -38,7 +39,7 @@ struct Agreement {
     std::vector<double> sums = means(differences);
     for (std::size_t i = 1; i < sums.size(); ++i) sums[i] += sums[i - 1];
     const double total = sums.empty() ? 0 : sums.back();
-    for (double& sum : sums) sum = total > 0 ? sum / total : 0;
+    for (double& sum : sums) sum = total == 0 ? 0 : sum / total;
     return sums;
   }
 
@@ -93,6 +94,9 @@ Agreement measure_agreement(Sampler<Rule, Schedule> const& sampler, std::vector<
   }
   agreement.cosines = cosines.cpu();
   agreement.differences = differences.cpu();
+  if (!agreement.differences.isfinite().all().item<bool>()) {
+    throw std::runtime_error("tstitch::measure_agreement: predictions must be finite numbers, got nan or infinity");
+  }
   return agreement;
 }
 

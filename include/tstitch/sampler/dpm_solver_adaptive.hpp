@@ -45,7 +45,9 @@ struct PIDController {
   using Memory = std::array<double, 2>;
 
   void validate() const {
-    if (!std::isfinite(p + i + d)) detail::refuse("PIDController", "p, i and d must be finite numbers", p + i + d);
+    for (const double gain : {p, i, d}) {
+      if (!(std::abs(gain) <= 1e6)) detail::refuse("PIDController", "p, i and d must be in [-1e6, 1e6]", gain);
+    }
     if (!(accept_from > 0 && accept_from <= 1)) {
       detail::refuse("PIDController", "accept_from must be in (0, 1]", accept_from);
     }

@@ -26,7 +26,7 @@ namespace tstitch {
 template <class Rule>
 struct InversionUpdate {
   Rule rule = {};      ///< without history
-  int iterations = 3;  ///< at least 1
+  int iterations = 3;  ///< in [1, 10000]
 
   static constexpr Direction direction = Direction::to_noise;
 
@@ -37,6 +37,7 @@ struct InversionUpdate {
 
   void validate() const {
     if (iterations < 1) detail::refuse("Inversion", "iterations must be at least 1", iterations);
+    if (iterations > 10000) detail::refuse("Inversion", "iterations must be at most 10000", iterations);
     if constexpr (requires { rule.history(); }) {
       if (rule.history() > 0) detail::refuse("Inversion", "needs a rule without history", rule.history());
     }

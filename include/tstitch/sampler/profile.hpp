@@ -30,8 +30,10 @@ struct Profile {
   NoiseSchedule noise_schedule;  ///< with the program's table precision
   SamplingOptions options;
   Rule rule = {};
-  int guidance_channels = 0;                            ///< see Guidance::channels
-  NoiseOrder noise_order = {};                          ///< for TorchNoise
+  int guidance_channels = 0;    ///< see Guidance::channels
+  NoiseOrder noise_order = {};  ///< for TorchNoise
+  /// How the program lays even timesteps: its "leading" is Spacing::leading(offset, grid), its "linspace" that of it.
+  Grid grid = {};
   AnyModelSchedule (*routing)(double ratio) = nullptr;  ///< how T-Stitch's code routes under it; null: it has none
 };
 
@@ -86,7 +88,8 @@ inline Profile<DDPMUpdate> dit(NoiseSchedule const& trained, int steps) {
 /// The same code's DDIM.
 inline Profile<DDIMUpdate> dit_ddim(NoiseSchedule const& trained, int steps, double eta = 0) {
   const Profile<DDPMUpdate> ddpm = dit(trained, steps);
-  return {ddpm.noise_schedule, ddpm.options, {.eta = eta}, ddpm.guidance_channels, ddpm.noise_order, ddpm.routing};
+  return {ddpm.noise_schedule, ddpm.options, {.eta = eta}, ddpm.guidance_channels,
+          ddpm.noise_order,    ddpm.grid,    ddpm.routing};
 }
 
 /// diffusers' DDPMScheduler as it comes: x_0 clipped, fixed small variance.
@@ -116,6 +119,7 @@ inline Profile<DPMSolverUpdate> diffusers_dpmpp(NoiseSchedule const& trained, in
                       .spacing = Spacing::linspace({.include_last = false}),
                       .thresholding = Thresholding::none()},
           .rule = {.published_third_order = true},
+          .grid = {.include_last = false},
           .routing = detail::route_stable_diffusion};
 }
 
@@ -145,7 +149,8 @@ inline Profile<DPMSolverUpdate> dpm_solver(NoiseSchedule const& trained, int ste
                       .spacing = Spacing::linspace({.include_last = false, .round = false}),
                       .final_sigma = FinalSigma::sigma_min,
                       .thresholding = Thresholding::none()},
-          .rule = {.lower_order_final_below = 10, .published_third_order = true}};
+          .rule = {.lower_order_final_below = 10, .published_third_order = true},
+          .grid = {.include_last = false, .round = false}};
 }
 
 /// k-diffusion's sample_dpmpp_2m on get_sigmas_karras with rho 7. It hands fractional timesteps to the network.
