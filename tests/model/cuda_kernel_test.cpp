@@ -1,13 +1,17 @@
+#include <sys/stat.h>
 #include <unistd.h>
 #include <tstitch/model/copy_kernel.hpp>
 #include <tstitch/model/cuda_kernel.hpp>
 #include <tstitch/model/weighted_sum.hpp>
 #include <tstitch/sampler/noise.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <string>
+#include <vector>
 
 #include "../nvrtc.hpp"
 
@@ -35,13 +39,61 @@ TEST_CASE("what NVRTC refuses is told in its words") {
   CHECK_THAT(message, ContainsSubstring("error"));
 }
 
-TEST_CASE("without a GPU there are no kernels, and nothing is said") {
+TEST_CASE("without a GPU there are no kernels, which is noted") {
   if (tstitch::detail::compute_capability(0)) return;
   CHECK_FALSE(tstitch::detail::kernel_on<tstitch::detail::SumKernel>({at::kCUDA, 0}));
   CHECK_FALSE(tstitch::detail::kernel_on<tstitch::detail::NoiseKernel>({at::kCUDA, 0}));
   CHECK(message_of<std::runtime_error>([] {
           tstitch::detail::SumKernel({at::kCUDA, 0});
         }) == "tstitch: the GPU must have compute capability 8.0 or more, got 0.0");
+  const std::vector<std::string> said = diagnostics();
+  CHECK(std::count(said.begin(), said.end(),
+                   "tstitch::kernel_on: torch's operations or the host do what a kernel would: tstitch: the GPU must "
+                   "have compute capability 8.0 or more, got 0.0") == 1);
+}
+
+TEST_CASE("what others own or may write to is no cache") {
+  const std::string folder = TSTITCH_TEST_DATA "/trusted-" + std::to_string(getpid()), file = folder + "/sum.cubin";
+  tstitch::detail::keep_in_cache(file, "code");
+  struct stat status {};
+  const auto mode_of = [&](std::string const& path) {
+    REQUIRE(stat(path.c_str(), &status) == 0);
+    return status.st_mode & 07777;
+  };
+  CHECK(mode_of(folder) == 0700);
+  CHECK(mode_of(file) == 0600);
+  const auto read = [&] { return tstitch::detail::read_from_cache(folder, file); };
+  CHECK(read() == "code");
+  for (const mode_t others_write : {0620, 0602, 0666}) {
+    chmod(file.c_str(), others_write);
+    CHECK(read().empty());
+  }
+  chmod(file.c_str(), 0644);
+  CHECK(read() == "code");
+  for (const mode_t others_write : {0720, 0702, 0777, 01777}) {
+    chmod(folder.c_str(), others_write);
+    CHECK(read().empty());
+  }
+  chmod(folder.c_str(), 0755);
+  CHECK(read() == "code");
+  std::filesystem::create_symlink("sum.cubin", folder + "/link.cubin");
+  CHECK(tstitch::detail::read_from_cache(folder, folder + "/link.cubin").empty());
+  CHECK(tstitch::detail::read_from_cache(folder, folder + "/none.cubin").empty());
+  REQUIRE(mkfifo((folder + "/pipe.cubin").c_str(), 0600) == 0);
+  CHECK(tstitch::detail::read_from_cache(folder, folder + "/pipe.cubin").empty());  // and does not wait for a writer
+  if (geteuid() == 0) {
+    REQUIRE(chown(file.c_str(), 65534, 65534) == 0);
+    CHECK(read().empty());
+    REQUIRE(chown(file.c_str(), 0, 0) == 0);
+    CHECK(read() == "code");
+    REQUIRE(chown(folder.c_str(), 65534, 65534) == 0);
+    CHECK(read().empty());
+  }
+  const std::vector<std::string> said = diagnostics();
+  CHECK(std::count(said.begin(), said.end(),
+                   "tstitch::cached_cuda: compiles what is kept in '" + file +
+                       "' anew, because that or its folder is a link, of another user, or others may write to it") ==
+        1);
 }
 
 TEST_CASE("compiled kernels are kept, and broken ones made again") {

@@ -4,7 +4,7 @@
 /// By NVRTC rather than nvcc, because it is where every CUDA build of torch runs (torch's own fuser needs it), asks
 /// nothing of the program's build, and makes code for the very GPU. What it made is kept in the folder that
 /// TSTITCH_KERNEL_CACHE names, else $XDG_CACHE_HOME/tstitch or ~/.cache/tstitch; an empty TSTITCH_KERNEL_CACHE keeps
-/// nothing.
+/// nothing. It is code: what others own or may write to is not taken from there.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -12,28 +12,30 @@
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <fstream>
 #include <map>
 #include <mutex>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "../base/diagnostics.hpp"
 #include "../output/write_file.hpp"
+#include "../plan/error.hpp"
 
 namespace tstitch::detail {
 
@@ -44,7 +46,8 @@ class SharedLibrary {
   explicit SharedLibrary(std::vector<std::string> const& names) {
     for (const int only_loaded : {RTLD_NOLOAD, 0}) {
       for (std::string const& name : names) {
-        if (!handle_) handle_ = dlopen(name.c_str(), RTLD_LAZY | RTLD_GLOBAL | only_loaded);
+        // Its symbols are looked up by `get` alone, and must not be what other libraries find.
+        if (!handle_) handle_ = dlopen(name.c_str(), RTLD_LAZY | RTLD_LOCAL | only_loaded);
       }
     }
   }
@@ -82,7 +85,9 @@ inline int gpu_attribute(int index, int attribute) {
 
 /// 90 for compute capability 9.0; 0 where there is no such GPU.
 inline int compute_capability(int index) {
-  return 10 * gpu_attribute(index, 75) + gpu_attribute(index, 76);
+  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+  constexpr int capability_major = 75, capability_minor = 76;
+  return 10 * gpu_attribute(index, capability_major) + gpu_attribute(index, capability_minor);
 }
 
 /// CUDA C++, which includes nothing, and what to compile it with.
@@ -161,13 +166,49 @@ inline std::string digest(std::vector<std::string> const& texts) {
 /// @throws std::runtime_error
 inline void keep_in_cache(std::string const& path, std::string const& bytes) {
   for (std::size_t end = path.find('/', 1); end != std::string::npos; end = path.find('/', end + 1)) {
-    mkdir(path.substr(0, end).c_str(), 0777);  // where one cannot be made, the file cannot either
+    mkdir(path.substr(0, end).c_str(), 0700);  // where one cannot be made, the file cannot either
   }
   // Others may compile it too, in this process or on another machine that has the folder.
   const auto now = std::chrono::steady_clock::now().time_since_epoch().count();
   const std::string own = path + "." + std::to_string(getpid()) + "-" + std::to_string(now);
   write_file(own, bytes);
+  chmod(own.c_str(), 0600);  // whatever the umask: what others may write to is not trusted
   if (std::rename(own.c_str(), path.c_str()) != 0) std::remove(own.c_str());
+}
+
+/// Whether nobody but this user may have written it.
+inline bool is_own(struct stat const& status) {
+  return status.st_uid == geteuid() && (status.st_mode & (S_IWGRP | S_IWOTH)) == 0;
+}
+
+/// The bytes of a regular file in a cache; empty where there is none, or one that others may have written, which is
+/// diagnosed.
+inline std::string read_from_cache(std::string const& folder, std::string const& path) {
+  const int directory = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (directory < 0) return "";
+  const std::string name = path.substr(folder.size() + 1);
+  // What is opened is what is looked at, whatever takes its name meanwhile.
+  const int file = openat(directory, name.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC);
+  const bool is_link = file < 0 && errno == ELOOP;
+  struct stat of_folder {
+  }, of_file{};
+  const bool known = file >= 0 && fstat(directory, &of_folder) == 0 && fstat(file, &of_file) == 0;
+  std::string bytes;
+  if (is_link || (known && !(is_own(of_folder) && is_own(of_file)))) {
+    diagnose("cached_cuda",
+             "compiles what is kept in '" + printable(path) +
+                 "' anew, because that or its folder is a link, of another user, or others may write to it");
+  } else if (known && S_ISREG(of_file.st_mode)) {
+    bytes.resize(std::size_t(of_file.st_size));
+    std::size_t done = 0;
+    for (ssize_t part = 1; part > 0 && done < bytes.size(); done += std::size_t(std::max<ssize_t>(part, 0))) {
+      part = read(file, bytes.data() + done, bytes.size() - done);
+    }
+    bytes.resize(done);
+  }
+  if (file >= 0) close(file);
+  close(directory);
+  return bytes;
 }
 
 /// The same, from the cache where it is there. A cache that cannot be read or written is as good as none.
@@ -180,10 +221,7 @@ inline std::string cached_cuda(CudaSource const& source, int architecture, bool 
   const std::string path =
       folder + "/" + source.name + "-" + architecture_name(source, architecture) + "-" + digest(texts) + ".cubin";
   // Behind the code is its digest: the driver believes what it is given, and reads on behind half a file.
-  if (std::ifstream file(path, std::ios::binary); file && !again) {
-    std::ostringstream bytes;
-    bytes << file.rdbuf();  // of what cannot be read it takes less, and does not throw
-    std::string code = std::move(bytes).str();
+  if (std::string code = again ? "" : read_from_cache(folder, path); !code.empty()) {
     const std::size_t size = code.size() - std::min<std::size_t>(code.size(), 16);
     const std::string ending = code.substr(size);
     code.resize(size);
@@ -192,7 +230,9 @@ inline std::string cached_cuda(CudaSource const& source, int architecture, bool 
   std::string code = compile_cuda(source, architecture);
   try {
     keep_in_cache(path, code + digest({code}));
-  } catch (std::exception const&) {}
+  } catch (std::exception const& error) {
+    diagnose("cached_cuda", std::string("keeps no kernels, and compiles them in every process: ") + error.what());
+  }
   return code;
 }
 
@@ -232,7 +272,7 @@ class CudaKernels {
   /// Lets starts of a kernel ask for so much shared memory.
   void allow_shared(void* function, int bytes) const {
     const Current current(*this);
-    constexpr int largest_dynamic_shared = 8;
+    constexpr int largest_dynamic_shared = 8;  // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     check("cuFuncSetAttribute",
           cuda_driver().get<int(void*, int, int)>("cuFuncSetAttribute")(function, largest_dynamic_shared, bytes));
   }
@@ -296,7 +336,9 @@ Kernel const* kernel_on(c10::Device device) {
   if (is_new) {
     try {
       found->second.emplace(device);
-    } catch (std::exception const&) {}
+    } catch (std::exception const& error) {
+      diagnose("kernel_on", std::string("torch's operations or the host do what a kernel would: ") + error.what());
+    }
   }
   return found->second ? &*found->second : nullptr;
 }
