@@ -1,4 +1,6 @@
+#include <tstitch/sampler/ddim.hpp>
 #include <tstitch/sampler/noise.hpp>
+#include <tstitch/sampler/torch_noise.hpp>
 
 #include <algorithm>
 #include <set>
@@ -114,4 +116,21 @@ TEST_CASE("the noise is standard normal") {
   const at::Tensor a = pairs.select(1, 0), b = pairs.select(1, 1);
   CHECK(std::abs(a.mul(b).mean().item<double>()) < 4 * std::sqrt(2 / n));
   CHECK(std::abs(a.pow(2).sub(1).mul(b.pow(2).sub(1)).mean().item<double>()) < 4 * std::sqrt(8 / n));
+}
+
+TEST_CASE("TorchNoise is for one batch, whose noise another one would have") {
+  const Network zero([](at::Tensor const& x, at::Tensor const&) { return x.mul(0); },
+                     {.channels = 1, .height = 2, .width = 2, .noise_schedule = NoiseSchedule::linear()});
+  const DDIM sampler{NoiseSchedule::linear(), SingleNetwork{}, {.steps = 2}};
+  Request request{.count = 4, .noise_source = TorchNoise(7)};
+  const at::Tensor together = sampler.sample({zero}, request).images;
+  CHECK(sampler.sample({zero}, request).images.equal(together));  // the same batch again
+  request.batch_size = 2;
+  CHECK(message_of<std::invalid_argument>([&] { sampler.sample({zero}, request); }) ==
+        "tstitch::TorchNoise: is for one batch, which had 4 images from seed 0 on; each needs its own, got 2 images "
+        "from seed 0 on");
+  request.noise_source = TorchNoise(7);
+  CHECK(message_of<std::invalid_argument>([&] { sampler.sample({zero}, request); }) ==
+        "tstitch::TorchNoise: is for one batch, which had 2 images from seed 0 on; each needs its own, got 2 images "
+        "from seed 2 on");
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -28,8 +29,9 @@ struct NoiseOrder {
 /// What `torch.manual_seed(seed)` and then `torch.randn` for x and for every step give on the CPU, float32.
 ///
 /// Steps are drawn in order whether they use noise or not, once each. Asked for an earlier step again it begins anew,
-/// so that the same address always has the same noise; a fork of a run is safe and slow. The seeds of images are not
-/// used.
+/// so that the same address always has the same noise; a fork of a run is safe and slow. The seeds of images change no
+/// number, but say which batch is asked for: it is for one batch, whose seeds are those of the first call, because
+/// another batch would have its noise.
 class TorchNoise {
  public:
   explicit TorchNoise(std::uint64_t seed, NoiseOrder order = {}) : state_(std::make_shared<State>(seed, order)) {}
@@ -38,6 +40,15 @@ class TorchNoise {
                         at::TensorOptions options) const {
     const std::int64_t images = std::int64_t(seeds.size());
     const std::lock_guard lock(state_->mutex);
+    if (state_->seeds.empty()) state_->seeds = seeds;
+    if (seeds != state_->seeds) {
+      const auto text = [](std::vector<std::uint64_t> const& of) {
+        return std::to_string(of.size()) + " images" +
+               (of.empty() ? "" : " from seed " + std::to_string(of[0]) + " on");
+      };
+      detail::refuse("TorchNoise", "is for one batch, which had " + text(state_->seeds) + "; each needs its own",
+                     text(seeds));
+    }
     return state_->draw(images, address, image_shape).to(options.device(), at::typeMetaToScalarType(options.dtype()));
   }
 
@@ -66,7 +77,8 @@ class TorchNoise {
     std::uint64_t seed;
     NoiseOrder order;
     at::Generator generator;
-    std::uint32_t next = 0;  // the address that the generator gives next
+    std::vector<std::uint64_t> seeds;  // of the images that it is for
+    std::uint32_t next = 0;            // the address that the generator gives next
     std::mutex mutex;
   };
 
