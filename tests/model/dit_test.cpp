@@ -4,8 +4,10 @@
 #include <tstitch/model/dit.hpp>
 #include <tstitch/sampler/ddim.hpp>
 
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <utility>
 #include <vector>
@@ -274,6 +276,13 @@ TEST_CASE("in 8 bits the network is a little off, and layers see what the calibr
                load_dit(small_file, {}, {.e4m3_inputs = {1, 2}});
              }),
              ContainsSubstring("e4m3_inputs must be one for each of the 24 layers, got 2"));
+
+  for (const double value : {std::nan(""), std::numeric_limits<double>::infinity(), -1.0, 1e-40, 1e40}) {
+    std::vector<double> odd = largest;
+    odd[5] = value;
+    CHECK(message_of<std::invalid_argument>([&] { load_dit(small_file, {}, {.e4m3_inputs = odd}); }) ==
+          "tstitch::DiT: e4m3_inputs must be 0 or in [1e-30, 1e30], got " + tstitch::detail::text(value));
+  }
 
   const at::Tensor values = tstitch::detail::host_tensor({4}, at::kFloat);
   const std::array<float, 4> given{-1000, 0.3f, 1.0625f, 3};

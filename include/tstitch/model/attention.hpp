@@ -9,6 +9,7 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <utility>
 
 #include "attention_few_rows.hpp"
@@ -33,7 +34,9 @@ class AttentionKernels {
     if (is_new) {
       try {
         found->second.emplace(kind, device_);
-      } catch (std::exception const&) {}  // torch has another way
+      } catch (std::exception const& error) {
+        diagnose("attention_kernel", std::string("torch's attention takes the place of a kernel: ") + error.what());
+      }
     }
     return found->second ? &*found->second : nullptr;
   }

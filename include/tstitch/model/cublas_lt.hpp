@@ -61,7 +61,8 @@ class CublasLt {
     const c10::DeviceGuard guard(device_);
     try {
       return run(of, *algorithm);
-    } catch (std::runtime_error const&) {  // not of memory, which torch reports in another way
+    } catch (std::runtime_error const& error) {  // not of memory, which torch reports in another way
+      diagnose("gelu_product_e4m3", std::string("torch's operations take the place of one product: ") + error.what());
       algorithm.reset();
       return {};
     }

@@ -30,7 +30,9 @@
 #include <utility>
 #include <vector>
 
+#include "../base/diagnostics.hpp"
 #include "copy_kernel.hpp"
+#include "host_tensor.hpp"
 #include "network.hpp"
 
 namespace tstitch {
@@ -41,7 +43,8 @@ struct CaptureOptions {
   std::size_t graphs = 16;
   /// Plain calls before a capture, in which libraries choose their kernels and TorchScript compiles. At least 1.
   int warm_ups = 6;
-  /// Is told once for each shape that cannot be captured and is called plainly from then on, and why.
+  /// Is told once for each shape that cannot be captured and is called plainly from then on, and why; see also
+  /// `diagnostics`.
   std::function<void(std::string const& reason)> on_fallback = {};
 };
 
@@ -130,10 +133,25 @@ class CudaGraphs {
   /// @returns a tensor of its own, which later calls leave alone
   at::Tensor operator()(std::vector<at::Tensor> const& inputs) {
     if (inputs.empty() || !inputs[0].is_cuda() || wants_gradients(inputs)) return function_(inputs);
+    std::optional<std::string> reason;
+    if (at::Tensor output = replayed(inputs, reason); output.defined()) return output;
+    if (reason) {
+      diagnose("cuda_graphs", "calls plainly what cannot be captured: " + *reason);
+      if (options_.on_fallback) options_.on_fallback(*reason);  // without the lock: it may ask this very network
+    }
+    return function_(inputs);
+  }
+
+ private:
+  using Key = std::vector<std::int64_t>;
+
+  /// @param reason why these shapes cannot be captured, when that has been found out now
+  /// @returns undefined for shapes that cannot be captured
+  at::Tensor replayed(std::vector<at::Tensor> const& inputs, std::optional<std::string>& reason) {
     const std::lock_guard lock(mutex_);
     const c10::cuda::CUDAGuard device(inputs[0].device());
-    Entry& entry = entry_for(inputs);
-    if (!entry.graph) return function_(inputs);
+    Entry& entry = entry_for(inputs, reason);
+    if (!entry.graph) return {};
     const c10::cuda::CUDAStream stream = c10::cuda::getCurrentCUDAStream();
     // Graphs share one pool of memory, so that they run one after another, also from several streams.
     if (replayed_) replayed_->block(stream.unwrap());
@@ -144,9 +162,6 @@ class CudaGraphs {
     replayed_->record(stream.unwrap());
     return output;
   }
-
- private:
-  using Key = std::vector<std::int64_t>;
 
   struct Entry {
     Key key;
@@ -174,7 +189,7 @@ class CudaGraphs {
   }
 
   /// The entry of these shapes, moved to the front.
-  Entry& entry_for(std::vector<at::Tensor> const& inputs) {
+  Entry& entry_for(std::vector<at::Tensor> const& inputs, std::optional<std::string>& reason) {
     const Key key = key_of(inputs);
     for (auto entry = entries_.begin(); entry != entries_.end(); ++entry) {
       if (entry->key != key) continue;
@@ -190,16 +205,9 @@ class CudaGraphs {
       capture(entries_.front(), inputs);
     } catch (std::exception const& error) {
       entries_.front() = {key};
-      if (options_.on_fallback) options_.on_fallback(first_line(error));
+      reason = first_line(error);
     }
     return entries_.front();
-  }
-
-  /// torch's own messages go on with pages of stack trace.
-  static std::string first_line(std::exception const& error) {
-    auto const* const of_torch = dynamic_cast<c10::Error const*>(&error);
-    const std::string text = of_torch ? of_torch->what_without_backtrace() : error.what();
-    return text.substr(0, text.find('\n'));
   }
 
   void capture(Entry& entry, std::vector<at::Tensor> const& inputs) {

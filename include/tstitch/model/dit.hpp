@@ -110,8 +110,9 @@ inline void pack(DiTLinear& linear, std::int64_t rows) {
     linear.packed = reorder.call(linear.weight, c10::SymInt(rows));
     packed_linear(linear.weight.new_empty({1, linear.weight.size(1)}).zero_(), linear, false);
     linear.weight.reset();
-  } catch (std::exception const&) {  // another build of torch, or a processor without bfloat16
+  } catch (std::exception const& error) {  // another build of torch, or a processor without bfloat16
     linear.packed.reset();
+    diagnose("DiT", "torch's products take the place of oneDNN's: " + first_line(error));
   }
 }
 
@@ -119,10 +120,12 @@ inline void pack(DiTLinear& linear, std::int64_t rows) {
 /// @param largest_input see DiTOptions::e4m3_inputs
 inline void quantise(DiTLinear& linear, double largest_input) {
   constexpr double largest = 448;  // of e4m3
-  const auto scale_of = [&](double value) { return value > 0 && std::isfinite(value) ? value / largest : 1.0; };
+  const auto scale_of = [&](double value) { return value > 0 ? value / largest : 1.0; };
   linear.input_scale = scale_of(1.1 * largest_input);  // other trajectories may go further
   if (!linear.eighth.defined()) {
-    linear.weight_scale = scale_of(linear.weight.abs().max().item<double>());
+    const double largest_weight = linear.weight.abs().max().item<double>();
+    if (!std::isfinite(largest_weight)) refuse("DiT", "weights in 8 bits must be finite", largest_weight);
+    linear.weight_scale = scale_of(largest_weight);
     linear.eighth = to_e4m3(linear.weight, linear.weight_scale);
   }
   const at::Tensor host = host_tensor({3, 4}, at::kFloat).zero_();
@@ -189,6 +192,10 @@ class DiT {
     for (DiTWeights::Block& block : blocks) {
       for (DiTLinear* const each : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) {
         const double input = inputs.empty() ? 0 : inputs[layer++];
+        // Scales and one over them are float32.
+        if (!(input == 0 || (input >= 1e-30 && input <= 1e30))) {
+          detail::refuse("DiT", "e4m3_inputs must be 0 or in [1e-30, 1e30]", input);
+        }
         if (each->scales.defined() || each->packed.defined()) continue;  // of another engine's weights
         if (input > 0) {
           detail::quantise(*each, input);
@@ -768,7 +775,12 @@ inline std::vector<double> largest_inputs(std::string const& path, TorchScriptOp
                      {.steps = calibration.steps, .spacing = flow ? Spacing::shifted() : Spacing::linspace()}};
   sampler.sample({network}, request);
   std::vector<double> found;
-  for (at::Tensor const& each : largest) found.push_back(each.item<double>());
+  for (at::Tensor const& each : largest) {
+    found.push_back(each.item<double>());
+    if (std::isfinite(found.back())) continue;
+    throw std::runtime_error("tstitch::largest_inputs: " + detail::quoted(path) + ": inputs must be finite, got " +
+                             detail::text(found.back()) + " in layer " + std::to_string(found.size() - 1));
+  }
   NetworkInfo::Architecture const& a = info.architecture;
   if (!detail::ManyRowsAttention::fits(a.width / a.heads) ||
       !detail::ManyRowsAttention::has_room(info.height / a.patch_size * (info.width / a.patch_size))) {

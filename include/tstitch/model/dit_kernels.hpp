@@ -283,7 +283,9 @@ inline DiTKernels const* dit_kernels(at::Tensor const& x) {
   if (is_new) {
     try {
       found->second.emplace(element, DiTKernelShape{int(x.size(2))}, x.device());
-    } catch (std::exception const&) {}
+    } catch (std::exception const& error) {
+      diagnose("dit_kernels", std::string("torch's operations take the place of a kernel: ") + error.what());
+    }
   }
   return found->second ? &*found->second : nullptr;
 }
