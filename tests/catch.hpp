@@ -11,10 +11,15 @@
 #include <catch2/catch_test_macros.hpp>
 #include <catch2/generators/catch_generators.hpp>
 #include <catch2/matchers/catch_matchers_string.hpp>
+#include <catch2/reporters/catch_reporter_event_listener.hpp>
+#include <catch2/reporters/catch_reporter_registrars.hpp>
 using Catch::Approx;
 using Catch::Matchers::ContainsSubstring;
+using catch_listener = Catch::EventListenerBase;
 #else
+#define CATCH_CONFIG_EXTERNAL_INTERFACES
 #include <catch2/catch.hpp>
+using catch_listener = Catch::TestEventListenerBase;
 inline auto ContainsSubstring(std::string const& text) {
   return Catch::Matchers::Contains(text);
 }

@@ -4,16 +4,16 @@
 
 #include <tstitch/model/cuda_kernel.hpp>
 
-#include "catch.hpp"
+#include "skip.hpp"
 
-/// Says why not.
+/// Where not, the test is skipped, with the reason.
 inline bool has_nvrtc() {
   try {
     tstitch::detail::compile_cuda({"empty", "extern \"C\" __global__ void empty() {}"}, 80);
     return true;
   } catch (std::runtime_error const& error) {
     if (std::string(error.what()).find("must find NVRTC") == std::string::npos) throw;
-    WARN("skipped: " << error.what());
+    skip(error.what());
     return false;
   }
 }
