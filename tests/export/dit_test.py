@@ -60,6 +60,7 @@ if sys.argv[1:2] == ["--random-xl"]:
 tool, scratch = sys.argv[1], Path(sys.argv[3])
 shutil.rmtree(scratch, ignore_errors=True)
 scratch.mkdir(parents=True)
+skipped: list[str] = []  # parts, with what is missing for them
 
 
 def run(*arguments: object) -> str:
@@ -722,7 +723,7 @@ def check_sit_sampling() -> None:
         sys.path.insert(0, str(here.parent / "peers"))
         from noise import noise
     except ImportError as error:
-        print(f"skipped sampling with SiT: {error}")
+        skipped.append(f"skipped sampling with SiT: {error}")
         return
     large = dataclasses.replace(TINY, width=96, depth=3)
     exported(saved("large.pt", random_weights(large, 1)), "sit_large.pt", "--kind", "sit", *ASKED)
@@ -781,7 +782,7 @@ def check_safetensors() -> None:
     try:
         from safetensors.torch import save_file
     except ImportError as error:
-        print(f"skipped safetensors: {error}")
+        skipped.append(f"skipped safetensors: {error}")
         return
     weights, source = random_weights(TINY), scratch / "official.safetensors"
     save_file(weights, source)
@@ -815,7 +816,7 @@ def check_diffusers() -> None:
         import diffusers
         import safetensors  # noqa: F401
     except ImportError as error:
-        print(f"skipped diffusers: {error}")
+        skipped.append(f"skipped diffusers: {error}")
         return
     diffusers.logging.set_verbosity_error()
     diffusers.logging.disable_progress_bar()
@@ -1036,4 +1037,5 @@ check_command_line()
 check_safetensors()
 check_diffusers()
 check_tool()
-print("exported, compared and refused")
+print("exported, compared and refused", *skipped, sep="\n")
+sys.exit(77 if skipped else 0)
