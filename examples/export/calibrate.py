@@ -30,6 +30,7 @@ from common import (
     TOLERANCE,
     fail,
     fill,
+    finite_real,
     first_line,
     largest_difference,
     make_canonical,
@@ -448,7 +449,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("output", type=Path, help="the .pt file to write")
     parser.add_argument("--images", type=positive, default=16, help="how many are drawn (default: %(default)s)")
     parser.add_argument(
-        "--guidance-scale", type=float, help="with which they are drawn (default: what the file recommends)"
+        "--guidance-scale", type=finite_real, help="with which they are drawn (default: what the file recommends)"
     )
     parser.add_argument(
         "--keep",
@@ -459,8 +460,6 @@ def parse_arguments() -> argparse.Namespace:
         help="of qkv, proj, fc1 and fc2, one that stays as it is; again for another one",
     )
     args = parser.parse_args()
-    if args.guidance_scale is not None and not math.isfinite(args.guidance_scale):
-        fail(f"--guidance-scale: must be a finite number, got {args.guidance_scale}")
     require_place(args.output)
     return args
 

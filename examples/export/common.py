@@ -47,13 +47,21 @@ def ask(place: Path, questions: Mapping[str, str]) -> None:
         fail(f"{place}: {names} must be given, got {'; '.join(questions.values())}")
 
 
-def positive_real(text: str) -> float:
-    """Of an option: finite and above 0."""
+def finite_real(text: str) -> float:
+    """Of an option."""
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 < value < math.inf:
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got '{text}'")
+    return value
+
+
+def positive_real(text: str) -> float:
+    """Of an option: finite and above 0."""
+    value = finite_real(text)
+    if not value > 0:
         raise argparse.ArgumentTypeError(f"must be a number above 0, got '{text}'")
     return value
 
@@ -399,6 +407,40 @@ def replacing(output: Path) -> Iterator[Path]:
             temporary.unlink()
 
 
+def belief(values: Mapping[str, object]) -> str:
+    """What the keys say of a network, a line each, for people to see what it was taken for."""
+
+    def of(key: str, otherwise: object = "-") -> object:
+        value = values.get(key, otherwise)
+        return otherwise if value == "" else value
+
+    def first(text: object) -> str:
+        lines = str(text).splitlines()
+        return (", ".join(lines[:3]) + f" and {len(lines) - 3} more") if len(lines) > 3 else ", ".join(lines)
+
+    if "kind" in values:
+        return "\n".join((
+            f"taken for: {of('kind')} of an autoencoder",
+            f"  latents         {of('latent_channels')} channels, scale {of('latent_scale')}, shift {of('latent_shift')}",
+            f"  pictures        {of('picture_channels')} channels, {of('upsampling')} times as high and wide",
+        ))  # fmt: skip
+    pixels = values.get("decoding") == "pixels"
+    what = "a picture" if pixels else f"latents, scale {of('latent_scale', 'not known')}, shift {of('latent_shift', 0)}"
+    shape = ", ".join(f"{key} {values[key]}" for key in ("depth", "width", "heads", "patch_size") if key in values)
+    schedule = " ".join(str(values[k]) for k in ("noise_schedule", "num_train_timesteps", "beta_start", "beta_end") if k in values)
+    sampler = f"{of('profile', 'not known')}, steps {of('steps', 'not known')}"
+    return "\n".join((
+        f"taken for: {of('architecture')}" + (f" of {shape}" if shape else ""),
+        f"  x               {of('input_channels')} x {of('input_height')} x {of('input_width')}: {what}",
+        f"  predicts        {of('prediction')}, variance {of('variance', 'fixed')}",
+        f"  noise schedule  {schedule}, timesteps {of('timestep_type')}",
+        f"  classes         {of('num_classes', 0)}, no class: {of('null_class', 'none')}, names: {first(of('class_names', 'none'))}",
+        f"  conditions      {first(of('conditions', 'none'))}",
+        f"  guidance        {of('guidance_scale', 'not known')}",
+        f"  sampler         {sampler}",
+    ))  # fmt: skip
+
+
 Inputs = Callable[[int], tuple[Tensor, ...]]
 
 
@@ -446,6 +488,8 @@ def write(
     same members.
     """
     form = form or TorchScript()
+    for line in belief(values).splitlines():
+        say(line)
     exact = peer if peer is not None else source
     # A constant that stands for a batch size would show.
     cases = [(arguments, outputs(exact.eval(), arguments)) for arguments in map(inputs, (1, 3))]

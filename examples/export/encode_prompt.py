@@ -23,14 +23,13 @@ runs in float32, for which the T5 of the published networks takes 19 GB of memor
 
 import argparse
 import io
-import os
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from common import Config, add_variant, fail, fill, first_line, load_weights, names_in, positive, say, some
+from common import Config, add_variant, fail, fill, first_line, load_weights, names_in, positive, replacing, say, some
 from export_pixart import TEXT_TOKENS, asks_for_sizes, tokens_of
 from export_unet import sides
 
@@ -238,13 +237,8 @@ def split(rows: dict[str, Tensor]) -> dict[str, Tensor]:
 def save(tensors: dict[str, Tensor], output: Path) -> None:
     buffer = io.BytesIO()
     torch.save(tensors, buffer)
-    temporary = output.with_name(output.name + ".tmp")
-    try:
+    with replacing(output) as temporary:
         temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, output)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        fail(f"{output}: must be a file that can be written, got '{error.strerror}'")
     print(f"{output}: " + ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items()))
 
 

@@ -22,7 +22,7 @@ def read_config(config: Config) -> tuple[KLConfig | TinyConfig, dict[str, object
     kind = config.kind("AutoencoderKL", "AutoencoderTiny")
     shape = read_kl(config) if kind == "AutoencoderKL" else read_tiny(config)
     scale = config.real("scaling_factor", 0.18215 if kind == "AutoencoderKL" else 1.0)
-    if scale <= 0:
+    if not scale > 0:
         config.refuse("scaling_factor", "must be above 0", scale)
     values = {
         "latent_channels": shape.latent_channels,
@@ -149,7 +149,9 @@ def main() -> None:
     say(f"reading {args.weights or folder}")
     with torch.device("meta"):  # without memory and random numbers; the weights come from the file
         network = AutoencoderKL(shape) if isinstance(shape, KLConfig) else AutoencoderTiny(shape)
-    fill(network, modern_names(load_weights(args.weights or folder, args.variant)), args.weights or folder)
+    anchor = "encoder.conv_in.weight" if isinstance(shape, KLConfig) else "encoder.layers.0.weight"
+    weights = load_weights(args.weights or folder, args.variant, anchor=anchor)
+    fill(network, modern_names(weights), args.weights or folder)
 
     values |= {
         "format": 1,

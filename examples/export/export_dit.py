@@ -39,6 +39,7 @@ from common import (
     fail,
     fill,
     find_diffusers,
+    finite_real,
     load_weights,
     positive,
     positive_real,
@@ -49,6 +50,7 @@ from common import (
     write,
 )
 from dit import LAST, DiT, DiTConfig, make_dit, random_inputs, sin_cos_position_embedding
+from pipeline import sampler_of
 
 # The tensors do not tell the heads of the official networks S, B, L and XL; their width does.
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
@@ -233,6 +235,9 @@ def read_config(config: Config) -> DiTConfig:
         config.refuse("sample_size", f"must be a multiple of patch_size {patch}", size)
     if heads * head_width % 4:
         config.refuse("attention_head_dim", f"times {heads} heads must be a multiple of 4", head_width)
+    norm_eps = config.real("norm_eps", 1e-5)
+    if not norm_eps > 0:
+        config.refuse("norm_eps", "must be above 0", norm_eps)
     outputs = config.integer("out_channels", channels)
     if outputs not in (channels, 2 * channels):
         config.refuse("out_channels", f"must be in_channels {channels}, or twice that with learned variance", outputs)
@@ -246,7 +251,7 @@ def read_config(config: Config) -> DiTConfig:
         num_classes=config.integer("num_embeds_ada_norm", 1000, least=1),
         learned_variance=outputs == 2 * channels,
         frequency_steps=127,
-        mlp_norm_eps=config.real("norm_eps", 1e-5),
+        mlp_norm_eps=norm_eps,
     )
     # Said of training, of number formats and of other kinds of this class.
     config.finish("dropout", "norm_num_groups", "upcast_attention")
@@ -332,7 +337,7 @@ def read_latent_scale(path: Path) -> float:
     """What the pipeline multiplies latents with, from the config.json of its autoencoder."""
     config = Config(path)
     scale = config.real("scaling_factor", 0.18215)
-    if scale <= 0:
+    if not scale > 0:
         config.refuse("scaling_factor", "must be above 0", scale)
     return scale
 
@@ -398,6 +403,7 @@ class Source:
     schedule: dict[str, object] = dataclasses.field(default_factory=lambda: DEFAULT_SCHEDULE)
     latent_scale: float | None = None  # of a pipeline
     class_names: list[str] = dataclasses.field(default_factory=list)
+    sampler: dict[str, object] = dataclasses.field(default_factory=dict)
     calibration: Calibration = dataclasses.field(default_factory=Calibration)
     peer: nn.Module | None = None
 
@@ -528,7 +534,7 @@ def read_pipeline(source: Source, folder: Path) -> None:
     if not index.is_file() and not scheduler.is_file():
         return  # a transformer on its own
     if scheduler.is_file():
-        source.schedule = read_schedule(scheduler)
+        source.schedule, source.sampler = read_schedule(scheduler), sampler_of(folder)
     if (vae := folder / "vae/config.json").is_file():
         source.latent_scale = read_latent_scale(vae)
     if index.is_file():
@@ -574,6 +580,7 @@ def metadata(source: Source, args: argparse.Namespace) -> dict[str, object]:
         "null_class": "none" if shape.null_label is None else shape.null_label,
         "timestep_type": "float32" if shape.flow else "int64",
         **source.schedule,
+        **source.sampler,
         **read_space(args, shape.channels, source.latent_scale, {}),
         "guidance_scale": args.guidance_scale if shape.null_label is not None else 1.0,
         # Engines that bring their own network know the official ones by this word.
@@ -610,7 +617,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32", help="stored precision" + default)
     parser.add_argument(
-        "--guidance-scale", type=float, default=4.0, help="the default that a sampler should use" + default
+        "--guidance-scale", type=finite_real, default=4.0, help="the default that a sampler should use" + default
     )
     parser.add_argument("--size", type=int, help="height of x, where the file does not tell it: 32 for 256 pixels")
     parser.add_argument("--heads", type=int, help="attention heads (default: as the official network of this width)")
@@ -654,8 +661,6 @@ def parse_arguments() -> argparse.Namespace:
     )
     add_form(parser)
     args = parser.parse_args()
-    if not math.isfinite(args.guidance_scale):
-        fail(f"--guidance-scale: must be a finite number, got {args.guidance_scale}")
     if args.time and args.kind != "sit":
         fail(f"--time: is for --kind sit, got {args.time} for a DiT")
     require_place(args.output)
@@ -687,11 +692,7 @@ def main() -> None:
         check_time(source.place, source.network.eval(), source.shape, args.time == "noise")
         to_flow(source, args.time == "noise")
     shape = source.shape
-    say(
-        f"{'SiT' if shape.flow else 'DiT'} of {shape.depth} blocks, width {shape.width}, {shape.heads} heads, "
-        f"patches of {shape.patch}, {shape.num_classes} classes; x is {shape.channels}x{shape.size}x{shape.size}, "
-        f"{shape.flops() / 1e9:.2f} GFLOP an image"
-    )
+    say(f"{shape.flops() / 1e9:.2f} GFLOP an image")
     if args.calibrate:
         source.calibration = calibrate(
             source.network,

@@ -9,7 +9,6 @@ below say it for a network without, and are believed where both do.
 """
 
 import argparse
-import math
 from pathlib import Path
 
 import torch
@@ -25,16 +24,19 @@ from common import (
     fail,
     fill,
     find_diffusers,
+    finite_real,
     load_weights,
     positive,
     say,
     write,
 )
 from export_unet import IGNORED, SCHEDULES, latents, noise, sides, token_count
+from pipeline import is_consistency_model, sampler_of
 from pixart import PixArtConfig, conditions, make_pixart
 
 # Tokens of a text in each of the pipelines, by how the names of their classes begin.
 TEXT_TOKENS = {"PixArtAlpha": 120, "PixArtSigma": 300}
+GUIDANCE = 4.5  # of diffusers' pipelines
 
 
 # ------------------------------------------------------------------------------------------------ the network
@@ -206,13 +208,15 @@ def parse_arguments() -> argparse.Namespace:
         "PixArt-Sigma, * for a network alone)",
     )
     parser.add_argument(
-        "--guidance-scale", type=float, default=4.5, help="the default a sampler should use (default: %(default)s)"
+        "--guidance-scale",
+        type=finite_real,
+        help=f"the default a sampler should use (default: {GUIDANCE}, 1 for latent consistency models)",
     )
     parser.add_argument("--license", default="", help="licence of the weights")
     add_form(parser)
     args = parser.parse_args()
-    if not math.isfinite(args.guidance_scale):
-        fail(f"--guidance-scale: must be a finite number, got {args.guidance_scale}")
+    if args.guidance_scale is None:
+        args.guidance_scale = 1.0 if is_consistency_model(args.folder) else GUIDANCE
     return args
 
 
@@ -251,12 +255,14 @@ def main() -> None:
         "mlp_ratio": 4.0,
         **noise(args.folder, args),
         **latents(args.folder),
+        **({} if args.noise_schedule else sampler_of(args.folder)),
     }
 
     say(f"reading {args.weights or folder}")
     with torch.device("meta"):  # without memory and random numbers; the weights come from the file
         network = make_pixart(shape)
-    fill(network, load_weights(args.weights or folder, args.variant), args.weights or folder)
+    weights = load_weights(args.weights or folder, args.variant, anchor="pos_embed.proj.weight")
+    fill(network, weights, args.weights or folder)
     timesteps = values.get("num_train_timesteps", 1000)
     inputs = check_inputs(shape, size, timesteps, tokens if form.whole_size else 20, form.whole_size)
     write(args.output, network, values, inputs, args.dtype, peer(config, network), form)

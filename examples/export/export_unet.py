@@ -23,15 +23,18 @@ from common import (
     Config,
     Inputs,
     add_variant,
+    ask,
     component,
     fail,
     fill,
     find_diffusers,
+    finite_real,
     load_weights,
     positive,
     say,
     write,
 )
+from pipeline import is_consistency_model, sampler_of, scheduler_of
 from unet import CLASSES, UNetConfig, conditions, make_unet
 
 # What keeping an average of the weights left in config.json.
@@ -44,6 +47,7 @@ IGNORED = (
     "update_after_step",
     "use_ema_warmup",
 )
+TEXT_GUIDANCE = 7.5  # of diffusers' pipelines for Stable Diffusion
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
 
@@ -97,7 +101,7 @@ def read_config(config: Config, size_ids: int) -> tuple[UNetConfig, tuple[int, i
         "widths": tuple(widths),
         "layers": tuple(each_level(config, "layers_per_block", len(widths), 2)),
         "groups": groups,
-        "eps": config.real("norm_eps", 1e-5),
+        "eps": positive_eps(config),
         "downsample_padding": config.integer("downsample_padding", 1, least=0),
         "time_width": config.integer("time_embedding_dim", 4 * widths[0]),
         "freq_shift": config.real("freq_shift", 0),
@@ -111,6 +115,13 @@ def read_config(config: Config, size_ids: int) -> tuple[UNetConfig, tuple[int, i
         shape = read_unconditional(config, common)
     config.finish(*IGNORED)
     return shape, size
+
+
+def positive_eps(config: Config) -> float:
+    eps = config.real("norm_eps", 1e-5)
+    if not eps > 0:
+        config.refuse("norm_eps", "must be above 0", eps)
+    return eps
 
 
 def read_channels(config: Config, default: int) -> tuple[int, bool]:
@@ -276,17 +287,20 @@ def read_unconditional(config: Config, common: dict[str, object]) -> UNetConfig:
 # ------------------------------------------------------------------------------------------------ the metadata
 
 
-def noise(folder: Path, args: argparse.Namespace) -> dict[str, object]:
-    """What the network predicts, and its noise schedule: from the options, else from the pipeline's scheduler."""
-    paths = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-    path = next((p for p in paths if p.is_file()), None)
-    scheduler = Config(path) if path else None
+def noise(folder: Path, args: argparse.Namespace, questions: Mapping[str, str] | None = None) -> dict[str, object]:
+    """What the network predicts, and its noise schedule: from the options, else from the pipeline's scheduler.
+
+    @questions: what else must be asked for.
+    """
+    scheduler = scheduler_of(folder)
+    ends = [] if args.noise_schedule == "cosine" else ["beta_start", "beta_end"]
+    options = ["prediction", "noise_schedule", *ends] if scheduler is None else ends if args.noise_schedule else []
+    seen = "no scheduler/scheduler_config.json" if scheduler is None else f"--noise-schedule {args.noise_schedule}"
+    absent = ", ".join(f"--{option.replace('_', '-')}" for option in options if getattr(args, option) is None)
+    ask(folder, {**(questions or {}), **({absent: seen} if absent else {})})
 
     def either(option: str, read: Callable[[Config], object]) -> object:
         value = getattr(args, option)
-        if value is None and scheduler is None:
-            name = option.replace("_", "-")
-            fail(f"{folder}: must hold scheduler/scheduler_config.json, or --{name} be given, got neither")
         return read(scheduler) if value is None else value
 
     kinds = ("epsilon", "sample", "v_prediction")
@@ -309,6 +323,8 @@ def noise(folder: Path, args: argparse.Namespace) -> dict[str, object]:
         to_zero = scheduler.flag("rescale_betas_zero_snr", False)
         if betas is not None or to_zero:
             table = alphas_cumprod(betas or betas_of(values, count))
+            if not len(table) > 1:
+                scheduler.refuse("trained_betas", "must have more than one number", betas)
             if to_zero:
                 table = zero_terminal(table)
             values = {
@@ -322,10 +338,7 @@ def noise(folder: Path, args: argparse.Namespace) -> dict[str, object]:
         values["num_train_timesteps"] = args.num_train_timesteps
         place = "--noise-schedule"
         if values["noise_schedule"] != "cosine":
-            for option in ("beta_start", "beta_end"):
-                values[option] = getattr(args, option)
-                if values[option] is None:
-                    fail(f"{place}: must have --{option.replace('_', '-')} beside it, got none")
+            values |= {option: getattr(args, option) for option in ends}
     if "beta_start" in values and not 0 < values["beta_start"] <= values["beta_end"] < 1:
         fail(f"{place}: must have 0 < beta_start <= beta_end < 1, got {values['beta_start']} and {values['beta_end']}")
     return values
@@ -363,6 +376,8 @@ def latents(folder: Path) -> dict[str, float]:
     for key in ("latents_mean", "latents_std"):  # scales of each channel, which the metadata cannot say
         config.only(key, None)
     scale = config.real("scaling_factor", 1.0 if config.values.get("_class_name") == "AutoencoderTiny" else 0.18215)
+    if not scale > 0:
+        config.refuse("scaling_factor", "must be above 0", scale)
     return {"latent_scale": scale, "latent_shift": config.real("shift_factor", 0.0)}
 
 
@@ -469,14 +484,18 @@ def main() -> None:
         metavar="N",
         help="numbers that SDXL takes beside the text (default: 6, or 5 for its refiner)",
     )
-    parser.add_argument("--null-class", type=int, help="the label that means no class")
+    parser.add_argument("--null-class", type=int, help="the label that means no class (default: none does)")
     parser.add_argument(
         "--decoding",
         choices=["pixels", "none"],
-        default="none",
-        help="pixels where x is a picture (default: %(default)s)",
+        help="pixels where x is a picture, none where it is latents (default: none beside an autoencoder and for 4 channels)",
     )
-    parser.add_argument("--guidance-scale", type=float, help="the default a sampler should use")
+    parser.add_argument(
+        "--guidance-scale",
+        type=finite_real,
+        help=f"the default a sampler should use (default: {TEXT_GUIDANCE} for networks that take a text, but for latent "
+        "consistency models)",
+    )
     parser.add_argument("--license", default="", help="licence of the weights")
     add_form(parser)
     args = parser.parse_args()
@@ -487,8 +506,12 @@ def main() -> None:
     config = Config(folder / "config.json")
     shape, size = read_config(config, args.size_ids or size_ids_of(args.folder))
     size = args.size or size
-    if size is None:
-        fail(f"{config.path}: sample_size must be there, or --size be given, got neither")
+    encoded = latents(args.folder)
+    decoding = args.decoding or ("none" if encoded or shape.channels == 4 else None)
+    questions = {} if size else {"--size": "no sample_size in config.json"}
+    if decoding is None:
+        questions["--decoding"] = f"{shape.channels} channels and no vae, which may be pixels or latents (none)"
+    schedule = noise(args.folder, args, questions)
     values = {
         "format": 1,
         "name": args.name or args.output.stem,
@@ -497,23 +520,27 @@ def main() -> None:
         "input_width": size[1],
         "variance": "fixed",
         "timestep_type": "int64",
-        "decoding": args.decoding,
+        "decoding": decoding,
         "license": args.license,
         "architecture": "unet",
-        **noise(args.folder, args),
-        **latents(args.folder),
+        **schedule,
+        **(encoded if decoding == "none" else {}),
         **labels(shape, args),
+        **({} if args.noise_schedule else sampler_of(args.folder)),
     }
     if found := conditions(shape, *size, args.text_tokens):
         lines = (f"{name} float {' '.join('*' if n is None else str(n) for n in sizes)}" for name, sizes in found)
         values["conditions"] = "\n".join(lines)
     if args.guidance_scale is not None:
         values["guidance_scale"] = args.guidance_scale
+    elif shape.text_width and not shape.guidance_width and not is_consistency_model(args.folder):
+        values["guidance_scale"] = TEXT_GUIDANCE
 
     say(f"reading {args.weights or folder}")
     with torch.device("meta"):  # without memory and random numbers; the weights come from the file
         network = make_unet(shape)
-    fill(network, modern_names(load_weights(args.weights or folder, args.variant)), args.weights or folder)
+    weights = load_weights(args.weights or folder, args.variant, anchor="conv_in.weight")
+    fill(network, modern_names(weights), args.weights or folder)
     timesteps = values.get("num_train_timesteps", 1000)
     inputs = check_inputs(shape, size, timesteps, args.text_tokens or 77, form.whole_size)
     write(args.output, network, values, inputs, args.dtype, peer(config, network, shape), form)

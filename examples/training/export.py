@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
 from aot_inductor import add_form, form_of  # noqa: E402
-from common import TOLERANCE, fill, say, write  # noqa: E402
+from common import TOLERANCE, fill, finite_real, say, write  # noqa: E402
 from dit import DiT, DiTConfig, random_inputs  # noqa: E402
 
 TRAINING_DATA = "CIFAR-10 training set (Krizhevsky, 2009), 50,000 pictures of 32x32, mirrored at random"
@@ -67,7 +67,7 @@ def main() -> None:
         "--dtype", choices=sorted(TOLERANCE), default="float16", help="stored precision (default: %(default)s)"
     )
     parser.add_argument(
-        "--guidance-scale", type=float, default=2.0, help="the default a sampler should use (default: %(default)s)"
+        "--guidance-scale", type=finite_real, default=2.0, help="the default a sampler should use (default: %(default)s)"
     )
     parser.add_argument(
         "--training-data", default=TRAINING_DATA, help="what the network was trained on (default: %(default)s)"

@@ -418,7 +418,7 @@ def check_calibrated_weights() -> None:
     ):
         refuse(says, changed(**values), "--images", 1)
     refuse("must be a number in [1, 65536], got '0'", plain, "--images", 0)
-    refuse("--guidance-scale: must be a finite number, got inf", plain, "--guidance-scale", "inf")
+    refuse("must be a finite number, got 'inf'", plain, "--guidance-scale", "inf")
     message = calibrated(plain, scratch / "no_folder/x.pt")
     assert message.endswith("must be in a folder that exists, got none"), message
     print("calibrated files")
@@ -484,7 +484,7 @@ def check_refusals() -> None:
     refuse("must be a label or none, got '-1'", lambda w: None, "--heads", 3, "--null-class=-1")
     refuse("must be 16, the size that pos_embed in", lambda w: None, *ASKED, "--size", 32)
     refuse("must be a multiple of the patch size 2, got 15", lambda w: None, *ASKED, "--size", 15)
-    refuse("must be a finite number, got nan", lambda w: None, "--guidance-scale", "nan")
+    refuse("must be a finite number, got 'nan'", lambda w: None, "--guidance-scale", "nan")
 
     other = saved("other.pt", {"conv_in.weight": torch.ones(3)})
     must_refuse(other, says="must be a DiT, which has x_embedder.proj.weight, got conv_in.weight")

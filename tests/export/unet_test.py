@@ -35,6 +35,7 @@ KEYS = (
     "format", "name", "input_channels", "input_height", "input_width", "prediction", "variance", "num_classes",
     "null_class", "conditions", "timestep_type", "noise_schedule", "num_train_timesteps", "beta_start", "beta_end",
     "alphas_cumprod", "decoding", "latent_scale", "latent_shift", "guidance_scale", "license", "architecture",
+    "profile", "steps",
 )  # fmt: skip
 
 
@@ -69,7 +70,8 @@ def compare(model: torch.nn.Module, folder: Path, call: object, sizes: dict[str,
     halves = [("float16", 2e-2)] if folder.name in ("sd1", "lcm_xl", "inpainting", "classes") else []
     for dtype, most in [*halves, ("float32", 3e-5)]:
         path = scratch / f"{folder.name}_{dtype}.pt"
-        message = run(folder, path, "--dtype", dtype, "--name", "tiny", "--license", "MIT", *SCHEDULE)
+        space = ["--decoding", "none"] if channels == 3 else []
+        message = run(folder, path, "--dtype", dtype, "--name", "tiny", "--license", "MIT", *SCHEDULE, *space)
         assert not message, message
         loaded = torch.jit.load(path).eval()
         kind = getattr(torch, dtype)
@@ -155,7 +157,7 @@ assert got == {
     "format": "1", "name": "tiny", "input_channels": "4", "input_height": "8", "input_width": "8",
     "prediction": "epsilon", "variance": "fixed", "conditions": "text_embedding float 77 12", "timestep_type": "int64",
     "noise_schedule": "scaled_linear", "num_train_timesteps": "1000", "beta_start": "0.00085", "beta_end": "0.012",
-    "decoding": "none", "license": "MIT", "architecture": "unet",
+    "decoding": "none", "guidance_scale": "7.5", "license": "MIT", "architecture": "unet",
 }, got  # fmt: skip
 
 # Stable Diffusion 2: heads of each level, linear projections, attention in float32 (where diffusers does nothing).
@@ -190,6 +192,7 @@ conditional("details", odd, text)
 
 got = conditional("lcm", {"time_cond_proj_dim": 14}, text | {"guidance_embedding": (14,)})
 assert got["conditions"] == lines(text_embedding="77 12", guidance_embedding="14"), got
+assert "guidance_scale" not in got, "its guidance is an input"
 got = conditional("lcm_xl", xl | {"time_cond_proj_dim": 14}, texts | {"guidance_embedding": (14,)})
 assert got["conditions"].endswith("size_ids float 6\nguidance_embedding float 14"), got
 got = conditional("inpainting", {"in_channels": 9}, text | painting)
@@ -224,7 +227,11 @@ ddpm = {
 }
 got = unconditional("ddpm", ddpm)
 assert (got["input_channels"], got["input_height"], got["input_width"]) == ("3", "8", "16"), got
-assert "conditions" not in got and "num_classes" not in got, got
+assert "conditions" not in got and "num_classes" not in got and "guidance_scale" not in got, got
+must_refuse(scratch / "ddpm", *SCHEDULE, words=("--decoding must be given, got 3 channels and no vae",))
+must_refuse(scratch / "ddpm", "--prediction", "sample", words=(
+    "--decoding and --noise-schedule, --beta-start, --beta-end must be given",
+))  # fmt: skip
 got = unconditional("classes", {"num_class_embeds": 5, "in_channels": 4, "out_channels": 4, "attn_norm_num_groups": 8})
 assert got["num_classes"] == "5" and "null_class" not in got, got
 unconditional("no_attention", {"add_attention": False, "layers_per_block": 1})
@@ -289,6 +296,40 @@ table(False, trained_betas=[1e-4, 5e-3, 0.02, 0.3])
 for beta_schedule in ("linear", "scaled_linear", "squaredcos_cap_v2"):
     table(True, beta_schedule=beta_schedule, rescale_betas_zero_snr=True)
 
+# What draws, where the scheduler is one of the profiles, of which each key is what it must be.
+
+
+def drawn_by(kind: str, name: str = "StableDiffusionPipeline", **options: object) -> tuple[str | None, ...]:
+    scheduler()
+    (pipeline / "model_index.json").write_text(json.dumps({"_class_name": name}))
+    ends = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    getattr(diffusers, kind)(**(ends | options)).save_pretrained(pipeline / "scheduler")
+    got = exported()
+    return got.get("profile"), got.get("steps"), got.get("guidance_scale")
+
+
+pndm = {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False}  # of Stable Diffusion's folders
+assert drawn_by("PNDMScheduler", **pndm) == ("diffusers-pndm", "50", "7.5")
+assert drawn_by("DPMSolverMultistepScheduler") == ("diffusers-dpmpp", "50", "7.5")
+assert drawn_by("DDIMScheduler") == ("diffusers-ddim", "50", "7.5")
+assert drawn_by("DDPMScheduler", "DDPMPipeline") == ("diffusers-ddpm", "1000", "7.5")
+assert drawn_by("LCMScheduler", "LatentConsistencyModelPipeline") == ("diffusers-lcm", "4", None)
+assert drawn_by("LCMScheduler") == ("diffusers-lcm", "4", None)
+assert drawn_by("DDIMScheduler", "MyPipeline") == ("diffusers-ddim", None, "7.5")
+for kind, options in (
+    ("PNDMScheduler", {}), ("PNDMScheduler", pndm | {"steps_offset": 0}), ("PNDMScheduler", pndm | {"set_alpha_to_one": True}),
+    ("PNDMScheduler", pndm | {"timestep_spacing": "trailing"}),
+    ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
+    ("DDIMScheduler", {"clip_sample_range": 2.0}), ("DDIMScheduler", {"rescale_betas_zero_snr": True}),
+    ("DPMSolverMultistepScheduler", {"use_karras_sigmas": True}), ("DPMSolverMultistepScheduler", {"solver_order": 3}),
+    ("DPMSolverMultistepScheduler", {"final_sigmas_type": "sigma_min"}),
+    ("DPMSolverMultistepScheduler", {"timestep_spacing": "leading"}),
+    ("DPMSolverMultistepScheduler", {"lambda_min_clipped": -5.1}),
+    ("DDPMScheduler", {"variance_type": "fixed_large"}), ("LCMScheduler", {"original_inference_steps": 100}),
+    ("EulerDiscreteScheduler", {}), ("UniPCMultistepScheduler", {}),
+):  # fmt: skip
+    assert drawn_by(kind, **options)[:2] == (None, None), (kind, options)
+
 # The refiner of SDXL takes 5 numbers beside the text.
 shutil.rmtree(pipeline)
 shutil.copytree(scratch / "sdxl", pipeline / "unet")
@@ -311,7 +352,7 @@ model.save_pretrained(scratch / "sharded", max_shard_size="50KB")
 assert len(list((scratch / "sharded").glob("*.safetensors"))) > 1
 model.save_pretrained(scratch / "older", safe_serialization=False)
 torch.save(model.state_dict(), scratch / "mine.pt")
-names = ["--dtype", "float32", "--name", "tiny", "--license", "MIT", *SCHEDULE]
+names = ["--dtype", "float32", "--name", "tiny", "--license", "MIT", *SCHEDULE, "--decoding", "none"]
 for arguments in ([sd1], [scratch / "sharded"], [scratch / "older"], [sd1, "--weights", scratch / "mine.pt"]):
     message = run(*arguments, out, *names)
     assert not message, message
@@ -430,9 +471,14 @@ for key, values in {
     for value in values:
         must_refuse(edited(scratch / "ddpm", **{key: value}), *SCHEDULE, words=("config.json", key, "got"))
 
-must_refuse(sd1, words=("scheduler_config.json", "--prediction", "got neither"))
+must_refuse(sd1, words=(
+    "--prediction, --noise-schedule, --beta-start, --beta-end must be given, got no scheduler/scheduler_config.json",
+))  # fmt: skip
 must_refuse(sd1, "--prediction", "epsilon", words=("--noise-schedule",))
-must_refuse(sd1, "--prediction", "epsilon", "--noise-schedule", "linear", words=("--beta-start", "got none"))
+must_refuse(sd1, "--prediction", "epsilon", "--noise-schedule", "linear", words=("--beta-start, --beta-end must be given",))
+for value in ("nan", "inf", "x"):
+    must_refuse(sd1, *SCHEDULE, "--guidance-scale", value, words=("must be a finite number", f"got '{value}'"))
+must_refuse(edited(sd1, norm_eps=0), *SCHEDULE, words=("norm_eps", "must be above 0"))
 must_refuse(sd1, *SCHEDULE[:-1], 2, words=("beta_end < 1",))
 must_refuse(sd1, *SCHEDULE[:-1], math.nan, words=("beta_end < 1",))
 must_refuse(sd1, *SCHEDULE, "--size", "0x8", words=("--size", "'0x8'"))
@@ -447,6 +493,8 @@ for options, word in (
     ({"beta_start": 0.5}, "beta_start <= beta_end"),
     ({"prediction_type": "flow_prediction"}, "prediction_type"),
     ({"trained_betas": [0.1, 2]}, "trained_betas"),
+    ({"trained_betas": [0.1], "rescale_betas_zero_snr": True}, "trained_betas"),
+    ({"beta_end": math.nan}, "beta_end"),
     ({"num_train_timesteps": 0}, "num_train_timesteps"),
     ({"use_flow_sigmas": True}, "use_flow_sigmas"),
 ):
@@ -455,6 +503,8 @@ for options, word in (
     path.write_text(json.dumps(json.loads(path.read_text()) | options))
     must_refuse(pipeline, words=(word, "scheduler_config.json"))
 scheduler()
+(pipeline / "vae/config.json").write_text(json.dumps({"scaling_factor": 0}))
+must_refuse(pipeline, words=("vae/config.json", "scaling_factor must be above 0"))
 (pipeline / "vae/config.json").write_text(json.dumps({"latents_mean": [0, 0, 0, 0]}))
 must_refuse(pipeline, words=("vae/config.json", "latents_mean"))
 
