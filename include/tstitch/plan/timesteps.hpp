@@ -363,17 +363,16 @@ class Spacing {
               std::vector<double> list;
               int start = 0;
               for (int k = 0; k < int(wanted.size()); ++k) {
-                const int length = size + (k < longer ? 1 : 0);
-                if (wanted[k] < 0 || wanted[k] > length) {
+                const int count = wanted[std::size_t(k)], length = size + (k < longer ? 1 : 0);
+                if (count < 0 || count > length) {
                   detail::refuse("Spacing::sections",
                                  "each count must be in [0, " + std::to_string(length) + "], its section's length",
-                                 wanted[k]);
+                                 count);
                 }
-                const double stride = wanted[k] > 1 ? double(length - 1) / (wanted[k] - 1) : 1;
+                const double stride = count > 1 ? double(length - 1) / (count - 1) : 1;
                 // One step in all must start from noise: peers take t = 0 here, and then fail.
                 double position = steps == 1 ? length - 1 : 0;
-                for (int i = 0; i < wanted[k]; ++i, position += stride)
-                  list.push_back(start + std::nearbyint(position));
+                for (int i = 0; i < count; ++i, position += stride) list.push_back(start + std::nearbyint(position));
                 start += length;
               }
               return at("sections", noise, {list.rbegin(), list.rend()});
