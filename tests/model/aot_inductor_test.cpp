@@ -88,6 +88,27 @@ TEST_CASE("files that are no packages are refused in one line") {
   }
 }
 
+TEST_CASE("every changed byte of a package's records is noticed before its code runs") {
+  std::ifstream file(package(with({{"license", std::string(1000, 'x')}})), std::ios::binary);
+  const std::string whole{std::istreambuf_iterator<char>(file), {}};
+  const std::size_t begin = whole.find(std::string(1000, 'x'));
+  REQUIRE(begin != std::string::npos);
+  const std::string path = TSTITCH_TEST_DATA "/damaged.pt2";
+  for (std::size_t offset = 0; offset < 1000; offset += 99) {
+    std::string damaged = whole;
+    damaged[begin + offset] = 'y';
+    std::ofstream(path, std::ios::binary) << damaged;
+    CHECK_THAT(refusal(path), ContainsSubstring("damaged.pt2': must be an AOTInductor package, got 'entry "
+                                                "'extra/tstitch/license' of the archive is damaged: its checksum"));
+  }
+  // What nothing of the library reads, but the loader of torch.
+  std::string unread = whole;
+  const std::size_t format = unread.rfind("pt2", unread.find("PK\1\2"));
+  unread[format] = 'q';
+  std::ofstream(path, std::ios::binary) << unread;
+  CHECK_THAT(refusal(path), ContainsSubstring("entry 'archive_format' of the archive is damaged: its checksum"));
+}
+
 TEST_CASE("packages without metadata, or with metadata that makes no sense, are refused with key, rule and value") {
   CHECK_THAT(refusal(package({})), ContainsSubstring("must carry tstitch metadata (see metadata.hpp), got a file "));
   const auto message = [](std::string const& key, std::string const& value) {

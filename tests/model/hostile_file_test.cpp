@@ -222,7 +222,7 @@ TEST_CASE("a pickle with changed bytes is refused, or gives what lies in the fil
   CHECK(condition_refusal(condition_of(good)).empty());
   CHECK(model_refusal(model()).empty());
   const auto changed = [&](std::string bytes) {
-    for (std::uint64_t k = 1 + random() % 3; k > 0; --k) {
+    for (std::uint64_t k = 1 + random() % 3; k > 0 && !bytes.empty(); --k) {
       const std::size_t position = random() % bytes.size();
       switch (random() % 4) {
         case 0: bytes[position] = char(random()); break;
@@ -293,6 +293,20 @@ TEST_CASE("pickles that nest, recall or ask for too much are refused before anyt
   CHECK_THAT(condition_refusal(archive_of(
                  {{"data.pkl", "\x80\x02}(" + many.substr(3) + "u."}, {"data/0", std::string(1 << 20, '\1')}})),
              ContainsSubstring("takes more memory than a file of this size is to"));
+}
+
+TEST_CASE("what is no module is refused in plain words, and an ordered dict of tensors is taken") {
+  Records records = records_of(model());
+  named(records, "data.pkl") = pickle::dict(pickle::tensor(12, 0, {3, 4}, {4, 1}));
+  CHECK_THAT(model_refusal(archive_of(records)), ContainsSubstring("got 'data.pkl holds no module'"));
+  const std::string ordered =
+      "\x80\x02"
+      "ccollections\nOrderedDict\n)R" +
+      pickle::text("mask") + pickle::tensor(12, 0, {3, 4}, {4, 1}) + "s.";
+  const std::vector<NamedCondition> conditions = load_conditions(path_of("ordered.pt", condition_of(ordered)));
+  REQUIRE(conditions.size() == 1);
+  CHECK(conditions[0].name == "mask");
+  CHECK(conditions[0].value.sizes() == at::IntArrayRef({3, 4}));
 }
 
 TEST_CASE("code that nests too deeply is refused before torch parses it") {

@@ -369,8 +369,8 @@ class Pickle {
     };
     if (function == "torch._utils\n_rebuild_tensor_v2" || function == "torch._utils\n_rebuild_qtensor") {
       push_tensor(arguments, function.ends_with("_rebuild_qtensor"));
-    } else if (function == "collections\nOrderedDict") {  // of hooks, which nobody reads
-      push({});
+    } else if (function == "collections\nOrderedDict") {  // of hooks, which nobody reads, or of tensors
+      push({.kind = classes_ ? Kind::none : Kind::dict});
     } else if (is_pickle_function("restore_type_tag")) {
       require((has(arguments, {Kind::list, Kind::text}) || has(arguments, {Kind::dict, Kind::text})) &&
                   values_[arguments.children[1]].text.size() <= 4096,

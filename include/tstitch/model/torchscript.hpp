@@ -130,7 +130,10 @@ inline torch::jit::Module load_module(std::shared_ptr<Archive> const& archive) {
     // Torch inflates without a look at checksums.
     TORCH_CHECK(!record.compressed || code || name.starts_with("extra/"), "a compressed entry ", quoted(name));
   }
-  for (char const* const name : {"constants", "data"}) Pickle(*archive, name, /*classes=*/true);
+  TORCH_CHECK(Pickle(*archive, "constants", /*classes=*/true).root().kind == Pickle::Kind::tuple,
+              "constants.pkl holds no tuple");
+  TORCH_CHECK(Pickle(*archive, "data", /*classes=*/true).root().kind == Pickle::Kind::object,
+              "data.pkl holds no module");
   return torch::jit::load(archive, at::kCPU, /*load_debug_files=*/false);
 }
 
