@@ -675,6 +675,16 @@ TEST_CASE("what cannot be captured is called plainly, and the process stays heal
                                  {.on_fallback = [&](std::string const& reason) { reasons.push_back(reason); }});
   CHECK(other(x, times(3, 2), {}).equal(x.add(1)));
   CHECK(reasons.size() == 1);
+  // Who is told may ask the very network.
+  std::optional<Network> asked;
+  at::Tensor answer;
+  asked = captured(waits, {.on_fallback = [&](std::string const&) { answer = (*asked)(x, times(3, 2), {}); }});
+  CHECK((*asked)(x, times(3, 2), {}).equal(x.mul(3)));
+  REQUIRE(answer.defined());
+  CHECK(answer.equal(x.mul(3)));
+  const std::vector<std::string> said = diagnostics();
+  CHECK(std::find(said.begin(), said.end(),
+                  "tstitch::cuda_graphs: calls plainly what cannot be captured: " + reasons[0]) != said.end());
 }
 
 TEST_CASE("a stitched run of captured engines never waits, and is that of plain ones") {

@@ -249,7 +249,7 @@ class Network {
             inputs.push_back(tensor);
             names.push_back(name);
           }
-          const std::unique_lock lock(captured->mutex);
+          std::unique_lock lock(captured->mutex);
           TensorFunction& function = captured->functions[names];
           if (!function) {
             function = capture([whole, names, labelled](std::vector<at::Tensor> const& given) {
@@ -260,6 +260,7 @@ class Network {
               return whole(given[0], given[1], rebuilt);
             });
           }
+          lock.unlock();  // who is told of a fallback may ask this network
           return function(inputs);
         },
         info(), device());
