@@ -111,7 +111,7 @@ class Thresholding {
 
  private:
   static void require_range(char const* place, double range) {
-    if (!(range > 0 && std::isfinite(range))) detail::refuse(place, "range must be above 0 and finite", range);
+    if (!(range > 0 && std::isfinite(range))) detail::refuse(place, "range must be above 0", range);
   }
 
   enum class Kind { automatic, none, clip, dynamic };
