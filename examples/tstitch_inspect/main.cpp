@@ -3,6 +3,7 @@
 #include <tstitch/model/condition_file.hpp>
 #include <tstitch/model/torchscript.hpp>
 #include <tstitch/output/image.hpp>
+#include <tstitch/output/progress.hpp>
 #include <tstitch/tstitch.hpp>
 
 #include <CLI/CLI.hpp>
@@ -87,6 +88,44 @@ std::string grouped(std::int64_t number) {
   return text;
 }
 
+constexpr int timed_runs = 12;
+
+/// How much of the measuring is done, in rows that networks are asked for.
+class Progress {
+ public:
+  explicit Progress(Arguments const& arguments) {
+    for (const std::int64_t rows : arguments.rows) all_ += rows * timed_runs * std::int64_t(arguments.files.size());
+    if (arguments.files.size() > 1 && !arguments.no_probe) all_ += arguments.steps * arguments.count;
+  }
+
+  void add(std::int64_t rows, std::string const& what) {
+    done_ += rows;
+    line_.show(done_, all_, {what});
+  }
+
+  /// For what else is printed.
+  void clear() { line_.clear(); }
+
+ private:
+  std::int64_t done_ = 0, all_ = 0;
+  tstitch::detail::ProgressLine line_;
+};
+
+/// A network whose evaluations are shown, where each is a step.
+struct Watched {
+  tstitch::Network network;
+  Progress& progress;
+  bool knows_timestep = network.knows_timestep();
+  bool repeats_x = network.repeats_x();
+
+  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, tstitch::Condition const& condition,
+                        std::optional<double> timestep) const {
+    const at::Tensor output = network(x, t, condition, timestep);
+    progress.add(x.size(0), "comparing along the trajectory");
+    return output;
+  }
+};
+
 /// The arguments of one evaluation of this many rows.
 struct Call {
   at::Tensor x, t;
@@ -142,7 +181,7 @@ void describe_package(std::string const& path, Json& json) {
 }
 
 Json describe(std::string const& path, tstitch::Network const& network, Arguments const& arguments,
-              std::vector<tstitch::NamedCondition> const& conditions) {
+              std::vector<tstitch::NamedCondition> const& conditions, Progress& progress) {
   tstitch::NetworkInfo const& info = network.info();
   Json json{{"file", path}, {"name", info.name}};
   std::printf("%s\n", tstitch::detail::printable(path).c_str());
@@ -185,7 +224,7 @@ Json describe(std::string const& path, tstitch::Network const& network, Argument
   for (const std::int64_t rows : arguments.rows) {
     const Call call(network, conditions, rows);
     std::vector<double> milliseconds;
-    for (int run = 0; run < 12; ++run) {
+    for (int run = 0; run < timed_runs; ++run) {
       const auto wait = [&] {
         if (network.device().is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(network.device().index());
       };
@@ -195,7 +234,9 @@ Json describe(std::string const& path, tstitch::Network const& network, Argument
       wait();
       const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - start;
       if (run > 3) milliseconds.push_back(spent.count());  // TorchScript compiles in the first ones
+      progress.add(rows, "timing " + std::to_string(rows) + " rows");
     }
+    progress.clear();
     std::nth_element(milliseconds.begin(), milliseconds.begin() + 4, milliseconds.end());
     const double each = milliseconds[4] / double(rows);
     print("ms a row", tstitch::detail::text(std::round(each * 1e3) / 1e3) + " of " + std::to_string(rows) + " on " +
@@ -206,14 +247,16 @@ Json describe(std::string const& path, tstitch::Network const& network, Argument
 }
 
 /// Where the first network agrees with the last, along the last one's trajectory.
-Json probe(std::vector<tstitch::Network> const& networks, Arguments const& arguments,
-           std::vector<tstitch::NamedCondition> const& conditions) {
+Json probe(std::vector<tstitch::Network> networks, Arguments const& arguments,
+           std::vector<tstitch::NamedCondition> const& conditions, Progress& progress) {
   const std::size_t last = networks.size() - 1;
   const tstitch::DDIM sampler{
       networks[last].noise_schedule(), tstitch::SingleNetwork{last}, {.steps = arguments.steps}};
   tstitch::Request request = request_for(networks, conditions, arguments.count);
   request.guidance.scale = networks[last].info().null_class ? networks[last].info().guidance_scale : 1;
+  networks[0] = tstitch::Network(Watched{networks[0], progress}, networks[0].info(), networks[0].device());
   const tstitch::Agreement agreement = tstitch::measure_agreement(sampler, networks, request, 0, last);
+  progress.clear();
   const std::vector<double> means = tstitch::Agreement::means(agreement.cosines);
   const std::vector<double> differences = tstitch::Agreement::means(agreement.differences);
   const std::vector<double> shares = agreement.cumulative_share();
@@ -274,10 +317,11 @@ int inspect(Arguments const& arguments) {
     for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) conditions.push_back(std::move(each));
   }
   Json json;
+  Progress progress(arguments);
   std::vector<tstitch::Network> networks;
   for (std::string const& path : arguments.files) {
     networks.push_back(load_network(path, options));
-    json["networks"].push_back(describe(path, networks.back(), arguments, conditions));
+    json["networks"].push_back(describe(path, networks.back(), arguments, conditions, progress));
   }
   const std::vector<std::string> mismatches = tstitch::mismatches(networks);
   if (networks.size() > 1) {
@@ -286,7 +330,7 @@ int inspect(Arguments const& arguments) {
     json["mismatches"] = mismatches;
   }
   if (networks.size() > 1 && mismatches.empty() && !arguments.no_probe) {
-    json["agreement"] = probe(networks, arguments, conditions);
+    json["agreement"] = probe(networks, arguments, conditions, progress);
   }
   if (!arguments.json.empty()) {
     json["diagnostics"] = tstitch::diagnostics();
