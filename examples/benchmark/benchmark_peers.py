@@ -35,12 +35,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
+import packages  # noqa: E402
+
+packages.require(__file__, "torch", beside=("diffusers", "numpy"))
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 EXPORTER = EXAMPLES / "export/export_dit.py"
-sys.path[:0] = [str(EXAMPLES / "export"), str(EXAMPLES.parent / "tests/peers")]
+sys.path.insert(0, str(EXAMPLES.parent / "tests/peers"))
 from dit import DiT, DiTConfig, sin_cos_position_embedding  # noqa: E402
 from export_dit import parts_of  # noqa: E402
 
@@ -375,6 +379,8 @@ def measure(args: argparse.Namespace) -> Report:
         if reference is None:
             reference, reference_name = latents, f"{program} in {dtype}"
         difference = (latents.double() - reference.double()).square().mean().sqrt() / reference.double().square().mean().sqrt()
+        if not difference.isfinite():
+            sys.exit(f"{program} in {dtype}: latents must be finite, as those of {reference_name}, got nan or infinity")
         report.accuracy.append({"dtype": dtype, "program": program, "batch": args.batch[0], "ratio": args.accuracy_ratio,
                                 "reference": reference_name, "relative_rms_difference": difference.item()})  # fmt: skip
 
@@ -500,6 +506,8 @@ def parse_arguments() -> argparse.Namespace:
     for name in ("repeats", "rounds", "steps", "threads"):
         if (value := getattr(args, name)) is not None and value < 1:
             parser.error(f"--{name}: must be at least 1, got {value}")
+    if not abs(args.guidance) < float("inf"):
+        parser.error(f"--guidance: must be finite, got {args.guidance:g}")
     if not 0 <= args.accuracy_ratio <= 1:
         parser.error(f"--accuracy-ratio: must be in [0, 1], got {args.accuracy_ratio:g}")
     args.batch = args.batch or ([1, 8, 32] if gpu else [1, 4])

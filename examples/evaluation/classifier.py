@@ -1,7 +1,6 @@
 """The CIFAR-10 classifier whose features and opinions judge generated pictures."""
 
 import math
-import os
 import sys
 import time
 from pathlib import Path
@@ -10,6 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from metrics import require_finite
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
+from common import replacing  # noqa: E402
 
 
 class ConvBlock(nn.Sequential):
@@ -127,7 +131,7 @@ def train_classifier(pictures: Tensor, labels: Tensor, num_classes: int, epochs:
 def features_of(network: Classifier, pictures: Tensor, batch: int = 500) -> Tensor:
     """uint8 [n, 3, 32, 32] -> features float32 [n, f], on the network's device."""
     device = network.head.weight.device
-    return torch.cat([network.features(to_network(piece.to(device))) for piece in pictures.split(batch)])
+    return require_finite(torch.cat([network.features(to_network(piece.to(device))) for piece in pictures.split(batch)]))
 
 
 @torch.no_grad()
@@ -147,10 +151,11 @@ def load_or_train(
         state = {
             name: (value.half() if value.ndim > 1 else value).cpu() for name, value in network.state_dict().items()
         }
+        if wrong := [name for name, value in state.items() if not value.isfinite().all()]:
+            sys.exit(f"{path}: not written: weights must be finite in half precision, got nan or infinity in {wrong[0]}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        torch.save(state, temporary)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
     # What was trained a moment ago is loaded back as well, so that every run judges with the very same weights.
     network = Classifier(num_classes)
     network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))

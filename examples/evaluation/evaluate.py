@@ -17,13 +17,17 @@ from dataclasses import dataclass
 from multiprocessing.pool import Pool
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor, nn
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
+import packages  # noqa: E402
 
-from classifier import classify, features_of, load_or_train
-from metrics import FrechetDistance, PrecisionRecall
+packages.require(__file__, "numpy", "PIL", "torch")
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from classifier import classify, features_of, load_or_train  # noqa: E402
+from metrics import FrechetDistance, PrecisionRecall  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 from cifar10 import load_cifar10  # noqa: E402
@@ -88,6 +92,12 @@ class Judge:
 
     def __call__(self, pictures: Tensor, asked: Tensor) -> dict[str, object]:
         """Pictures uint8 [m, 3, 32, 32] and the classes that they should be of, int64 [m]."""
+        try:
+            return self.judge(pictures, asked)
+        except ValueError as error:
+            sys.exit(f"pictures: cannot be judged: {error}")
+
+    def judge(self, pictures: Tensor, asked: Tensor) -> dict[str, object]:
         features, seen = classify(self.classifier, pictures)
         agrees = 100 * (seen == asked).double()
         precision, recall = self.precision_recall(features)
@@ -183,7 +193,7 @@ def main() -> None:
             say(str(folder), result)
             print("  " + "  ".join(f"{name} {value:.1f}" for name, value in result["agreement_per_class"].items()))
     if args.report:
-        args.report.write_text(json.dumps(report, indent=2) + "\n")
+        args.report.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n")
 
 
 if __name__ == "__main__":

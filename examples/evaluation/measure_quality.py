@@ -15,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import multiprocessing.pool
-import os
 import queue
 import shutil
 import subprocess
@@ -24,9 +23,14 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
+import packages  # noqa: E402
 
-from evaluate import Judge, add_arguments, load_data, make_judge, read_pictures, say
+packages.require(__file__, "numpy", "PIL", "torch")
+import torch  # noqa: E402
+
+from common import replacing  # noqa: E402
+from evaluate import Judge, add_arguments, load_data, make_judge, read_pictures, say  # noqa: E402
 
 # Of larger sets the first pictures are judged by themselves too: distances of different numbers are not comparable.
 COMMON = 10_000
@@ -214,9 +218,8 @@ def read_report(path: Path) -> dict:
 
 
 def write_report(path: Path, report: dict) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 
 def is_done(run: Run, guidance: float, cells: list[dict]) -> bool:

@@ -4,12 +4,21 @@ import torch
 from torch import Tensor
 
 
+def require_finite(features: Tensor) -> Tensor:
+    """Comparisons with nan are false: it would lie outside of everything, without a word."""
+    if not features.isfinite().all():
+        raise ValueError("features must be finite, got nan or infinity")
+    return features
+
+
 class Statistics:
     """Mean and covariance of features [n, f], in float64 on their device."""
 
     def __init__(self, features: Tensor):
         # Sums of products of 50,000 features in float32 would be off by more than what pairs of samplers differ.
-        features = features.double()
+        if len(features) < 2:
+            raise ValueError(f"a covariance needs 2 points or more, got {len(features)}")
+        features = require_finite(features).double()
         self.mean = features.mean(0)
         self.covariance = features.T.cov()
 
@@ -55,6 +64,7 @@ class PrecisionRecall:
 
     def radii_of(self, points: Tensor) -> Tensor:
         """The distance of each point to its k-th nearest other one, [n]."""
+        require_finite(points)
         if len(points) <= self.k:
             raise ValueError(f"precision and recall need more than {self.k} points, got {len(points)}")
         # The nearest of all is the point itself.

@@ -5,14 +5,15 @@ import json
 import sys
 from pathlib import Path
 
-try:
-    import matplotlib
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
+import packages  # noqa: E402
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
-except ImportError:
-    sys.exit("plot_quality.py: needs the Python package matplotlib")
+packages.require(__file__, "matplotlib")
+import matplotlib  # noqa: E402
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter  # noqa: E402
 
 DISTANCE = "frechet_distance_in_classifier_features"
 TITLES = {"ddpm": "DDPM", "ddim": "DDIM", "dpm-solver++": "DPM-Solver++ 2M"}

@@ -21,12 +21,15 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+import packages
 
-from common import (
+packages.require(__file__, "torch")
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
+
+from common import (  # noqa: E402
     TOLERANCE,
     fail,
     fill,
@@ -41,7 +44,7 @@ from common import (
     reserve,
     say,
 )
-from dit import DiT, DiTConfig, random_inputs
+from dit import DiT, DiTConfig, random_inputs  # noqa: E402
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 

@@ -24,6 +24,8 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from packages import advice
+
 # Largest difference from the float32 network, relative to the RMS of its output, that rounding explains: of a decoder's
 # million values one is 2.4e-2 off in float16.
 TOLERANCE = {"float32": 1e-4, "float16": 5e-2, "bfloat16": 1e-1}
@@ -135,7 +137,7 @@ def read_file(path: Path) -> Mapping[object, object]:
         try:
             from safetensors.torch import load_file
         except ImportError:
-            fail(f"{path}: needs the Python package safetensors")
+            fail(f"{path}: {advice(['safetensors'], Path(__file__).with_name('requirements.txt'))}")
         try:
             return load_file(path)
         except Exception as error:

@@ -26,22 +26,23 @@ import io
 from pathlib import Path
 from types import ModuleType
 
-import torch
-from torch import Tensor
+import packages
 
-from common import Config, add_variant, fail, fill, first_line, load_weights, names_in, positive, replacing, say, some
-from export_pixart import TEXT_TOKENS, asks_for_sizes, tokens_of
-from export_unet import sides
+packages.require(__file__, "torch", "transformers", beside=("safetensors",))
+import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from common import Config, add_variant, fail, fill, first_line, load_weights, names_in, positive, replacing, say, some  # noqa: E402
+from export_pixart import TEXT_TOKENS, asks_for_sizes, tokens_of  # noqa: E402
+from export_unet import sides  # noqa: E402
 
 # What the refiner of SDXL is told of how pretty the picture is to be, with the prompt and without.
 AESTHETICS, AESTHETICS_NULL = 6.0, 2.5
 
 
 def find_transformers() -> ModuleType:
-    try:
-        import transformers
-    except ImportError:
-        fail("encode_prompt.py: needs the Python package transformers, got none")
+    import transformers
+
     transformers.logging.set_verbosity_error()  # of lengths, which are seen to here
     return transformers
 

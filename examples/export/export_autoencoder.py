@@ -10,11 +10,14 @@ the latents of the diffusion model are written beside the network, for the calle
 import argparse
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+import packages
 
-from autoencoder import ACTIVATIONS, AutoencoderKL, AutoencoderTiny, KLConfig, TinyConfig, modern_names
-from common import TOLERANCE, Config, Inputs, add_variant, component, fill, find_diffusers, load_weights, say, write
+packages.require(__file__, "torch", beside=("safetensors",))
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from autoencoder import ACTIVATIONS, AutoencoderKL, AutoencoderTiny, KLConfig, TinyConfig, modern_names  # noqa: E402
+from common import TOLERANCE, Config, Inputs, add_variant, component, fill, find_diffusers, load_weights, say, write  # noqa: E402
 
 
 def read_config(config: Config) -> tuple[KLConfig | TinyConfig, dict[str, object]]:

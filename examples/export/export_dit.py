@@ -20,17 +20,22 @@ it makes sense and the written network computes what its source computes.
 
 import argparse
 import dataclasses
+import importlib.util
 import math
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+import packages
 
-from aot_inductor import add_form, form_of
-from calibrate import Calibration, calibrate
-from common import (
+packages.require(__file__, "torch", beside=("safetensors",))
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from aot_inductor import add_form, form_of  # noqa: E402
+from calibrate import Calibration, calibrate  # noqa: E402
+from common import (  # noqa: E402
     TOLERANCE,
     Config,
     add_variant,
@@ -40,6 +45,7 @@ from common import (
     fill,
     find_diffusers,
     finite_real,
+    first_line,
     load_weights,
     positive,
     positive_real,
@@ -49,8 +55,8 @@ from common import (
     some,
     write,
 )
-from dit import LAST, DiT, DiTConfig, make_dit, random_inputs, sin_cos_position_embedding
-from pipeline import sampler_of
+from dit import LAST, DiT, DiTConfig, make_dit, random_inputs, sin_cos_position_embedding  # noqa: E402
+from pipeline import sampler_of  # noqa: E402
 
 # The tensors do not tell the heads of the official networks S, B, L and XL; their width does.
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
@@ -345,7 +351,7 @@ def read_latent_scale(path: Path) -> float:
 def read_labels(path: Path, num_classes: int) -> list[str]:
     """Names of the classes from a pipeline's model_index.json, or none.
 
-    A label is a list of synonyms, "tench, Tinca tinca", of which the first is taken unless another class has it too.
+    A label is a list of synonyms: "tench, Tinca tinca".
     """
     labels = Config(path).get("id2label")
     if labels is None:
@@ -353,9 +359,7 @@ def read_labels(path: Path, num_classes: int) -> list[str]:
     if not isinstance(labels, dict) or set(labels) != {str(i) for i in range(num_classes)}:
         got = f"{len(labels)} entries" if isinstance(labels, dict) else type(labels).__name__
         fail(f"{path}: id2label must have a name for each of 0 to {num_classes - 1}, got {got}")
-    whole = [" ".join(str(labels[str(i)]).split()) for i in range(num_classes)]
-    first = [label.split(",")[0].strip() for label in whole]
-    return [name if first.count(name) == 1 else label for name, label in zip(first, whole, strict=True)]
+    return [" ".join(str(labels[str(i)]).split()) for i in range(num_classes)]
 
 
 class Peer(nn.Module):
@@ -554,7 +558,24 @@ def give_positions(source: Source) -> None:
     source.weights["pos_embed"] = computed
 
 
+def imagenet_names() -> list[str]:
+    """Of its 1000 classes, with synonyms: "tench, Tinca tinca". From a package's files, which need none of its code."""
+    spec = importlib.util.find_spec("timm")
+    if spec is None:
+        fail(f"--class-names: imagenet needs the Python package timm, got none: {sys.executable} -m pip install --no-deps timm")
+    folder = Path(spec.origin).parent / "data/_info"
+    try:
+        synsets = (folder / "imagenet_synsets.txt").read_text().split()
+        lines = (folder / "imagenet_synset_to_lemma.txt").read_text().splitlines()
+        names = dict(line.split("\t", 1) for line in lines if "\t" in line)
+        return [", ".join(name.strip() for name in names[synset].split(",")) for synset in synsets]
+    except (OSError, KeyError) as error:
+        fail(f"{folder}: must hold ImageNet's names, as timm 1.0 does, got '{first_line(error)}'")
+
+
 def read_class_names(path: Path) -> list[str]:
+    if str(path) == "imagenet":
+        return imagenet_names()
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -649,7 +670,13 @@ def parse_arguments() -> argparse.Namespace:
         choices=["data", "noise"],
         help="SiT: what x is where the network is told t = 1; noise for REPA and its kin (default: data)",
     )
-    parser.add_argument("--class-names", type=Path, metavar="FILE", help="names of the classes, one a line")
+    parser.add_argument(
+        "--class-names",
+        type=Path,
+        metavar="FILE",
+        help="names of the classes, one a line with synonyms between commas; imagenet for those of ImageNet's 1000, from "
+        "the Python package timm",
+    )
     parser.add_argument("--training-data", default="", help="what the network was trained on")
     parser.add_argument("--license", default="", help="licence of the weights")
     parser.add_argument(

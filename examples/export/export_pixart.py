@@ -11,11 +11,14 @@ below say it for a network without, and are believed where both do.
 import argparse
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+import packages
 
-from aot_inductor import add_form, form_of, require_sizes
-from common import (
+packages.require(__file__, "torch", beside=("safetensors",))
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
+from common import (  # noqa: E402
     TOLERANCE,
     Config,
     Inputs,
@@ -30,9 +33,9 @@ from common import (
     say,
     write,
 )
-from export_unet import IGNORED, SCHEDULES, latents, noise, sides, token_count
-from pipeline import is_consistency_model, sampler_of
-from pixart import PixArtConfig, conditions, make_pixart
+from export_unet import IGNORED, SCHEDULES, latents, noise, sides, token_count  # noqa: E402
+from pipeline import is_consistency_model, sampler_of  # noqa: E402
+from pixart import PixArtConfig, conditions, make_pixart  # noqa: E402
 
 # Tokens of a text in each of the pipelines, by how the names of their classes begin.
 TEXT_TOKENS = {"PixArtAlpha": 120, "PixArtSigma": 300}

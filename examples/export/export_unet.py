@@ -13,12 +13,15 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+import packages
 
-from aot_inductor import add_form, form_of, require_sizes
-from autoencoder import modern_names
-from common import (
+packages.require(__file__, "torch", beside=("safetensors",))
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
+from autoencoder import modern_names  # noqa: E402
+from common import (  # noqa: E402
     TOLERANCE,
     Config,
     Inputs,
@@ -34,8 +37,8 @@ from common import (
     say,
     write,
 )
-from pipeline import is_consistency_model, sampler_of, scheduler_of
-from unet import CLASSES, UNetConfig, conditions, make_unet
+from pipeline import is_consistency_model, sampler_of, scheduler_of  # noqa: E402
+from unet import CLASSES, UNetConfig, conditions, make_unet  # noqa: E402
 
 # What keeping an average of the weights left in config.json.
 IGNORED = (

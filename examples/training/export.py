@@ -9,9 +9,11 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
+import packages  # noqa: E402
+
+packages.require(__file__, "torch", beside=("numpy", "PIL"))
+import torch  # noqa: E402
 from aot_inductor import add_form, form_of  # noqa: E402
 from common import TOLERANCE, fill, finite_real, say, write  # noqa: E402
 from dit import DiT, DiTConfig, random_inputs  # noqa: E402

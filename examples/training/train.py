@@ -10,23 +10,25 @@ resumed with a larger budget, it continues the run as if the budget had been tha
 import argparse
 import copy
 import dataclasses
-import os
 import signal
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor, nn
-
-import diffusion
-from cifar10 import load_cifar10
-from diffusion import LinearSchedule, ddim
-from muon import Muon
-
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "export"))
+import packages  # noqa: E402
+
+packages.require(__file__, "numpy", "PIL", "torch")
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+import diffusion  # noqa: E402
+from cifar10 import load_cifar10  # noqa: E402
+from diffusion import LinearSchedule, ddim  # noqa: E402
+from muon import Muon  # noqa: E402
+from common import replacing  # noqa: E402
 from dit import DiT, DiTConfig  # noqa: E402
 
 
@@ -101,6 +103,13 @@ def parse_arguments() -> argparse.Namespace:
             saved = saved | {"total_seconds": None, "total_images": None}
         parser.set_defaults(**saved)
         args = parser.parse_args()
+    for name in ("total_seconds", "total_images", "seconds", "batch", "muon_lr", "adam_lr"):
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            parser.error(f"--{name.replace('_', '-')}: must be above 0, got {value}")
+    for name in ("warmup", "decay_from", "ema", "label_dropout"):
+        if not 0 <= getattr(args, name) <= 1:
+            parser.error(f"--{name.replace('_', '-')}: must be in [0, 1], got {getattr(args, name)}")
     if args.total_seconds is None and args.total_images is None:
         parser.error("a new run needs a budget: --total-seconds or --total-images")
     return args
@@ -332,9 +341,10 @@ def write_grid(path: Path, pictures: Tensor, columns: int) -> None:
 
 def save_atomically(checkpoint: dict, path: Path) -> None:
     """A run that is killed while writing leaves the previous checkpoint as it was."""
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(checkpoint, temporary)
-    os.replace(temporary, path)
+    if wrong := [name for name, weight in checkpoint["ema"].items() if not weight.isfinite().all()]:
+        sys.exit(f"{path}: not written: weights must be finite, got nan or infinity in {wrong[0]}")
+    with replacing(path) as temporary:
+        torch.save(checkpoint, temporary)
 
 
 def main() -> None:

@@ -63,4 +63,21 @@ try:
     raise AssertionError("three points have no third nearest other")
 except ValueError as error:
     assert "more than 3 points, got 3" in str(error)
+
+# What is not a number is refused: beside nan everything is outside, and agrees.
+for bad in (float("nan"), float("inf"), -float("inf")):
+    spoilt = real.clone()
+    spoilt[7, 1] = bad
+    for judge in (FrechetDistance, PrecisionRecall):
+        for attempt in (lambda: judge(spoilt), lambda: judge(real)(spoilt)):  # noqa: B023
+            try:
+                attempt()
+                raise AssertionError(f"{bad} must be refused by {judge.__name__}")
+            except ValueError as error:
+                assert "features must be finite, got nan or infinity" in str(error)
+try:
+    FrechetDistance(real)(real[:1])
+    raise AssertionError("one point has no covariance")
+except ValueError as error:
+    assert "2 points or more, got 1" in str(error)
 print("the metrics are what their papers define")

@@ -152,7 +152,7 @@ CASES = [
     Case("latents-of-3", random_weights(PIXELS), (*ASKED, "--latent-scale", 0.5), weights=random_weights(PIXELS),
          config=PIXELS, keys={"decoding": "none", "latent_scale": "0.5"}),
     *(
-        Case(f"scale-{scale}", random_weights(), (*ASKED, "--latent-scale", scale), refused="must be a number above 0, got")
+        Case(f"scale-{scale}", random_weights(), (*ASKED, "--latent-scale", scale), refused="argument --latent-scale: must be a")
         for scale in (0, -1, "nan", "inf", "x")
     ),
     Case("null-class-asked", random_weights(), HEADS, refused="--null-class must be given, got 4 rows of labels, which are "
@@ -287,10 +287,32 @@ def check_tool() -> None:
     assert done.returncode != 0, "there is no class to be guided away from"
 
 
+def check_packages() -> None:
+    """What is missing is said at once, with the command that installs it. Without site-packages all is missing."""
+    for program, names in (
+        ("export/export_dit.py", "torch and safetensors"), ("export/export_unet.py", "torch and safetensors"),
+        ("export/export_pixart.py", "torch and safetensors"), ("export/export_autoencoder.py", "torch and safetensors"),
+        ("export/encode_prompt.py", "torch, transformers and safetensors"), ("export/calibrate.py", "torch"),
+        ("training/train.py", "numpy, pillow and torch"), ("training/export.py", "torch, numpy and pillow"),
+        ("evaluation/evaluate.py", "numpy, pillow and torch"), ("evaluation/measure_quality.py", "numpy, pillow and torch"),
+        ("evaluation/plot_quality.py", "matplotlib"), ("benchmark/host_cost.py", "diffusers and torch"),
+        ("benchmark/benchmark_peers.py", "torch, diffusers and numpy"),
+    ):  # fmt: skip
+        path = export.resolve().parent / program
+        done = subprocess.run([sys.executable, "-S", str(path)], capture_output=True, text=True)
+        plural = "s" if " and " in names else ""
+        assert done.stderr.startswith(f"{path.name}: needs the Python package{plural} {names}, got none in "), done.stderr
+        requirements = path.with_name("requirements.txt")
+        assert f" -m pip install -r {requirements}" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        listed = {line.split(">")[0].split("=")[0] for line in requirements.read_text().splitlines()}
+        assert set(names.replace(" and ", ", ").split(", ")) <= listed, (names, listed)
+
+
 assert len({case.name for case in CASES}) == len(CASES) > 40
 for each in CASES:
     try_case(each)
 check_shards()
 check_two_at_once()
 check_tool()
+check_packages()
 print(f"{len(CASES)} checkpoints were exported as what they are, or refused")

@@ -11,6 +11,7 @@ writes random weights in the shape of DiT-XL/2 instead, for measuring how long i
 import argparse
 import contextlib
 import dataclasses
+import importlib.util
 import io
 import json
 import math
@@ -429,6 +430,22 @@ def check_class_names() -> None:
     names.write_text("cat\ndog\nbird\nfrog\nship\n")
     _, info = exported(scratch / "official.pt", "named.pt", *ASKED, "--class-names", names)
     assert info["class_names"] == "cat\ndog\nbird\nfrog\nship", info
+    if importlib.util.find_spec("timm") is None:
+        must_refuse(scratch / "official.pt", *ASKED, "--class-names", "imagenet", says="needs the Python package timm")
+    else:
+        many = dataclasses.replace(TINY, num_classes=1000)
+        source = saved("many.pt", random_weights(many))
+        known = exported(source, "many_out.pt", "--heads", 3, "--class-names", "imagenet")[1]["class_names"].splitlines()
+        assert len(known) == 1000 and known[0] == "tench, Tinca tinca" and known[207] == "golden retriever", known[:3]
+        assert known[999].split(", ")[0] == "toilet tissue", known[999]
+        must_refuse(scratch / "official.pt", *ASKED, "--class-names", "imagenet", says="each of the 5 classes, got 1000 lines")
+    # As many names as rows, or one less, tell what the last row is.
+    names.write_text("cat\ndog\nbird\nfrog\nship\nnone\n")
+    _, info = exported(scratch / "official.pt", "named.pt", "--heads", 3, "--class-names", names)
+    assert (info["num_classes"], info["null_class"]) == ("6", "none"), info
+    names.write_text("cat\ndog\nbird\nfrog\nship\n")
+    _, info = exported(scratch / "official.pt", "named.pt", "--heads", 3, "--class-names", names)
+    assert (info["num_classes"], info["null_class"]) == ("5", "5"), info
     for text, says in (
         ("cat\ndog\n", "must have one line for each of the 5 classes, got 2 lines"),
         ("cat\n\nbird\nfrog\nship\n", "must have a name in each line, got none in line 2"),
@@ -938,7 +955,7 @@ def check_pipeline(diffusers: object, model: torch.nn.Module) -> None:
     expected = {
         "prediction": "v_prediction", "noise_schedule": "scaled_linear", "num_train_timesteps": "500",
         "beta_start": "0.001", "beta_end": "0.01", "latent_scale": "0.5", "guidance_scale": "4.0",
-        "class_names": "tench\ncrane\ncrane, bird\na cat\nship",
+        "class_names": "tench, Tinca tinca\ncrane\ncrane, bird\na cat\nship",
     }  # fmt: skip
     assert {key: info[key] for key in expected} == expected, info
     assert exported(folder / "transformer", "pipeline.pt")[1]["prediction"] == "v_prediction"
