@@ -2,6 +2,7 @@
 /// The machine on a command line: a device by its name, and the versions of what runs on it.
 #pragma once
 
+#include <tstitch/model/loading.hpp>
 #include <tstitch/version.hpp>
 
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -16,8 +17,7 @@
 
 /// @param name auto (the first GPU where there is one), cpu, cuda or cuda:N
 inline at::Device device_of(std::string const& name) {
-  const auto& cuda = at::detail::getCUDAHooks();
-  if (name == "auto") return cuda.hasCUDA() && cuda.deviceCount() > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+  if (name == "auto") return tstitch::default_device();
   if (name == "cpu") return at::kCPU;
   if (name == "cuda") return {at::kCUDA, 0};
   if (name.starts_with("cuda:")) {

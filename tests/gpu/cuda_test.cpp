@@ -238,6 +238,19 @@ TEST_CASE("float32 pictures are the CPU's") {
   check(DDPM{on_cpu[0].noise_schedule(), Stitch{}, {.steps = 10}});
 }
 
+TEST_CASE("cuda without an index is the GPU that is current") {
+  const Network network([](at::Tensor const& x, at::Tensor const&) { return x; }, {}, at::kCUDA);
+  CHECK(network.device() == at::Device(at::kCUDA, c10::cuda::current_device()));
+  const std::string file = TSTITCH_MODELS "/cifar10_dit_small.pt";
+  const Request request{.labels = {3}, .seed = 7};
+  const auto drawn = [&](at::Device device) {
+    const std::vector<Network> networks{load_dit(file, {.device = device})};
+    return DDIM{networks[0].noise_schedule(), SingleNetwork{}, {.steps = 3}}.sample(networks, request).images;
+  };
+  CHECK(drawn(at::kCUDA).equal(drawn(cuda)));
+  CHECK(default_device() == cuda);
+}
+
 TEST_CASE("seed 7 is one picture in batches of 1, 3 and 64, bit for bit when batches are padded") {
   for (at::ScalarType type : {at::kFloat, at::kHalf}) {
     const std::vector<Network> networks = pair(type);

@@ -144,6 +144,11 @@ std::vector<std::invoke_result_t<Action const&, std::size_t>> at_once(at::Device
 
 namespace tstitch {
 
+/// The first GPU where there is one, else the CPU.
+inline at::Device default_device() {
+  return detail::cuda_device_count() > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+}
+
 /// Asks a network for zeros, so that what it does once for each shape (compiling, choosing kernels, capturing a graph)
 /// is done before a run. Nothing for networks with conditions of open sizes, whose shapes only a run tells.
 /// @param rows of the batches that it will see; under guidance twice the pictures

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
 
 #include <cstdint>
 #include <functional>
@@ -122,7 +123,7 @@ class Network {
   ///       is told of a run before it begins, and may compute ahead what depends on timestep and condition alone
   ///   Callable captured(Capture const&) const
   ///       for `captured`: replays only part of itself; else all of it is replayed
-  /// @param device where x and t are to be
+  /// @param device where x and t are to be; cuda without an index is the GPU that is current
   /// @throws std::invalid_argument for an empty function, and for classes that make no sense
   template <class Callable>
   requires(!std::is_same_v<std::remove_cvref_t<Callable>, Network>)
@@ -183,6 +184,12 @@ class Network {
       std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&, Condition const&,
                             std::optional<double>>;
 
+  static at::Device with_index(at::Device device) {
+    if (device.is_cpu() || device.has_index() || !c10::impl::hasDeviceGuardImpl(device.type())) return device;
+    auto const* const devices = c10::impl::getDeviceGuardImpl(device.type());
+    return devices->deviceCount() > 0 ? devices->getDevice() : device;
+  }
+
   template <class Callable>
   static std::shared_ptr<const Self> make_self(Callable callable, NetworkInfo info, at::Device device) {
     detail::require_callable("Network", callable);
@@ -190,7 +197,7 @@ class Network {
     if (info.null_class && info.num_classes == 0) {
       detail::refuse("Network", "null_class is for networks with classes", double(*info.null_class));
     }
-    Self self{{}, std::move(info), device};
+    Self self{{}, std::move(info), with_index(device)};
     if constexpr (requires { bool(callable.knows_timestep); }) {
       static_assert(takes_timestep<Callable>,
                     "tstitch::Network: a callable that knows_timestep must take (x, t, condition, timestep)");
