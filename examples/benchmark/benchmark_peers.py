@@ -44,7 +44,7 @@ from torch import Tensor, nn  # noqa: E402
 
 EXAMPLES = Path(__file__).resolve().parents[1]
 EXPORTER = EXAMPLES / "export/export_dit.py"
-sys.path.insert(0, str(EXAMPLES.parent / "tests/peers"))
+sys.path.append(str(EXAMPLES.parent / "tests/peers"))  # behind export/, which has a dit.py, too
 from dit import DiT, DiTConfig, sin_cos_position_embedding  # noqa: E402
 from export_dit import parts_of  # noqa: E402
 
