@@ -2,6 +2,7 @@
 /// Networks from files of every kind, run in any of the library's ways.
 #pragma once
 
+#include <tstitch/base/diagnostics.hpp>
 #include <tstitch/model/aot_inductor.hpp>
 #include <tstitch/model/dit.hpp>
 #include <tstitch/model/torchscript.hpp>
@@ -12,7 +13,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -65,7 +65,7 @@ inline tstitch::Network load_plain_network(std::string const& path, tstitch::Tor
         return tstitch::load_dit(path, options);
       } catch (std::runtime_error const& error) {
         if (!choose) throw;
-        std::fprintf(stderr, "%s: is run by TorchScript: %s\n", path.c_str(), error.what());
+        tstitch::detail::diagnose("load_network", "runs '" + path + "' by TorchScript: " + error.what());
       }
     }
     if (backend == "native-e4m3") {
@@ -93,7 +93,7 @@ inline tstitch::Network with_graphs(tstitch::Network const& plain, [[maybe_unuse
   if (plain.device().is_cuda()) c10::cuda::CUDACachingAllocator::emptyCache();
   const tstitch::Network network =
       tstitch::captured(plain, {.on_fallback = [path](std::string const& reason) {
-                          std::fprintf(stderr, "%s: is run without CUDA graphs: %s\n", path.c_str(), reason.c_str());
+                          tstitch::detail::diagnose("load_network", "runs '" + path + "' without graphs: " + reason);
                         }});
   tstitch::warm_up(network, warm_up_rows);
   return network;

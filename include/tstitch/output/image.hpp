@@ -18,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "../base/crc32.hpp"
 #include "../model/host_tensor.hpp"
 #include "../plan/error.hpp"
 #include "stb.hpp"
@@ -240,7 +241,9 @@ inline std::string text_chunk(std::string_view keyword, std::string_view text) {
   std::string chunk;
   append_big_endian(chunk, std::uint32_t(body.size() - 4));
   chunk += body;
-  append_big_endian(chunk, stb::crc32(reinterpret_cast<unsigned char*>(body.data()), int(body.size())));
+  Crc32 sum;
+  sum.add(body.data(), body.size());
+  append_big_endian(chunk, sum.value());
   return chunk;
 }
 

@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstddef>
-#include <cstdint>
 #include <cstdlib>
 #include <new>
 
@@ -73,16 +72,12 @@ namespace tstitch::detail::stb {
 #include <stb/stb_image_write.h>
 #endif
 
-// All of the above is a translation unit's own, which inline functions must not name. These are the program's: each
-// unit brings its own and the linker takes one.
+// All of the above is a translation unit's own, which inline functions must not name. This is the program's: each unit
+// brings its own and the linker takes one.
 
 /// @returns a PNG file of `size` bytes, for std::free; null where there is no memory
 [[gnu::weak]] unsigned char* encode_png(unsigned char const* pixels, int width, int height, int channels, int& size) {
   return stbi_write_png_to_mem(pixels, width * channels, width, height, channels, &size);
-}
-
-[[gnu::weak]] std::uint32_t crc32(unsigned char* bytes, int size) {
-  return stbiw__crc32(bytes, size);
 }
 
 }  // namespace tstitch::detail::stb

@@ -307,9 +307,10 @@ class NoiseSchedule {
 
   /// A table ends before float32 does, unless its end is pure noise.
   void require_positive(char const* place, int t, double alpha_cumprod) const {
-    if (alpha_cumprod > 0 || alphas_cumprod_[t] == 0) return;
+    const double stated = alphas_cumprod_[std::size_t(t)];
+    if (alpha_cumprod > 0 || stated == 0) return;
     detail::refuse(place, "alphas_cumprod must be above 0 in float32",
-                   detail::text(alphas_cumprod_[t]) + " at t = " + std::to_string(t));
+                   detail::text(stated) + " at t = " + std::to_string(t));
   }
 
   static std::string label(char const* kind, int num_train_timesteps, double start, double end) {
