@@ -25,15 +25,15 @@ int file_count() {
 
 using Records = std::vector<std::pair<std::string, std::string>>;
 
-/// @param compress the metadata
-std::string archive_of(Records const& records, bool compress = false) {
+/// @param compressed how the names of those begin that are
+std::string archive_of(Records const& records, std::string const& compressed = "none") {
   std::string bytes;
   caffe2::serialize::PyTorchStreamWriter writer([&](void const* data, std::size_t size) {
     bytes.append(static_cast<char const*>(data), size);
     return size;
   });
   for (auto const& [name, data] : records) {
-    writer.writeRecord(name, data.data(), data.size(), compress && name.starts_with("extra/"));
+    writer.writeRecord(name, data.data(), data.size(), name.starts_with(compressed));
   }
   writer.writeEndOfFile();
   return bytes;
@@ -403,6 +403,24 @@ TEST_CASE("archives with entries that are twice there, overlap or say two things
   CHECK_THAT(condition_refusal(good + "x"), ContainsSubstring("the archive must end with its directory"));
 }
 
+TEST_CASE("entries that torch reads by itself are not inflated, and are small") {
+  const Records condition{{"data.pkl", pickle::dict(pickle::tensor(12, 0, {3, 4}, {4, 1}))},
+                          {"data/0", std::string(48, '\1')}};
+  for (const std::string name : {".DATA/serialization_ID", ".data/other", ".data/version", "version"}) {
+    for (const bool of_model : {false, true}) {
+      const auto refuse = of_model ? model_refusal : condition_refusal;
+      Records with = of_model ? records_of(model()) : condition;
+      with.emplace_back(name, std::string(std::size_t(64) << 20, '0'));
+      const std::string bomb = archive_of(with, name);
+      REQUIRE(bomb.size() < 1'000'000);
+      const std::string rule = name + "' of the archive is compressed or larger than 4 KiB";
+      CHECK_THAT(refuse(bomb), ContainsSubstring(rule));
+      with.back().second.resize(5000);
+      CHECK_THAT(refuse(archive_of(with)), ContainsSubstring(rule));
+    }
+  }
+}
+
 TEST_CASE("only regular files are opened") {
   const std::string pipe = path_of("pipe", "");
   std::filesystem::remove(pipe);
@@ -422,14 +440,14 @@ TEST_CASE("only regular files are opened") {
 TEST_CASE("metadata that inflates is not read, or refused by its size") {
   Records records = records_of(model());
   records.emplace_back("extra/tstitch/unknown", std::string(std::size_t(100) << 20, ' '));
-  const std::string large = archive_of(records, /*compress=*/true);
+  const std::string large = archive_of(records, "extra/");
   CHECK(large.size() < 1'000'000);
   CHECK(model_refusal(large).empty());
   const auto with = [&](std::string const& key, std::size_t size) {
     Records changed = records_of(model());
     if (key == "name") std::erase_if(changed, [](auto const& record) { return record.first == "extra/tstitch/name"; });
     changed.emplace_back("extra/tstitch/" + key, std::string(size, 'x'));
-    return model_refusal(archive_of(changed, true));
+    return model_refusal(archive_of(changed, "extra/"));
   };
   const std::string key = "tstitch::read_network_info: the stream: tstitch/";
   CHECK(with("name", 201) == key + "name must have at most 200 bytes, got 201");

@@ -55,7 +55,7 @@ class Archive final : public caffe2::serialize::ReadAdapterInterface {
   };
 
   /// @throws c10::Error for what torch would not have written
-  explicit Archive(std::shared_ptr<ReadAdapterInterface> file) : file_(std::move(file)), reader_(file_) {
+  explicit Archive(std::shared_ptr<ReadAdapterInterface> file) : file_(std::move(file)) {
     const Directory directory = find_directory();
     const std::string entries = bytes_at(directory.begin, directory.size);
     std::map<std::uint64_t, std::uint64_t> extents;  // of headers and bytes
@@ -70,6 +70,8 @@ class Archive final : public caffe2::serialize::ReadAdapterInterface {
       const Record record = locate(entry);
       extents.emplace(entry.header, record.begin + record.bytes);
       const std::string name = entry.name.substr(folder.size());
+      require(!is_of_format(in_lower_case(name)) || (!record.compressed && record.size <= most_of_format), entry.name,
+              "is compressed or larger than 4 KiB");
       if (!record.compressed && record.size > 0) by_position_.emplace(record.begin, name);
       records_.emplace(name, record);
     }
@@ -80,9 +82,18 @@ class Archive final : public caffe2::serialize::ReadAdapterInterface {
       end = its_end;
     }
     TORCH_CHECK(extents.size() == records_.size(), "entries of the archive overlap");
+    reader_ = std::make_unique<caffe2::serialize::PyTorchStreamReader>(file_);
   }
 
   std::map<std::string, Record, std::less<>> const& records() const { return records_; }
+
+  /// Names as torch compares them.
+  static std::string in_lower_case(std::string text) {
+    for (char& c : text) {
+      if (c >= 'A' && c <= 'Z') c = char(c - 'A' + 'a');
+    }
+    return text;
+  }
 
   bool has(std::string_view name) const { return records_.contains(name); }
 
@@ -105,7 +116,7 @@ class Archive final : public caffe2::serialize::ReadAdapterInterface {
     require(found != records_.end(), name, "is missing");
     Record const& record = found->second;
     require(!record.compressed || record.size <= most_inflated, name, "is compressed and larger than 16 MiB");
-    auto [data, size] = reader_.getRecord(name);
+    auto [data, size] = reader_->getRecord(name);
     require(size == record.size, name, "has another size than it says");
     require_checksum(name, record, crc32_of(data.get(), size));
     return {std::move(data), size};
@@ -139,6 +150,7 @@ class Archive final : public caffe2::serialize::ReadAdapterInterface {
 
  private:
   static constexpr std::uint64_t most_entries = 100'000, most_inflated = std::uint64_t(16) << 20;
+  static constexpr std::uint64_t most_of_format = 4096;
   static constexpr std::size_t longest_name = 511;  // of torch
 
   struct Directory {
@@ -168,11 +180,9 @@ class Archive final : public caffe2::serialize::ReadAdapterInterface {
     return value;
   }
 
-  static std::string in_lower_case(std::string text) {
-    for (char& c : text) {
-      if (c >= 'A' && c <= 'Z') c = char(c - 'A' + 'a');
-    }
-    return text;
+  /// Whether an entry says how the archive is written, which torch reads before it is asked for anything.
+  static bool is_of_format(std::string_view name) {
+    return name == "version" || name == "byteorder" || name.starts_with('.');
   }
 
   std::string bytes_at(std::uint64_t position, std::uint64_t count) const {
@@ -271,9 +281,9 @@ class Archive final : public caffe2::serialize::ReadAdapterInterface {
   }
 
   std::shared_ptr<ReadAdapterInterface> file_;
-  mutable caffe2::serialize::PyTorchStreamReader reader_;
   std::map<std::string, Record, std::less<>> records_ = {};
-  std::map<std::uint64_t, std::string> by_position_ = {};  // of what is not compressed
+  std::map<std::uint64_t, std::string> by_position_ = {};                     // of what is not compressed
+  std::unique_ptr<caffe2::serialize::PyTorchStreamReader> reader_ = nullptr;  // reads entries as soon as it is made
 };
 
 /// @param names of the tensors, somewhere in this text
