@@ -4,6 +4,7 @@
 #include <tstitch/model/torchscript.hpp>
 #include <tstitch/tstitch.hpp>
 
+#include <array>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -309,12 +310,71 @@ TEST_CASE("what is no module is refused in plain words, and an ordered dict of t
   CHECK(conditions[0].value.sizes() == at::IntArrayRef({3, 4}));
 }
 
-TEST_CASE("code that nests too deeply is refused before torch parses it") {
-  Records records = records_of(model());
-  for (auto& [name, bytes] : records) {
-    if (name.ends_with(".py")) bytes += "\n# " + std::string(100'000, '(');
+TEST_CASE("code that nests too deeply is refused before torch parses it, and torch bears what is taken") {
+  const auto repeated = [](std::string const& text, int count) {
+    std::string all;
+    for (int k = 0; k < count; ++k) all += text;
+    return all;
+  };
+  const auto with = [&](std::string const& code) {
+    Records records = records_of(model());
+    for (auto& [name, bytes] : records) {
+      if (name.ends_with(".py")) bytes += code;
+    }
+    return model_refusal(archive_of(records));
+  };
+  const auto returning = [](std::string const& expression) {
+    return "  def g(self, x: bool, n: int) -> bool:\n    return " + expression + "\n";
+  };
+  const std::string deep = "its code is nested too deeply";
+  const std::vector<std::array<std::string, 3>> kinds{{"", "(", ""},
+                                                      {"", "not ", "x"},
+                                                      {"", "-", "n"},
+                                                      {"", "~", "n"},
+                                                      {"n", "**n", ""},
+                                                      {"n", "+n", ""},
+                                                      {"n", " < n", ""},
+                                                      {"n", ".a", ""},
+                                                      {"n", "[0]", ""},
+                                                      {"n", "()", ""},
+                                                      {"", "x if x else ", "x"},
+                                                      {"x", " if x else x", ""},
+                                                      {"", "lambda x: ", "x"},
+                                                      {"", "await ", "x"},
+                                                      {"x", " and x", ""},
+                                                      {"x", " or x", ""},
+                                                      {"", "*", "n"},
+                                                      {"", "\\\nnot ", "x"},
+                                                      {"(", "\nnot ", "x)"}};
+  for (auto const& [before, each, after] : kinds) {
+    INFO(each);
+    CHECK_THAT(with(returning(before + repeated(each, 100'000) + after)), ContainsSubstring(deep));
+    // Whatever torch says to it, it comes back.
+    CHECK_THAT(with(returning(before + repeated(each, 250) + after)), !ContainsSubstring(deep));
   }
-  CHECK_THAT(model_refusal(archive_of(records)), ContainsSubstring("its code is nested too deeply"));
+  CHECK(with(returning(repeated("not ", 1900) + "x")).empty());
+  CHECK(with(returning(repeated("not (", 250) + repeated("not ", 900) + "x" + repeated(")", 250))).empty());
+  // What brackets in strings close is not open.
+  const std::string open = repeated("(", 99'000), close = repeated(")", 99'000);
+  for (const std::string quote : {"'", "\"", "'''", "\"\"\""}) {
+    CHECK_THAT(with(returning(quote + "\\" + quote + close + quote + " == " + open + "x" + close)),
+               ContainsSubstring(deep));
+  }
+  CHECK_THAT(with("\n# " + close + returning(open + "x" + close)), ContainsSubstring(deep));
+  CHECK_THAT(with("  def g(self, x):\n    # type: " + open + "bool" + close + " -> bool\n    return x\n"),
+             ContainsSubstring(deep));
+  CHECK(with("\n# " + open + "\n").empty());
+  CHECK_THAT(with(returning(")(x")), ContainsSubstring("its code closes a bracket that is not open"));
+  CHECK_THAT(with(returning("'x")), ContainsSubstring("its code has a string without an end"));
+  std::string blocks = "  def g(self, x: bool) -> bool:\n", alternatives = blocks + "    if x:\n      pass\n";
+  for (std::size_t k = 0; k < 3000; ++k) {
+    blocks += std::string(4 + k, ' ') + "if x:\n";
+    alternatives += "    elif x:\n      pass\n";
+  }
+  CHECK_THAT(with(blocks + std::string(4000, ' ') + "pass\n    return x\n"), ContainsSubstring(deep));
+  CHECK_THAT(with(alternatives + "    return x\n"), ContainsSubstring(deep));
+  // Long is not deep.
+  CHECK(with("  def g(self) -> List[int]:\n    return [" + repeated("1, ", 20'000) + "1]\n").empty());
 }
 
 TEST_CASE("every changed bit of the weights is noticed, and every other one, or it changes nothing") {
