@@ -83,6 +83,8 @@ class Archive final : public caffe2::serialize::ReadAdapterInterface {
     }
     TORCH_CHECK(extents.size() == records_.size(), "entries of the archive overlap");
     reader_ = std::make_unique<caffe2::serialize::PyTorchStreamReader>(file_);
+    TORCH_CHECK(!has("byteorder") || text("byteorder") == "little",
+                "the archive must have the byte order 'little', got ", quoted(text("byteorder")));
   }
 
   std::map<std::string, Record, std::less<>> const& records() const { return records_; }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <initializer_list>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -60,7 +61,7 @@ class Pickle {
         folder_(std::move(folder)),
         classes_(classes),
         bytes_(archive.text(folder_ + ".pkl")),
-        most_instructions_((std::size_t(1) << 16) + archive.size() / 32),
+        most_instructions_(std::min(archive.size(), (std::size_t(1) << 21) + archive.size() / 32)),
         most_bytes_((std::uint64_t(1) << 24) + 3 * std::uint64_t(archive.size())) {
     require(byte() == 0x80 && byte() == 2, "must be of protocol 2");
     for (std::size_t count = 0; step(); ++count) require(count < most_instructions_, "is too long for its archive");
@@ -241,6 +242,8 @@ class Pickle {
       case 'R':
       case 'b': {
         const std::uint32_t arguments = pop(), function = pop();
+        require(classes_ || !is(function, Kind::dict),
+                "has a dict with attributes, such as module.state_dict(): save dict(...) of it");
         require(is(function, Kind::global), "calls what is no function");
         call(values_[function].text, arguments);
         break;
@@ -270,6 +273,14 @@ class Pickle {
     return line;
   }
 
+  /// What to save instead.
+  static char const* advice(std::string_view module, std::string_view name) {
+    if (module != "torch._utils") return "";
+    if (name == "_rebuild_parameter") return " of a parameter: save its .detach()";
+    if (name == "_rebuild_tensor_v3") return " of a type without a storage of its own: save its .to(torch.float16)";
+    return "";
+  }
+
   void push_global() {
     const std::size_t begin = position_;
     const std::string_view module = line(), name = line();
@@ -280,7 +291,8 @@ class Pickle {
       known = (module == "torch._utils" && name == "_rebuild_qtensor") || (module == "torch" && name != "Tensor") ||
               !(module.starts_with("torch.") || module == "torch" || module == "__main__" || module == "collections");
     }
-    TORCH_CHECK(known, folder_, ".pkl must hold tensors, got '", printable(module), ".", printable(name), "'");
+    TORCH_CHECK(known, folder_, ".pkl must hold tensors, got '", printable(module), ".", printable(name), "'",
+                advice(module, name));
     push({.kind = Kind::global, .text = std::string_view(bytes_).substr(begin, position_ - begin - 1)});
   }
 
@@ -301,13 +313,13 @@ class Pickle {
     TORCH_CHECK(storage.elements >= 0 && std::uint64_t(storage.elements) == size / element, folder_,
                 ".pkl says that entry ", detail::quoted(storage.record), " has ", storage.elements, " elements of ",
                 element, " bytes, got ", size, " bytes");
-    add_bytes(storage_bytes_, size);
+    if (classes_ || storages_.emplace(storage.record, *type).second) add_bytes(storage_bytes_, size);
     push({.kind = Kind::storage, .number = std::int64_t(tensors_.size())});
     tensors_.push_back(std::move(storage));
   }
 
-  /// Torch makes each storage anew wherever it is named, and engines all elements of a tensor, of which a stride of 0
-  /// makes many from one.
+  /// For modules torch makes each storage anew wherever it is named, and engines all elements of a tensor, of which a
+  /// stride of 0 makes many from one. Of a dict of tensors each storage is made once, and tensors are views.
   void add_bytes(std::uint64_t& total, std::uint64_t bytes) const {
     require(bytes <= most_bytes_ - total, "takes more memory than a file of this size is to");
     total += bytes;
@@ -322,10 +334,18 @@ class Pickle {
     return found;
   }
 
+  /// Of a view that is conjugated or negated.
+  bool has_metadata(Value const& arguments) const {
+    return arguments.children.size() == 7 && is(arguments.children[6], Kind::dict);
+  }
+
   void push_tensor(Value const& arguments, bool quantized) {
-    require(has(arguments, {Kind::storage, Kind::integer, Kind::tuple, Kind::tuple}) &&
-                arguments.children.size() == (quantized ? 7 : 6),
-            "has a tensor without storage, offset, sizes and strides");
+    require(
+        has(arguments, {Kind::storage, Kind::integer, Kind::tuple, Kind::tuple}) &&
+            (quantized ? arguments.children.size() == 7 : arguments.children.size() == 6 || has_metadata(arguments)),
+        "has a tensor without storage, offset, sizes and strides");
+    require(classes_ || arguments.children.size() == 6,
+            "has a conjugated or negated view: save its .resolve_conj().resolve_neg()");
     PickledTensor tensor = tensors_[std::size_t(values_[arguments.children[0]].number)];
     tensor.offset = values_[arguments.children[1]].number;
     tensor.sizes = integers(values_[arguments.children[2]]);
@@ -333,17 +353,19 @@ class Pickle {
     require(tensor.sizes.size() == tensor.strides.size() && tensor.sizes.size() <= 64,
             "has a tensor with other strides than sizes");
     const bool empty = std::find(tensor.sizes.begin(), tensor.sizes.end(), 0) != tensor.sizes.end();
-    std::int64_t last = tensor.offset, bytes = std::int64_t(c10::elementSize(tensor.type));
-    bool overflows = false;
+    const auto element = std::int64_t(c10::elementSize(tensor.type));
+    std::int64_t last = tensor.offset, bytes = element, start = 0;
+    bool overflows = __builtin_mul_overflow(tensor.offset, element, &start);
     for (std::size_t i = 0; i < tensor.sizes.size(); ++i) {
       std::int64_t reach = 0;
       overflows |= __builtin_mul_overflow(bytes, std::max<std::int64_t>(tensor.sizes[i], 1), &bytes);
       overflows |= __builtin_mul_overflow(std::max<std::int64_t>(tensor.sizes[i] - 1, 0), tensor.strides[i], &reach);
       overflows |= __builtin_add_overflow(last, reach, &last);
     }
-    require(!overflows && tensor.offset >= 0 && (empty ? tensor.offset <= tensor.elements : last < tensor.elements),
+    // Where a tensor without elements begins does not matter: slices of slices begin beyond the end.
+    require(!overflows && tensor.offset >= 0 && (empty || last < tensor.elements),
             "has a tensor that lies beyond its storage");
-    add_bytes(tensor_bytes_, empty ? 0 : std::uint64_t(bytes));
+    if (classes_ && !empty) add_bytes(tensor_bytes_, std::uint64_t(bytes));
     if (quantized) require_parameters(tensor, values_[arguments.children[4]]);
     push({.kind = Kind::tensor, .number = std::int64_t(tensors_.size())});
     tensors_.push_back(std::move(tensor));
@@ -400,6 +422,7 @@ class Pickle {
   std::vector<std::uint32_t> stack_ = {}, memo_ = {};
   std::vector<std::size_t> marks_ = {};
   std::vector<PickledTensor> tensors_ = {};
+  std::set<std::pair<std::string, at::ScalarType>> storages_ = {};
   std::uint64_t storage_bytes_ = 0, tensor_bytes_ = 0;
 };
 
