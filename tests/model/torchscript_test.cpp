@@ -83,6 +83,23 @@ Network const& small_network() {
 
 }  // namespace
 
+TEST_CASE("the type that a file has on a GPU must be one that networks run in, unless another is asked for") {
+  const auto of = [](at::ScalarType type, std::optional<at::ScalarType> asked = {}) {
+    torch::jit::Module module("typed");
+    module.register_parameter("count", tstitch::detail::host_tensor({1}, at::kLong), false);
+    module.register_parameter("weight", tstitch::detail::host_tensor({1}, type), false);
+    return tstitch::detail::type_of(module, {.device = at::kCUDA, .dtype = asked});
+  };
+  CHECK(of(at::kHalf) == at::kHalf);
+  CHECK(of(at::kBFloat16) == at::kBFloat16);
+  for (const at::ScalarType type : {at::kDouble, at::kFloat8_e4m3fn}) {
+    CHECK(message_of<std::invalid_argument>([&] { of(type); }) ==
+          std::string("tstitch::load_torchscript: dtype must be float32, float16 or bfloat16, got ") +
+              at::toString(type));
+    CHECK(of(type, at::kHalf) == at::kHalf);
+  }
+}
+
 TEST_CASE("a file says what it is") {
   const NetworkInfo info = read_network_info(small_path);
   CHECK(info.name == "cifar10-dit-small");
