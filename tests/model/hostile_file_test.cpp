@@ -570,6 +570,14 @@ TEST_CASE("entries that torch reads by itself are not inflated, and are small") 
   }
 }
 
+TEST_CASE("the reason of an error is one line that can be shown") {
+  const auto reason = [](char const* text) { return tstitch::detail::reason(std::runtime_error(text)); };
+  CHECK(reason("\n \r\n\033[31mfirst\nsecond\n") == "\\x1b[31mfirst");
+  CHECK(reason("The following operation failed in the TorchScript interpreter.\ncode\nlast\n\n") == "last");
+  CHECK(reason("\n\n").empty());
+  CHECK(reason("").empty());
+}
+
 TEST_CASE("only regular files are opened") {
   const std::string pipe = path_of("pipe", "");
   std::filesystem::remove(pipe);

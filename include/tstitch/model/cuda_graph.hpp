@@ -32,6 +32,7 @@
 
 #include "../base/diagnostics.hpp"
 #include "copy_kernel.hpp"
+#include "file.hpp"
 #include "host_tensor.hpp"
 #include "network.hpp"
 
@@ -205,7 +206,7 @@ class CudaGraphs {
       capture(entries_.front(), inputs);
     } catch (std::exception const& error) {
       entries_.front() = {key};
-      reason = first_line(error);
+      reason = detail::reason(error);
     }
     return entries_.front();
   }

@@ -43,6 +43,7 @@
 #include "cublas_lt.hpp"
 #include "cuda_kernel.hpp"
 #include "dit_kernels.hpp"
+#include "file.hpp"
 #include "host_tensor.hpp"
 #include "network.hpp"
 #include "parallel_file.hpp"
@@ -112,7 +113,7 @@ inline void pack(DiTLinear& linear, std::int64_t rows) {
     linear.weight.reset();
   } catch (std::exception const& error) {  // another build of torch, or a processor without bfloat16
     linear.packed.reset();
-    diagnose("DiT", "torch's products take the place of oneDNN's: " + first_line(error));
+    diagnose("DiT", "torch's products take the place of oneDNN's: " + reason(error));
   }
 }
 

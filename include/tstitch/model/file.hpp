@@ -88,8 +88,9 @@ class RegularFile {
 inline std::string reason(std::exception const& error) {
   auto const* const of_torch = dynamic_cast<c10::Error const*>(&error);
   std::string text = of_torch ? of_torch->what_without_backtrace() : error.what();
-  text.erase(0, text.find_first_not_of('\n'));
-  text.erase(text.find_last_not_of('\n') + 1);
+  constexpr char blank[] = " \t\r\n";
+  text.erase(0, text.find_first_not_of(blank));
+  text.erase(text.find_last_not_of(blank) + 1);
   const bool shows_code = text.starts_with("The following operation failed in the TorchScript interpreter");
   return printable(shows_code ? text.substr(text.rfind('\n') + 1) : text.substr(0, text.find('\n')), 1000);
 }

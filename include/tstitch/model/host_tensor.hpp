@@ -4,12 +4,10 @@
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/Tensor.h>
-#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <exception>
 #include <string>
 #include <vector>
 
@@ -26,13 +24,6 @@ inline at::Tensor to_device(std::vector<std::int64_t> const& values, at::Device 
   const at::Tensor host = host_tensor({std::int64_t(values.size())}, at::kLong, device.is_cuda());
   std::copy(values.begin(), values.end(), host.mutable_data_ptr<std::int64_t>());
   return device.is_cpu() ? host : host.to(device, at::kLong, /*non_blocking=*/true);
-}
-
-/// What an error says, without the pages of stack trace that torch's own go on with.
-inline std::string first_line(std::exception const& error) {
-  auto const* const of_torch = dynamic_cast<c10::Error const*>(&error);
-  const std::string text = of_torch ? of_torch->what_without_backtrace() : error.what();
-  return text.substr(0, text.find('\n'));
 }
 
 /// "[2, 3]"
