@@ -145,12 +145,6 @@ inline CompiledFor read_compiled_for(MetadataReader const& file) {
   return compiled;
 }
 
-/// The GPU that is meant where none is named: the current one.
-inline at::Device with_index(at::Device device) {
-  if (!device.is_cuda() || device.has_index()) return device;
-  return {at::kCUDA, at::detail::getCUDAHooks().getCurrentDevice()};
-}
-
 /// "9.0", as packages say it. The driver is asked, because torch's own answer is in headers that need CUDA's.
 /// @returns empty where there is no such driver
 inline std::string capability_text(at::Device device) {

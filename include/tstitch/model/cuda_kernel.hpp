@@ -3,7 +3,8 @@
 ///
 /// By NVRTC rather than nvcc, because it is where every CUDA build of torch runs (torch's own fuser needs it), asks
 /// nothing of the program's build, and makes code for the very GPU. What it made is kept in the folder that
-/// TSTITCH_KERNEL_CACHE names, else $XDG_CACHE_HOME/tstitch or ~/.cache/tstitch; an empty TSTITCH_KERNEL_CACHE keeps
+/// TSTITCH_KERNEL_CACHE names, else $XDG_CACHE_HOME/tstitch/kernels or ~/.cache/tstitch/kernels, where it and they are
+/// the user's own and nobody else may write to them; an empty TSTITCH_KERNEL_CACHE keeps
 /// nothing. It is code: what others own or may write to is not taken from there.
 #pragma once
 
@@ -146,9 +147,10 @@ inline std::string compile_cuda(CudaSource const& source, int architecture) {
 /// Where compiled kernels are kept; empty: nowhere.
 inline std::string kernel_cache_folder() {
   if (char const* const named = std::getenv("TSTITCH_KERNEL_CACHE")) return named;
-  if (char const* const cache = std::getenv("XDG_CACHE_HOME"); cache && *cache) return cache + std::string("/tstitch");
+  if (char const* const cache = std::getenv("XDG_CACHE_HOME"); cache && *cache)
+    return cache + std::string("/tstitch/kernels");
   char const* const home = std::getenv("HOME");
-  return home && *home ? home + std::string("/.cache/tstitch") : "";
+  return home && *home ? home + std::string("/.cache/tstitch/kernels") : "";
 }
 
 /// 16 digits that are others for other texts (FNV-1a).
@@ -197,7 +199,7 @@ inline std::string read_from_cache(std::string const& folder, std::string const&
   if (is_link || (known && !(is_own(of_folder) && is_own(of_file)))) {
     diagnose("cached_cuda",
              "compiles what is kept in '" + printable(path) +
-                 "' anew, because that or its folder is a link, of another user, or others may write to it");
+                 "' anew, because it is a link, or it or its folder is of another user, or others may write to it");
   } else if (known && S_ISREG(of_file.st_mode)) {
     bytes.resize(std::size_t(of_file.st_size));
     std::size_t done = 0;

@@ -99,7 +99,7 @@ at::Tensor evaluate(Network const& network, at::Tensor const& x, std::int64_t ro
   const at::Tensor t = timestep && network.knows_timestep() ? at::Tensor() : points.timesteps(network, x, rows);
   const bool whole = rows == x.size(0) || network.repeats_x();
   const std::uint64_t changes = changes_in_place(x, condition);
-  // What cannot be checked is not handed out.
+  // Tensors made under InferenceMode do not count their changes, so there the network is given a copy.
   at::Tensor output = network(!whole             ? x.repeat({2, 1, 1, 1})
                               : x.is_inference() ? x.clone()
                                                  : x,

@@ -38,10 +38,10 @@
 /// and for the two halves of an autoencoder, whose forward takes and gives one tensor: format *, kind *, name *,
 /// latent_channels *, picture_channels (3), upsampling *, latent_scale *, latent_shift (0), license, and
 ///
-///     tstitch/latents                   unscaled (default): forward knows latents as latent_scale and latent_shift
-///     say;
-///                                       scaled: it takes or gives what networks make as it is, whatever their scale,
-///                                       as tiny autoencoders do. latent_scale is 1 then, or not there
+///     tstitch/latents                   unscaled (default): networks make scale (latent - shift) of what forward
+///                                       takes or gives; scaled: forward takes or gives what networks make,
+///                                       whatever their scale, as tiny autoencoders do, and latent_scale is 1 or
+///                                       not there
 ///
 /// What packages of AOTInductor say besides stands in aot_inductor.hpp.
 #pragma once

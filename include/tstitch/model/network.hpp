@@ -99,6 +99,17 @@ using TensorFunction = std::function<at::Tensor(std::vector<at::Tensor> const&)>
 /// Makes a function that gives the same in another way, such as by replaying a CUDA graph (cuda_graph.hpp).
 using Capture = std::function<TensorFunction(TensorFunction)>;
 
+namespace detail {
+
+/// The device that is meant where no index is given: the current one, where there is any.
+inline at::Device with_index(at::Device device) {
+  if (device.is_cpu() || device.has_index() || !c10::impl::hasDeviceGuardImpl(device.type())) return device;
+  auto const* const devices = c10::impl::getDeviceGuardImpl(device.type());
+  return devices->deviceCount() > 0 ? devices->getDevice() : device;
+}
+
+}  // namespace detail
+
 /// A trained network: (x, t, condition) -> raw output. A cheap-to-copy value; calls cost a network evaluation, so the
 /// callable is type-erased.
 class Network {
@@ -184,12 +195,6 @@ class Network {
       std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&, Condition const&,
                             std::optional<double>>;
 
-  static at::Device with_index(at::Device device) {
-    if (device.is_cpu() || device.has_index() || !c10::impl::hasDeviceGuardImpl(device.type())) return device;
-    auto const* const devices = c10::impl::getDeviceGuardImpl(device.type());
-    return devices->deviceCount() > 0 ? devices->getDevice() : device;
-  }
-
   template <class Callable>
   static std::shared_ptr<const Self> make_self(Callable callable, NetworkInfo info, at::Device device) {
     detail::require_callable("Network", callable);
@@ -197,7 +202,7 @@ class Network {
     if (info.null_class && info.num_classes == 0) {
       detail::refuse("Network", "null_class is for networks with classes", double(*info.null_class));
     }
-    Self self{{}, std::move(info), with_index(device)};
+    Self self{{}, std::move(info), detail::with_index(device)};
     if constexpr (requires { bool(callable.knows_timestep); }) {
       static_assert(takes_timestep<Callable>,
                     "tstitch::Network: a callable that knows_timestep must take (x, t, condition, timestep)");

@@ -15,7 +15,7 @@
 
 namespace tstitch::detail::stb {
 
-/// It writes on where there is no memory.
+/// stb does not look whether it was given memory.
 inline void* reallocate(void* old, std::size_t size) {
   void* const memory = std::realloc(old, size);
   if (!memory) throw std::bad_alloc();
@@ -75,7 +75,7 @@ namespace tstitch::detail::stb {
 // All of the above is a translation unit's own, which inline functions must not name. This is the program's: each unit
 // brings its own and the linker takes one.
 
-/// @returns a PNG file of `size` bytes, for std::free; null where there is no memory
+/// @returns a PNG file of `size` bytes, for std::free; null or std::bad_alloc where there is no memory
 [[gnu::weak]] unsigned char* encode_png(unsigned char const* pixels, int width, int height, int channels, int& size) {
   return stbi_write_png_to_mem(pixels, width * channels, width, height, channels, &size);
 }

@@ -86,7 +86,7 @@ inline void require_writable(std::string const& path, std::uint64_t bytes = 0) {
   struct statvfs disk = {};
   if (statvfs(to.folder().c_str(), &disk) == 0 && disk.f_blocks > 0) {  // else it does not count
     const std::uint64_t blocks = geteuid() == 0 ? disk.f_bfree : disk.f_bavail;
-    if (bytes / disk.f_frsize >= blocks) room = blocks * disk.f_frsize;
+    if (disk.f_frsize > 0 && bytes / disk.f_frsize >= blocks) room = blocks * disk.f_frsize;
   }
   rlimit limit = {};
   if (getrlimit(RLIMIT_FSIZE, &limit) == 0) room = std::min<std::uint64_t>(room, limit.rlim_cur);

@@ -133,6 +133,19 @@ class Observer {
   std::function<Control(StepReport const&)> see_;
 };
 
+namespace detail {
+
+/// Whether a sampler can be made of these, behind the noise schedule and the model schedule.
+template <class Rule, class... Given>
+inline constexpr bool are_options = sizeof...(Given) == 0;
+template <class Rule, class Options>
+inline constexpr bool are_options<Rule, Options> = std::is_convertible_v<Options, SamplingOptions>;
+template <class Rule, class Options, class Own>
+inline constexpr bool are_options<Rule, Options, Own> =
+    std::is_convertible_v<Options, SamplingOptions>&& std::is_convertible_v<Own, Rule>;
+
+}  // namespace detail
+
 /// Draws samples: follows a plan, asks the routed network at each step, and lets the update rule take the step.
 ///
 /// Holds no run state: a const sampler may be used from several threads at once. `begin` and `advance` are the run
@@ -165,7 +178,8 @@ class Sampler {
 
   /// Says what the arguments are, where the compiler would list all that does not fit.
   template <class... Wrong>
-  requires(sizeof...(Wrong) > 0) Sampler(NoiseSchedule noise_schedule, Schedule model_schedule, Wrong const&...)
+  requires(!detail::are_options<Rule, Wrong...>)
+      Sampler(NoiseSchedule noise_schedule, Schedule model_schedule, Wrong const&...)
       : Sampler(std::move(noise_schedule), std::move(model_schedule)) {
     static_assert(sizeof...(Wrong) == 0,
                   "tstitch::Sampler: after the noise schedule and the model schedule come the options, as in "
