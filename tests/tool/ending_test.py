@@ -12,8 +12,10 @@ import sys
 import time
 
 tool, model, scratch = sys.argv[1:]
+if os.path.ismount(f"{scratch}/full"):  # of a run that was killed
+    subprocess.run(["umount", "--lazy", f"{scratch}/full"])
 shutil.rmtree(scratch, ignore_errors=True)
-os.makedirs(scratch)
+os.makedirs(scratch, exist_ok=True)
 
 
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -28,14 +30,16 @@ def start(name, *options, count=10000, **how):
 
 
 def wait_for_pictures(folder, run, count=1):
-    deadline = time.time() + 120
+    deadline = time.time() + 300
     while len(glob.glob(folder + "/**/*.png", recursive=True)) < count:
-        assert run.poll() is None and time.time() < deadline, run.stderr.read()
+        if run.poll() is not None or time.time() > deadline:
+            run.kill()
+            raise AssertionError(f"{folder} has no {count} pictures: {end(run)}")
         time.sleep(0.01)
 
 
 def end(run):
-    _, errors = run.communicate(timeout=120)
+    _, errors = run.communicate(timeout=300)
     return run.returncode, errors
 
 
@@ -111,10 +115,13 @@ def folder_goes_away():
 
 
 def pictures_go_away():
-    folder, run = start("fewer", count=50)
+    """While the run is stopped, so that it cannot end before they are gone."""
+    folder, run = start("fewer", count=200)
     wait_for_pictures(folder, run, 5)
+    run.send_signal(signal.SIGSTOP)
     for path in glob.glob(folder + "/00000[0-2]-*.png"):
         os.remove(path)
+    run.send_signal(signal.SIGCONT)
     code, errors = end(run)
     assert code == 1 and errors.count("\n") == 1, (code, errors)
     assert "fewer': must keep the pictures that are written into it, got 3 that are gone, the first '" in errors, errors

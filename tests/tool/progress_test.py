@@ -5,6 +5,8 @@ import fcntl
 import os
 import pty
 import re
+import select
+import signal
 import struct
 import subprocess
 import sys
@@ -65,24 +67,37 @@ def watch(columns, *command, resize=None):
     screen = Screen(columns or 80)
     run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=theirs)
     os.close(theirs)
-    drawn, most, rest = 0, 0, ""
-    while True:
+    drawn, before_resize, most, rest = 0, 0, 0, ""
+
+    def take():
+        nonlocal drawn, most, rest
         try:
             data = rest + os.read(ours, 65536).decode()
         except OSError:  # the other end is closed
-            break
+            return False
         # What is behind the last \r may be half of a bar.
         done, mark, rest = data.rpartition("\r")
         for piece in (done + mark).split("\r"):
             screen.write(piece + "\r" if piece else "")
             drawn += "%" in piece
             most = max(most, len(screen.bars()))
+        return True
+
+    while take():
         if resize and drawn > 2:
-            set_size(resize)
-            screen.resize(resize)
-            resize = None
+            # Both sizes change between two bars: the program stands still, and all that it wrote is on the screen.
+            run.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, run.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
+            while select.select([ours], [], [], 0.1)[0] and take():
+                pass
+            if not rest:
+                set_size(resize)
+                screen.resize(resize)
+                resize, before_resize = None, drawn
+            run.send_signal(signal.SIGCONT)
     screen.write(rest)
     assert run.wait() == 0, (run.returncode, screen.lines)
+    assert resize is None and drawn > before_resize, "the program ended before the terminal could change"
     os.close(ours)
     return screen, drawn, most
 
