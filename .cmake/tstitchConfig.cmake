@@ -1,6 +1,8 @@
 # Where something that Torch asks for is missing, such as the CUDA toolkit, Torch's package stops whoever looks for it. A
-# caller that does not require tstitch must be able to go on without, so for them another CMake looks first.
-if(NOT TARGET torch AND NOT tstitch_FIND_REQUIRED)
+# caller that does not require tstitch must be able to go on without, so for them another CMake looks first, until Torch
+# was found where it is looked for now.
+if(NOT TARGET torch AND NOT tstitch_FIND_REQUIRED
+   AND NOT "${Torch_DIR}|${CMAKE_PREFIX_PATH}" STREQUAL "${tstitch_torch_was_found}")
   set(_tstitch_trial ${CMAKE_BINARY_DIR}/CMakeFiles/tstitch_trial)
   set(_tstitch_text "cmake_minimum_required(VERSION 3.24)\nproject(trial LANGUAGES CXX)\n")
   foreach(_tstitch_name IN ITEMS CMAKE_CUDA_COMPILER CMAKE_CUDA_HOST_COMPILER CMAKE_DISABLE_FIND_PACKAGE_Torch
@@ -25,7 +27,6 @@ if(NOT TARGET torch AND NOT tstitch_FIND_REQUIRED)
     if(NOT _tstitch_error MATCHES "^tstitch: ")
       set(tstitch_NOT_FOUND_MESSAGE "tstitch: Torch's package says: ${_tstitch_error}")
     endif()
-    message(STATUS "${tstitch_NOT_FOUND_MESSAGE}")
     set(tstitch_FOUND FALSE)
     return()
   endif()
@@ -33,6 +34,7 @@ endif()
 
 include(${CMAKE_CURRENT_LIST_DIR}/find_torch.cmake)
 if(TARGET torch)
+  set(tstitch_torch_was_found "${Torch_DIR}|${CMAKE_PREFIX_PATH}" CACHE INTERNAL "")
   include(${CMAKE_CURRENT_LIST_DIR}/tstitchTargets.cmake)
 else()
   set(tstitch_NOT_FOUND_MESSAGE "${tstitch_torch_missing}")
