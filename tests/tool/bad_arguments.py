@@ -22,11 +22,11 @@ PAIR = [*ONE, *ONE]
 # What is no number, or none that is finite and written in decimals.
 NO_NUMBERS = ["nan", "inf", "-inf", "0x1p1", "1e999", " 1", "1 ", "1,,1", "1;1", "", "ten"]
 
+# Two options of each kind: numbers, lists of numbers, counts, lists of counts.
 NUMBERS = {
-    sample: ["--ratio", "--fractions", "--order", "--steps", "--timesteps", "--sigmas", "--eta", "--count"]
-    + ["--guidance", "--seed", "--batch", "--tile", "--scale"],
-    inspect: ["--rows", "--steps", "--count", "--tolerance"],
-    benchmark: ["--batch", "--ratio", "--steps", "--guidance", "--repeats"],
+    sample: ["--ratio", "--eta", "--fractions", "--guidance", "--steps", "--seed", "--timesteps"],
+    inspect: ["--tolerance", "--rows"],
+    benchmark: ["--repeats", "--ratio"],
 }
 
 REFUSED = {
@@ -93,7 +93,7 @@ OPTIONS = {
 
 
 def run(command: list[str]) -> tuple[list[str], int, list[str], list[str]]:
-    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=120)
+    done = subprocess.run(command, cwd=folder, capture_output=True, timeout=600)
     return command, done.returncode, done.stdout.decode().splitlines(), done.stderr.decode().split("\n")[:-1]
 
 
@@ -103,10 +103,10 @@ def refused(program: str, error: list[str]) -> bool:
 
 
 commands = [[program, *case] for program, cases in REFUSED.items() for case in cases]
-for program, options in NUMBERS.items():
-    for i, option in enumerate(options):
-        for value in ["nan", "inf", *(NO_NUMBERS[(i + k) % len(NO_NUMBERS)] for k in range(2))]:
-            commands.append([program, f"{option}={value}" if value else option, *([] if value else [""])])
+options = [(program, option) for program in NUMBERS for option in NUMBERS[program]]
+for i, (program, option) in enumerate(options):
+    for value in [NO_NUMBERS[i % len(NO_NUMBERS)], NO_NUMBERS[(i + 5) % len(NO_NUMBERS)]]:
+        commands.append([program, f"{option}={value}" if value else option, *([] if value else [""])])
 failures = []
 with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
     for command, code, output, error in pool.map(run, commands):
@@ -115,7 +115,7 @@ with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
 
     chance = random.Random(1)
     plans = []
-    for _ in range(100):
+    for _ in range(60):
         plan = [sample, "--plan", *chance.choice([[], PAIR, ONE])]
         for option in chance.sample(sorted(OPTIONS), chance.randint(2, 4)):
             plan += [option, *([chance.choice(OPTIONS[option])] if OPTIONS[option] else [])]
@@ -131,4 +131,4 @@ for command, code, output, error in failures:
     print(f"{str(command[1:])[:300]}: exit code {code}, {len(output)} lines printed, {len(error)} of errors: {error}")
 left = os.listdir(folder)
 print(f"{len(commands)} refused, {codes.count(0)} plans, {codes.count(2)} refused plans, left {left}")
-sys.exit(bool(failures or left or codes.count(0) < 10 or codes.count(2) < 10))
+sys.exit(bool(failures or left or codes.count(0) < 5 or codes.count(2) < 5))
