@@ -3,23 +3,26 @@
 #pragma once
 
 #include <cstdio>
+#include <set>
 #include <string>
 
 #include "catch.hpp"
 
 namespace skipping {
 
-/// Why tests were skipped, a line each.
-inline std::string& reasons() {
-  static std::string text;
-  return text;
+/// Why tests were skipped.
+inline std::set<std::string>& reasons() {
+  static std::set<std::string> all;
+  return all;
 }
 
-/// CTest takes a program that prints a line that begins with "skipped: " for skipped, so nothing is printed where a test failed.
+/// CTest takes a program that prints a line that begins with "skipped: " for skipped, which is said only where nothing
+/// was tested.
 struct Listener : catch_listener {
   using catch_listener::catch_listener;
   void testRunEnded(Catch::TestRunStats const& stats) override {
-    if (stats.totals.assertions.allPassed()) std::fputs(reasons().c_str(), stdout);
+    const char* const word = stats.totals.assertions.total() == 0 ? "skipped" : "not run";
+    for (std::string const& reason : reasons()) std::printf("%s: %s\n", word, reason.c_str());
   }
 };
 CATCH_REGISTER_LISTENER(Listener)
@@ -28,6 +31,5 @@ CATCH_REGISTER_LISTENER(Listener)
 
 /// For a test that returns at once: `reason` is what is missing here.
 inline void skip(std::string const& reason) {
-  const std::string line = "skipped: " + reason + "\n";
-  if (skipping::reasons().find(line) == std::string::npos) skipping::reasons() += line;
+  skipping::reasons().insert(reason);
 }

@@ -14,19 +14,13 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "../skip.hpp"
+#include "gpu.hpp"
 
 using namespace tstitch;
 
 namespace {
 
-/// Ends the program where there is no GPU, before the first test.
-const bool gpu = [] {
-  if (at::detail::getCUDAHooks().hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0) return true;
-  std::puts("skipped: this machine has no CUDA device");
-  std::fflush(stdout);
-  std::_Exit(0);
-}();
+const bool gpu = require_gpus(1);
 
 const at::Device cuda(at::kCUDA, 0);
 

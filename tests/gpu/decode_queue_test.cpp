@@ -1,24 +1,14 @@
-// What only two GPUs can show. Without them this prints why it is skipped and exits with CTest's skip code.
-#include <ATen/detail/CUDAHooksInterface.h>
+// What only two GPUs can show. Without them this prints why it is skipped and ends.
 #include <tstitch/output/decode_queue.hpp>
 #include <tstitch/sampler/noise.hpp>
 
-#include <cstdio>
-#include <cstdlib>
-
-#include "../catch.hpp"
+#include "gpu.hpp"
 
 using namespace tstitch;
 
 namespace {
 
-/// Ends the program where there are no two GPUs, before the first test.
-const bool gpus = [] {
-  if (at::detail::getCUDAHooks().hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 1) return true;
-  std::puts("skipped: this machine has no two CUDA devices");
-  std::fflush(stdout);
-  std::_Exit(0);
-}();
+const bool gpus = require_gpus(2);
 
 /// It takes a while, on whichever device its latents are.
 const Decoder slow({[](at::Tensor const& z) {

@@ -7,11 +7,10 @@
 #include <tstitch/model/torchscript.hpp>
 #include <tstitch/tstitch.hpp>
 
-#include <cstdio>
 #include <cstdlib>
 #include <string_view>
 
-#include "../catch.hpp"
+#include "gpu.hpp"
 
 /// The program's own, which the C library's is behind: there is no library of such a name.
 extern "C" void* dlopen(char const* name, int mode) noexcept {
@@ -23,14 +22,8 @@ using namespace tstitch;
 
 namespace {
 
-/// Ends the program where there is no GPU, before the first test.
-const bool gpu = [] {
-  setenv("TSTITCH_KERNEL_CACHE", "", 1);  // what others compiled is not here either
-  if (at::detail::getCUDAHooks().hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0) return true;
-  std::puts("skipped: this machine has no CUDA device");
-  std::fflush(stdout);
-  std::_Exit(0);
-}();
+const bool gpu = require_gpus(1);
+const int no_cache = setenv("TSTITCH_KERNEL_CACHE", "", 1);  // what others compiled is not here either
 
 const at::Device cuda(at::kCUDA, 0);
 const std::vector<std::string> files{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};

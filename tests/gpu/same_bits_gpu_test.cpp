@@ -1,28 +1,21 @@
-// Without a GPU this prints why it is skipped and exits with CTest's skip code.
+// Bits on a GPU. Without one this prints why it is skipped and ends.
 #include <tstitch/model/cuda_graph.hpp>
 #include <tstitch/model/dit.hpp>
 #include <tstitch/tstitch.hpp>
 
-#include <cstdio>
-#include <cstdlib>
 #include <functional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "../same_bits.hpp"
+#include "gpu.hpp"
 
 using namespace tstitch;
 
 namespace {
 
-/// Ends the program where there is no GPU, before the first test.
-const bool gpu = [] {
-  if (at::detail::getCUDAHooks().hasCUDA() && at::detail::getCUDAHooks().deviceCount() > 0) return true;
-  std::puts("skipped: this machine has no CUDA device");
-  std::fflush(stdout);
-  std::_Exit(0);
-}();
+const bool gpu = require_gpus(1);
 
 constexpr int mixes = 50;
 

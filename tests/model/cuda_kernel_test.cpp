@@ -40,7 +40,7 @@ TEST_CASE("what NVRTC refuses is told in its words") {
 }
 
 TEST_CASE("without a GPU there are no kernels, which is noted") {
-  if (tstitch::detail::compute_capability(0)) return skip("this machine has a GPU");
+  if (tstitch::detail::compute_capability(0)) return;
   CHECK_FALSE(tstitch::detail::kernel_on<tstitch::detail::SumKernel>({at::kCUDA, 0}));
   CHECK_FALSE(tstitch::detail::kernel_on<tstitch::detail::NoiseKernel>({at::kCUDA, 0}));
   CHECK(message_of<std::runtime_error>([] {

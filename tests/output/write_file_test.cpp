@@ -14,7 +14,7 @@
 #include <iterator>
 #include <vector>
 
-#include "../catch.hpp"
+#include "../skip.hpp"
 
 using tstitch::detail::require_writable;
 using tstitch::detail::write_file;
@@ -122,8 +122,7 @@ TEST_CASE("a link that leads nowhere is not taken for the file") {
 TEST_CASE("the system's link protection is not walked around") {
   std::string protection = read("/proc/sys/fs/protected_symlinks");
   if (geteuid() != 0 || protection.substr(0, 1) != "1") {
-    WARN("skipped: needs root, and a system that protects links");
-    return;
+    return skip("needs root, and a system that protects links");
   }
   const std::string folder = new_folder("sticky");
   std::ofstream(folder + "-target") << "mine";
@@ -167,8 +166,7 @@ TEST_CASE("a limit on file sizes is a full disk, not the end of the program") {
 TEST_CASE("a small disk is known before the work, and leaves no partial file") {
   const std::string folder = new_folder("small");
   if (mount("tmpfs", folder.c_str(), "tmpfs", 0, "size=64k") != 0) {
-    WARN(std::string("skipped: a disk of 64 KiB cannot be mounted here: ") + std::strerror(errno));
-    return;
+    return skip(std::string("a disk of 64 KiB cannot be mounted here: ") + std::strerror(errno));
   }
   const auto message = [&](auto action) { return message_of<std::runtime_error>(action); };
   CHECK_THAT(message([&] { write_file(folder + "/a", std::string(70000, 'a')); }),
