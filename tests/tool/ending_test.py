@@ -116,7 +116,7 @@ def folder_goes_away():
 
 def pictures_go_away():
     """While the run is stopped, so that it cannot end before they are gone."""
-    folder, run = start("fewer", count=200)
+    folder, run = start("fewer", count=100)
     wait_for_pictures(folder, run, 5)
     run.send_signal(signal.SIGSTOP)
     for path in glob.glob(folder + "/00000[0-2]-*.png"):
