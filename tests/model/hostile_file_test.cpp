@@ -549,7 +549,7 @@ TEST_CASE("archives with entries that are twice there, overlap or say two things
   const std::size_t directory = overlapping.find("PK\1\2"), second = overlapping.find("PK\1\2", directory + 1);
   overlapping.replace(second + 42, 4, overlapping.substr(directory + 42, 4));
   CHECK_THAT(condition_refusal(overlapping), ContainsSubstring("has a header that says otherwise"));
-  CHECK_THAT(condition_refusal(good + "x"), ContainsSubstring("the archive must end with its directory"));
+  CHECK_THAT(condition_refusal(good + "x"), ContainsSubstring("no zip archive, or one that is cut off"));
 }
 
 TEST_CASE("entries that torch reads by itself are not inflated, and are small") {

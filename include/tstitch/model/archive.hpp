@@ -196,7 +196,7 @@ class Archive final : public caffe2::serialize::ReadAdapterInterface {
 
   Directory find_directory() const {
     constexpr std::uint64_t end_size = 22, locator_size = 20, zip64_end_size = 56;
-    constexpr char rule[] = "the archive must end with its directory";
+    constexpr char rule[] = "no zip archive, or one that is cut off";
     TORCH_CHECK(size() >= end_size, rule);
     std::uint64_t limit = size() - end_size;
     const std::string end = bytes_at(limit, end_size);
