@@ -126,13 +126,20 @@ struct Watched {
   }
 };
 
+/// So many steps of a network's trajectory, evenly spaced as networks of its kind are sampled.
+/// @param k which of several it is
+tstitch::DDIM<tstitch::SingleNetwork> even_sampler(tstitch::NoiseSchedule const& schedule, std::size_t k, int steps) {
+  const tstitch::Spacing spacing = schedule.is_flow() ? tstitch::Spacing::shifted() : tstitch::Spacing::linspace();
+  return tstitch::DDIM{schedule, tstitch::SingleNetwork{k}, {.steps = steps, .spacing = spacing}};
+}
+
 /// The arguments of one evaluation of this many rows.
 struct Call {
   at::Tensor x, t;
   tstitch::Condition condition;
 
   Call(tstitch::Network const& network, std::vector<tstitch::NamedCondition> const& given, std::int64_t rows) {
-    const tstitch::DDIM sampler{network.noise_schedule(), tstitch::SingleNetwork{}, {.steps = 2}};
+    const auto sampler = even_sampler(network.noise_schedule(), 0, 2);
     const tstitch::Trajectory run = sampler.begin({network}, request_for({network}, given, rows));
     x = run.x;
     condition = run.condition.conditional;
@@ -250,8 +257,7 @@ Json describe(std::string const& path, tstitch::Network const& network, Argument
 Json probe(std::vector<tstitch::Network> networks, Arguments const& arguments,
            std::vector<tstitch::NamedCondition> const& conditions, Progress& progress) {
   const std::size_t last = networks.size() - 1;
-  const tstitch::DDIM sampler{
-      networks[last].noise_schedule(), tstitch::SingleNetwork{last}, {.steps = arguments.steps}};
+  const auto sampler = even_sampler(networks[last].noise_schedule(), last, arguments.steps);
   tstitch::Request request = request_for(networks, conditions, arguments.count);
   request.guidance.scale = networks[last].info().null_class ? networks[last].info().guidance_scale : 1;
   networks[0] = tstitch::Network(Watched{networks[0], progress}, networks[0].info(), networks[0].device());

@@ -107,6 +107,21 @@ void save_many_classes(std::string const& path) {
   save(path, "def forward(self, x, t, labels):\n  return x\n", metadata);
 }
 
+/// A network of flow matching, as SiTs are.
+void save_flow(std::string const& path) {
+  save(path, "def forward(self, x, t):\n  return x\n",
+       {{"format", "1"},
+        {"name", "flow"},
+        {"input_channels", "3"},
+        {"input_height", "32"},
+        {"input_width", "32"},
+        {"prediction", "flow"},
+        {"timestep_type", "float32"},
+        {"noise_schedule", "flow"},
+        {"num_train_timesteps", "1000"},
+        {"decoding", "pixels"}});
+}
+
 /// A network that says it is a DiT and has none of its weights.
 void save_false_dit(std::string const& path) {
   Metadata metadata = of_pixels("false dit", "3");
@@ -155,5 +170,6 @@ int main(int count, char** arguments) {
   std::filesystem::create_directories(folder + "/taken/000001-cat-seed1.png");  // where a picture would be
   save_latent_models(folder);
   save_many_classes(folder + "/many_classes.pt");
+  save_flow(folder + "/flow.pt");
   save_false_dit(folder + "/false_dit.pt");
 }
