@@ -9,6 +9,11 @@
 #include <string>
 #include <utility>
 
+/// As much of a sentence as a note on stderr has; reports have all of it.
+inline std::string in_a_note(std::string const& sentence) {
+  return tstitch::detail::printable(sentence, 300);
+}
+
 /// Prints `tstitch::diagnostics()` on stderr where a program ends, before the error if there is one.
 class DiagnosticsAtEnd {
  public:
@@ -18,7 +23,7 @@ class DiagnosticsAtEnd {
   ~DiagnosticsAtEnd() {
     if (quiet_) return;
     for (std::string const& sentence : tstitch::diagnostics()) {
-      std::fprintf(stderr, "%s: note: %s\n", program_.c_str(), tstitch::detail::printable(sentence, 1000).c_str());
+      std::fprintf(stderr, "%s: note: %s\n", program_.c_str(), in_a_note(sentence).c_str());
     }
   }
 

@@ -6,6 +6,7 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cctype>
 #include <charconv>
 #include <cmath>
 #include <cstddef>
@@ -31,6 +32,12 @@ inline std::string joined(std::vector<std::string> const& words) {
   std::string text;
   for (std::string const& word : words) text += (text.empty() ? "" : ", ") + word;
   return text;
+}
+
+/// "1 step", "2 steps".
+template <class Number>
+std::string counted(Number number, std::string const& what) {
+  return std::to_string(number) + " " + what + (number == 1 ? "" : "s");
 }
 
 /// What is between separators, which may be nothing: "a,,b" is a, nothing and b.
@@ -250,7 +257,8 @@ inline std::optional<int> read_arguments(CLI::App& app, int count, char** values
 inline std::filesystem::path place_of(std::string const& path) {
   std::error_code error;
   const std::filesystem::path real = std::filesystem::weakly_canonical(std::filesystem::absolute(path), error);
-  return error ? std::filesystem::path(path) : real;
+  if (error) return path;
+  return real.has_filename() ? real : real.parent_path();  // of "folder/"
 }
 
 /// @param written options and the files that they write; empty where they are not given

@@ -6,8 +6,10 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstdint>
+#include <cstdio>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -212,7 +214,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
             "how networks share the steps: stitch, the nearest whole number of them; dit, stable-diffusion, "
             "latent-diffusion or latent-consistency, as the code that came with T-Stitch; timestep:T,... or "
             "logsnr:L,..., with the boundaries between networks in place of a ratio (log signal-to-noise ratio); or "
-            "the baselines large-first, interleaved and falling probability");
+            "the baselines large-first, interleaved and falling (by a falling probability)");
   routing->type_name("RULE")->excludes(sweep);
   flag("--plan", arguments.plan, "print what each step would do, and stop");
 
@@ -229,9 +231,9 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   one_of(sampler, {"ddpm", "ddim", "dpm-solver", "dpm-solver++", "unipc", "deis", "lms", "pndm", "heun"});
   const auto order =
       shown("--order", arguments.order, "order of dpm-solver, dpm-solver++, unipc, deis (1 to 3) and lms");
-  const auto steps = shown("--steps", arguments.steps,
-                           "steps of a picture, 50 where the last network recommends none; heun evaluates a network "
-                           "twice in each");
+  const auto steps = option("--steps", arguments.steps,
+                            "50, or what the last network recommends where no other sampling option is given; heun "
+                            "evaluates a network twice in each");
   const auto spacing = option("--spacing", arguments.spacing,
                               "leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,..., "
                               "shifted or shifted:S for flow matching [linspace; shifted for flow matching]")

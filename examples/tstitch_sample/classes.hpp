@@ -51,7 +51,7 @@ inline std::size_t edit_distance(std::string_view a, std::string_view b) {
   return row.back();
 }
 
-/// The few names that are the nearest to what was written.
+/// The few names that are the nearest to what was written, of those that are near: up to about half of it is wrong.
 inline std::vector<std::string> nearest_names(std::string const& written, std::vector<std::string> const& names) {
   struct Candidate {
     std::size_t distance;
@@ -59,19 +59,20 @@ inline std::vector<std::string> nearest_names(std::string const& written, std::v
   };
   constexpr std::size_t longest = 60;  // of what is compared
   const std::string wanted = in_lower_case(written.substr(0, longest));
-  std::vector<Candidate> all;
+  std::vector<Candidate> near;
   for (std::string const& name : names) {
     for (std::string const& word : synonyms(name)) {
       const std::string known = in_lower_case(word.substr(0, longest));
       // A part of a name is as near as a letter that is wrong.
       const bool part = wanted.size() > 2 && known.find(wanted) != std::string::npos;
-      all.push_back({part ? 1 : edit_distance(wanted, known), word});
+      const std::size_t distance = part ? 1 : edit_distance(wanted, known);
+      if (distance <= wanted.size() / 2) near.push_back({distance, word});
     }
   }
-  std::stable_sort(all.begin(), all.end(),
+  std::stable_sort(near.begin(), near.end(),
                    [](Candidate const& a, Candidate const& b) { return a.distance < b.distance; });
   std::vector<std::string> nearest;
-  for (Candidate const& each : all) {
+  for (Candidate const& each : near) {
     const std::string name = in_quotes(each.name);
     if (nearest.size() == 3) break;
     if (std::find(nearest.begin(), nearest.end(), name) == nearest.end()) nearest.push_back(name);
@@ -108,23 +109,33 @@ inline std::int64_t label_of(std::string const& written, tstitch::NetworkInfo co
   const std::optional<std::int64_t> number = number_of<std::int64_t>(written);
   if (number && *number >= 0 && *number < info.num_classes) return *number;
   std::string message = "--class: must be a number in [0, " + std::to_string(info.num_classes - 1) + "]";
-  if (!info.class_names.empty()) message += " or the name of a class";
-  message += ", got " + in_quotes(written);
-  if (!info.class_names.empty() && !number) {
-    message += "; did you mean " + joined(nearest_names(written, info.class_names)) + "?";
+  constexpr std::size_t listed = 20;
+  std::vector<std::string> near;
+  if (!info.class_names.empty() && info.class_names.size() <= listed) {
+    std::vector<std::string> names;
+    for (std::string const& name : info.class_names) names.push_back(in_quotes(name));
+    message += " or one of " + joined(names);
+  } else if (!info.class_names.empty()) {
+    message += " or the name of one of the " + std::to_string(info.class_names.size()) + " classes";
+    if (!number) near = nearest_names(written, info.class_names);
   }
+  message += ", got " + in_quotes(written);
+  if (!near.empty()) message += "; did you mean " + joined(near) + "?";
   throw std::invalid_argument(message);
 }
 
 /// The classes that are drawn, each once; empty for networks without.
-/// @param written names and numbers; "all" is each; none: all, or ten from the first to the last of more
-/// @throws std::invalid_argument as `label_of`, and for any where the network takes none
+/// @param written names and numbers; "all", in any case, is each; none: all, or of more ten, evenly spread
+/// @throws std::invalid_argument as `label_of`, for any where the network takes none, and for more beside "all"
 inline std::vector<std::int64_t> labels_of(std::vector<std::string> const& written, tstitch::NetworkInfo const& info) {
   if (!written.empty() && info.num_classes == 0) {
     throw std::invalid_argument("--class: this network takes no class, got " + in_quotes(written[0]));
   }
   std::vector<std::int64_t> labels;
-  const bool all = written == std::vector<std::string>{"all"};
+  const bool all = std::ranges::any_of(written, [](std::string const& name) { return in_lower_case(name) == "all"; });
+  if (all && written.size() > 1) {
+    throw std::invalid_argument("--class: all must stand alone, got it among " + std::to_string(written.size()));
+  }
   if (written.empty() || all) {
     const std::int64_t count = all ? info.num_classes : std::min<std::int64_t>(info.num_classes, 10);
     for (std::int64_t i = 0; i < count; ++i) labels.push_back(i * info.num_classes / count);

@@ -164,7 +164,7 @@ Job prepare(Arguments arguments) {
     job.names.push_back(tstitch::detail::printable(job.infos.back().name, 60));
   }
   tstitch::NetworkInfo const& info = job.infos.back();
-  note_order(job.notes, arguments, job.infos);
+  note_order(job.notes, job.infos);
   take_recommended(arguments, info, job.notes);
   job.labels = labels_of(arguments.classes, info);
   note_classes(job.notes, arguments, info, job.labels.size());
@@ -317,7 +317,7 @@ std::string steps_text(Job const& job, tstitch::Plan const& plan) {
   const std::vector<int> calls = plan.calls(job.names.size());
   std::string text;
   for (std::size_t k = 0; k < calls.size(); ++k) {
-    text += (k ? ", " : "") + std::to_string(calls[k]) + (k ? "" : " steps") + " of '" + job.names[k] + "'";
+    text += (k ? ", " + std::to_string(calls[k]) : counted(calls[k], "step")) + " of '" + job.names[k] + "'";
   }
   return text;
 }
@@ -580,10 +580,10 @@ void write_latents(Job const& job, std::vector<at::Tensor> const& batches) {
   tstitch::write_npy(job.arguments.latents, all);
 }
 
-/// Says it now, and in the report.
+/// Says it now, shortly, and in the report.
 void note(Job& job, std::string const& sentence) {
   job.notes.push_back(sentence);
-  if (!job.arguments.quiet) std::cerr << "tstitch_sample: note: " << sentence << std::endl;
+  if (!job.arguments.quiet) std::cerr << "tstitch_sample: note: " << in_a_note(sentence) << std::endl;
 }
 
 /// What turns the networks' x_0 into pictures; nothing where it is the picture.
@@ -714,10 +714,10 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
       });
     }
 
-    say(job, finished, " pictures in ", tstitch::detail::text(std::round(seconds * 100) / 100), " s, ",
+    say(job, counted(finished, "picture"), " in ", tstitch::detail::text(std::round(seconds * 100) / 100), " s, ",
         tstitch::detail::text(std::round(double(finished) / seconds * 100) / 100), " images/s on ", job.device.str());
     for (std::size_t k = 0; k < job.names.size(); ++k) {
-      say(job, "  ", job.names[k], ": ", calls[k], " steps, ",
+      say(job, "  ", job.names[k], ": ", counted(calls[k], "step"), ", ",
           tstitch::detail::text(std::round(clock.seconds()[k] * 100) / 100), " s");
     }
     if (files && finished) say(job, "pictures: ", location(job.arguments.output));
@@ -877,21 +877,35 @@ std::vector<std::int64_t> batch_rows(Job const& job, tstitch::Plan const& plan) 
   return rows;
 }
 
+/// Where pictures will be.
+std::vector<std::filesystem::path> picture_folders(Job const& job) {
+  const std::filesystem::path output = place_of(job.arguments.output);
+  if (job.arguments.sweep.empty()) return {output};
+  std::vector<std::filesystem::path> folders;
+  for (std::string const& ratio : ratio_names(sweep_ratios(job.arguments.sweep))) {
+    folders.push_back(output / ("ratio-" + ratio));
+  }
+  return folders;
+}
+
+/// Whether a file is where a folder of pictures will be, or a folder around it.
+bool is_folder_of_pictures(Job const& job, std::string const& path) {
+  const std::filesystem::path place = place_of(path);
+  return std::ranges::any_of(picture_folders(job), [&](std::filesystem::path const& folder) {
+    return std::mismatch(place.begin(), place.end(), folder.begin(), folder.end()).first == place.end();
+  });
+}
+
 /// Whether a file is where a picture will be.
 bool is_picture(Job const& job, std::string const& path) {
-  const std::filesystem::path place = place_of(path), output = place_of(job.arguments.output);
-  const std::vector<std::string> ratios =
-      job.arguments.sweep.empty() ? std::vector<std::string>{} : ratio_names(sweep_ratios(job.arguments.sweep));
-  const bool in_folder =
-      ratios.empty() ? place.parent_path() == output : std::ranges::any_of(ratios, [&](std::string const& ratio) {
-        return place.parent_path() == output / ("ratio-" + ratio);
-      });
+  const std::filesystem::path place = place_of(path);
+  const bool in_folder = std::ranges::count(picture_folders(job), place.parent_path()) > 0;
   const std::string name = place.filename().string();
   const std::int64_t image = number_of<std::int64_t>(name.substr(0, name.find('-'))).value_or(-1);
   return in_folder && image >= 0 && image < job.images() && name == job.file_name(image);
 }
 
-/// @throws std::invalid_argument for two files of one name, of which one is written
+/// @throws std::invalid_argument for two files of one name, of which one is written, and for a file where a folder is
 void require_apart(Job const& job) {
   Arguments const& arguments = job.arguments;
   std::vector<std::pair<std::string, std::string>> read{{"--decoder", arguments.decoder}};
@@ -901,7 +915,12 @@ void require_apart(Job const& job) {
       {"--grid", arguments.grid}, {"--report", arguments.report}, {"--latents", arguments.latents}};
   require_different(written, read);
   for (auto const& [option, path] : written) {
-    if (path.empty() || arguments.output.empty() || !is_picture(job, path)) continue;
+    if (path.empty() || arguments.output.empty()) continue;
+    if (is_folder_of_pictures(job, path)) {
+      throw std::invalid_argument(option + ": must be a file and no folder that --output needs, got " +
+                                  in_quotes(path));
+    }
+    if (!is_picture(job, path)) continue;
     throw std::invalid_argument(option + ": must be another file than the pictures of --output, got " +
                                 in_quotes(path));
   }
@@ -909,18 +928,20 @@ void require_apart(Job const& job) {
 
 /// What is drawn how, in a line.
 std::string summary(Job const& job, tstitch::Plan const& plan) {
-  std::string text = "drawing " + std::to_string(job.images()) + " pictures";
+  std::string text = "drawing " + counted(job.images(), "picture");
   const std::int64_t drawn = std::int64_t(job.labels.size()), classes = job.infos.back().num_classes;
   if (drawn > 0) {
-    text += " of " + std::to_string(drawn) + (drawn < classes ? " of " + std::to_string(classes) : "") + " classes";
+    if (drawn < classes) text += " of " + std::to_string(drawn);
+    text += " of " + std::to_string(classes) + (classes == 1 ? " class" : " classes");
   }
   if (job.prompts > 1) text += " of " + std::to_string(job.prompts) + " prompts";
   if (!job.arguments.sweep.empty()) {
-    return text + " at each of " + std::to_string(sweep_ratios(job.arguments.sweep).size()) + " ratios, " +
-           std::to_string(plan.steps.size()) + " steps";
+    const std::size_t ratios = sweep_ratios(job.arguments.sweep).size();
+    return text + " at " + (ratios == 1 ? "" : "each of ") + counted(ratios, "ratio") + ", " +
+           counted(plan.steps.size(), "step");
   }
   text += ", " + steps_text(job, plan);
-  if (job.infos.size() > 1) text += " by the routing " + job.arguments.routing;
+  if (job.arguments.routing != "stitch") text += " by the routing " + job.arguments.routing;
   std::string scales;
   for (const double scale : job.guidance.scale.values()) {
     scales += (scales.empty() ? "" : ",") + tstitch::detail::text(scale);

@@ -7,42 +7,33 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <filesystem>
+#include <cstdio>
 #include <optional>
 #include <string>
-#include <system_error>
 #include <vector>
 
 #include "arguments.hpp"
 
 using Notes = std::vector<std::string>;
 
-/// How much work two networks are beside each other: where both say their shape the products of a transformer's
-/// blocks, of which there are as many as tokens; else the sizes of their files.
-/// @returns nothing where neither is known
-inline std::optional<double> relative_cost(tstitch::NetworkInfo const& a, std::string const& a_path,
-                                           tstitch::NetworkInfo const& b, std::string const& b_path) {
+/// How much work two networks are beside each other: the products of a transformer's blocks, of which there are as many
+/// as tokens.
+/// @returns nothing where one does not say its shape
+inline std::optional<double> relative_cost(tstitch::NetworkInfo const& a, tstitch::NetworkInfo const& b) {
   const auto products = [](tstitch::NetworkInfo const& info) {
     const double width = double(info.architecture.width), patch = double(info.architecture.patch_size);
     return patch > 0 ? double(info.height) * double(info.width) / (patch * patch) * width * width *
                            double(info.architecture.depth)
                      : 0;
   };
-  if (products(a) > 0 && products(b) > 0) return products(a) / products(b);
-  std::error_code error;
-  const double a_size = double(std::filesystem::file_size(a_path, error));
-  if (error) return {};
-  const double b_size = double(std::filesystem::file_size(b_path, error));
-  if (error || b_size == 0) return {};
-  return a_size / b_size;
+  if (!(products(a) > 0 && products(b) > 0)) return {};
+  return products(a) / products(b);
 }
 
-inline void note_order(Notes& notes, Arguments const& arguments, std::vector<tstitch::NetworkInfo> const& infos) {
+inline void note_order(Notes& notes, std::vector<tstitch::NetworkInfo> const& infos) {
   if (infos.size() < 2) return;
-  const std::optional<double> cost =
-      relative_cost(infos.front(), arguments.models.front(), infos.back(), arguments.models.back());
-  // Files of one shape may differ by what else is in them.
-  if (!cost || !(*cost > 1.1)) return;
+  const std::optional<double> cost = relative_cost(infos.front(), infos.back());
+  if (!cost || !(*cost > 1)) return;
   char times[32];
   std::snprintf(times, sizeof times, "%.3g", *cost);
   notes.push_back("--model: " + in_quotes(infos.front().name) + " comes first and costs about " + times +

@@ -93,13 +93,13 @@ void save_latent_models(std::string const& folder) {
   prompts("bare_prompt.pt", {2, 3});
 }
 
-/// A network of 1000 classes whose makers say how they sample.
+/// A network of 100 classes whose makers say how they sample.
 void save_many_classes(std::string const& path) {
   std::string names = "tench, Tinca tinca\ncrane\ncrane\nGolden Retriever\n";
-  for (int i = 4; i < 1000; ++i) names += "class of number " + std::to_string(i) + "\n";
+  for (int i = 4; i < 100; ++i) names += "class of number " + std::to_string(i) + "\n";
   Metadata metadata = of_pixels("many classes", "3");
-  metadata.insert(metadata.end(), {{"num_classes", "1000"},
-                                   {"null_class", "1000"},
+  metadata.insert(metadata.end(), {{"num_classes", "100"},
+                                   {"null_class", "100"},
                                    {"class_names", names},
                                    {"guidance_scale", "4.5"},
                                    {"profile", "dit_ddim"},
@@ -170,6 +170,7 @@ int main(int count, char** arguments) {
   std::filesystem::create_directories(folder + "/taken/000001-cat-seed1.png");  // where a picture would be
   save_latent_models(folder);
   save_many_classes(folder + "/many_classes.pt");
+  save(folder + "/long_name.pt", "def forward(self, x, t):\n  return x\n", of_pixels(std::string(80, 'n'), "3"));
   save_flow(folder + "/flow.pt");
   save_false_dit(folder + "/false_dit.pt");
 }
