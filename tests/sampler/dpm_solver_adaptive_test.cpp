@@ -310,6 +310,6 @@ TEST_CASE("what adaptive DPM-Solver refuses") {
   refuses({.theta = 1.5}, "AdaptiveDPMSolver: theta must be in (0, 1], got 1.5");
   refuses({.h_init = 0}, "AdaptiveDPMSolver: h_init must be above 0, got 0");
   refuses({.max_trials = 0}, "AdaptiveDPMSolver: max_trials must be at least 1, got 0");
-  refuses({.pid = PIDController{.i = NAN}}, "PIDController: p, i and d must be finite numbers, got nan");
+  refuses({.pid = PIDController{.i = NAN}}, "PIDController: p, i and d must be in [-1e6, 1e6], got nan");
   refuses({.pid = PIDController{.accept_from = 0}}, "PIDController: accept_from must be in (0, 1], got 0");
 }

@@ -198,7 +198,7 @@ class ProgressBar {
   }
 
   /// Shows the line before the first step is done.
-  void begin() { line_.show(0, 1, {std::to_string(images_) + " images"}, true); }
+  void begin() { line_.show(0, 1, {std::to_string(images_) + (images_ == 1 ? " image" : " images")}, true); }
 
   void operator()(StepReport const& report) {
     const std::int64_t done = report.first * report.steps + report.images * report.done, all = images_ * report.steps;
