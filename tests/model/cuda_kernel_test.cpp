@@ -90,9 +90,10 @@ TEST_CASE("what others own or may write to is no cache") {
     CHECK(read().empty());
   }
   const std::vector<std::string> said = diagnostics();
-  CHECK(std::count(said.begin(), said.end(),
-                   "tstitch::cached_cuda: compiles what is kept in '" + file +
-                       "' anew, because it is a link, or it or its folder is of another user, or others may write to it") ==
+  CHECK(std::count(
+            said.begin(), said.end(),
+            "tstitch::cached_cuda: compiles what is kept in '" + file +
+                "' anew, because it is a link, or it or its folder is of another user, or others may write to it") ==
         1);
 }
 
