@@ -53,10 +53,10 @@ TEST_CASE("without a terminal, a run shows early that it goes on") {
       {.channels = 1, .height = 2, .width = 2});
   ProgressBar progress(1, {"\x1B[2Jslow"}, file.get());
   progress.begin();
-  CHECK(contents(file.get()) == "  0%  1 images\n");
+  CHECK(contents(file.get()) == "  0%  1 image\n");
   DDIM{NoiseSchedule::linear(), SingleNetwork{}, {.steps = 40}}.sample({slow}, {}, std::ref(progress));
   const std::string text = contents(file.get());
-  CHECK_THAT(text, ContainsSubstring("  0%  1 images\n  2%  step 1/40  \\x1b[2Jslow  0."));
+  CHECK_THAT(text, ContainsSubstring("  0%  1 image\n  2%  step 1/40  \\x1b[2Jslow  0."));
   CHECK(std::count(text.begin(), text.end(), '\n') == 12);
 }
 

@@ -122,7 +122,7 @@ assert most <= 1 and drawn > 2, (drawn, screen.lines)
 print("a sweep and tstitch_inspect: one line")
 
 errors = subprocess.run(slow + ["--grid", "plain.png"], capture_output=True, text=True).stderr
-assert errors.startswith("  0%  1 images\n") and "\r" not in errors and "\x1b" not in errors, errors
+assert errors.startswith("  0%  1 image\n") and "\r" not in errors and "\x1b" not in errors, errors
 assert "\n100%  step 60/60" in errors and 11 <= errors.count("\n"), errors
 quiet = subprocess.run(slow + ["--grid", "plain.png", "--quiet"], capture_output=True, text=True)
 assert quiet.stdout + quiet.stderr == "", quiet
