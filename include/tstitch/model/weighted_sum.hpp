@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/SmallVector.h>
 
 #include <algorithm>
 #include <array>
@@ -220,8 +221,6 @@ class SumKernel {
 /// operations, which have gradients and run anywhere. Tensors are of one shape and device.
 class WeightedSum {
  public:
-  WeightedSum() { terms_.reserve(8); }
-
   /// A tensor that comes again is one term; one whose weight is 0 is none.
   WeightedSum& add(double weight, at::Tensor const& tensor) {
     if (factor_ == 1) {
@@ -282,7 +281,7 @@ class WeightedSum {
     return *this;
   }
 
-  std::vector<Term> terms_;
+  c10::SmallVector<Term, 8> terms_;
   double factor_ = 1;      // that has no term yet
   std::size_t first_ = 0;  // of the terms since a factor
 };
