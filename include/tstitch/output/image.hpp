@@ -204,18 +204,6 @@ inline void append_big_endian(std::string& bytes, std::uint32_t value) {
   for (int shift = 24; shift >= 0; shift -= 8) bytes += char(value >> shift);
 }
 
-/// Whether it is UTF-8 without NUL.
-inline bool is_png_text(std::string_view text) {
-  while (!text.empty()) {
-    const bool is_control = static_cast<unsigned char>(text[0]) < 0x80 && text[0] != '\0';
-    const bool is_control_of_two = text[0] == '\xC2' && text.size() > 1 && (text[1] & 0xE0) == 0x80;
-    const std::size_t size = is_control ? 1 : is_control_of_two ? 2 : printable_character(text);
-    if (size == 0) return false;
-    text.remove_prefix(size);
-  }
-  return true;
-}
-
 /// One iTXt chunk (PNG specification, 11.3.3.4), uncompressed.
 /// @throws std::invalid_argument for what the specification does not allow
 inline std::string text_chunk(std::string_view keyword, std::string_view text) {
@@ -231,7 +219,7 @@ inline std::string text_chunk(std::string_view keyword, std::string_view text) {
     refuse("encode_png", "a text must have at most " + std::to_string(most) + " bytes",
            std::to_string(text.size()) + " for '" + std::string(keyword) + "'");
   }
-  if (!is_png_text(text)) {
+  if (!is_utf8(text) || text.find('\0') != text.npos) {
     refuse("encode_png", "a text must be UTF-8 without NUL",
            "'" + std::string(text.substr(0, 200)) + "' for '" + std::string(keyword) + "'");
   }

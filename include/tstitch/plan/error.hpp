@@ -18,21 +18,39 @@ inline std::string text(double value) {
   return buffer;
 }
 
-/// How many bytes the character of UTF-8 at the front takes; 0 where it is none, or one that terminals take for a
-/// command.
-inline std::size_t printable_character(std::string_view text) {
+/// How many bytes the character of UTF-8 at the front takes; 0 where there is none.
+inline std::size_t utf8_character(std::string_view text) {
   const auto byte = [&](std::size_t i) { return i < text.size() ? static_cast<unsigned char>(text[i]) : 0U; };
   const auto follows = [&](std::size_t i) { return (byte(i) & 0xC0U) == 0x80U; };
   const unsigned first = byte(0), second = byte(1);
-  if (first < 0x80) return first >= 0x20 && first != 0x7F;
+  if (first < 0x80) return text.empty() ? 0 : 1;
   if (first < 0xC2) return 0;
-  if (first < 0xE0) return follows(1) && !(first == 0xC2 && second < 0xA0) ? 2 : 0;
+  if (first < 0xE0) return follows(1) ? 2 : 0;
   if (first < 0xF0) {
     const bool overlong = first == 0xE0 && second < 0xA0, surrogate = first == 0xED && second >= 0xA0;
     return follows(1) && follows(2) && !overlong && !surrogate ? 3 : 0;
   }
   const bool in_range = first < 0xF4 ? first > 0xF0 || second >= 0x90 : first == 0xF4 && second < 0x90;
   return follows(1) && follows(2) && follows(3) && in_range ? 4 : 0;
+}
+
+/// Whether all of it is UTF-8.
+inline bool is_utf8(std::string_view text) {
+  while (!text.empty()) {
+    const std::size_t size = utf8_character(text);
+    if (size == 0) return false;
+    text.remove_prefix(size);
+  }
+  return true;
+}
+
+/// How many bytes the character of UTF-8 at the front takes; 0 where there is none, or one that terminals take for a
+/// command: U+0000 to U+001F and U+007F to U+009F.
+inline std::size_t printable_character(std::string_view text) {
+  const std::size_t size = utf8_character(text);
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  const bool control = size == 1 ? byte(0) < 0x20 || byte(0) == 0x7F : size == 2 && byte(0) == 0xC2 && byte(1) < 0xA0;
+  return control ? 0 : size;
 }
 
 /// Text of others for a message: what is no printable character as \xNN, and cut where it is long.
