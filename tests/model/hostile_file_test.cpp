@@ -103,6 +103,23 @@ std::string dict(std::string const& value) {
 
 }  // namespace pickle
 
+namespace pickle {
+
+/// A dict of a tensor [rows, 4] and the entry "prompts".
+std::string prompted(std::int64_t rows, std::string const& prompts) {
+  return "\x80\x02}(" + text("mask") + tensor(12, 0, {rows, 4}, {4, 1}) + text("prompts") + prompts + "u.";
+}
+
+/// As Python writes a list: of one value, and of several.
+std::string list(std::vector<std::string> const& values) {
+  if (values.size() == 1) return "]" + values[0] + "a";
+  std::string bytes = "](";
+  for (std::string const& value : values) bytes += value;
+  return bytes + "e";
+}
+
+}  // namespace pickle
+
 std::string condition_of(std::string const& data_pickle, std::size_t bytes = 48) {
   return archive_of({{"data.pkl", data_pickle}, {"data/0", std::string(bytes, '\1')}});
 }
@@ -397,6 +414,76 @@ TEST_CASE("what is no module is refused in plain words, and an ordered dict of t
   REQUIRE(conditions.size() == 1);
   CHECK(conditions[0].name == "mask");
   CHECK(conditions[0].value.sizes() == at::IntArrayRef({3, 4}));
+}
+
+TEST_CASE("prompts are texts of UTF-8, one for each row, or refused") {
+  const auto texts = [](std::vector<std::string> const& values) {
+    std::vector<std::string> pickled;
+    for (std::string const& value : values) pickled.push_back(pickle::text(value));
+    return pickle::list(pickled);
+  };
+  const auto of = [](std::int64_t rows, std::string const& prompts) {
+    return path_of("prompts.pt", condition_of(pickle::prompted(rows, prompts)));
+  };
+  const std::vector<std::vector<std::string>> good{{"a cat"},
+                                                   {""},
+                                                   {"", "two\nlines"},
+                                                   {"../up", "\"'`\\", std::string("a\0b\033[31m\x7f", 9)},
+                                                   {"\xf0\x9f\xa6\x8a", "\xe7\x8b\x90"},
+                                                   {std::string(65536, 'x'), std::string(10000, '\n')}};
+  for (std::vector<std::string> const& each : good) {
+    const std::string path = of(std::int64_t(each.size()), texts(each));
+    CHECK(load_prompts(path) == each);
+    const std::vector<NamedCondition> conditions = load_conditions(path);
+    REQUIRE(conditions.size() == 1);
+    CHECK(conditions[0].name == "mask");
+    CHECK(conditions[0].value.size(0) == std::int64_t(each.size()));
+  }
+
+  const auto refused = [&](std::int64_t rows, std::string const& prompts) {
+    const std::string path = of(rows, prompts);
+    const std::string text = refusal([&] { load_prompts(path); });
+    const std::string begin = "tstitch::load_prompts: '" + path + "': ";
+    REQUIRE(text.starts_with(begin));
+    return text.substr(begin.size());
+  };
+  const std::string rows = "prompts must be one for each of the tensors' rows, got ";
+  CHECK(refused(2, texts({"a"})) == rows + "1 for 2");
+  CHECK(refused(1, texts({"a", "b"})) == rows + "2 for 1");
+  CHECK(refused(1, texts({})) == rows + "0 for 1");
+  CHECK(refused(1, pickle::list({"N"})) == "prompts must be texts, got None");
+  CHECK(refused(2, pickle::list({pickle::text("a"), "K\1"})) == "prompts must be texts, got Int");
+  CHECK(refused(1, pickle::list({pickle::list({pickle::text("a")})})) == "prompts must be texts, got GenericList");
+  CHECK(refused(1, texts({std::string(65537, 'x')})) == "prompts must be at most 65536 bytes each, got 65537");
+  for (char const* const bytes : {"\xff", "\xc3", "\xed\xa0\xbd", "\xc0\xaf", "\xf4\x90\x80\x80", "a\x80"}) {
+    CHECK(refused(1, texts({bytes})) == "prompts must be UTF-8, got '" + tstitch::detail::printable(bytes) + "'");
+  }
+  // One text of 64 KiB, named 300 times.
+  std::string again = "](" + pickle::text(std::string(65536, 'x')) + "q" + std::string(1, '\0');
+  for (int k = 1; k < 300; ++k) again += "h" + std::string(1, '\0');
+  const std::string wide =
+      "\x80\x02}(" + pickle::text("mask") + pickle::tensor(12, 0, {300}, {0}) + pickle::text("prompts") + again + "eu.";
+  const std::string path = path_of("prompts.pt", condition_of(wide));
+  CHECK_THAT(refusal([&] { load_prompts(path); }),
+             ContainsSubstring("prompts must be at most 16777216 bytes together"));
+  CHECK(load_conditions(path).size() == 1);
+
+  const std::string not_a_dict = "must be a file of torch.save with a dict of tensors, got ";
+  CHECK(refused(1, pickle::text("a cat")) == not_a_dict + "an entry 'prompts' of String");
+  CHECK(refused(1, "(" + pickle::text("a cat") + "t") == not_a_dict + "an entry 'prompts' of Tuple");
+  CHECK(refused(1, "}") == not_a_dict + "an entry 'prompts' of GenericDict");
+  CHECK_THAT(condition_refusal(condition_of(pickle::dict("]"))), ContainsSubstring("an entry 'mask' of GenericList"));
+  CHECK_THAT(condition_refusal(condition_of("\x80\x02}K\1Ns.")), ContainsSubstring("a key of Int"));
+
+  // Without the list, with a tensor of that name, and with nothing else.
+  CHECK(load_prompts(path_of("prompts.pt", condition_of(pickle::dict(pickle::tensor(12, 0, {3, 4}, {4, 1}))))).empty());
+  const std::string tensor = of(3, pickle::tensor(12, 0, {3, 4}, {4, 1}));
+  CHECK(load_prompts(tensor).empty());
+  CHECK(load_conditions(tensor).size() == 2);
+  const std::string alone =
+      path_of("prompts.pt", condition_of("\x80\x02}" + pickle::text("prompts") + texts({"a"}) + "s."));
+  CHECK(load_conditions(alone).empty());
+  CHECK_THAT(refusal([&] { load_prompts(alone); }), ContainsSubstring(rows + "1 for 0"));
 }
 
 TEST_CASE("code that nests too deeply is refused before torch parses it, and torch bears what is taken") {

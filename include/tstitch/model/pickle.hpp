@@ -50,7 +50,7 @@ class Pickle {
     int depth = 0;                             ///< of containers in containers
     std::int64_t number = 0;                   ///< of an integer; of a storage or tensor: which
     std::string_view text = {};                ///< of a text; of a global "module\nname"
-    std::vector<std::uint32_t> children = {};  ///< of a tuple; of a dict: key, value, key, value
+    std::vector<std::uint32_t> children = {};  ///< of a tuple or list; of a dict: key, value, key, value
   };
 
   /// @param folder of its records: "data" for data.pkl
@@ -148,6 +148,9 @@ class Pickle {
     push(std::move(tuple));
   }
 
+  /// The lists of modules may be long, and nobody reads them.
+  void append(std::vector<std::uint32_t> const& values) { place(top(Kind::list), values, !classes_); }
+
   void set_items(std::vector<std::uint32_t> const& values) {
     require(values.size() % 2 == 0, "has a key without a value");
     place(top(Kind::dict), values, true);
@@ -206,15 +209,17 @@ class Pickle {
       case 't': push_tuple(pop_marked()); break;
       case ']': push({.kind = Kind::list}); break;
       case '}': push({.kind = Kind::dict}); break;
-      case 'e': {
-        const std::vector<std::uint32_t> values = pop_marked();
-        place(top(Kind::list), values, false);
+      case 'a': {
+        require(!classes_, "has an instruction that torch does not write");
+        const std::uint32_t value = pop();
+        append({value});
         break;
       }
+      case 'e': append(pop_marked()); break;
       case 'l': {
         const std::vector<std::uint32_t> values = pop_marked();
         push({.kind = Kind::list});
-        place(top(Kind::list), values, false);
+        append(values);
         break;
       }
       case 'd': {
