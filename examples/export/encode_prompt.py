@@ -3,7 +3,7 @@ tstitch reads.
 
 FOLDER is a pipeline of diffusers: tokenizer/ and text_encoder/ (Stable Diffusion 1 and 2, PixArt-alpha and Sigma), or
 also tokenizer_2/ and text_encoder_2/ (SDXL; its refiner has only these). The file is a dictionary of tensors, float32
-but for the mask, one row a prompt:
+but for the mask, one row for each prompt:
 
     text_embedding [n, tokens, width]   the last hidden states; SDXL: the last but one, of both encoders side by side
     pooled_embedding [n, width]         SDXL: the projected end of the text, of the second encoder
@@ -13,7 +13,11 @@ but for the mask, one row a prompt:
     aspect_ratio [n, 1]                 PixArt of 1024 pixels: height / width
 
 and each again as "NAME.null" with one row, for the half of classifier-free guidance that does not see the prompt: the
-negative prompt, or the empty one. Needs the Python package transformers.
+negative prompt, or the empty one. Beside them stands
+
+    prompts                             the texts as they were given, a list of n str
+
+which names and describes the pictures. Needs the Python package transformers.
 
 Texts for PixArt are put in lower case, and spaces around them dropped, as diffusers does where clean_caption is off or
 bs4 and ftfy are not installed. What else clean_caption would do, such as dropping addresses, tags, brackets and #, is
@@ -35,6 +39,9 @@ from torch import Tensor  # noqa: E402
 from common import Config, add_variant, fail, fill, first_line, load_weights, names_in, positive, replacing, say, some  # noqa: E402
 from export_pixart import TEXT_TOKENS, asks_for_sizes, tokens_of  # noqa: E402
 from export_unet import sides  # noqa: E402
+
+# Bytes of a prompt that tstitch reads (condition_file.hpp). Encoders take some hundred words.
+LONGEST_PROMPT = 64 << 10
 
 # What the refiner of SDXL is told of how pretty the picture is to be, with the prompt and without.
 AESTHETICS, AESTHETICS_NULL = 6.0, 2.5
@@ -235,12 +242,22 @@ def split(rows: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def save(tensors: dict[str, Tensor], output: Path) -> None:
+def require_text(option: str, text: str) -> None:
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:  # bytes of a command line that are not UTF-8 come as lone surrogates
+        fail(f"{option}: must be UTF-8, got {ascii(text[:60])}")
+    if size > LONGEST_PROMPT:
+        fail(f"{option}: must have at most {LONGEST_PROMPT} bytes, got {size}")
+
+
+def save(tensors: dict[str, Tensor], prompts: list[str], output: Path) -> None:
     buffer = io.BytesIO()
-    torch.save(tensors, buffer)
+    torch.save({**tensors, "prompts": prompts}, buffer)
     with replacing(output) as temporary:
         temporary.write_bytes(buffer.getvalue())
-    print(f"{output}: " + ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors.items()))
+    shapes = [f"{name} {list(tensor.shape)}" for name, tensor in tensors.items()]
+    print(f"{output}: " + ", ".join([*shapes, f"prompts [{len(prompts)}]"]))
 
 
 def main() -> None:
@@ -263,7 +280,10 @@ def main() -> None:
     )
     add_variant(parser)
     args = parser.parse_args()
-    save(encode(args), args.output)
+    for prompt in args.prompts:
+        require_text("PROMPT", prompt)
+    require_text("--negative", args.negative or "")
+    save(encode(args), args.prompts, args.output)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Builds small random CLIP and T5 text encoders and tokenizers of a few words, and
 """
 
 import io
+import itertools
 import json
 import shutil
 import sys
@@ -135,11 +136,18 @@ prompts = ["a cat", "two dogs in a hat and more words than there is room for", "
 out = scratch / "out.pt"
 
 
+def is_prompt(argument: object) -> bool:
+    return not str(argument).startswith("--")
+
+
 def encoded(folder: Path, *arguments: object) -> dict[str, torch.Tensor]:
     message = run(folder, out, *arguments)
     assert not message, message
     tensors = torch.load(out, weights_only=True)
     assert type(tensors) is dict and all(type(name) is str for name in tensors)
+    texts = tensors.pop("prompts")
+    assert type(texts) is list and texts == list(itertools.takewhile(is_prompt, arguments)), texts
+    assert all(len(tensor) == len(texts) for name, tensor in tensors.items() if not name.endswith(".null"))
     for name, tensor in tensors.items():
         kind = torch.int64 if name.startswith("text_mask") else torch.float32
         assert type(tensor) is torch.Tensor and tensor.dtype == kind and tensor.is_contiguous(), name
@@ -187,6 +195,8 @@ for forced in (True, False):
         assert (got["text_embedding.null"] == 0).all() == (forced and negative is None)
         same(got["size_ids"], torch.tensor([[768.0, 768, 0, 0, 768, 768]] * 3))
         same(got["size_ids.null"], torch.tensor([[768.0, 768, 0, 0, 768, 768]]))
+# Texts are kept as they were given, whatever they hold.
+encoded(sd, "", "two\nlines", '../"\'\x1b[31m', "\N{FOX FACE}", "cat " * 2500, "a cat", "a cat")
 same(encoded(xl, "a", "--size", "512")["size_ids"], torch.tensor([[512.0, 512, 0, 0, 512, 512]]))
 same(encoded(xl, "a", "--size", "512x640")["size_ids"], torch.tensor([[512.0, 640, 0, 0, 512, 640]]))
 
@@ -294,6 +304,9 @@ must_refuse(scratch / "nowhere", "a", words=("nowhere", "must be a folder"))
 must_refuse(out, "a", words=("must be a folder", "a file"))
 must_refuse(without(sd, "text_encoder"), "a", words=("must hold text_encoder", "got nothing"))
 must_refuse(sd, words=("PROMPT",))
+must_refuse(sd, "a", "b\udcff", words=("PROMPT: must be UTF-8", r"'b\udcff'"))
+must_refuse(sd, "a", "--negative", "\udcff", words=("--negative: must be UTF-8",))
+must_refuse(sd, "a" * 65537, words=("PROMPT: must have at most 65536 bytes, got 65537",))
 must_refuse(xl, "a", "--size", "big", words=("--size", "'big'"))
 must_refuse(without(sd, "tokenizer"), "a", words=("tokenizer", "must be a folder"))
 must_refuse(without(sd, "tokenizer/vocab.json"), "a", words=("tokenizer", "vocab.json"))
