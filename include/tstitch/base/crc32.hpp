@@ -1,5 +1,5 @@
 /// @file
-/// The checksum of zip archives.
+/// CRC-32, the checksum of zip archives and PNG files.
 #pragma once
 
 #include <array>
@@ -14,7 +14,7 @@
 
 namespace tstitch::detail {
 
-/// CRC-32 as in zip, gzip and PNG (ISO 3309): polynomial 0x04C11DB7, bits from low to high.
+/// CRC-32 as in zip, gzip and PNG (ISO 3309): polynomial 0x04C11DB7, each byte from its lowest bit to its highest.
 class Crc32 {
  public:
   void add(void const* data, std::size_t count) {
@@ -31,7 +31,8 @@ class Crc32 {
     state_ = with_tables(state_, bytes, count);
   }
 
-  /// Adds `count` bytes of which only the checksum is known, so that threads can share the work.
+  /// Continues with `count` bytes whose own checksum is known: threads can compute the checksums of parts of the data,
+  /// which this joins.
   void add_checksum(std::uint32_t of_these, std::uint64_t count) {
     state_ = ~(times(~state_, power(8 * count)) ^ of_these);
   }
@@ -62,7 +63,7 @@ class Crc32 {
     return tables;
   }
 
-  /// Eight bytes at a time (Kounavis and Berry 2005).
+  /// Table lookups, eight bytes at a time (Kounavis and Berry 2005, "slicing-by-8").
   static std::uint32_t with_tables(std::uint32_t state, unsigned char const* bytes, std::size_t count) {
     static constexpr Tables tables = make_tables();
     if constexpr (std::endian::native == std::endian::little) {
@@ -78,7 +79,8 @@ class Crc32 {
     return state;
   }
 
-  /// The product of two polynomials modulo that of the checksum; the highest bit is x^0.
+  /// The product of two polynomials over GF(2), modulo the checksum's polynomial. The highest bit is the coefficient of
+  /// x^0.
   static constexpr std::uint32_t times(std::uint32_t a, std::uint32_t b) {
     std::uint32_t product = 0;
     for (std::uint32_t bit = 0x80000000; bit != 0; bit >>= 1) {
@@ -88,7 +90,7 @@ class Crc32 {
     return product;
   }
 
-  /// x^exponent modulo the polynomial.
+  /// x^exponent modulo the checksum's polynomial.
   static constexpr std::uint32_t power(std::uint64_t exponent) {
     std::uint32_t result = 0x80000000;
     for (std::uint32_t square = 0x40000000; exponent != 0; exponent >>= 1, square = times(square, square)) {
@@ -98,12 +100,14 @@ class Crc32 {
   }
 
 #if defined(__x86_64__)
-  /// Four times 16 bytes at a time, by multiplications without carry (Gopal et al. 2009, "Fast CRC Computation for
-  /// Generic Polynomials Using PCLMULQDQ Instruction"): 16 times as fast as tables.
+  /// Carry-less multiplication of four vectors of 16 bytes at a time (Gopal et al. 2009, "Fast CRC Computation for
+  /// Generic Polynomials Using PCLMULQDQ Instruction"). It is 16 times as fast as the tables.
   /// @param count a multiple of `block`
   __attribute__((target("pclmul"))) static std::uint32_t fold(std::uint32_t state, unsigned char const* bytes,
                                                               std::size_t count) {
-    // What moves the first and the second 64 bits on over so many bits, 32 of which a reflected product is short.
+    // To move a vector on by n bits, its first 64 bits are multiplied by x^(n + 64) and its second by x^n. A factor of
+    // 32 bits in the lower half of 64 reflected ones has x^32 in it already, hence n + 32 and n - 32. The shift by one
+    // is there because the product of two reflected polynomials has 127 bits, not 128.
     constexpr auto factor = [](std::uint64_t bits) { return std::int64_t(std::uint64_t(power(bits)) << 1); };
     const __m128i over_block = _mm_set_epi64x(factor(8 * block - 32), factor(8 * block + 32)),
                   over_16 = _mm_set_epi64x(factor(128 - 32), factor(128 + 32));

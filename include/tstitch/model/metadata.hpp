@@ -1,9 +1,9 @@
 /// @file
-/// What files of networks say about them, which is the same for TorchScript and AOTInductor.
+/// The metadata of a network's file. TorchScript files and AOTInductor packages use the same keys.
 ///
-/// It travels inside, as flat key/value extra files (`_extra_files` of torch.jit.save, `extra/` of a .pt2 package),
-/// each a line of UTF-8 text without control characters, of at most 200 bytes unless said otherwise; required keys are
-/// marked *. Keys that do not stand here are not read.
+/// Each key is an extra file inside the network's file (`_extra_files` of torch.jit.save, `extra/` of a .pt2 package).
+/// Its value is one line of UTF-8 text without control characters, of at most 200 bytes unless said otherwise. Required
+/// keys are marked *. Keys that are not listed here are ignored.
 ///
 ///     tstitch/format *                  1
 ///     tstitch/kind                      network (default), or what autoencoder.hpp describes: decoder or encoder
@@ -14,36 +14,39 @@
 ///     tstitch/num_classes               0 (default): the network takes (x, t); else (x, t, labels)
 ///     tstitch/null_class                the label of "no class", or none (default)
 ///     tstitch/class_names               one a line, of at most 200 bytes
-///     tstitch/conditions                the tensors that forward takes after those, one a line: name, type (float, the
-///                                       network's own, or int64) and the sizes for one image, * for any:
-///                                       "text_embedding float 77 768"
+///     tstitch/conditions                the tensors that forward takes after those, one a line: name, type (float for
+///                                       the network's own type, or int64), and the sizes for one image, * for any
+///                                       size: "text_embedding float 77 768"
 ///     tstitch/timestep_type *           int64 | float32
 ///     tstitch/noise_schedule *          linear | scaled_linear | cosine | flow | alphas_cumprod
-///     tstitch/num_train_timesteps *     but for the last; and beta_start *, beta_end * for the first two,
-///     tstitch/alphas_cumprod *          one number a line, for the last
+///     tstitch/num_train_timesteps *     for all schedules but alphas_cumprod
+///     tstitch/beta_start *, beta_end *  for linear and scaled_linear
+///     tstitch/alphas_cumprod *          for alphas_cumprod: one number a line
 ///     tstitch/decoding                  pixels | none (default)
-///     tstitch/latent_scale, latent_shift  where x is not a picture: scale (latent - shift)
-///     tstitch/guidance_scale            recommended by its makers, in [0, 1000]
-///     tstitch/profile                   which its makers sample with, as tstitch_sample --profile calls it
-///     tstitch/steps                     how many steps they take, in [1, 1000000]
-///     tstitch/training_data, license    of at most 64 KiB
+///     tstitch/latent_scale, latent_shift  where x is a latent and no picture: x = scale (latent - shift)
+///     tstitch/guidance_scale            the scale that the network's makers recommend, in [0, 1000]
+///     tstitch/profile                   the profile that they sample with, by its name in tstitch_sample --profile
+///     tstitch/steps                     the number of steps that they take, in [1, 1000000]
+///     tstitch/training_data, license    at most 64 KiB each
 ///     tstitch/images_seen
 ///     tstitch/architecture, width, depth, heads, patch_size, mlp_ratio
 ///     tstitch/e4m3_inputs               one number a line, see NetworkInfo::Architecture
-///     tstitch/e4m3_weight_scales        one number a line, a float32 in 9 digits: of the same layers in that order,
-///                                       what a code of the weight is multiplied by; 0: it has none
-///     tstitch/e4m3_weights              binary, in TorchScript files: the codes (e4m3fn, one byte each) of these
-///                                       weights [out, in], row by row and one layer after another
+///     tstitch/e4m3_weight_scales        one number a line, a float32 in 9 digits, for the same layers in the same
+///                                       order: weight = scale * code; 0 where the layer has no codes
+///     tstitch/e4m3_weights              binary, in TorchScript files only: the codes (e4m3fn, one byte each) of the
+///                                       weights [out, in] of the layers that have them, in row-major order, one
+///                                       layer after another
 ///
-/// and for the two halves of an autoencoder, whose forward takes and gives one tensor: format *, kind *, name *,
-/// latent_channels *, picture_channels (3), upsampling *, latent_scale *, latent_shift (0), license, and
+/// The encoder and the decoder of an autoencoder, whose forward takes and returns one tensor, have the keys format *,
+/// kind *, name *, latent_channels *, picture_channels (default 3), upsampling *, latent_scale *, latent_shift (default
+/// 0), license, and
 ///
-///     tstitch/latents                   unscaled (default): networks make scale (latent - shift) of what forward
-///                                       takes or gives; scaled: forward takes or gives what networks make,
-///                                       whatever their scale, as tiny autoencoders do, and latent_scale is 1 or
-///                                       not there
+///     tstitch/latents                   unscaled (default): forward takes or returns the latent, which networks know
+///                                       as scale (latent - shift); scaled: forward takes or returns x as networks
+///                                       know it, whatever their scale, as tiny autoencoders do, and latent_scale is
+///                                       1 or left out
 ///
-/// What packages of AOTInductor say besides stands in aot_inductor.hpp.
+/// AOTInductor packages have more keys, listed in aot_inductor.hpp.
 #pragma once
 
 #include <algorithm>
@@ -74,7 +77,7 @@ namespace detail {
 
 inline constexpr FileKind network_file{"read_network_info", "a TorchScript file or an AOTInductor package"};
 
-/// A key that is read, and how long its value may be.
+/// A key, and how long its value may be.
 struct MetadataKey {
   std::string_view name;
   std::size_t most_bytes = 200;
@@ -82,7 +85,7 @@ struct MetadataKey {
 
 inline constexpr std::size_t long_text = std::size_t(64) << 10, long_list = std::size_t(4) << 20;
 
-/// Of networks, of autoencoders and of packages; e4m3_weights, of many bytes, is read by load_dit alone.
+/// All keys of networks, autoencoders and packages but e4m3_weights, which is large: only load_dit reads it.
 inline constexpr std::array metadata_keys = std::to_array<MetadataKey>({
     {"format"},
     {"kind"},
@@ -131,11 +134,11 @@ inline constexpr std::array metadata_keys = std::to_array<MetadataKey>({
     {"batch", long_text},
 });
 
-/// The metadata of one file; every failure names the file, the key and the value.
+/// The metadata of one file. Every error names the file, the key and the value.
 class MetadataReader {
  public:
   /// @param archive of TorchScript or AOTInductor
-  /// @param source how messages call the file
+  /// @param source the file's name in error messages
   MetadataReader(Archive const& archive, std::string source) : source_(std::move(source)) {
     for (MetadataKey const& key : metadata_keys) {
       const std::string name(key.name), record = "extra/tstitch/" + name;
@@ -177,7 +180,7 @@ class MetadataReader {
     return value;
   }
 
-  /// A line that can be shown.
+  /// Text without control characters, safe to print.
   std::string line(std::string const& key, std::string const& otherwise) const {
     return require_line(key, text(key, otherwise));
   }
@@ -187,7 +190,7 @@ class MetadataReader {
     return value;
   }
 
-  /// @param most lines
+  /// @param most how many lines there may be
   std::vector<std::string> lines(std::string const& key, std::size_t most) const {
     std::vector<std::string> lines;
     const std::string all = text(key, "");
@@ -209,7 +212,7 @@ class MetadataReader {
     return number;
   }
 
-  /// The entry of `choices` that stands beside the value.
+  /// What `choices` pairs with the value.
   template <class Value>
   Value choice(std::string const& key, std::string const& value,
                std::vector<std::pair<char const*, Value>> const& choices) const {
@@ -226,7 +229,7 @@ class MetadataReader {
                              got);
   }
 
-  /// A value for a message.
+  /// A value as error messages show it.
   static std::string quote(std::string_view value) { return "'" + printable(value) + "'"; }
 
  private:
@@ -264,14 +267,14 @@ inline NoiseSchedule read_noise_schedule(MetadataReader const& file) {
   const double start = file.number<double>("beta_start"), end = file.number<double>("beta_end");
   NoiseSchedule schedule =
       kind == Kind::linear ? NoiseSchedule::linear(count, start, end) : NoiseSchedule::scaled_linear(count, start, end);
-  // Samplers divide by the square root.
+  // Samplers divide by the square root of this.
   if (const double signal = schedule.alphas_cumprod().back(); !(signal >= 1e-12)) {
     file.fail("beta_end", "must leave 1e-12 of the variance of the signal", text(signal));
   }
   return schedule;
 }
 
-/// Of one image: what is multiplied by it stays far from overflow.
+/// The most elements that a tensor may have for one image. Products with a batch size then stay far from overflow.
 inline constexpr std::int64_t most_elements = std::int64_t(1) << 32;
 
 inline std::vector<ConditionInfo> read_conditions(MetadataReader const& file) {
@@ -364,7 +367,7 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
   info.num_classes = file.in_range<std::int64_t>("num_classes", 0, 1'000'000, 0);
   if (file.text("null_class", "none") != "none") {
     info.null_class = file.number<std::int64_t>("null_class");
-    // Embedding tables have a row for each class and one for none; a GPU does not survive an index beyond.
+    // Embedding tables have one row for each class and one for no class. Beyond them CUDA fails for good.
     if (*info.null_class < 0 || *info.null_class > info.num_classes) {
       file.fail("null_class", "must be in [0, " + std::to_string(info.num_classes) + "] or none",
                 std::to_string(*info.null_class));
@@ -429,8 +432,8 @@ inline bool is_package(Archive const& archive) {
   return archive.has("archive_format");
 }
 
-/// @param source how messages call the file
-/// @param otherwise what the network is if the file does not say
+/// @param source the file's name in error messages
+/// @param otherwise what to return if the file has no metadata
 inline NetworkInfo read_network_info(Archive const& archive, std::string const& source,
                                      std::optional<NetworkInfo> const& otherwise = {}) {
   const MetadataReader file(archive, source);
@@ -446,9 +449,9 @@ inline NetworkInfo read_network_info(Archive const& archive, std::string const& 
 
 }  // namespace detail
 
-/// Reads what a network is without loading its weights.
+/// Reads the description of a network from its file, without the weights.
 /// @param path a TorchScript file or an AOTInductor package
-/// @throws std::runtime_error for files that cannot be read or say nothing
+/// @throws std::runtime_error for a file that cannot be read, or whose metadata is missing or wrong
 inline NetworkInfo read_network_info(std::string const& path) {
   const std::string source = detail::quoted(path);
   const auto archive =

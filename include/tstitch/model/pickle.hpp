@@ -1,5 +1,5 @@
 /// @file
-/// Pickles of torch, read without making anything of what they say: torch's own reader believes them.
+/// Checks the pickles in torch's files without building any objects. Torch's own reader trusts what they say.
 #pragma once
 
 #include <c10/core/ScalarType.h>
@@ -20,16 +20,16 @@
 
 namespace tstitch::detail {
 
-/// A tensor of a pickle, which lies in its record.
+/// A tensor as a pickle describes it: a view of a record of the archive.
 struct PickledTensor {
-  std::string record = {};  ///< "data/0"
+  std::string record = {};  ///< name of the record that holds the elements, such as "data/0"
   at::ScalarType type = at::kFloat;
-  std::int64_t elements = 0;  ///< of the record
-  std::int64_t offset = 0;    ///< of the first element
+  std::int64_t elements = 0;  ///< how many the record holds
+  std::int64_t offset = 0;    ///< index of the tensor's first element in the record
   std::vector<std::int64_t> sizes = {}, strides = {};
 };
 
-/// The type of "FloatStorage".
+/// The element type of one of torch's storage classes, by name: at::kFloat for "FloatStorage".
 inline std::optional<at::ScalarType> storage_type(std::string_view name) {
 #define TSTITCH_STORAGE_TYPE(_, type) \
   if (name == #type "Storage") return at::ScalarType::type;
@@ -38,24 +38,24 @@ inline std::optional<at::ScalarType> storage_type(std::string_view name) {
   return {};
 }
 
-/// What torch's reader would do with a pickle of torch.save or torch.jit.save, without doing it: the same stack, of
-/// values that hold no more than the checks need. What torch does not write is refused.
+/// Runs a pickle of torch.save or torch.jit.save on a stack as torch's reader would, but keeps of each value only what
+/// the checks need, and calls nothing. Instructions that torch does not write are refused.
 class Pickle {
  public:
   enum class Kind { none, boolean, integer, real, text, tuple, list, dict, global, storage, tensor, object };
 
   struct Value {
     Kind kind = Kind::none;
-    bool placed = false;                       ///< in a container: complete, so that containers are trees
-    int depth = 0;                             ///< of containers in containers
-    std::int64_t number = 0;                   ///< of an integer; of a storage or tensor: which
-    std::string_view text = {};                ///< of a text; of a global "module\nname"
-    std::vector<std::uint32_t> children = {};  ///< of a tuple or list; of a dict: key, value, key, value
+    bool placed = false;                       ///< in a container; it may no longer change, so there are no cycles
+    int depth = 0;                             ///< how deep containers are nested in it
+    std::int64_t number = 0;                   ///< an integer's value; a storage's or tensor's index in tensors_
+    std::string_view text = {};                ///< a text; a global's "module\nname"
+    std::vector<std::uint32_t> children = {};  ///< a tuple's or list's values; a dict's key, value, key, value ...
   };
 
-  /// @param folder of its records: "data" for data.pkl
-  /// @param classes whether it may hold objects, as those of torch.jit.save do
-  /// @throws c10::Error naming it and what is wrong with it
+  /// @param folder "data" for data.pkl, whose records are data/0, data/1 ...
+  /// @param classes whether objects are allowed, as in files of torch.jit.save; if not, the values of lists are kept
+  /// @throws c10::Error that names the pickle and what is wrong with it
   Pickle(Archive const& archive, std::string folder, bool classes)
       : archive_(archive),
         folder_(std::move(folder)),
@@ -76,7 +76,7 @@ class Pickle {
   PickledTensor const& tensor(Value const& value) const { return tensors_[std::size_t(value.number)]; }
 
  private:
-  static constexpr int most_depth = 256;  // torch recurses
+  static constexpr int most_depth = 256;  // torch reads nested containers by recursion, which needs stack
 
   void require(bool holds, char const* rule) const { TORCH_CHECK(holds, folder_, ".pkl ", rule); }
 
@@ -115,7 +115,7 @@ class Pickle {
     return index;
   }
 
-  /// All since the last mark.
+  /// Takes all values since the last mark off the stack.
   std::vector<std::uint32_t> pop_marked() {
     require(!marks_.empty(), "takes a value that is not there");
     const std::vector<std::uint32_t> values(stack_.begin() + std::ptrdiff_t(marks_.back()), stack_.end());
@@ -148,7 +148,7 @@ class Pickle {
     push(std::move(tuple));
   }
 
-  /// The lists of modules may be long, and nobody reads them.
+  /// Of modules the values are not kept: their lists may be long, and nothing reads them.
   void append(std::vector<std::uint32_t> const& values) { place(top(Kind::list), values, !classes_); }
 
   void set_items(std::vector<std::uint32_t> const& values) {
@@ -167,7 +167,8 @@ class Pickle {
     stack_.push_back(memo_[id]);
   }
 
-  /// @returns whether there is more
+  /// Runs one instruction.
+  /// @returns whether more follow
   bool step() {
     switch (byte()) {
       case '.': return false;
@@ -260,7 +261,7 @@ class Pickle {
 
   bool is(std::uint32_t index, Kind kind) const { return values_[index].kind == kind; }
 
-  /// Whether a tuple has children of these kinds first.
+  /// Whether this is a tuple that begins with values of these kinds.
   bool has(Value const& tuple, std::initializer_list<Kind> kinds) const {
     return tuple.kind == Kind::tuple && tuple.children.size() >= kinds.size() &&
            std::equal(kinds.begin(), kinds.end(), tuple.children.begin(),
@@ -278,7 +279,7 @@ class Pickle {
     return line;
   }
 
-  /// What to save instead.
+  /// What a user should save instead, for an error message.
   static char const* advice(std::string_view module, std::string_view name) {
     if (module != "torch._utils") return "";
     if (name == "_rebuild_parameter") return " of a parameter: save its .detach()";
@@ -314,7 +315,7 @@ class Pickle {
     const auto found = archive_.records().find(storage.record);
     const std::uint64_t size = found == archive_.records().end() ? 0 : found->second.size;
     const std::uint64_t element = c10::elementSize(*type);
-    // Torch reads as many bytes as the pickle says from memory of the size of the record.
+    // Torch allocates the record's size and then reads as many elements as the pickle claims.
     TORCH_CHECK(storage.elements >= 0 && std::uint64_t(storage.elements) == size / element, folder_,
                 ".pkl says that entry ", detail::quoted(storage.record), " has ", storage.elements, " elements of ",
                 element, " bytes, got ", size, " bytes");
@@ -323,8 +324,9 @@ class Pickle {
     tensors_.push_back(std::move(storage));
   }
 
-  /// For modules torch makes each storage anew wherever it is named, and engines all elements of a tensor, of which a
-  /// stride of 0 makes many from one. Of a dict of tensors each storage is made once, and tensors are views.
+  /// Counts the memory that loading will take. In a module, torch allocates a storage each time the pickle names it,
+  /// and engines copy every element of a tensor, also those that a stride of 0 repeats. In a dict of tensors each
+  /// storage is allocated once, and tensors are views of it.
   void add_bytes(std::uint64_t& total, std::uint64_t bytes) const {
     require(bytes <= most_bytes_ - total, "takes more memory than a file of this size is to");
     total += bytes;
@@ -339,7 +341,7 @@ class Pickle {
     return found;
   }
 
-  /// Of a view that is conjugated or negated.
+  /// Whether the tensor is a conjugated or negated view.
   bool has_metadata(Value const& arguments) const {
     return arguments.children.size() == 7 && is(arguments.children[6], Kind::dict);
   }
@@ -367,7 +369,7 @@ class Pickle {
       overflows |= __builtin_mul_overflow(std::max<std::int64_t>(tensor.sizes[i] - 1, 0), tensor.strides[i], &reach);
       overflows |= __builtin_add_overflow(last, reach, &last);
     }
-    // Where a tensor without elements begins does not matter: slices of slices begin beyond the end.
+    // A tensor without elements may begin anywhere: an empty slice of a slice may begin beyond its storage.
     require(!overflows && tensor.offset >= 0 && (empty || last < tensor.elements),
             "has a tensor that lies beyond its storage");
     if (classes_ && !empty) add_bytes(tensor_bytes_, std::uint64_t(bytes));
@@ -376,7 +378,7 @@ class Pickle {
     tensors_.push_back(std::move(tensor));
   }
 
-  /// Of a quantized tensor: a scale and a zero point, or those of each channel.
+  /// Checks the parameters of a quantized tensor: one scale and one zero point, or one of each for every channel.
   void require_parameters(PickledTensor const& tensor, Value const& parameters) const {
     if (has(parameters, {Kind::global, Kind::real, Kind::integer})) return;
     require(has(parameters, {Kind::global, Kind::tensor, Kind::tensor, Kind::integer}),
@@ -396,7 +398,7 @@ class Pickle {
     };
     if (function == "torch._utils\n_rebuild_tensor_v2" || function == "torch._utils\n_rebuild_qtensor") {
       push_tensor(arguments, function.ends_with("_rebuild_qtensor"));
-    } else if (function == "collections\nOrderedDict") {  // of hooks, which nobody reads, or of tensors
+    } else if (function == "collections\nOrderedDict") {  // a tensor's hooks, which are not read, or a dict of tensors
       push({.kind = classes_ ? Kind::none : Kind::dict});
     } else if (is_pickle_function("restore_type_tag")) {
       require((has(arguments, {Kind::list, Kind::text}) || has(arguments, {Kind::dict, Kind::text})) &&
@@ -407,7 +409,8 @@ class Pickle {
       require(has(arguments, {Kind::list}), "has a list without values");
       stack_.push_back(arguments.children[0]);
     } else {
-      // To torch a type is a number, and functions are called by theirs.
+      // Torch reads a type, such as torch.FloatStorage, as a number and finds functions by number: a call of a type
+      // would call some function.
       require(classes_ && (!function.starts_with("torch\n") || function == "torch\ndevice"),
               "calls what is no function");
       Value object{.kind = Kind::object};
@@ -431,7 +434,7 @@ class Pickle {
   std::uint64_t storage_bytes_ = 0, tensor_bytes_ = 0;
 };
 
-/// What torch calls values of this kind.
+/// Torch's name for values of this kind.
 inline char const* text(Pickle::Kind kind) {
   switch (kind) {
     case Pickle::Kind::none: return "None";

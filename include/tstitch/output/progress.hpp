@@ -23,7 +23,7 @@
 namespace tstitch {
 namespace detail {
 
-/// How many columns of a terminal printable text takes, at most: characters from U+0800 on may be two wide.
+/// The most columns that printable text may take on a terminal. Characters from U+0800 on count as two, for many are.
 inline int columns_of(std::string_view text) {
   int columns = 0;
   while (!text.empty()) {
@@ -34,7 +34,7 @@ inline int columns_of(std::string_view text) {
   return columns;
 }
 
-/// "0:12 left"; empty where that cannot be told.
+/// The time left as text: "0:12 left". Empty where it is unknown.
 inline std::string time_left(double seconds) {
   if (!(seconds >= 0 && seconds < 1e7)) return "";
   char text[32];
@@ -46,10 +46,12 @@ inline std::string time_left(double seconds) {
   return text;
 }
 
-/// A progress bar of at most so many columns.
-/// @param done, all in [0, 10^16]
-/// @param about what is said beside it, in its order; the first is kept longest where there is little room
-/// @param left comes last, and is kept longer than all of `about`
+/// A progress bar: "[####....]  50%  step 5/10  0:12 left". Parts that do not fit are left out.
+/// @param columns the most that the text may take
+/// @param done how much of the work is done, in [0, all]
+/// @param all the whole work, in [1, 10^16], in the same unit
+/// @param about texts to show after the percentage, the most important first: the others are left out before it
+/// @param left the time left, shown last; left out only where it does not fit beside the percentage alone
 inline std::string progress_text(int columns, std::int64_t done, std::int64_t all,
                                  std::vector<std::string> const& about, std::string const& left) {
   if (columns < 4) return "";
@@ -74,8 +76,8 @@ inline std::string progress_text(int columns, std::int64_t done, std::int64_t al
   return "[" + std::string(std::size_t(filled), '#') + std::string(std::size_t(width - filled), '.') + "] " + text;
 }
 
-/// How far a work is. On a terminal one line that is redrawn, and never wider than the window is then.
-/// Elsewhere a plain line after a second, at each tenth, and every ten seconds where a tenth takes longer.
+/// Shows progress. On a terminal it redraws one line, never wider than the window. Elsewhere, such as in a log file, it
+/// prints a plain line after one second, at each tenth of the work, and after ten seconds without a line.
 class ProgressLine {
  public:
   explicit ProgressLine(std::FILE* stream = stderr) : stream_(stream), terminal_(is_terminal(stream)) {}
@@ -84,16 +86,16 @@ class ProgressLine {
   ProgressLine& operator=(ProgressLine const&) = delete;
   ~ProgressLine() { finish(); }
 
-  /// Since it was made.
+  /// Since this object was made.
   double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
 
-  /// @param about see progress_text
-  /// @param now whether it is shown however little has changed
+  /// @param done, all, about see progress_text
+  /// @param now draw even if little has changed since the last time
   void show(std::int64_t done, std::int64_t all, std::vector<std::string> about, bool now = false) {
     all_ = std::max<std::int64_t>(all, 1);
     done_ = std::clamp<std::int64_t>(done, 0, all_);
     about_ = std::move(about);
-    // In integers: a tenth is a tenth.
+    // In integers, so that each tenth is exact.
     const std::int64_t tenth = done_ * 10 / all_;
     const double since = std::chrono::duration<double>(Clock::now() - shown_).count();
     const bool last = done_ == all_;
@@ -106,16 +108,16 @@ class ProgressLine {
     if (last) finish();
   }
 
-  /// Ends the line. Later ones begin below.
+  /// Ends the line; what is printed later begins on the next.
   void finish() {
     if (!terminal_ || !drawn_) return;
-    draw();  // the terminal may have written over it, as it does for Ctrl-C
+    draw();  // the terminal may have printed over the line, such as ^C
     std::fputs("\n", stream_);
     std::fflush(stream_);
     drawn_ = false;
   }
 
-  /// Takes the line away until it is shown again, for what else is printed.
+  /// Erases the line, so that something else can be printed. The next `show` draws it again.
   void clear() {
     if (!terminal_ || !drawn_) return;
     std::fprintf(stream_, "\r%s", rest(columns()));
@@ -135,7 +137,7 @@ class ProgressLine {
 #endif
   }
 
-  /// Of the window now.
+  /// The width of the window now.
   int columns() const {
 #if __has_include(<unistd.h>)
     winsize size = {};
@@ -144,7 +146,8 @@ class ProgressLine {
     return 80;
   }
 
-  /// What clears behind the text: below it, too, where a window that became narrower has wrapped it.
+  /// The escape sequence that erases what is left of an older line: to the end of the line, or to the end of the screen
+  /// where the window became narrower and has wrapped the line.
   char const* rest(int columns) const {
     return columns < drawn_columns_ ? "\033[J" : "\033[K";
   }
@@ -157,8 +160,8 @@ class ProgressLine {
       for (std::string const& part : about_) line += "  " + part;
       std::fprintf(stream_, "%s%s%s\n", line.c_str(), left.empty() ? "" : "  ", left.c_str());
     } else {
-      // Not to the last column, after which some terminals go on in the next line. The cursor waits at the beginning,
-      // which stays the line's where a narrower window wraps it.
+      // The last column stays free: some terminals begin a new line after it. The cursor is left at the beginning, so
+      // that the next line is drawn over this one even if the window became narrower and wrapped it.
       const int width = columns();
       std::fprintf(stream_, "\r%s%s\r", progress_text(width - 1, done_, all_, about_, left).c_str(), rest(width));
       drawn_columns_ = width;
@@ -180,16 +183,16 @@ class ProgressLine {
 
 }  // namespace detail
 
-/// An observer that shows how far a run is: step, network, images a second, time left. One line that is redrawn on a
-/// terminal, as wide as the window; elsewhere a plain line after a second, at each tenth of the run, and every ten
-/// seconds where a tenth takes longer.
+/// An observer that shows the progress of a run: step, network, images per second, time left. On a terminal it redraws
+/// one line, never wider than the window; elsewhere it prints a plain line after one second, at each tenth of the run,
+/// and after ten seconds without a line.
 ///
-/// Pass it by reference: `sampler.sample(networks, request, std::ref(progress))`. On a GPU it shows the work given out,
-/// which runs a little ahead of the work done.
+/// Pass it by reference: `sampler.sample(networks, request, std::ref(progress))`. On a GPU it shows the work that is
+/// queued, which is a little ahead of the work that is done.
 class ProgressBar {
  public:
-  /// @param images of the whole run, in [1, 10^12]
-  /// @param names of the networks; an index is shown where there is no name
+  /// @param images how many the whole run draws, in [1, 10^12]
+  /// @param names the networks' names; a network without one is shown by its index
   /// @throws std::invalid_argument for another number of images
   explicit ProgressBar(std::int64_t images, std::vector<std::string> names = {}, std::FILE* stream = stderr)
       : images_(images), names_(std::move(names)), line_(stream) {
@@ -209,7 +212,7 @@ class ProgressBar {
     line_.show(done, all, {"step " + std::to_string(report.done) + "/" + std::to_string(report.steps), name, rate});
   }
 
-  /// Ends the line. Later reports begin a new one.
+  /// Ends the line; later reports begin a new one.
   void finish() { line_.finish(); }
 
  private:
