@@ -52,6 +52,25 @@ std::string file_word(std::string const& name) {
   return word;
 }
 
+/// The first words of a prompt as part of the name of a file: letters and digits of ASCII, "_" for what is between.
+std::string file_words(std::string_view prompt) {
+  constexpr std::size_t most = 40;
+  std::string words;
+  for (const char c : prompt) {
+    const bool plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
+    if (plain) {
+      words += c;
+    } else if (!words.empty() && words.back() != '_') {
+      words += '_';
+    }
+    if (words.size() > most) break;
+  }
+  // Whole words, unless there is but one.
+  if (words.size() > most) words.resize(std::min(words.rfind('_', most), most));
+  while (words.ends_with('_')) words.pop_back();
+  return words;
+}
+
 /// What the arguments mean for these networks.
 struct Job {
   Arguments arguments;
@@ -61,6 +80,7 @@ struct Job {
   std::vector<std::int64_t> labels;                 ///< of pictures, which take them in turn; empty without classes
   std::vector<tstitch::NamedCondition> conditions;  ///< with a row for each prompt, or one for all
   std::int64_t prompts = 1;                         ///< likewise taken in turn
+  std::vector<std::string> texts;                   ///< of the prompts, or one for all; empty where no file has them
   std::int64_t image_count = 0;
   tstitch::Guidance guidance;
   tstitch::SamplingOptions options;
@@ -102,19 +122,23 @@ struct Job {
     return all.empty() ? std::to_string(label(image)) : all[std::size_t(label(image))];
   }
 
+  /// Of the picture's prompt; empty where it is not known.
+  std::string text(std::int64_t image) const { return texts.empty() ? "" : texts[std::size_t(image) % texts.size()]; }
+
   /// What was asked for, in the words of a report: the class, and which of several prompts.
   void describe(std::int64_t image, Json& json) const {
     if (!labels.empty()) json["class"] = class_name(image);
     if (prompts > 1) json["prompt"] = image % prompts;
   }
 
-  /// 000012-horse-seed12.png
+  /// 000012-horse-seed12.png, 000003-prompt1-a_fox_in_the_snow-seed3.png
   std::string file_name(std::int64_t image) const {
     char number[32];
     std::snprintf(number, sizeof number, "%06lld-", static_cast<long long>(image));
     std::string name = number;
     if (!labels.empty()) name += file_word(class_name(image)) + "-";
     if (prompts > 1) name += "prompt" + std::to_string(image % prompts) + "-";
+    if (const std::string words = file_words(text(image)); !words.empty()) name += words + "-";
     return name + "seed" + std::to_string(seed(image)) + ".png";
   }
 };
@@ -156,6 +180,20 @@ void require_rows(std::string const& path, std::string const& name, at::Tensor c
   }
 }
 
+/// Takes the texts of a file's prompts. Of several files that have texts the one with the most is taken, and of these
+/// the first.
+/// @param source the file that the job's texts are from
+void take_texts(Job& job, std::string& source, std::string const& path) {
+  std::vector<std::string> texts = tstitch::load_prompts(path);
+  if (texts.size() == job.texts.size() && texts != job.texts) {
+    job.notes.push_back("--condition: " + in_quotes(path) + " has other prompts than " + in_quotes(source) +
+                        ", which are those that the pictures are named after");
+  }
+  if (texts.size() <= job.texts.size()) return;
+  job.texts = std::move(texts);
+  source = path;
+}
+
 Job prepare(Arguments arguments) {
   Job job;
   job.device = device_of(arguments.device);
@@ -169,6 +207,7 @@ Job prepare(Arguments arguments) {
   job.labels = labels_of(arguments.classes, info);
   note_classes(job.notes, arguments, info, job.labels.size());
   std::int64_t& prompts = job.prompts;
+  std::string source_of_texts;
   for (std::string const& path : arguments.conditions) {
     for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) {
       for (at::Tensor const& tensor : {each.value, each.null}) {
@@ -189,6 +228,7 @@ Job prepare(Arguments arguments) {
       }
       job.conditions.push_back(std::move(each));
     }
+    take_texts(job, source_of_texts, path);
   }
   if (info.decoding == tstitch::Decoding::none && info.channels != 1 && info.channels != 3 &&
       arguments.decoder.empty() && !arguments.plan &&
@@ -420,6 +460,11 @@ void write_report(Job const& job, Json report) {
   tstitch::detail::write_file(job.arguments.report, text_of(report, 2) + "\n");
 }
 
+/// For what describes all pictures; each by itself says which of them is its own.
+void list_texts(Job const& job, Json& json) {
+  if (!job.texts.empty()) json["prompts"] = job.texts;
+}
+
 using Flags = std::vector<char>;  ///< of pictures; threads write them, which no vector of bool allows
 
 constexpr int grid_gap = 2;  ///< pixels between the pictures of a grid
@@ -434,6 +479,7 @@ void write_pictures(Job const& job, Json const& made_with, std::string const& fo
       Json text = made_with;
       text["image_seed"] = job.seed(first + i);
       job.describe(first + i, text);
+      if (!job.texts.empty()) text["prompt_text"] = job.text(first + i);
       tstitch::detail::write_file(folder + "/" + job.file_name(first + i),
                                   tstitch::encode_png(pictures[std::size_t(i)], png_text(text)),
                                   tstitch::detail::Sync::later);
@@ -684,6 +730,7 @@ int run(Job const& job, std::vector<tstitch::Network> const& networks, std::opti
     if (files) failure.watch([&] { tstitch::detail::sync_disk(job.arguments.output); });
 
     Json json = parameters(job);
+    list_texts(job, json);
     const tstitch::PngText text = png_text(json);
     std::vector<std::string> left;  // what there is now
     if (!latents.empty()) {
@@ -833,6 +880,7 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
   for (Flags const& each : finished) images.push_back(std::count(each.begin(), each.end(), true));
   if (std::all_of(images.begin(), images.end(), [](std::int64_t count) { return count == 0; })) failure.rethrow();
   Json json = parameters(job);
+  list_texts(job, json);
   Json by_ratio = Json::array();
   std::vector<tstitch::Picture> all;
   std::vector<std::string> captions;
@@ -935,6 +983,12 @@ std::string summary(Job const& job, tstitch::Plan const& plan) {
     text += " of " + std::to_string(classes) + (classes == 1 ? " class" : " classes");
   }
   if (job.prompts > 1) text += " of " + std::to_string(job.prompts) + " prompts";
+  constexpr std::size_t most = 3;  // of the prompts, for the line is to be read
+  for (std::size_t i = 0; i < std::min(job.texts.size(), most); ++i) {
+    text += (i ? ", " : job.prompts > 1 ? " (" : " of ") + in_quotes(job.texts[i]);
+  }
+  if (job.texts.size() > most) text += ", ...";
+  if (!job.texts.empty() && job.prompts > 1) text += ")";
   if (!job.arguments.sweep.empty()) {
     const std::size_t ratios = sweep_ratios(job.arguments.sweep).size();
     return text + " at " + (ratios == 1 ? "" : "each of ") + counted(ratios, "ratio") + ", " +

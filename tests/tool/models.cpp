@@ -91,6 +91,23 @@ void save_latent_models(std::string const& folder) {
   prompts("three_prompts.pt", {3, 2, 3});
   prompts("no_prompts.pt", {0, 2, 3});
   prompts("bare_prompt.pt", {2, 3});
+  const auto named = [&](char const* name, std::vector<std::string> const& texts,
+                         char const* tensor = "text_embedding") {
+    const std::int64_t rows = std::int64_t(texts.size());
+    c10::impl::GenericDict entries(c10::StringType::get(), c10::AnyType::get());
+    entries.insert(tensor, tstitch::detail::host_tensor({rows, 2, 3}, at::kFloat).fill_(1));
+    if (std::string(tensor) == "text_embedding") {
+      entries.insert("text_embedding.null", tstitch::detail::host_tensor({1, 2, 3}, at::kFloat).fill_(0));
+    }
+    c10::List<std::string> list;
+    for (std::string const& text : texts) list.push_back(text);
+    entries.insert("prompts", list);
+    const std::vector<char> bytes = torch::jit::pickle_save(entries);
+    std::ofstream(folder + "/" + name, std::ios::binary).write(bytes.data(), std::streamsize(bytes.size()));
+  };
+  named("named_prompts.pt", {"A fox in the snow, at night, by the river; oil on canvas", "../\n\"\xf0\x9f\xa6\x8a"});
+  named("named_prompt.pt", {"a fox\n"});
+  named("other_prompt.pt", {"a hen"}, "other");
 }
 
 /// A network of 100 classes whose makers say how they sample.

@@ -1,0 +1,112 @@
+"""Prompts of all kinds, in files that Python wrote, name and describe the pictures: prompts_test.py TOOL MODELS FOLDER
+
+MODELS is what tool_models wrote.
+"""
+
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+tool, models, scratch = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
+shutil.rmtree(scratch, ignore_errors=True)
+scratch.mkdir(parents=True)
+os.chdir(scratch)
+
+
+def draw(name: str, rows: int, **more: object) -> subprocess.CompletedProcess:
+    """Draws with a condition of so many rows into a folder of this name; the grid and the report stand beside it."""
+    torch.manual_seed(rows)
+    tensors = {"text_embedding": torch.randn(rows, 2, 3), "text_embedding.null": torch.zeros(1, 2, 3)}
+    torch.save(tensors | more, f"{name}.pt")
+    command = [tool, "--device", "cpu", "--steps", "1", "--model", models / "latent.pt"]
+    command += ["--decoder", models / "decoder.pt", "--condition", f"{name}.pt"]
+    command += ["--output", name, "--grid", f"{name}.png", "--report", f"{name}.json"]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def chunks(path: Path) -> list[tuple[bytes, bytes]]:
+    """Kind and content of each chunk of a PNG."""
+    data, found, at = path.read_bytes(), [], 8
+    while at < len(data):
+        size, kind = struct.unpack(">I4s", data[at : at + 8])
+        found.append((kind, data[at + 8 : at + 8 + size]))
+        at += size + 12
+    return found
+
+
+def pixels(path: Path) -> list[bytes]:
+    found = [body for kind, body in chunks(path) if kind == b"IDAT"]
+    assert found, path
+    return found
+
+
+def parameters(path: Path) -> dict[str, object]:
+    texts = [body for kind, body in chunks(path) if kind == b"iTXt" and body.startswith(b"parameters\0")]
+    assert len(texts) == 1, path
+    return json.loads(texts[0][len("parameters") + 5 :])
+
+
+LONG = "word " * 2000
+kinds = {
+    "empty": ([""], [""]),
+    "lines": (["a\nb"], ["a_b-"]),
+    "path": (["/etc/../passwd", "..", "."], ["prompt0-etc_passwd-", "prompt1-", "prompt2-"]),
+    "quotes": (["\"'`$(rm -r *)\\"], ["rm_r-"]),
+    "emoji": (["\N{FOX FACE}", "\u72d0 fox"], ["prompt0-", "prompt1-fox-"]),
+    "long": ([LONG, "x" * 10000], [f"prompt0-{'_'.join(['word'] * 8)}-", f"prompt1-{'x' * 40}-"]),
+    "same": (["A cat."] * 2, ["prompt0-A_cat-", "prompt1-A_cat-"]),
+    "control": (["a\0b\x1b[31m\x7f\x9b"], ["a_b_31m-"]),
+    "longest": (["\u00e9" * 32768], [""]),
+    "many": ([f"number {i}" for i in range(20)], [f"prompt{i}-number_{i}-" for i in range(20)]),
+}
+for name, (prompts, words) in kinds.items():
+    done = draw(name, len(prompts), prompts=prompts)
+    assert done.returncode == 0 and not done.stderr.count("Error"), (name, done)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", done.stdout), done.stdout
+    assert done.stdout.startswith("drawing ") and all(len(line) < 400 for line in done.stdout.splitlines()), done.stdout
+    files = [f"{i:06}-{each}seed{i}.png" for i, each in enumerate(words)]
+    assert sorted(os.listdir(name)) == files, (name, os.listdir(name))
+    report = json.loads(Path(f"{name}.json").read_text())
+    assert report["prompts"] == prompts and [picture["file"] for picture in report["pictures"]] == files, name
+    assert parameters(Path(f"{name}.png"))["prompts"] == prompts, name
+    for i, file in enumerate(files):
+        made_with = parameters(Path(name) / file)
+        assert made_with["prompt_text"] == prompts[i] and "prompts" not in made_with, (name, file)
+
+# Without the texts all is as it was: names, and what files say, and the pictures are the same.
+for name, rows in (("same", 2), ("many", 20)):
+    done = draw("plain", rows)
+    assert done.returncode == 0 and done.stdout.startswith(f"drawing {rows} pictures of {rows} prompts, 1 step"), done
+    files = [f"{i:06}-prompt{i}-seed{i}.png" for i in range(rows)]
+    assert sorted(os.listdir("plain")) == files, os.listdir("plain")
+    report = json.loads(Path("plain.json").read_text())
+    assert "prompts" not in report and "prompts" not in parameters(Path("plain.png"))
+    for file, named in zip(files, sorted(os.listdir(name)), strict=True):
+        assert "prompt_text" not in parameters(Path("plain") / file)
+        assert pixels(Path("plain") / file) == pixels(Path(name) / named), (file, named)
+    shutil.rmtree("plain")
+
+refused = {
+    "few": (["a"], "prompts must be one for each of the tensors' rows, got 1 for 2"),
+    "more": (["a", "b", "c"], "prompts must be one for each of the tensors' rows, got 3 for 2"),
+    "numbers": ([1, 2], "prompts must be texts, got Int"),
+    "nested": ([["a"], ["b"]], "prompts must be texts, got GenericList"),
+    "surrogate": (["\ud83d", "b"], "prompts must be UTF-8, got"),
+    "long": (["x" * 65537, ""], "prompts must be at most 65536 bytes each, got 65537"),
+    "text": ("ab", "got an entry 'prompts' of String"),
+    "tuple": (("a", "b"), "got an entry 'prompts' of Tuple"),
+    "dict": ({"a": 1}, "got an entry 'prompts' of GenericDict"),
+    "bytes": ([b"a", b"b"], "data.pkl must hold tensors, got"),
+}
+for name, (prompts, words) in refused.items():
+    done = draw(f"refused_{name}", 2, prompts=prompts)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and words in done.stderr, (name, done)
+    assert not done.stdout and not Path(f"refused_{name}").exists(), name
+print("pictures say what their prompts were")
