@@ -240,6 +240,34 @@ inline void set_up(CLI::App& app, std::string const& version) {
   app.set_version_flag("--version", version, "print the versions of the program, of torch and of CUDA, and stop");
 }
 
+/// What CLI11 refuses, in the words of the other messages: place, rule, value got. A sentence that is not known here
+/// stays as it is, for versions of CLI11 differ.
+inline std::string plain_sentence(CLI::App const& app, CLI::ParseError const& error) {
+  const std::string sentence = error.what();
+  if (dynamic_cast<CLI::ExtrasError const*>(&error)) {
+    std::vector<std::string> extras;
+    for (std::string const& extra : app.remaining()) extras.push_back(in_quotes(extra));
+    return "arguments: must be those that --help lists, got also " + joined(extras);
+  }
+  struct Known {
+    char const* error;
+    char const* middle;  ///< of CLI11's sentence: behind the option's name
+    char const* rule;    ///< what stands there instead
+    char const* got;     ///< behind the rest of CLI11's sentence; null: the rest is left out
+  };
+  constexpr Known known[]{{"ArgumentMismatch", ": 1 required ", ": must have a value, got none", nullptr},
+                          {"ArgumentMismatch", ": At Most 1 required but received ", ": must be given once, got ", ""},
+                          {"RequiresError", " requires ", ": must come with ", ", got it alone"},
+                          {"ExcludesError", " excludes ", ": must come without ", ", got both"}};
+  for (Known const& each : known) {
+    const std::size_t at = sentence.find(each.middle);
+    if (error.get_name() != each.error || at == std::string::npos) continue;
+    const std::string rest = sentence.substr(at + std::string_view(each.middle).size());
+    return sentence.substr(0, at) + each.rule + (each.got ? rest + each.got : "");
+  }
+  return sentence;
+}
+
 /// @returns nothing when the program is to go on, else its exit code; help or version have been printed then
 /// @throws std::invalid_argument for what an option refuses, in one line
 inline std::optional<int> read_arguments(CLI::App& app, int count, char** values) {
@@ -248,7 +276,7 @@ inline std::optional<int> read_arguments(CLI::App& app, int count, char** values
   } catch (CLI::Success const& printed) {
     return app.exit(printed);
   } catch (CLI::ParseError const& error) {
-    throw std::invalid_argument(tstitch::detail::printable(error.what(), 250));
+    throw std::invalid_argument(tstitch::detail::printable(plain_sentence(app, error), 250));
   }
   return {};
 }
