@@ -67,6 +67,7 @@ TEST_CASE("grids, strips and columns lay pictures out row by row on white") {
   CHECK(make_grid(three, 3, 0).width == 6);
   CHECK(make_grid(three, 1, 0).height == 6);
   CHECK(make_grid(three).width == 2 * 2 + 2);
+  CHECK(make_grid(three, 5, 0).width == 6);  // no room for pictures that are not there
   CHECK(enlarge(three[0], 2).pixels == std::vector<std::uint8_t>{0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3});
 }
 
@@ -94,8 +95,9 @@ TEST_CASE("a PNG takes the keywords and texts that its specification allows") {
     CHECK(message("k", good) == "nothing was thrown");
   }
   CHECK(message("k", "a\0b"s) == "tstitch::encode_png: a text must be UTF-8 without NUL, got 'a\\x00b' for 'k'");
-  for (std::string const& bad :
-       {"\xFF"s, "\xC3"s, "\xC0\x80"s, "\xED\xA0\x80"s, "\xF4\x90\x80\x80"s, "\x80"s, "\xC2"s}) {
+  for (std::string const& bad : {"\xFF"s, "\xC3"s, "\xC0\x80"s, "\xED\xA0\x80"s, "\xF4\x90\x80\x80"s, "\x80"s, "\xC2"s,
+                                 "\xC2"
+                                 "A"s}) {
     CHECK_THAT(message("k", bad), ContainsSubstring("a text must be UTF-8 without NUL"));
   }
   // A chunk has at most 2^31 - 1 bytes. This text is not there, so nothing may look at it first.
@@ -218,6 +220,14 @@ TEST_CASE("pictures refuse with place, rule and value") {
         "tstitch::to_pictures: images must be [n, 1 or 3, H, W], got [1, 4, 8, 8]");
   CHECK(message([] { make_grid({}); }) == "tstitch::make_grid: at least one picture is needed, got 0");
   CHECK(message([] { enlarge({}, 0); }) == "tstitch::enlarge: factor must be at least 1, got 0");
+  CHECK(message([] {
+          make_grid({Picture{1, 1, 3, {1, 2, 3}}, Picture{1, 1, 1, {1}}});
+        }) == "tstitch::make_grid: all pictures must have the size of the first, got 1");
+  // With its filter byte a row must have less.
+  constexpr std::int64_t most = std::int64_t(1300) << 20;
+  CHECK(message([] { tstitch::detail::require_encodable("x", most - 2, 1, 1); }) == "nothing was thrown");
+  CHECK_THAT(message([] { tstitch::detail::require_encodable("x", most - 1, 1, 1); }),
+             ContainsSubstring("tstitch::x: a picture must have less than 1300 MiB, got 1363148799 x 1"));
   const std::vector<Picture> many(4, Picture{8, 8, 3, std::vector<std::uint8_t>(8 * 8 * 3)});
   CHECK(message([&] { enlarge(many[0], 4000); }) ==
         "tstitch::enlarge: a picture must have less than 1300 MiB, got 32000 x 32000 of 3 channels");

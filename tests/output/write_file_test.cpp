@@ -65,6 +65,11 @@ extern "C" int fsync(int file) {
   return sync_error && !S_ISDIR(it.st_mode) ? -1 : 0;
 }
 
+extern "C" int syncfs(int) noexcept {
+  errno = sync_error;
+  return sync_error ? -1 : 0;
+}
+
 extern "C" int rename(char const* from, char const* to) noexcept {
   events.push_back("rename");
   return reinterpret_cast<int (*)(char const*, char const*)>(dlsym(RTLD_NEXT, "rename"))(from, to);
@@ -93,6 +98,9 @@ TEST_CASE("a file is on the disk before it has its name, and then the name is") 
   sync_error = EIO;
   CHECK_THAT(message_of<std::runtime_error>([&] { write_file(folder + "/a", "new"); }),
              ContainsSubstring("/a': must fit on the disk, got 'Input/output error'"));
+  CHECK(message_of<std::runtime_error>([&] { tstitch::detail::sync_disk(folder); }) ==
+        "tstitch::write_file: '" + folder +
+            "': must be on a disk that keeps what is written, got 'Input/output error'");
   sync_error = 0;
   CHECK(read(folder + "/a") == "old");
   CHECK(files_in(folder) == 1);
@@ -117,6 +125,25 @@ TEST_CASE("a link that leads nowhere is not taken for the file") {
   CHECK(std::filesystem::is_symlink(folder + "/a"));
   CHECK(read(folder + "/file") == "mine");
   CHECK(files_in(folder) == 3);
+}
+
+TEST_CASE("a link to what is not there yet may say where from the root on") {
+  const std::string folder = new_folder("absolute");
+  std::filesystem::create_symlink(std::filesystem::absolute(folder + "/new"), folder + "/link");
+  write_file(folder + "/link", "x");
+  CHECK(std::filesystem::is_symlink(folder + "/link"));
+  CHECK(read(folder + "/new") == "x");
+}
+
+TEST_CASE("a pipe that may not be written to is known before the work") {
+  const std::string pipe = new_folder("pipe") + "/pipe";
+  REQUIRE(mkfifo(pipe.c_str(), 0) == 0);
+  const uid_t before = getuid();
+  const bool root = before == 0;  // who may all; whether one may is asked for the real user
+  if (root) REQUIRE(setreuid(65534, uid_t(-1)) == 0);
+  const std::string message = message_of<std::runtime_error>([&] { require_writable(pipe); });
+  if (root) REQUIRE(setreuid(before, uid_t(-1)) == 0);
+  CHECK_THAT(message, ContainsSubstring("/pipe': must be a file that can be written, got 'Permission denied'"));
 }
 
 TEST_CASE("the system's link protection is not walked around") {
