@@ -20,6 +20,8 @@ TEST_CASE("clipping is automatic for pictures and thresholding is what it says")
   CHECK(list(Thresholding::none()(fill({-3, -1, 0, 0.5, 2}))) == std::vector<float>{-3, -1, 0, 0.5, 2});
   // The median of |x| is 2: clip to [-2, 2], divide by 2.
   CHECK(list(Thresholding::dynamic(0.5)(fill({-4, -1, 0, 2, 3}))) == std::vector<float>{-1, -0.5, 0, 1, 1});
+  // The median is 4: clip to [-4, 4], divide by 4, times the range.
+  CHECK(list(Thresholding::dynamic(0.5, 2)(fill({-8, -1, 0, 4, 6}))) == std::vector<float>{-2, -0.5, 0, 2, 2});
   // Never below the range: pictures inside it stay as they are.
   CHECK(list(Thresholding::dynamic(0.5)(fill({-0.4f, -0.1f, 0, 0.2f, 0.3f}))) ==
         std::vector<float>{-0.4f, -0.1f, 0, 0.2f, 0.3f});

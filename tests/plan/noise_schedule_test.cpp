@@ -63,6 +63,30 @@ TEST_CASE("timestep is the inverse of lambda") {
   }
 }
 
+TEST_CASE("the ends of lambda are reached also where rounding puts them a little beyond") {
+  const NoiseSchedule noise = NoiseSchedule::linear();
+  CHECK(noise.timestep(noise.lambda(0) + 1e-12) == 0);
+  CHECK(noise.timestep(noise.lambda(999) - 1e-12) == 999);
+  CHECK_THROWS_AS(noise.timestep(noise.lambda(0) + 1e-6), std::invalid_argument);
+  CHECK_THROWS_AS(noise.timestep(noise.lambda(999) - 1e-6), std::invalid_argument);
+}
+
+TEST_CASE("linear in lambda, the middle between two timesteps is their mean") {
+  const NoiseSchedule noise = NoiseSchedule::linear();
+  for (const int t : {0, 10, 500, 998}) {
+    const double middle = (noise.lambda(t) + noise.lambda(t + 1)) / 2;
+    CHECK(noise.timestep_linear_in_lambda(middle) == Approx(t + 0.5).epsilon(0).margin(1e-9));
+  }
+  // Linear in log(alpha) it is elsewhere where lambda bends most.
+  CHECK(std::abs(noise.timestep((noise.lambda(0) + noise.lambda(1)) / 2) - 0.5) > 0.05);
+}
+
+TEST_CASE("the last beta is the one that was asked for") {
+  // numpy.linspace(0.001, 0.7, 6)[-1] is 0.7, where 5 steps from 0.001 lead to 0.6999999999999998.
+  const std::vector<double> table = NoiseSchedule::linear(6, 0.001, 0.7).alphas_cumprod();
+  CHECK(table[5] == table[4] * (1 - 0.7));
+}
+
 TEST_CASE("a level knows itself by its lambda") {
   for (double lambda = -12; lambda < 12; lambda += 0.3) {
     REQUIRE(NoiseLevel::from_lambda(lambda).lambda() == Approx(lambda).margin(1e-12));
@@ -104,6 +128,11 @@ TEST_CASE("float32 tables are those of programs that compute in it") {
   CHECK(float(table[500]) == 0.0777966529f);
   CHECK(float(table[999]) == 4.03583035e-05f);
   for (double value : table) REQUIRE(double(float(value)) == value);
+  // torch 2.11: (1 - torch.linspace(0.01, 0.5, 10)).cumprod(0), whose sixth beta depends on the end it is counted from.
+  const std::vector<float> expected{0.99000001f,  0.926200032f, 0.8160851f,   0.674630344f,  0.520964563f,
+                                    0.373936772f, 0.248044744f, 0.151031673f, 0.0837386772f, 0.0418693386f};
+  const std::vector<double> few = NoiseSchedule::linear(10, 0.01, 0.5).in_float32().alphas_cumprod();
+  CHECK(std::vector<float>(few.begin(), few.end()) == expected);
   const NoiseSchedule rounded = NoiseSchedule::cosine().rounded_to_float32();
   for (double value : rounded.alphas_cumprod()) {
     REQUIRE(double(float(value)) == value);
@@ -125,6 +154,12 @@ TEST_CASE("noise schedules refuse what makes no sense, with place, rule and valu
         }) ==
         "tstitch::NoiseSchedule::from_alphas_cumprod: values must be inside (0, 1) and strictly decreasing; only "
         "the last may be 0, got 0.6 after 0.5");
+  CHECK_THAT(message([] {
+               NoiseSchedule::from_alphas_cumprod({0.5, 0.5});
+             }),
+             ContainsSubstring("strictly decreasing; only the last may be 0, got 0.5 after 0.5"));
+  CHECK(message([] { NoiseSchedule::scaled_linear(1000, 0.01, 0); }) ==
+        "tstitch::NoiseSchedule::scaled_linear: beta_start and beta_end must be above 0, got 0.01 and 0");
   CHECK_THAT(message([] { NoiseSchedule::from_alphas_cumprod({0.0}); }), ContainsSubstring("got 0 after 1"));
   CHECK(message([] { (void)NoiseSchedule::flow().with_zero_terminal_snr(); }) ==
         "tstitch::NoiseSchedule::with_zero_terminal_snr: needs a table of at least 2 timesteps, got flow(1000)");

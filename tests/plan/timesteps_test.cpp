@@ -105,6 +105,33 @@ TEST_CASE("the beta distribution's quantile is scipy's") {
   CHECK(both_ends[18] - both_ends[19] < both_ends[9] - both_ends[10]);
 }
 
+TEST_CASE("points are where their formulas put them, with the last one or without") {
+  const Grid last{.include_last = true, .round = false};
+  const auto is_near = [](List const& list, auto expected) {
+    for (std::size_t i = 0; i < list.size(); ++i) {
+      INFO(i);
+      CHECK(list[i] == Approx(expected(double(i))).epsilon(0).margin(1e-9));
+    }
+  };
+  // Roots of t + 1 from sqrt(1000) to 1, and the uniform distribution, which is beta(1, 1).
+  const double root = std::sqrt(1000.0);
+  is_near(times(Spacing::quadratic(last), 5), [&](double i) { return std::pow(root + (1 - root) * i / 4, 2) - 1; });
+  is_near(times(Spacing::beta(1, 1, last), 5), [](double i) { return 999 * (1 - i / 4); });
+  // The quantile of beta(2, 1) is a square root.
+  is_near(times(Spacing::beta(2, 1), 5), [](double i) { return 999 * std::sqrt(1 - i / 5); });
+  const double most = std::exp(-linear.lambda(999)), least = std::exp(-linear.lambda(0));
+  const auto on_sigma = Spacing::beta_on_sigma(2, 1)(linear, 5);
+  const auto even = Spacing::uniform_logsnr({.include_last = false})(linear, 5);
+  for (std::size_t i = 0; i < 5; ++i) {
+    const double sigma = least + std::sqrt(1 - double(i) / 4) * (most - least);
+    CHECK(std::exp(-on_sigma[i].level.lambda()) == Approx(sigma).epsilon(1e-9));
+    const double lambda = linear.lambda(999) + (linear.lambda(0) - linear.lambda(999)) * double(i) / 5;
+    CHECK(even[i].level.lambda() == Approx(lambda).epsilon(0).margin(1e-9));
+  }
+  // numpy.round takes 7.5 to 8 and 2.5 to 2.
+  CHECK(times(Spacing::trailing(), 4, NoiseSchedule::linear(10, 0.01, 0.5)) == List{9, 7, 4, 1});
+}
+
 TEST_CASE("rounded points are kept apart where a rule crowds them") {
   for (bool include_last : {true, false}) {
     const Grid grid{.include_last = include_last, .round = true};
@@ -244,6 +271,12 @@ TEST_CASE("lists may be fractional and a user's own rule is checked like ours") 
     return std::vector<Timestep>{{10, schedule.at(10)}, {20, schedule.at(20)}};
   });
   CHECK_THROWS_AS(own(linear, 2), std::invalid_argument);
+  // Also where the noise falls.
+  const Spacing rising("rising", [](NoiseSchedule const& schedule, int) {
+    return std::vector<Timestep>{{10, schedule.at(20)}, {20, schedule.at(10)}};
+  });
+  CHECK(message_of<std::invalid_argument>([&] { (void)rising(linear, 2); }) ==
+        "tstitch::Spacing::rising: timesteps must be strictly decreasing, got 20 after 10");
 }
 
 TEST_CASE("spacings refuse with place, rule and value") {
@@ -259,6 +292,11 @@ TEST_CASE("spacings refuse with place, rule and value") {
   CHECK(message(Spacing::list({5, NAN}), 2) == "tstitch::Spacing::list: timesteps must be in [0, 999], got nan");
   CHECK(message(Spacing::sections({3, 3}), 7) ==
         "tstitch::Spacing::sections: the counts must add up to the number of steps (7), got 6");
+  CHECK(message(Spacing::sections({-1, 6}), 5) ==
+        "tstitch::Spacing::sections: each count must be in [0, 500], its section's length, got -1");
+  CHECK_THAT(
+      message(Spacing::karras(7, {.end = NoiseLevel::from_lambda(6)}), 5),
+      ContainsSubstring("SigmaGrid::end must be a level of the noise schedule linear(1000, 0.0001, 0.02), got "));
   CHECK(message(Spacing::ddim_stride(), 99) ==
         "tstitch::Spacing::ddim_stride: no integer stride visits exactly N of 1000 timesteps, got 99");
   CHECK(message_of<std::invalid_argument>([] { Spacing::karras(0); }) ==
@@ -273,6 +311,8 @@ TEST_CASE("clipped leaves out the timesteps next to pure noise") {
   CHECK(list.front().level == cosine.at(995));
   CHECK(cosine.lambda(996) < -5.1);
   CHECK(list.size() == 10);
+  // The limit itself is not below it.
+  CHECK(Spacing::clipped(Spacing::linspace(), cosine.lambda(995))(cosine, 10).front().t == 995);
   CHECK(spacing.name() == "clipped linspace");
   // Linear schedules do not come so near.
   CHECK(spacing(NoiseSchedule::linear(), 10).front().t == 999);
