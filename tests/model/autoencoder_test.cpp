@@ -141,6 +141,10 @@ TEST_CASE("what cannot be decoded is refused") {
   CHECK(message_of<std::invalid_argument>([&] {
           encoder(pattern({1, 3, 3, 4}));
         }) == "tstitch::Encoder: height and width must be multiples of 2, got [1, 3, 3, 4]");
+  CHECK_THAT(message_of<std::invalid_argument>([&] {
+               encoder(pattern({1, 3, 4, 3}));
+             }),
+             ContainsSubstring("must be multiples of 2, got [1, 3, 4, 3]"));
   CHECK(message_of<std::runtime_error>([&] {
           encoder(pattern({1, 3, 4, 4}));
         }) == "tstitch::Autoencoder 'test': the output must be [1, 4, 2, 2], got [1, 3, 8, 8]");
@@ -165,6 +169,11 @@ TEST_CASE("decoders come from files, which are no networks") {
              ContainsSubstring("tstitch/kind must be decoder, got 'network'"));
   CHECK_THAT(message([] { load_decoder("/nowhere.pt"); }),
              ContainsSubstring("must be a file that can be read, got none"));
+  torch::jit::Module of_two("decoder");
+  of_two.define("def forward(self, z, t):\n  return z\n");
+  const std::string path_of_two = file_of(of_two, decoder_metadata(), "decoder_of_two.pt");
+  CHECK(message([&] { load_decoder(path_of_two); }) ==
+        "tstitch::load_torchscript: '" + path_of_two + "': forward must take one tensor, got 2 arguments");
   auto metadata = decoder_metadata();
   metadata["latent_scale"] = "0";
   CHECK_THAT(message([&] { load_decoder(file_of(module, metadata, "bad.pt")); }),

@@ -62,6 +62,14 @@ TEST_CASE("agreement is the cosine between predictions of noise, whatever the ne
   CHECK(message_of<std::invalid_argument>([&] {
           measure_agreement(sampler, {turned(0), turned(0)}, {}, 0, 2);
         }) == "tstitch::measure_agreement: first and second must be of the 2 networks, got 2");
+  CHECK(message_of<std::invalid_argument>([&] {
+          measure_agreement(sampler, {turned(0), turned(0)}, {}, 3, 0);
+        }) == "tstitch::measure_agreement: first and second must be of the 2 networks, got 3");
+  // The trajectory is the sound network's, so that sampling has nothing to say.
+  const Network broken([](at::Tensor const& x, at::Tensor const&) { return x.mul(NAN); });
+  CHECK(message_of<std::runtime_error>([&] {
+          measure_agreement(sampler, {broken, turned(0)}, request, 0, 1);
+        }) == "tstitch::measure_agreement: predictions must be finite numbers, got nan or infinity");
 }
 
 TEST_CASE("the trajectory is the sampler's own, and may begin at a picture") {

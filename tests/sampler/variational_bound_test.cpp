@@ -313,6 +313,10 @@ TEST_CASE("the bound of a plan is what the routed networks add, and tells how fa
   CHECK(bound.switch_after(at_17) >= 17);
   for (int r = bound.switch_after(0.01) + 1; r <= 20; ++r) CHECK(by_switch[r] > by_switch[0] + 0.01);
 
+  // Of more networks the first and the last count: the bound begins with 0.5 + 1 + 2 and ends with 0.5 + 5 + 7.
+  const VariationalBound of_three{plan, tensor({3, 2, 1}, {5, 7, 100, 200, 1, 2}), tensor({1}, {0.5})};
+  CHECK(of_three.by_switch() == std::vector<double>{3.5, 7.5, 12.5});
+
   std::ostringstream table;
   table << bound;
   INFO(table.str());
