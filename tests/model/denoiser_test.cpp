@@ -2,7 +2,9 @@
 #include <tstitch/model/host_tensor.hpp>
 #include <tstitch/sampler/noise.hpp>
 
+#include <cmath>
 #include <optional>
+#include <vector>
 
 #include "../catch.hpp"
 #include "../oracle.hpp"
@@ -183,5 +185,43 @@ TEST_CASE("images at points of their own are predicted as they are alone") {
         }
       }
     }
+  }
+}
+
+TEST_CASE("the velocity of a diffusion schedule gives x_0, where alpha + sigma is not 1") {
+  const at::Tensor picture = noise({1}, NoiseAddress::of_step(0), {2, 4, 4}, at::kDouble);
+  const at::Tensor drawn = noise({2}, NoiseAddress::of_step(0), {2, 4, 4}, at::kDouble);
+  const Network network([&](at::Tensor const&, at::Tensor const&) { return drawn.sub(picture); },
+                        {.prediction_type = PredictionType::flow});
+  const at::Tensor x_0 =
+      denoise(network, weighted_sum(0.8, picture, 0.6, drawn), {500, {0.8, 0.6}}, {}, 1, 0, Thresholding::none()).x_0;
+  CHECK(x_0.sub(picture).abs().max().item<double>() < 1e-14);
+}
+
+TEST_CASE("integer timesteps are the nearest, ties to even, for images at one point and at points of their own") {
+  std::vector<std::int64_t> told;
+  const Network network([&](at::Tensor const& x, at::Tensor const& t) {
+    told.insert(told.end(), t.const_data_ptr<std::int64_t>(), t.const_data_ptr<std::int64_t>() + t.numel());
+    return x;
+  });
+  const at::Tensor x = noise({1, 2, 3}, NoiseAddress::initial(), {1, 2, 2}, at::kFloat);
+  const NoiseLevel level{0.8, 0.6};
+  const std::vector<Timestep> points{{10.5, level}, {11.5, level}, {12.7, level}};
+  denoise(network, x, points, {}, 1, 0, Thresholding::none());
+  CHECK(told == std::vector<std::int64_t>{10, 12, 13});
+  told.clear();
+  for (Timestep const& point : points) denoise(network, x.narrow(0, 0, 1), point, {}, 1, 0, Thresholding::none());
+  CHECK(told == std::vector<std::int64_t>{10, 12, 13});
+}
+
+TEST_CASE("what is no number in x is none in x_0, also of a network that leaves x out") {
+  const Network network([](at::Tensor const& x, at::Tensor const&) { return x.new_zeros(x.sizes()).add_(0.25); },
+                        {.prediction_type = PredictionType::sample});
+  const at::Tensor x = noise({1}, NoiseAddress::initial(), {1, 2, 3}, at::kFloat);
+  x.mutable_data_ptr<float>()[4] = INFINITY;
+  const at::Tensor x_0 = denoise(network, x, {500, {0.8, 0.6}}, {}, 1, 0, Thresholding::none()).x_0;
+  for (int i = 0; i < 6; ++i) {
+    const float value = x_0.const_data_ptr<float>()[i];
+    CHECK((i == 4 ? std::isnan(value) : value == 0.25f));
   }
 }

@@ -41,6 +41,21 @@ TEST_CASE("networks that do not fit together are refused with every mismatch nam
         "  input channels: network 0 ('a') has 3, network 1 ('b') has 4\n"
         "  number of classes: network 0 ('a') has 10, network 1 ('b') has 100\n"
         "  noise schedule: network 0 ('a') has linear(1000, 0.0001, 0.02), network 1 ('b') has cosine(1000)");
+  const auto found = [&](NetworkInfo left, NetworkInfo right) {
+    return mismatches({network(std::move(left)), network(std::move(right))});
+  };
+  CHECK(found({.num_classes = 2, .class_names = {"cat", "dog"}}, {.num_classes = 2, .class_names = {"cat", "hog"}}) ==
+        std::vector<std::string>{"name of class 1: network 0 has 'dog', network 1 has 'hog'"});
+  CHECK(found({.decoding = Decoding::pixels}, {}) ==
+        std::vector<std::string>{"decoding: network 0 has pixels, network 1 has no decoding"});
+  CHECK(found({.latent_scale = 0.5, .latent_shift = 1}, {.latent_scale = 0.5, .latent_shift = 2}) ==
+        std::vector<std::string>{"latent scale and shift: network 0 has 0.5 and 1, network 1 has 0.5 and 2"});
+  CHECK(found({.conditions = {{.name = "text", .shape = {3}}}}, {.conditions = {{.name = "size", .shape = {2}}}})
+            .empty());
+  // A table that a file has rounded.
+  CHECK(found({.noise_schedule = NoiseSchedule::linear()},
+              {.noise_schedule = NoiseSchedule::linear().rounded_to_float32()})
+            .empty());
   CHECK_NOTHROW(require_compatible(
       {a, network({.prediction_type = PredictionType::v_prediction, .learned_variance = true, .num_classes = 10})}));
 }

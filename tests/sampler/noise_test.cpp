@@ -134,3 +134,23 @@ TEST_CASE("TorchNoise is for one batch, whose noise another one would have") {
         "tstitch::TorchNoise: is for one batch, which had 2 images from seed 0 on; each needs its own, got 2 images "
         "from seed 2 on");
 }
+
+TEST_CASE("TorchNoise draws what a program draws, one step after another, and begins anew for an earlier one") {
+  // torch.manual_seed(7), then torch.randn in the order of the program: a row of three for x, then two a step.
+  at::Generator generator = at::detail::createCPUGenerator(7);
+  std::vector<at::Tensor> drawn;
+  for (const std::int64_t rows : {1, 2, 2, 2}) {
+    drawn.push_back(tstitch::detail::host_tensor({rows, 1, 1, 3}, at::kFloat).normal_(0, 1, generator));
+  }
+  const TorchNoise source(7, {.rows_per_image = 2});
+  const auto of = [&](NoiseAddress address) { return source({0}, address, {1, 1, 3}, float32); };
+  CHECK(of(NoiseAddress::initial()).equal(drawn[0]));
+  CHECK(of(NoiseAddress::of_step(2)).equal(drawn[3].narrow(0, 0, 1)));
+  CHECK(of(NoiseAddress::of_step(0)).equal(drawn[1].narrow(0, 0, 1)));
+  CHECK(message_of<std::invalid_argument>([&] { of(NoiseAddress::of_step(1, 1)); }) ==
+        "tstitch::TorchNoise: has one draw a step, got 1");
+  const TorchNoise of_steps(7, {.initial_first = false});
+  CHECK(message_of<std::invalid_argument>([&] {
+          of_steps({0}, NoiseAddress::initial(), {1, 1, 3}, float32);
+        }) == "tstitch::TorchNoise: draws no initial noise with initial_first off, got 0");
+}
