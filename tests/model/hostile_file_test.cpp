@@ -236,6 +236,46 @@ TEST_CASE("a condition is taken where its tensors lie in their records, and else
   CHECK(taken > 10);
 }
 
+TEST_CASE("a tensor that does not lie in its storage is refused before torch is asked to make it") {
+  constexpr std::int64_t huge = std::int64_t(1) << 62;
+  const auto with = [](std::int64_t offset, std::vector<std::int64_t> const& sizes,
+                       std::vector<std::int64_t> const& strides) {
+    return condition_refusal(condition_of(pickle::dict(pickle::tensor(12, offset, sizes, strides))));
+  };
+  CHECK(with(11, {}, {}).empty());
+  const std::string beyond = "got 'data.pkl has a tensor that lies beyond its storage'";
+  CHECK_THAT(with(12, {}, {}), ContainsSubstring(beyond));
+  CHECK_THAT(with(-1, {}, {}), ContainsSubstring(beyond));
+  CHECK_THAT(with(0, {2, 2}, {huge, huge}), ContainsSubstring(beyond));  // 2^63 is below 12 where it overflows
+  CHECK_THAT(with(0, {3}, {4, 1}), ContainsSubstring("has a tensor with other strides than sizes"));
+  CHECK_THAT(condition_refusal(condition_of(pickle::dict(pickle::tensor(12, 0, {12}, {1})) + "x")),
+             ContainsSubstring("got 'data.pkl must hold one value'"));
+  const auto as_module = [](std::string const& data) {
+    Records records = records_of(model());
+    named(records, "data.pkl") = data;
+    return model_refusal(archive_of(records));
+  };
+  // Of which an engine would make all elements.
+  CHECK_THAT(as_module(pickle::dict(pickle::tensor(12, 0, {1 << 30, 12}, {0, 1}))),
+             ContainsSubstring("takes more memory than a file of this size is to"));
+  CHECK_THAT(as_module("\x80\x02"
+                       "ctorch\nTensor\n."),
+             ContainsSubstring("must hold tensors, got 'torch.Tensor'"));
+  // A scale and a zero point for each entry along an axis that the tensor has.
+  const auto quantized = [](std::int64_t axis) {
+    const std::string each = pickle::tensor(12, 0, {4}, {1});
+    return pickle::dict("ctorch._utils\n_rebuild_qtensor\n((" + pickle::text("storage") + "ctorch\nQInt8Storage\n" +
+                        pickle::text("0") + pickle::text("cpu") + pickle::number(48) + "tQ" + pickle::number(0) +
+                        pickle::tuple({4, 12}) + pickle::tuple({12, 1}) + "(ctorch\nper_channel_affine\n" + each +
+                        each + pickle::number(axis) + "t\x89" + "ccollections\nOrderedDict\n)RtR");
+  };
+  CHECK_THAT(as_module(quantized(0)), ContainsSubstring("data.pkl holds no module"));
+  CHECK_THAT(as_module(quantized(1)), ContainsSubstring("has a quantized tensor with parameters of another size"));
+  for (const std::int64_t axis : {2, -1}) {
+    CHECK_THAT(as_module(quantized(axis)), ContainsSubstring("has a quantized tensor of another axis"));
+  }
+}
+
 TEST_CASE("a pickle with changed bytes is refused, or gives what lies in the file") {
   std::mt19937_64 random(2);
   const std::string good = pickle::dict(pickle::tensor(12, 0, {3, 4}, {4, 1}));
@@ -406,6 +446,13 @@ TEST_CASE("what is no module is refused in plain words, and an ordered dict of t
   Records records = records_of(model());
   named(records, "data.pkl") = pickle::dict(pickle::tensor(12, 0, {3, 4}, {4, 1}));
   CHECK_THAT(model_refusal(archive_of(records)), ContainsSubstring("got 'data.pkl holds no module'"));
+  records = records_of(model());
+  named(records, "constants.pkl") = "\x80\x02N.";
+  CHECK_THAT(model_refusal(archive_of(records)), ContainsSubstring("got 'constants.pkl holds no tuple'"));
+  records = records_of(model());
+  CHECK_THAT(model_refusal(archive_of(records, "data/")), ContainsSubstring("got 'a compressed entry 'data/0''"));
+  records.emplace_back("model.json", "{}");
+  CHECK_THAT(model_refusal(archive_of(records)), ContainsSubstring("got 'an archive of torch before 1.2'"));
   const std::string ordered =
       "\x80\x02"
       "ccollections\nOrderedDict\n)R" +
@@ -637,6 +684,46 @@ TEST_CASE("archives with entries that are twice there, overlap or say two things
   overlapping.replace(second + 42, 4, overlapping.substr(directory + 42, 4));
   CHECK_THAT(condition_refusal(overlapping), ContainsSubstring("has a header that says otherwise"));
   CHECK_THAT(condition_refusal(good + "x"), ContainsSubstring("no zip archive, or one that is cut off"));
+}
+
+TEST_CASE("each entry is whole, readable and in the archive's folder") {
+  const std::string good = condition_of(pickle::dict(pickle::tensor(12, 0, {3, 4}, {4, 1})));
+  // The headers of data/0: its own, and that in the directory. The name comes after 30 bytes of one, 46 of the other.
+  const std::size_t local = good.find("archive/data/0") - 30, listed = good.rfind("archive/data/0") - 46;
+  REQUIRE(good.substr(local, 4) == "PK\3\4");
+  REQUIRE(good.substr(listed, 4) == "PK\1\2");
+  using Changes = std::vector<std::pair<std::size_t, std::string>>;
+  const auto with = [&](Changes const& changes) {
+    std::string bytes = good;
+    for (auto const& [position, value] : changes) bytes.replace(position, value.size(), value);
+    return condition_refusal(bytes);
+  };
+  const char flags = good[listed + 8];
+  CHECK(with({}).empty());
+  CHECK_THAT(with({{local + 14, "\1\2\3\4"}}),
+             ContainsSubstring("'archive/data/0' of the archive has a header that says"));
+  CHECK_THAT(with({{local + 6, {char(flags | 1)}}, {listed + 8, {char(flags | 1)}}}),
+             ContainsSubstring("'archive/data/0' of the archive must be stored or deflated"));
+  CHECK_THAT(with({{local + 22, "\x2F"}, {listed + 24, "\x2F"}}),
+             ContainsSubstring("'archive/data/0' of the archive has another size than it says"));
+  CHECK_THAT(with({{local + 30, "b"}, {listed + 46, "b"}}),
+             ContainsSubstring("'brchive/data/0' of the archive is outside the archive's folder"));
+  CHECK_THAT(with({{good.size() - 1, "\1"}}), ContainsSubstring("no zip archive, or one that is cut off"));
+  CHECK_THAT(condition_refusal(archive_of({{"data.pkl", std::string(std::size_t(17) << 20, '\0')}}, "data.pkl")),
+             ContainsSubstring("entry 'data.pkl' of the archive is compressed and larger than 16 MiB"));
+}
+
+TEST_CASE("an archive is intact where every checksum is right, also of what is read in pieces") {
+  std::string bytes = archive_of({{"small", "abc"}, {"large", std::string((std::size_t(32) << 20) + 1000, 'x')}});
+  const auto refused = [&] {
+    const std::string path = path_of("intact.pt", bytes);
+    return message_of<std::exception>([&] {
+      tstitch::detail::Archive(tstitch::detail::open_file({"the_test", "a file"}, path)).require_intact();
+    });
+  };
+  CHECK(refused() == "nothing was thrown");
+  bytes[bytes.find("xxx") + (std::size_t(32) << 20) + 500] = 'y';
+  CHECK_THAT(refused(), ContainsSubstring("entry 'large' of the archive is damaged: its checksum differs"));
 }
 
 TEST_CASE("entries that torch reads by itself are not inflated, and are small") {
