@@ -121,6 +121,12 @@ TEST_CASE("adaptive projected guidance is that of diffusers and, without its par
   CHECK(clipped.unclipped_x_0.equal(first.x_0));
 }
 
+TEST_CASE("a prediction of nothing has no direction, and all of the update counts") {
+  const at::Tensor update = values({1, 2, 3, 4, 5, 6, 7, 8}), nothing = update.mul(0);
+  const at::Tensor x_0 = tstitch::detail::project(nothing, update, 3, {.eta = 0.25});
+  CHECK(largest(x_0.sub(update.mul(2))) < 1e-14);
+}
+
 TEST_CASE("the momentum of guidance belongs to the run: a copy forks it") {
   const std::vector<Network> networks{labelled(0.1), labelled(0.3)};
   const Guidance guidance{.scale = 3, .projected = ProjectedGuidance{.momentum = -0.5}};
