@@ -214,9 +214,10 @@ struct AdaptiveDPMSolverUpdate {
       }
       if (!(here[hindmost] < end)) return x;
       if (trial == max_trials) {
-        fail(in.step, hindmost,
-             "max_trials = " + std::to_string(max_trials) + " must be enough to reach lambda = " + detail::text(end),
-             here[hindmost]);
+        fail<std::runtime_error>(
+            in.step, hindmost,
+            "max_trials = " + std::to_string(max_trials) + " must be enough to reach lambda = " + detail::text(end),
+            here[hindmost]);
       }
 
       if (!m_0.defined()) m_0 = predict(x, 0);
@@ -235,7 +236,8 @@ struct AdaptiveDPMSolverUpdate {
       std::vector<double> errors = this->errors(measured_low, measured(high, there), previous);
       for (std::size_t i = 0; i < n; ++i) {
         if (here[i] < end && !std::isfinite(errors[i])) {
-          fail(in.step, i, "the error at lambda = " + detail::text(here[i]) + " must be a finite number", errors[i]);
+          fail<detail::NotFinite>(
+              in.step, i, "the error at lambda = " + detail::text(here[i]) + " must be a finite number", errors[i]);
         }
       }
       if (error_norm == ErrorNorm::batch) errors.assign(n, *std::max_element(errors.begin(), errors.end()));
@@ -293,9 +295,10 @@ struct AdaptiveDPMSolverUpdate {
     }
   };
 
+  template <class Exception>
   [[noreturn]] static void fail(Step const& step, std::size_t image, std::string const& rule, double value) {
-    throw std::runtime_error("tstitch::AdaptiveDPMSolver: " + rule + " (step " + std::to_string(step.index) +
-                             ", image " + std::to_string(image) + " of the batch), got " + detail::text(value));
+    throw Exception("tstitch::AdaptiveDPMSolver: " + rule + " (step " + std::to_string(step.index) + ", image " +
+                    std::to_string(image) + " of the batch), got " + detail::text(value));
   }
 };
 

@@ -10,6 +10,7 @@
 #include <concepts>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -79,6 +80,12 @@ template <class Rule>
 concept UpdateRule = std::is_invocable_r_v<at::Tensor, Rule const&, StepInput const&>;
 
 namespace detail {
+
+/// What a rule throws that looks at values and finds what is no number; `sample` adds whose it is.
+class NotFinite : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
 
 template <class Rule>
 constexpr bool goes_to_noise() {
@@ -278,6 +285,8 @@ class Sampler {
           take_step(networks, trajectory, evaluated);
         } catch (Cancelled const&) {
           break;
+        } catch (detail::NotFinite const& error) {
+          refuse_values(networks, part, first, error.what());
         }
         if (observer) report(trajectory.x, trajectory.x_0);
       }
@@ -285,7 +294,8 @@ class Sampler {
       const at::Tensor rows = (whole_batch ? trajectory.x : trajectory.x_0).narrow(0, 0, images);
       // Also before the last step, which may depend on x through a network alone.
       if (whole_batch && !rows.isfinite().all().logical_and(before.isfinite().all()).template item<bool>()) {
-        refuse_values(networks, part, first);
+        refuse_values(networks, part, first,
+                      "tstitch::Sampler::sample: values must be finite numbers, got nan or infinity");
       }
       // Made once and filled, so that no more than one batch exists twice.
       if (!samples.images.defined()) {
@@ -900,28 +910,83 @@ class Sampler {
     return batch;
   }
 
-  /// Runs the batch again to say which step broke it; the noise is addressed, so it breaks there again.
-  [[noreturn]] void refuse_values(std::vector<Network> const& networks, Request const& part, std::int64_t first) const {
-    Trajectory trajectory = begin_batch(networks, part);
-    bool noise_is_sound = true;
+  /// A network of the batch that is run again, which tells of what is no number in its answers.
+  struct WatchedNetwork {
+    Network network;
+    std::function<void(at::Tensor const& output)> see;
+    bool knows_timestep, repeats_x;
+
+    at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
+                          std::optional<double> timestep) const {
+      at::Tensor output = network(x, t, condition, timestep);
+      if (output.defined() && output.dim() == 4 && output.is_floating_point()) see(output);
+      return output;
+    }
+    void prepare(std::span<const double> timesteps, Condition const& condition) const {
+      network.prepare(timesteps, condition);
+    }
+  };
+
+  static bool is_finite(at::Tensor const& values) { return values.isfinite().all().template item<bool>(); }
+
+  /// Runs the batch again to say what broke it: the noise is addressed, so it breaks there again.
+  /// @param said all but the place
+  [[noreturn]] void refuse_values(std::vector<Network> const& networks, Request const& part, std::int64_t first,
+                                  std::string const& said) const {
+    // Of a step: who said first what is no number; and whose variance was none, which not every rule uses.
+    std::string culprit, of_variance;
+    const auto note = [&culprit](at::Tensor const& values, std::string const& who) {
+      if (culprit.empty() && values.defined() && !is_finite(values)) culprit = who;
+    };
+    std::vector<Network> watched;
+    for (std::size_t k = 0; k < networks.size(); ++k) {
+      const std::string name = detail::name_of(networks[k], k);
+      const bool learned = networks[k].info().learned_variance;
+      const auto see = [&, name, learned](at::Tensor const& output) {
+        note(learned ? output.narrow(1, 0, output.size(1) / 2) : output, name);
+        if (learned && of_variance.empty() && !is_finite(output)) of_variance = name;
+      };
+      watched.emplace_back(WatchedNetwork{networks[k], see, networks[k].knows_timestep(), networks[k].repeats_x()},
+                           networks[k].info(), networks[k].device());
+    }
+    Trajectory trajectory = begin_batch(watched, part);
     trajectory.noise_source = [&](std::vector<std::uint64_t> const& seeds, NoiseAddress address, at::IntArrayRef shape,
                                   at::TensorOptions options) {
       const at::Tensor noise = part.noise_source(seeds, address, shape, options);
-      noise_is_sound = noise_is_sound && noise.defined() && noise.isfinite().all().template item<bool>();
+      note(noise, "noise_source");
       return noise;
     };
+    if (part.gradient) {
+      trajectory.gradient.log_density = [&](at::Tensor const& picture, at::Tensor const& t,
+                                            Condition const& condition) {
+        if (picture.requires_grad()) {
+          picture.register_hook([&](at::Tensor const& slope) { note(slope, "the gradient of log_density"); });
+        }
+        return part.gradient.log_density(picture, t, condition);
+      };
+    }
     std::string where = "in the batch of image " + std::to_string(first);
-    const bool sound = trajectory.x.isfinite().all().template item<bool>();
+    const bool sound = is_finite(trajectory.x);
     if (!sound) where = "in what the run began with (initial_noise, initial_image or noise_source)";
     while (sound && !trajectory.finished()) {
       const PlannedStep& planned = plan_.steps[std::size_t(trajectory.next)];
-      advance(networks, trajectory);
-      if (trajectory.x.isfinite().all().template item<bool>()) continue;
-      where = "at step " + std::to_string(planned.step.index) + " (t = " + detail::text(planned.step.t) + ") by " +
-              (noise_is_sound ? detail::name_of(networks[planned.network], planned.network) : "noise_source");
+      culprit.clear();
+      of_variance.clear();
+      try {
+        advance(watched, trajectory);
+        if (is_finite(trajectory.x)) continue;
+      } catch (detail::NotFinite const&) {}
+      if (culprit.empty()) culprit = of_variance;
+      if (culprit.empty()) culprit = detail::name_of(networks[planned.network], planned.network);
+      where =
+          "at step " + std::to_string(planned.step.index) + " (t = " + detail::text(planned.step.t) + ") by " + culprit;
       break;
     }
-    throw std::runtime_error("tstitch::Sampler::sample: values must be finite numbers, got nan or infinity " + where);
+    for (NamedCondition const& each : part.conditions) {
+      if (is_finite(each.value) && (!each.null.defined() || is_finite(each.null))) continue;
+      where += "; condition '" + each.name + "' has such values too";
+    }
+    throw std::runtime_error(said + " " + where);
   }
 
   NoiseSchedule noise_schedule_;
