@@ -1,3 +1,4 @@
+#include <dlfcn.h>
 #include <sys/stat.h>
 #include <unistd.h>
 #include <tstitch/model/copy_kernel.hpp>
@@ -11,6 +12,7 @@
 #include <filesystem>
 #include <fstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../nvrtc.hpp"
@@ -27,6 +29,25 @@ TEST_CASE("the samplers' kernels compile for every kind of GPU, without one") {
       REQUIRE(tstitch::detail::compile_cuda(source, architecture).substr(1, 3) == "ELF");
     }
   }
+}
+
+TEST_CASE("what is in a library that is loaded is found by who loaded it alone") {
+  // None that torch or this program is linked with, so that nobody else has loaded it before.
+  for (auto const& [name, symbol] : {std::pair{"libz.so.1", "zlibCompileFlags"},
+                                     {"libresolv.so.2", "ns_name_ntop"},
+                                     {"libexpat.so.1", "XML_ExpatVersion"}}) {
+    INFO(name);
+    if (dlopen(name, RTLD_LAZY | RTLD_NOLOAD) || dlsym(RTLD_DEFAULT, symbol)) continue;
+    const tstitch::detail::SharedLibrary library({name});
+    if (!library) continue;
+    CHECK(library.get<void()>(symbol) != nullptr);
+    CHECK(dlsym(RTLD_DEFAULT, symbol) == nullptr);
+    void* const global = dlopen(name, RTLD_LAZY | RTLD_GLOBAL);  // what it would be
+    CHECK(dlsym(RTLD_DEFAULT, symbol) != nullptr);
+    dlclose(global);
+    return;
+  }
+  skip("no library that is not loaded already");
 }
 
 TEST_CASE("what NVRTC refuses is told in its words") {

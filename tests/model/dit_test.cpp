@@ -292,6 +292,37 @@ TEST_CASE("in 8 bits the network is a little off, and layers see what the calibr
   for (int i = 0; i < 4; ++i) CHECK(rounded.const_data_ptr<float>()[i] == nearest[std::size_t(i)]);
 }
 
+TEST_CASE("what is no number is refused in 8 bits, and by the calibration") {
+  std::filesystem::create_directories(TSTITCH_TEST_DATA);
+  const std::string path = TSTITCH_TEST_DATA "/no_number.pt";
+  const std::vector<double> ones(4 * 6, 1.0);
+  const auto save = [&](std::string const& name, double value) {
+    torch::jit::Module module = torch::jit::load(small_file);
+    const c10::AutoGradMode no_gradients(false);
+    for (auto const& each : module.named_parameters()) {
+      if (each.name == name) each.value.view({-1}).narrow(0, 7, 1).fill_(value);
+    }
+    module.save(path, metadata_of(small_file));
+  };
+  const auto calibrated = [&] {
+    return message_of<std::runtime_error>([&] { largest_inputs(path, {}, {.steps = 4, .images = 2}); });
+  };
+  const std::string place = "tstitch::largest_inputs: '" + path + "': ";
+  for (const double value : {double(NAN), double(INFINITY), -double(INFINITY)}) {
+    save("blocks.2.mlp.fc1.weight", value);
+    CHECK_THAT(message_of<std::invalid_argument>([&] { load_dit(path, {}, {.e4m3_inputs = ones}); }),
+               ContainsSubstring("weights in 8 bits must be finite, got "));
+    // Finite as far as fc1 of the block, whose input is layer 10.
+    CHECK_THAT(calibrated(),
+               ContainsSubstring(place + "inputs must be finite, got ") && ContainsSubstring("in layer 11"));
+    save("blocks.0.attn.qkv.bias", value);
+    CHECK_THAT(calibrated(),
+               ContainsSubstring(place + "inputs must be finite, got ") && ContainsSubstring("in layer 1"));
+    save("final_layer.linear.bias", value);
+    CHECK_THAT(calibrated(), ContainsSubstring(place + "outputs must be finite, got nan or infinity at step 0"));
+  }
+}
+
 TEST_CASE("weights in 8 bits are those of the file where it has them") {
   const c10::AutoGradMode no_gradients(false);
   const std::string path = TSTITCH_TEST_DATA "/e4m3.pt";

@@ -139,6 +139,32 @@ TEST_CASE("diffusers' DDIM") {
         [](auto& profile) { profile.options.thresholding = Thresholding::dynamic(0.995, 1, 1); });
 }
 
+TEST_CASE("with its grid a profile lays even timesteps as its program does") {
+  const auto leading = [](auto make_profile, int offset) {
+    return [=](NoiseSchedule const& trained, int steps) {
+      auto profile = make_profile(trained, steps);
+      profile.options.spacing = Spacing::leading(offset, profile.grid);
+      return profile;
+    };
+  };
+  // Of diffusers' schedulers this one alone leaves t = 0 out: its stride is floor(T / (N + 1)).
+  check_timesteps("diffusers_dpmpp_leading", leading(profile::diffusers_dpmpp, 0));
+  check_timesteps("diffusers_dpmpp_leading_offset1", leading(profile::diffusers_dpmpp, 1));
+  check_timesteps("diffusers_ddim", leading(profile::diffusers_ddim, 0));
+  check_timesteps("diffusers_ddim_offset1", leading(profile::diffusers_ddim, 1));
+  check_timesteps("diffusers_ddpm", leading(profile::diffusers_ddpm, 0));
+  const auto linspace = [](auto make_profile) {
+    return [=](NoiseSchedule const& trained, int steps) {
+      auto profile = make_profile(trained, steps);
+      profile.options.spacing = Spacing::linspace(profile.grid);
+      return profile;
+    };
+  };
+  check_timesteps("diffusers_dpmpp", linspace(profile::diffusers_dpmpp));
+  check_timesteps("diffusers_ddim_linspace", linspace(profile::diffusers_ddim));
+  check_timesteps("dpm_solver_multistep2", linspace(profile::dpm_solver));
+}
+
 TEST_CASE("diffusers' multistep DPM-Solver") {
   const auto edited = [](std::string const& name, auto edit, NetworkInfo info = {}) {
     check("diffusers_" + name, network(std::move(info)), profile::diffusers_dpmpp, edit);
