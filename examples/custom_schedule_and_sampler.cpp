@@ -1,6 +1,6 @@
 // A researcher's own routing and own update rule, tried on a network that knows the answer, so that no weights are
 // needed.
-#include <tstitch/sampler/ddim.hpp>
+#include <tstitch/method/ddim.hpp>
 
 #include <cmath>
 #include <iostream>

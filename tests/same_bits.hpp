@@ -3,7 +3,7 @@
 #pragma once
 
 #include <tstitch/model/network.hpp>
-#include <tstitch/sampler/ddim.hpp>
+#include <tstitch/method/ddim.hpp>
 
 #include <cstdint>
 #include <map>

@@ -7,8 +7,8 @@
 ///                                              its own 1000 steps; the small network takes t >= 600 under every
 ///                                              profile. Takes minutes on a CPU.
 
-#include <tstitch/model/torchscript.hpp>
-#include <tstitch/sampler/profile.hpp>
+#include <tstitch/file/torchscript.hpp>
+#include <tstitch/peer/profile.hpp>
 
 #include <charconv>
 #include <cmath>

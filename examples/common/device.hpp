@@ -2,7 +2,7 @@
 /// The machine on a command line: a device by its name, and the versions of what runs on it.
 #pragma once
 
-#include <tstitch/model/loading.hpp>
+#include <tstitch/file/loading.hpp>
 #include <tstitch/version.hpp>
 
 #include <ATen/detail/CUDAHooksInterface.h>

@@ -3,7 +3,7 @@
 #pragma once
 
 #include <tstitch/base/diagnostics.hpp>
-#include <tstitch/plan/error.hpp>
+#include <tstitch/base/error.hpp>
 
 #include <cstdio>
 #include <string>

@@ -3,11 +3,11 @@
 #pragma once
 
 #include <tstitch/base/diagnostics.hpp>
-#include <tstitch/model/aot_inductor.hpp>
-#include <tstitch/model/dit.hpp>
-#include <tstitch/model/torchscript.hpp>
+#include <tstitch/file/aot_inductor.hpp>
+#include <tstitch/engine/dit.hpp>
+#include <tstitch/file/torchscript.hpp>
 #ifdef TSTITCH_WITH_CUDA
-#include <tstitch/model/cuda_graph.hpp>
+#include <tstitch/engine/cuda_graph.hpp>
 #endif
 
 #include <algorithm>

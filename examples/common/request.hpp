@@ -2,7 +2,7 @@
 /// A request that networks accept, where it does not matter what is drawn.
 #pragma once
 
-#include <tstitch/model/host_tensor.hpp>
+#include <tstitch/tensor/host_tensor.hpp>
 #include <tstitch/sampler/trajectory.hpp>
 
 #include <algorithm>

@@ -2,7 +2,7 @@
 /// Options of a command line that are what was written, or refused.
 #pragma once
 
-#include <tstitch/plan/error.hpp>
+#include <tstitch/base/error.hpp>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>

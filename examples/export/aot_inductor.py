@@ -2,7 +2,7 @@
 
 A package is for one type of numbers, one size of x, one kind of processor (the one that compiles it: a GPU of the same
 compute capability, or the CPU) and certain batch sizes: all from 1 to some number, or a list of sizes, to the next of
-which smaller batches are filled up. Its keys are listed in include/tstitch/model/metadata.hpp and aot_inductor.hpp.
+which smaller batches are filled up. Its keys are listed in include/tstitch/file/metadata.hpp and aot_inductor.hpp.
 `torch._inductor.aoti_load_package` reads it too.
 """
 

@@ -2,7 +2,7 @@
 
 The files are ordinary TorchScript archives: `torch.jit.load` reads them too. What a sampler has to know (shape, prediction
 type, noise schedule, conditions) rides along as extra files, one value per key, all under `tstitch/`; the keys are listed in
-include/tstitch/model/metadata.hpp. The same weights always give the same bytes. For compiled networks see aot_inductor.py.
+include/tstitch/file/metadata.hpp. The same weights always give the same bytes. For compiled networks see aot_inductor.py.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 /// What is measured: networks, single forward passes, stitched trajectories.
 #pragma once
 
-#include <tstitch/sampler/ddim.hpp>
-#include <tstitch/sampler/ddpm.hpp>
-#include <tstitch/sampler/dpm_solver.hpp>
+#include <tstitch/method/ddim.hpp>
+#include <tstitch/method/ddpm.hpp>
+#include <tstitch/method/dpm_solver.hpp>
 
 #include <cmath>
 #include <cstddef>

@@ -1,7 +1,7 @@
 // tstitch_inspect: what files are, whether they fit together, and where the small network of a pair will do. Exit
 // codes: 0 they can be used, 1 they cannot or something failed, 2 bad arguments.
-#include <tstitch/model/condition_file.hpp>
-#include <tstitch/model/torchscript.hpp>
+#include <tstitch/file/condition_file.hpp>
+#include <tstitch/file/torchscript.hpp>
 #include <tstitch/output/image.hpp>
 #include <tstitch/output/progress.hpp>
 #include <tstitch/tstitch.hpp>

@@ -1,12 +1,12 @@
 // tstitch_sample: pictures from the command line. Exit codes: 0 done, 1 failed, 2 bad arguments, 128 + N stopped by
 // signal N (130 for Ctrl-C).
-#include <tstitch/model/condition_file.hpp>
-#include <tstitch/model/torchscript.hpp>
+#include <tstitch/file/condition_file.hpp>
+#include <tstitch/file/torchscript.hpp>
 #include <tstitch/output/decode_queue.hpp>
 #include <tstitch/output/image.hpp>
 #include <tstitch/output/npy.hpp>
 #include <tstitch/output/progress.hpp>
-#include <tstitch/sampler/fastest_batch.hpp>
+#include <tstitch/study/fastest_batch.hpp>
 #include <tstitch/tstitch.hpp>
 
 #include <ATen/Context.h>

@@ -1,6 +1,6 @@
 /// @file
 /// A model schedule that names a network instead of giving its index.
-#include <tstitch/sampler/ddim.hpp>
+#include <tstitch/method/ddim.hpp>
 
 #include <string>
 

@@ -1,6 +1,6 @@
 /// @file
 /// A model schedule that changes itself when it is asked.
-#include <tstitch/sampler/ddim.hpp>
+#include <tstitch/method/ddim.hpp>
 
 struct Alternating {
   std::size_t next = 0;

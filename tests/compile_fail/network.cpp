@@ -1,6 +1,6 @@
 /// @file
 /// A network that takes its timestep as a number.
-#include <tstitch/sampler/ddim.hpp>
+#include <tstitch/method/ddim.hpp>
 
 #ifdef CORRECTED
 using Time = at::Tensor const&;

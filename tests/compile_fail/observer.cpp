@@ -1,6 +1,6 @@
 /// @file
 /// An observer that wants the number of the step only.
-#include <tstitch/sampler/ddim.hpp>
+#include <tstitch/method/ddim.hpp>
 
 #include <cstdio>
 

@@ -1,6 +1,6 @@
 /// @file
 /// An observer that hopes to cancel with a bool.
-#include <tstitch/sampler/ddim.hpp>
+#include <tstitch/method/ddim.hpp>
 
 int main() {
   const tstitch::DDIM sampler{tstitch::NoiseSchedule::linear(), tstitch::SingleNetwork{}, {.steps = 10}};

@@ -1,6 +1,6 @@
 /// @file
 /// A number of steps where the options belong.
-#include <tstitch/sampler/ddim.hpp>
+#include <tstitch/method/ddim.hpp>
 
 int main() {
 #ifdef CORRECTED

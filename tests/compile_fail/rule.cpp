@@ -1,6 +1,6 @@
 /// @file
 /// An order where the update rule's own options belong.
-#include <tstitch/sampler/dpm_solver.hpp>
+#include <tstitch/method/dpm_solver.hpp>
 
 int main() {
   const tstitch::SamplingOptions options{.steps = 20};

@@ -1,7 +1,7 @@
 /// @file
 /// A user's first program, without files: all data are one known picture, so the best network is a formula.
 
-#include <tstitch/sampler/ddim.hpp>
+#include <tstitch/method/ddim.hpp>
 
 #include <cstdio>
 #include <vector>

@@ -1,5 +1,5 @@
 // What of graphs needs no GPU.
-#include <tstitch/model/cuda_graph.hpp>
+#include <tstitch/engine/cuda_graph.hpp>
 
 #include "../catch.hpp"
 

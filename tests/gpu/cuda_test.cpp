@@ -5,9 +5,9 @@
 #include <ATen/ops/tanh.h>
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
-#include <tstitch/model/cuda_graph.hpp>
-#include <tstitch/model/dit.hpp>
-#include <tstitch/model/torchscript.hpp>
+#include <tstitch/engine/cuda_graph.hpp>
+#include <tstitch/engine/dit.hpp>
+#include <tstitch/file/torchscript.hpp>
 #include <tstitch/output/decode_queue.hpp>
 #include <tstitch/tstitch.hpp>
 

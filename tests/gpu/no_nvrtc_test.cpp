@@ -2,9 +2,9 @@
 // work, and are a little slower. Without a GPU this prints why it is skipped and ends.
 #include <ATen/Context.h>
 #include <dlfcn.h>
-#include <tstitch/model/cuda_graph.hpp>
-#include <tstitch/model/dit.hpp>
-#include <tstitch/model/torchscript.hpp>
+#include <tstitch/engine/cuda_graph.hpp>
+#include <tstitch/engine/dit.hpp>
+#include <tstitch/file/torchscript.hpp>
 #include <tstitch/tstitch.hpp>
 
 #include <cstdlib>

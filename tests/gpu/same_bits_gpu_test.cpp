@@ -1,6 +1,6 @@
 // Bits on a GPU. Without one this prints why it is skipped and ends.
-#include <tstitch/model/cuda_graph.hpp>
-#include <tstitch/model/dit.hpp>
+#include <tstitch/engine/cuda_graph.hpp>
+#include <tstitch/engine/dit.hpp>
 #include <tstitch/tstitch.hpp>
 
 #include <functional>

@@ -1,9 +1,9 @@
 // Prints a digest of the noise, of the host's weighted sums and of tables, whose bits must be the same for every
 // compiler, its flags and the processor. Without torch, so that it can be built for another processor.
 #include <tstitch/base/contraction.hpp>
-#include <tstitch/model/host_sum.hpp>
+#include <tstitch/tensor/host_sum.hpp>
 #include <tstitch/plan/plan.hpp>
-#include <tstitch/sampler/philox.hpp>
+#include <tstitch/tensor/philox.hpp>
 
 #include <bit>
 #include <cstdint>

@@ -1,6 +1,6 @@
 #include <torch/csrc/jit/serialization/pickle.h>
-#include <tstitch/model/condition_file.hpp>
-#include <tstitch/model/torchscript.hpp>
+#include <tstitch/file/condition_file.hpp>
+#include <tstitch/file/torchscript.hpp>
 #include <tstitch/output/decode_queue.hpp>
 
 #include <filesystem>

@@ -1,6 +1,6 @@
 // Networks that are conditioned on tensors by name: what they get, in which half of guidance, and what is refused.
 
-#include <tstitch/sampler/ddim.hpp>
+#include <tstitch/method/ddim.hpp>
 
 #include <memory>
 

@@ -1,6 +1,6 @@
 #include <tstitch/model/denoiser.hpp>
-#include <tstitch/model/host_tensor.hpp>
-#include <tstitch/sampler/noise.hpp>
+#include <tstitch/tensor/host_tensor.hpp>
+#include <tstitch/tensor/noise.hpp>
 
 #include <cmath>
 #include <optional>

@@ -1,5 +1,5 @@
-#include <tstitch/model/torchscript.hpp>
-#include <tstitch/sampler/heun.hpp>
+#include <tstitch/file/torchscript.hpp>
+#include <tstitch/method/heun.hpp>
 #include <tstitch/tstitch.hpp>
 
 #include <cmath>

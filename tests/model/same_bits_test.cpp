@@ -1,5 +1,5 @@
 #include <ATen/Parallel.h>
-#include <tstitch/model/dit.hpp>
+#include <tstitch/engine/dit.hpp>
 
 #include <atomic>
 #include <cmath>

@@ -1,4 +1,4 @@
-#include <tstitch/model/host_tensor.hpp>
+#include <tstitch/tensor/host_tensor.hpp>
 #include <tstitch/model/thresholding.hpp>
 
 #include <array>

@@ -2,12 +2,12 @@
 // x at the start plus a factor times the noise of each step, so that its mean and variance have a closed form for any
 // number of steps.
 
-#include <tstitch/sampler/ddim.hpp>
-#include <tstitch/sampler/ddpm.hpp>
-#include <tstitch/sampler/dpm_solver.hpp>
-#include <tstitch/sampler/dpm_solver_singlestep.hpp>
-#include <tstitch/sampler/euler.hpp>
-#include <tstitch/sampler/heun.hpp>
+#include <tstitch/method/ddim.hpp>
+#include <tstitch/method/ddpm.hpp>
+#include <tstitch/method/dpm_solver.hpp>
+#include <tstitch/method/dpm_solver_singlestep.hpp>
+#include <tstitch/method/euler.hpp>
+#include <tstitch/method/heun.hpp>
 
 #include "../catch.hpp"
 #include "../oracle.hpp"

@@ -1,4 +1,4 @@
-"""Noise by address, as include/tstitch/sampler/noise.hpp defines it, in float64."""
+"""Noise by address, as include/tstitch/tensor/noise.hpp defines it, in float64."""
 
 import numpy as np
 

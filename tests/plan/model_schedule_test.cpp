@@ -1,6 +1,6 @@
 #include <tstitch/plan/baseline_schedules.hpp>
 #include <tstitch/plan/plan.hpp>
-#include <tstitch/plan/reference_routing.hpp>
+#include <tstitch/peer/reference_routing.hpp>
 
 #include "../catch.hpp"
 

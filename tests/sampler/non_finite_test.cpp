@@ -1,7 +1,7 @@
 // What a network says that is no number is found in the result, whatever clips or weighs it on the way.
 
-#include <tstitch/sampler/dpm_solver_adaptive.hpp>
-#include <tstitch/sampler/inversion.hpp>
+#include <tstitch/method/dpm_solver_adaptive.hpp>
+#include <tstitch/method/inversion.hpp>
 #include <tstitch/tstitch.hpp>
 
 #include <cstdlib>

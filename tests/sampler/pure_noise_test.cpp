@@ -1,10 +1,10 @@
 // Runs that begin at pure noise, alpha = 0: zero terminal SNR and flow matching.
 
-#include <tstitch/sampler/ddim.hpp>
-#include <tstitch/sampler/ddpm.hpp>
-#include <tstitch/sampler/dpm_solver.hpp>
-#include <tstitch/sampler/heun.hpp>
-#include <tstitch/sampler/lms.hpp>
+#include <tstitch/method/ddim.hpp>
+#include <tstitch/method/ddpm.hpp>
+#include <tstitch/method/dpm_solver.hpp>
+#include <tstitch/method/heun.hpp>
+#include <tstitch/method/lms.hpp>
 
 #include "../catch.hpp"
 #include "../oracle.hpp"

@@ -97,7 +97,7 @@ TEST_CASE("one network in both places is that network alone, to the last bit") {
 }
 
 TEST_CASE("a picture depends on its seed and label only, not on its batch") {
-  // Elementwise networks round alike in every batch shape; see model/torchscript_test.cpp for real ones.
+  // Elementwise networks round alike in every batch shape; see file/torchscript_test.cpp for real ones.
   const std::vector<Network> networks{labelled(0.1), labelled(0.3)};
   const auto check = [&](auto const& sampler) {
     const at::Tensor alone = sampler.sample(networks, {.labels = {2}, .seed = 7}).images;

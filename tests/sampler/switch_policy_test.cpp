@@ -1,6 +1,6 @@
 // What becomes of a multistep rule's history when another network takes over.
 
-#include <tstitch/sampler/dpm_solver.hpp>
+#include <tstitch/method/dpm_solver.hpp>
 
 #include "../catch.hpp"
 #include "../oracle.hpp"

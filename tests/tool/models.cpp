@@ -2,7 +2,7 @@
 // latents: models FOLDER GOOD_MODEL
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/pickle.h>
-#include <tstitch/model/host_tensor.hpp>
+#include <tstitch/tensor/host_tensor.hpp>
 
 #include <filesystem>
 #include <fstream>

@@ -14,8 +14,8 @@
 #include <utility>
 #include <vector>
 
-#include "../plan/error.hpp"
-#include "host_tensor.hpp"
+#include "../base/error.hpp"
+#include "../tensor/host_tensor.hpp"
 
 namespace tstitch {
 

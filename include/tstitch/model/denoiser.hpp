@@ -16,11 +16,11 @@
 #include <vector>
 
 #include "../plan/plan.hpp"
+#include "../tensor/host_tensor.hpp"
+#include "../tensor/weighted_sum.hpp"
 #include "guidance.hpp"
-#include "host_tensor.hpp"
 #include "network.hpp"
 #include "thresholding.hpp"
-#include "weighted_sum.hpp"
 
 namespace tstitch {
 

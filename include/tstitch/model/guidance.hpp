@@ -12,7 +12,7 @@
 #include <string>
 
 #include "../plan/plan.hpp"
-#include "host_tensor.hpp"
+#include "../tensor/host_tensor.hpp"
 #include "network.hpp"
 
 namespace tstitch {

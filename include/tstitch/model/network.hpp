@@ -17,7 +17,7 @@
 #include <utility>
 #include <vector>
 
-#include "../plan/error.hpp"
+#include "../base/error.hpp"
 #include "../plan/noise_schedule.hpp"
 #include "condition.hpp"
 
@@ -68,7 +68,7 @@ struct NetworkInfo {
   double latent_scale = 0;
   double latent_shift = 0;
   double guidance_scale = 1.0;  ///< the scale that its makers recommend
-  std::string profile = {};     ///< the profile (sampler/profile.hpp) that its makers sample with
+  std::string profile = {};     ///< the profile (peer/profile.hpp) that its makers sample with
   int steps = 0;                ///< how many steps they take
 
   std::string training_data = {};

@@ -8,10 +8,10 @@
 #include <cstdint>
 #include <optional>
 
-#include "../plan/error.hpp"
-#include "host_tensor.hpp"
+#include "../base/error.hpp"
+#include "../tensor/host_tensor.hpp"
+#include "../tensor/weighted_sum.hpp"
 #include "network.hpp"
-#include "weighted_sum.hpp"
 
 namespace tstitch {
 

@@ -19,10 +19,10 @@
 #include <vector>
 
 #include "../base/crc32.hpp"
-#include "../model/host_tensor.hpp"
-#include "../plan/error.hpp"
+#include "../base/error.hpp"
+#include "../base/write_file.hpp"
+#include "../tensor/host_tensor.hpp"
 #include "stb.hpp"
-#include "write_file.hpp"
 
 namespace tstitch {
 

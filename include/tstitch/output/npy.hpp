@@ -8,9 +8,9 @@
 #include <cstdint>
 #include <string>
 
-#include "../model/host_tensor.hpp"
-#include "../plan/error.hpp"
-#include "write_file.hpp"
+#include "../base/error.hpp"
+#include "../base/write_file.hpp"
+#include "../tensor/host_tensor.hpp"
 
 namespace tstitch {
 

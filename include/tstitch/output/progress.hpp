@@ -17,7 +17,7 @@
 #include <unistd.h>
 #endif
 
-#include "../plan/error.hpp"
+#include "../base/error.hpp"
 #include "../sampler/trajectory.hpp"
 
 namespace tstitch {

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "../base/contraction.hpp"
-#include "error.hpp"
+#include "../base/error.hpp"
 
 TSTITCH_NO_CONTRACTION
 

@@ -20,7 +20,7 @@
 
 #include "../model/denoiser.hpp"
 #include "../plan/plan.hpp"
-#include "noise.hpp"
+#include "../tensor/noise.hpp"
 #include "trajectory.hpp"
 
 namespace tstitch {

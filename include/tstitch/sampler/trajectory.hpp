@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "../model/denoiser.hpp"
-#include "noise.hpp"
+#include "../tensor/noise.hpp"
 
 namespace tstitch {
 

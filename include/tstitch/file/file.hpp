@@ -1,0 +1,111 @@
+/// @file
+/// What readers of files share.
+#pragma once
+
+#include <c10/util/Exception.h>
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdint>
+#include <exception>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+
+#include "../base/error.hpp"
+
+namespace tstitch::detail {
+
+inline std::string quoted(std::string const& path) {
+  return "'" + printable(path, 1000) + "'";
+}
+
+/// Which function reads what, for messages.
+struct FileKind {
+  char const* place;  ///< "load_torchscript"
+  char const* what;   ///< "a TorchScript file"
+};
+
+[[noreturn]] inline void refuse_file(FileKind kind, std::string const& source, std::string const& got) {
+  throw std::runtime_error("tstitch::" + std::string(kind.place) + ": " + source + ": must be " + kind.what + ", got " +
+                           got);
+}
+
+[[noreturn]] inline void refuse_unreadable(FileKind kind, std::string const& path) {
+  throw std::runtime_error("tstitch::" + std::string(kind.place) + ": " + quoted(path) +
+                           ": must be a file that can be read, got none");
+}
+
+/// A regular file, open for reading: its size is known, and reading it ends. Pipes and devices promise neither, and are
+/// not even opened, which may wait, or do something.
+class RegularFile {
+ public:
+  /// @param kind for messages
+  /// @throws std::runtime_error for everything else, and for a file without a byte
+  RegularFile(FileKind kind, std::string const& path) {
+    struct stat status {};
+    if (::stat(path.c_str(), &status) != 0) refuse_unreadable(kind, path);
+    require_regular(kind, path, status);
+    do {
+      open_.descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    } while (open_.descriptor < 0 && errno == EINTR);
+    // Something else may have taken its place meanwhile.
+    if (open_.descriptor < 0 || ::fstat(open_.descriptor, &status) != 0) refuse_unreadable(kind, path);
+    require_regular(kind, path, status);
+    size_ = std::uint64_t(status.st_size);
+  }
+
+  int descriptor() const { return open_.descriptor; }
+
+  /// Bytes, when it was opened.
+  std::uint64_t size() const { return size_; }
+
+ private:
+  struct Open {
+    Open() = default;
+    Open(Open const&) = delete;
+    Open& operator=(Open const&) = delete;
+    ~Open() {
+      if (descriptor >= 0) ::close(descriptor);
+    }
+    int descriptor = -1;
+  };
+
+  static void require_regular(FileKind kind, std::string const& path, struct stat const& status) {
+    const bool folder = S_ISDIR(status.st_mode);
+    if (!S_ISREG(status.st_mode) && !folder) refuse_file(kind, quoted(path), "a pipe, a socket or a device");
+    if (folder || status.st_size < 1) refuse_file(kind, quoted(path), "an empty file or a folder");
+  }
+
+  Open open_ = {};
+  std::uint64_t size_ = 0;
+};
+
+/// The one line of what torch or the standard library throws that says why: the first, or, where TorchScript shows the
+/// code that failed first, the last.
+inline std::string reason(std::exception const& error) {
+  auto const* const of_torch = dynamic_cast<c10::Error const*>(&error);
+  std::string text = of_torch ? of_torch->what_without_backtrace() : error.what();
+  constexpr char blank[] = " \t\r\n";
+  text.erase(0, text.find_first_not_of(blank));
+  text.erase(text.find_last_not_of(blank) + 1);
+  const bool shows_code = text.starts_with("The following operation failed in the TorchScript interpreter");
+  return printable(shows_code ? text.substr(text.rfind('\n') + 1) : text.substr(0, text.find('\n')), 1000);
+}
+
+/// Runs `action`, turning what torch and the standard library throw at a bad file into one line.
+template <class Action>
+auto reading(FileKind kind, std::string const& source, Action action) {
+  std::string got;
+  try {
+    return action();
+  } catch (std::exception const& error) {
+    if (std::string_view(error.what()).starts_with("tstitch::")) throw;
+    got = reason(error);
+  }
+  refuse_file(kind, source, "'" + got + "'");
+}
+
+}  // namespace tstitch::detail

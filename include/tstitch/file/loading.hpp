@@ -1,0 +1,161 @@
+/// @file
+/// What loaders of networks share.
+#pragma once
+
+#include <ATen/ThreadLocalState.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/GradMode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <future>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "../base/error.hpp"
+#include "../model/network.hpp"
+#include "../tensor/host_tensor.hpp"
+
+namespace tstitch::detail {
+
+inline int cuda_device_count() {
+  return at::detail::getCUDAHooks().hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
+}
+
+/// @param place the loader, for messages
+inline void require_device(at::Device device, char const* place = "load_torchscript") {
+  if (device.is_cpu()) return;
+  if (!device.is_cuda()) refuse(place, "device must be cpu or cuda", device.str());
+  const int count = cuda_device_count();
+  if (count == 0 || device.index() >= count) {
+    throw std::runtime_error("tstitch::" + std::string(place) + ": device " + device.str() +
+                             " must exist, got a machine with " + std::to_string(count) + " CUDA devices");
+  }
+}
+
+/// @param place the loader, for messages
+inline void require_type(char const* place, at::ScalarType type) {
+  if (type != at::kFloat && type != at::kHalf && type != at::kBFloat16) {
+    refuse(place, "dtype must be float32, float16 or bfloat16", at::toString(type));
+  }
+}
+
+/// What forward takes, in its order.
+struct Signature {
+  explicit Signature(NetworkInfo const& info) : labelled(info.num_classes > 0), conditions(info.conditions) {}
+
+  std::size_t count() const { return 2 + (labelled ? 1 : 0) + conditions.size(); }
+
+  /// "(x, t, labels, text_embedding)"
+  std::string text() const {
+    std::string names = labelled ? "(x, t, labels" : "(x, t";
+    for (ConditionInfo const& condition : conditions) names += ", " + condition.name;
+    return names + ")";
+  }
+
+  /// @param type of the network
+  /// @throws std::invalid_argument when a condition is missing
+  std::vector<at::Tensor> arguments(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
+                                    at::ScalarType type) const {
+    std::vector<at::Tensor> arguments{x.to(type), t};
+    arguments.reserve(count());
+    if (labelled) arguments.push_back(condition.labels);
+    for (ConditionInfo const& wanted : conditions) {
+      at::Tensor const& tensor = condition.at(wanted.name);
+      arguments.push_back(wanted.floating ? tensor.to(type) : tensor);
+    }
+    return arguments;
+  }
+
+  bool labelled;
+  std::vector<ConditionInfo> conditions;
+};
+
+/// Whether a condition may have any size, so that only calls tell the shapes.
+inline bool has_open_sizes(NetworkInfo const& info) {
+  return std::any_of(info.conditions.begin(), info.conditions.end(), [](ConditionInfo const& wanted) {
+    return std::find(wanted.shape.begin(), wanted.shape.end(), 0) != wanted.shape.end();
+  });
+}
+
+/// Runs a network on zeros, so that later runs of so many rows are fast.
+/// @param network whose info has no open sizes
+/// @returns the output of the last run
+inline at::Tensor run_on_zeros(Network const& network, std::int64_t rows, int runs) {
+  NetworkInfo const& info = network.info();
+  const at::Device device = network.device();
+  const at::Tensor x = host_tensor({rows, info.channels, info.height, info.width}, at::kFloat).zero_().to(device);
+  const at::Tensor integers = to_device(std::vector<std::int64_t>(std::size_t(rows), 0), device);
+  const at::Tensor t = info.timestep_type == TimestepType::int64 ? integers : integers.to(at::kFloat);
+  Condition condition;
+  if (info.num_classes) {
+    condition.labels = integers;
+    condition.host_labels.assign(std::size_t(rows), 0);
+  }
+  for (ConditionInfo const& wanted : info.conditions) {
+    std::vector<std::int64_t> sizes{rows};
+    for (const std::int64_t size : wanted.shape) sizes.push_back(size);
+    const at::ScalarType kind = wanted.floating ? at::kFloat : at::kLong;
+    condition.tensors.emplace_back(wanted.name, host_tensor(sizes, kind).zero_().to(device));
+  }
+  at::Tensor output;
+  for (int run = 0; run < runs; ++run) output = network(x, t, condition, 0.0);
+  return output;
+}
+
+/// Does something for several networks at once: one in this thread, each other in one of its own, which has this one's
+/// modes and, on a GPU, its stream, so that what comes after may use what they queued.
+/// @param count of networks
+/// @param action takes the index of a network
+/// @returns what it returned for each, in order
+/// @throws the first exception in order, when all have ended
+template <class Action>
+std::vector<std::invoke_result_t<Action const&, std::size_t>> at_once(at::Device device, std::size_t count,
+                                                                      Action const& action) {
+  using Result = std::invoke_result_t<Action const&, std::size_t>;
+  std::vector<Result> results;
+  if (count == 0) return results;
+  const at::ThreadLocalState modes;
+  std::optional<c10::Stream> stream;
+  if (device.is_cuda() && cuda_device_count() > std::max(0, int(device.index()))) {  // else the action will refuse it
+    stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
+  }
+  std::vector<std::future<Result>> others;  // waits for them at its end
+  for (std::size_t k = 1; k < count; ++k) {
+    others.push_back(std::async(std::launch::async, [&, k] {
+      const at::ThreadLocalStateGuard with_modes(modes);
+      const c10::OptionalStreamGuard on_stream(stream);
+      return action(k);
+    }));
+  }
+  results.push_back(action(0));
+  for (std::future<Result>& other : others) results.push_back(other.get());
+  return results;
+}
+
+}  // namespace tstitch::detail
+
+namespace tstitch {
+
+/// The first GPU where there is one, else the CPU.
+inline at::Device default_device() {
+  return detail::cuda_device_count() > 0 ? at::Device(at::kCUDA, 0) : at::Device(at::kCPU);
+}
+
+/// Asks a network for zeros, so that what it does once for each shape (compiling, choosing kernels, capturing a graph)
+/// is done before a run. Nothing for networks with conditions of open sizes, whose shapes only a run tells.
+/// @param rows of the batches that it will see; under guidance twice the pictures
+inline void warm_up(Network const& network, std::vector<std::int64_t> const& rows) {
+  if (detail::has_open_sizes(network.info())) return;
+  const c10::AutoGradMode no_gradients(false);
+  for (const std::int64_t count : rows) detail::run_on_zeros(network, count, 3);
+}
+
+}  // namespace tstitch

@@ -1,0 +1,462 @@
+/// @file
+/// The metadata of a network's file. TorchScript files and AOTInductor packages use the same keys.
+///
+/// Each key is an extra file inside the network's file (`_extra_files` of torch.jit.save, `extra/` of a .pt2 package).
+/// Its value is one line of UTF-8 text without control characters, of at most 200 bytes unless said otherwise. Required
+/// keys are marked *. Keys that are not listed here are ignored.
+///
+///     tstitch/format *                  1
+///     tstitch/kind                      network (default), or what autoencoder.hpp describes: decoder or encoder
+///     tstitch/name *                    shown in messages and plans
+///     tstitch/input_channels *, input_height *, input_width *
+///     tstitch/prediction *              epsilon | sample | v_prediction | flow
+///     tstitch/variance                  fixed (default) | learned_range: twice the channels come out
+///     tstitch/num_classes               0 (default): the network takes (x, t); else (x, t, labels)
+///     tstitch/null_class                the label of "no class", or none (default)
+///     tstitch/class_names               one a line, of at most 200 bytes
+///     tstitch/conditions                the tensors that forward takes after those, one a line: name, type (float for
+///                                       the network's own type, or int64), and the sizes for one image, * for any
+///                                       size: "text_embedding float 77 768"
+///     tstitch/timestep_type *           int64 | float32
+///     tstitch/noise_schedule *          linear | scaled_linear | cosine | flow | alphas_cumprod
+///     tstitch/num_train_timesteps *     for all schedules but alphas_cumprod
+///     tstitch/beta_start *, beta_end *  for linear and scaled_linear
+///     tstitch/alphas_cumprod *          for alphas_cumprod: one number a line
+///     tstitch/decoding                  pixels | none (default)
+///     tstitch/latent_scale, latent_shift  where x is a latent and no picture: x = scale (latent - shift)
+///     tstitch/guidance_scale            the scale that the network's makers recommend, in [0, 1000]
+///     tstitch/profile                   the profile that they sample with, by its name in tstitch_sample --profile
+///     tstitch/steps                     the number of steps that they take, in [1, 1000000]
+///     tstitch/training_data, license    at most 64 KiB each
+///     tstitch/images_seen
+///     tstitch/architecture, width, depth, heads, patch_size, mlp_ratio
+///     tstitch/e4m3_inputs               one number a line, see NetworkInfo::Architecture
+///     tstitch/e4m3_weight_scales        one number a line, a float32 in 9 digits, for the same layers in the same
+///                                       order: weight = scale * code; 0 where the layer has no codes
+///     tstitch/e4m3_weights              binary, in TorchScript files only: the codes (e4m3fn, one byte each) of the
+///                                       weights [out, in] of the layers that have them, in row-major order, one
+///                                       layer after another
+///
+/// The encoder and the decoder of an autoencoder, whose forward takes and returns one tensor, have the keys format *,
+/// kind *, name *, latent_channels *, picture_channels (default 3), upsampling *, latent_scale *, latent_shift (default
+/// 0), license, and
+///
+///     tstitch/latents                   unscaled (default): forward takes or returns the latent, which networks know
+///                                       as scale (latent - shift); scaled: forward takes or returns x as networks
+///                                       know it, whatever their scale, as tiny autoencoders do, and latent_scale is
+///                                       1 or left out
+///
+/// AOTInductor packages have more keys, listed in aot_inductor.hpp.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <charconv>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <map>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "../base/error.hpp"
+#include "../model/autoencoder.hpp"
+#include "../model/network.hpp"
+#include "archive.hpp"
+#include "file.hpp"
+#include "parallel_file.hpp"
+
+namespace tstitch {
+namespace detail {
+
+inline constexpr FileKind network_file{"read_network_info", "a TorchScript file or an AOTInductor package"};
+
+/// A key, and how long its value may be.
+struct MetadataKey {
+  std::string_view name;
+  std::size_t most_bytes = 200;
+};
+
+inline constexpr std::size_t long_text = std::size_t(64) << 10, long_list = std::size_t(4) << 20;
+
+/// All keys of networks, autoencoders and packages but e4m3_weights, which is large: only load_dit reads it.
+inline constexpr std::array metadata_keys = std::to_array<MetadataKey>({
+    {"format"},
+    {"kind"},
+    {"name"},
+    {"input_channels"},
+    {"input_height"},
+    {"input_width"},
+    {"prediction"},
+    {"variance"},
+    {"num_classes"},
+    {"null_class"},
+    {"class_names", long_list},
+    {"conditions", long_text},
+    {"timestep_type"},
+    {"noise_schedule"},
+    {"num_train_timesteps"},
+    {"beta_start"},
+    {"beta_end"},
+    {"alphas_cumprod", long_list},
+    {"decoding"},
+    {"latent_scale"},
+    {"latent_shift"},
+    {"guidance_scale"},
+    {"profile"},
+    {"steps"},
+    {"training_data", long_text},
+    {"license", long_text},
+    {"images_seen"},
+    {"architecture"},
+    {"width"},
+    {"depth"},
+    {"heads"},
+    {"patch_size"},
+    {"mlp_ratio"},
+    {"e4m3_inputs", long_list},
+    {"e4m3_weight_scales", long_list},
+    {"latent_channels"},
+    {"picture_channels"},
+    {"upsampling"},
+    {"latents"},
+    {"dtype"},
+    {"device"},
+    {"compute_capability"},
+    {"cpu_capability"},
+    {"torch"},
+    {"batch", long_text},
+});
+
+/// The metadata of one file. Every error names the file, the key and the value.
+class MetadataReader {
+ public:
+  /// @param archive of TorchScript or AOTInductor
+  /// @param source the file's name in error messages
+  MetadataReader(Archive const& archive, std::string source) : source_(std::move(source)) {
+    for (MetadataKey const& key : metadata_keys) {
+      const std::string name(key.name), record = "extra/tstitch/" + name;
+      const auto found = archive.records().find(record);
+      if (found == archive.records().end()) continue;
+      if (const std::uint64_t size = found->second.size; size > key.most_bytes) {
+        fail(name, "must have at most " + std::to_string(key.most_bytes) + " bytes", std::to_string(size));
+      }
+      values_[name] = archive.text(record);
+    }
+  }
+
+  bool has(std::string const& key) const { return values_.contains(key); }
+
+  std::string text(std::string const& key) const {
+    if (!has(key)) fail(key, "is required", "nothing");
+    return values_.at(key);
+  }
+
+  template <class Number>
+  Number number(std::string const& key) const {
+    return parse<Number>(key, text(key));
+  }
+
+  template <class Number>
+  Number number(std::string const& key, Number otherwise) const {
+    return has(key) ? number<Number>(key) : otherwise;
+  }
+
+  std::string text(std::string const& key, std::string otherwise) const { return has(key) ? text(key) : otherwise; }
+
+  /// A number in [least, most].
+  template <class Number>
+  Number in_range(std::string const& key, Number least, Number most, std::optional<Number> otherwise = {}) const {
+    const Number value = otherwise ? number<Number>(key, *otherwise) : number<Number>(key);
+    if (!(value >= least && value <= most)) {
+      fail(key, "must be in [" + shown(least) + ", " + shown(most) + "]", shown(value));
+    }
+    return value;
+  }
+
+  /// Text without control characters, safe to print.
+  std::string line(std::string const& key, std::string const& otherwise) const {
+    return require_line(key, text(key, otherwise));
+  }
+
+  std::string const& require_line(std::string const& key, std::string const& value) const {
+    if (printable(value, value.size()) != value) fail(key, "must be text without control characters", quote(value));
+    return value;
+  }
+
+  /// @param most how many lines there may be
+  std::vector<std::string> lines(std::string const& key, std::size_t most) const {
+    std::vector<std::string> lines;
+    const std::string all = text(key, "");
+    for (std::size_t begin = 0; begin < all.size();) {
+      const std::size_t end = std::min(all.find('\n', begin), all.size());
+      if (lines.size() == most) fail(key, "must have at most " + std::to_string(most) + " lines", "more");
+      lines.push_back(all.substr(begin, end - begin));
+      begin = end + 1;
+    }
+    return lines;
+  }
+
+  template <class Number>
+  Number parse(std::string const& key, std::string const& value) const {
+    Number number{};
+    const char* const end = value.data() + value.size();
+    const auto [rest, error] = std::from_chars(value.data(), end, number);
+    if (error != std::errc{} || rest != end) fail(key, "must be a number", quote(value));
+    return number;
+  }
+
+  /// What `choices` pairs with the value.
+  template <class Value>
+  Value choice(std::string const& key, std::string const& value,
+               std::vector<std::pair<char const*, Value>> const& choices) const {
+    std::string names;
+    for (auto const& [name, meaning] : choices) {
+      if (value == name) return meaning;
+      names += (names.empty() ? "" : ", ") + std::string(name);
+    }
+    fail(key, "must be one of " + names, quote(value));
+  }
+
+  [[noreturn]] void fail(std::string const& key, std::string const& rule, std::string const& got) const {
+    throw std::runtime_error("tstitch::read_network_info: " + source_ + ": tstitch/" + key + " " + rule + ", got " +
+                             got);
+  }
+
+  /// A value as error messages show it.
+  static std::string quote(std::string_view value) { return "'" + printable(value) + "'"; }
+
+ private:
+  template <class Number>
+  static std::string shown(Number value) {
+    if constexpr (std::is_integral_v<Number>) {
+      return std::to_string(value);
+    } else {
+      return detail::text(value);
+    }
+  }
+
+  std::string source_;
+  std::map<std::string, std::string> values_ = {};
+};
+
+inline NoiseSchedule read_noise_schedule(MetadataReader const& file) {
+  enum class Kind { linear, scaled_linear, cosine, flow, alphas_cumprod };
+  const Kind kind = file.choice<Kind>("noise_schedule", file.text("noise_schedule"),
+                                      {{"linear", Kind::linear},
+                                       {"scaled_linear", Kind::scaled_linear},
+                                       {"cosine", Kind::cosine},
+                                       {"flow", Kind::flow},
+                                       {"alphas_cumprod", Kind::alphas_cumprod}});
+  if (kind == Kind::alphas_cumprod) {
+    std::vector<double> values;
+    for (std::string const& line : file.lines("alphas_cumprod", 1'000'000)) {
+      values.push_back(file.parse<double>("alphas_cumprod", line));
+    }
+    return NoiseSchedule::from_alphas_cumprod(std::move(values));
+  }
+  const int count = file.in_range<int>("num_train_timesteps", 1, 1'000'000);
+  if (kind == Kind::cosine) return NoiseSchedule::cosine(count);
+  if (kind == Kind::flow) return NoiseSchedule::flow(count);
+  const double start = file.number<double>("beta_start"), end = file.number<double>("beta_end");
+  NoiseSchedule schedule =
+      kind == Kind::linear ? NoiseSchedule::linear(count, start, end) : NoiseSchedule::scaled_linear(count, start, end);
+  // Samplers divide by the square root of this.
+  if (const double signal = schedule.alphas_cumprod().back(); !(signal >= 1e-12)) {
+    file.fail("beta_end", "must leave 1e-12 of the variance of the signal", text(signal));
+  }
+  return schedule;
+}
+
+/// The most elements that a tensor may have for one image. Products with a batch size then stay far from overflow.
+inline constexpr std::int64_t most_elements = std::int64_t(1) << 32;
+
+inline std::vector<ConditionInfo> read_conditions(MetadataReader const& file) {
+  constexpr auto key = "conditions", rule = "must be lines of a name, float or int64, and sizes";
+  const std::string too_large = "must have at most " + std::to_string(most_elements) + " elements an image";
+  std::vector<ConditionInfo> conditions;
+  for (std::string const& line : file.lines(key, 64)) {
+    file.require_line(key, line);
+    std::vector<std::string> words;
+    for (std::size_t begin = 0; begin <= line.size();) {
+      const std::size_t end = std::min(line.find(' ', begin), line.size());
+      words.push_back(line.substr(begin, end - begin));
+      begin = end + 1;
+    }
+    if (words.size() < 2 || words.size() > 18 || words[0].empty()) file.fail(key, rule, file.quote(line));
+    ConditionInfo condition{.name = words[0]};
+    condition.floating = file.choice<bool>(key, words[1], {{"float", true}, {"int64", false}});
+    std::int64_t elements = 1;
+    for (std::size_t i = 2; i < words.size(); ++i) {
+      const std::int64_t size = words[i] == "*" ? 0 : file.parse<std::int64_t>(key, words[i]);
+      if (size < 0 || (size == 0 && words[i] != "*")) file.fail(key, rule, file.quote(line));
+      if (size > most_elements / elements) file.fail(key, too_large, file.quote(line));
+      elements *= std::max<std::int64_t>(size, 1);
+      condition.shape.push_back(size);
+    }
+    for (ConditionInfo const& other : conditions) {
+      if (other.name == condition.name) file.fail(key, "must have different names", file.quote(other.name) + " twice");
+    }
+    conditions.push_back(std::move(condition));
+  }
+  return conditions;
+}
+
+/// @param kind network, decoder or encoder
+inline void require_kind(MetadataReader const& file, std::string const& kind) {
+  if (const std::string got = file.text("kind", "network"); got != kind) {
+    file.fail("kind", "must be " + kind, file.quote(got));
+  }
+}
+
+inline void require_format(MetadataReader const& file) {
+  if (const std::string format = file.text("format"); format != "1") {
+    file.fail("format", "must be 1, the format that this version reads", file.quote(format));
+  }
+}
+
+inline NetworkInfo::Architecture read_architecture(MetadataReader const& file) {
+  NetworkInfo::Architecture architecture{.kind = file.line("architecture", ""),
+                                         .width = file.in_range<std::int64_t>("width", 0, 65536, 0),
+                                         .depth = file.in_range<std::int64_t>("depth", 0, 1000, 0),
+                                         .heads = file.in_range<std::int64_t>("heads", 0, 65536, 0),
+                                         .patch_size = file.in_range<std::int64_t>("patch_size", 0, 65536, 0),
+                                         .mlp_ratio = file.in_range<double>("mlp_ratio", 0, 1000, 0)};
+  for (auto [key, numbers] : {std::pair{"e4m3_inputs", &architecture.e4m3_inputs},
+                              std::pair{"e4m3_weight_scales", &architecture.e4m3_weight_scales}}) {
+    const std::int64_t layers = 4 * architecture.depth;
+    for (std::string const& line : file.lines(key, 4000)) {
+      const double value = file.parse<double>(key, line);
+      if (!(value >= 0 && std::isfinite(value))) file.fail(key, "must be finite numbers of at least 0", line);
+      numbers->push_back(value);
+    }
+    if (const std::int64_t lines = std::int64_t(numbers->size()); lines != 0 && lines != layers) {
+      file.fail(key, "must have one line for each of the " + std::to_string(layers) + " layers",
+                std::to_string(lines) + " lines");
+    }
+  }
+  return architecture;
+}
+
+inline NetworkInfo read_network_info(MetadataReader const& file) {
+  require_format(file);
+  require_kind(file, "network");
+  NetworkInfo info;
+  info.name = file.require_line("name", file.text("name"));
+  info.prediction_type = file.choice<PredictionType>("prediction", file.text("prediction"),
+                                                     {{"epsilon", PredictionType::epsilon},
+                                                      {"sample", PredictionType::sample},
+                                                      {"v_prediction", PredictionType::v_prediction},
+                                                      {"flow", PredictionType::flow}});
+  info.learned_variance =
+      file.choice<bool>("variance", file.text("variance", "fixed"), {{"fixed", false}, {"learned_range", true}});
+  for (auto [key, value] : {std::pair{"input_channels", &info.channels}, std::pair{"input_height", &info.height},
+                            std::pair{"input_width", &info.width}}) {
+    *value = file.in_range<std::int64_t>(key, 1, 65536);
+  }
+  if (const std::int64_t elements = info.channels * info.height * info.width; elements > most_elements) {
+    file.fail("input_channels", "times height and width must be at most " + std::to_string(most_elements),
+              std::to_string(elements));
+  }
+  info.num_classes = file.in_range<std::int64_t>("num_classes", 0, 1'000'000, 0);
+  if (file.text("null_class", "none") != "none") {
+    info.null_class = file.number<std::int64_t>("null_class");
+    // Embedding tables have one row for each class and one for no class. Beyond them CUDA fails for good.
+    if (*info.null_class < 0 || *info.null_class > info.num_classes) {
+      file.fail("null_class", "must be in [0, " + std::to_string(info.num_classes) + "] or none",
+                std::to_string(*info.null_class));
+    }
+  }
+  info.class_names = file.lines("class_names", 1'000'000);
+  for (std::string const& name : info.class_names) {
+    file.require_line("class_names", name);
+    if (name.size() > 200) file.fail("class_names", "must have at most 200 bytes a line", file.quote(name));
+  }
+  if (!info.class_names.empty() && std::int64_t(info.class_names.size()) != info.num_classes) {
+    file.fail("class_names", "must have one line for each of the " + std::to_string(info.num_classes) + " classes",
+              std::to_string(info.class_names.size()) + " lines");
+  }
+  info.conditions = read_conditions(file);
+  info.timestep_type = file.choice<TimestepType>("timestep_type", file.text("timestep_type"),
+                                                 {{"int64", TimestepType::int64}, {"float32", TimestepType::float32}});
+  try {
+    info.noise_schedule = read_noise_schedule(file);
+  } catch (std::invalid_argument const& error) {
+    file.fail("noise_schedule", "must be a schedule that makes sense", error.what());
+  }
+  info.decoding = file.choice<Decoding>("decoding", file.text("decoding", "none"),
+                                        {{"pixels", Decoding::pixels}, {"none", Decoding::none}});
+  info.latent_scale = file.in_range<double>("latent_scale", 0, 1e6, 0);
+  info.latent_shift = file.in_range<double>("latent_shift", -1e6, 1e6, 0);
+  info.guidance_scale = file.in_range<double>("guidance_scale", 0, 1000, 1);
+  info.profile = file.line("profile", "");
+  if (file.has("steps")) info.steps = file.in_range<int>("steps", 1, 1'000'000);
+  info.training_data = file.line("training_data", "");
+  info.license = file.line("license", "");
+  info.images_seen = file.in_range<std::int64_t>("images_seen", 0, std::numeric_limits<std::int64_t>::max(), 0);
+  info.architecture = read_architecture(file);
+  return info;
+}
+
+/// @param kind decoder or encoder
+inline AutoencoderInfo read_autoencoder_info(MetadataReader const& file, std::string const& kind) {
+  require_format(file);
+  require_kind(file, kind);
+  AutoencoderInfo info;
+  info.name = file.require_line("name", file.text("name"));
+  info.latent_channels = file.in_range<std::int64_t>("latent_channels", 1, 4096);
+  info.picture_channels = file.in_range<std::int64_t>("picture_channels", 1, 4096, 3);
+  info.upsampling = file.in_range<std::int64_t>("upsampling", 1, 4096);
+  info.scaled_latents =
+      file.choice<bool>("latents", file.text("latents", "unscaled"), {{"unscaled", false}, {"scaled", true}});
+  info.latent_scale =
+      info.scaled_latents ? file.number<double>("latent_scale", 1.0) : file.number<double>("latent_scale");
+  if (!(info.latent_scale > 0)) file.fail("latent_scale", "must be above 0", text(info.latent_scale));
+  info.latent_scale = file.in_range<double>("latent_scale", 0, 1e6, 1);
+  info.latent_shift = file.in_range<double>("latent_shift", -1e6, 1e6, 0);
+  if (info.scaled_latents && (info.latent_scale != 1 || info.latent_shift != 0)) {
+    file.fail("latents", "must be unscaled where latent_scale is not 1 or latent_shift not 0", "'scaled'");
+  }
+  info.license = file.line("license", "");
+  return info;
+}
+
+/// Whether this is a package of torch.export, which is what AOTInductor writes.
+inline bool is_package(Archive const& archive) {
+  return archive.has("archive_format");
+}
+
+/// @param source the file's name in error messages
+/// @param otherwise what to return if the file has no metadata
+inline NetworkInfo read_network_info(Archive const& archive, std::string const& source,
+                                     std::optional<NetworkInfo> const& otherwise = {}) {
+  const MetadataReader file(archive, source);
+  if (!file.has("format")) {
+    if (otherwise) return *otherwise;
+    throw std::runtime_error("tstitch::read_network_info: " + source +
+                             ": must carry tstitch metadata (see metadata.hpp), got a file without any, which looks "
+                             "like " +
+                             (is_package(archive) ? "any package of torch.export" : "any TorchScript"));
+  }
+  return read_network_info(file);
+}
+
+}  // namespace detail
+
+/// Reads the description of a network from its file, without the weights.
+/// @param path a TorchScript file or an AOTInductor package
+/// @throws std::runtime_error for a file that cannot be read, or whose metadata is missing or wrong
+inline NetworkInfo read_network_info(std::string const& path) {
+  const std::string source = detail::quoted(path);
+  const auto archive =
+      detail::open_network(detail::network_file, source, detail::open_file(detail::network_file, path));
+  return detail::reading(detail::network_file, source, [&] { return detail::read_network_info(*archive, source); });
+}
+
+}  // namespace tstitch

@@ -1,0 +1,345 @@
+/// @file
+/// Networks from TorchScript files. Opt-in: it costs six seconds of compile time where the rest costs two.
+///
+/// What a network is travels inside the file: metadata.hpp lists the keys.
+///
+/// Files are not frozen, and parameters keep their names, so that other engines can take the weights from the same
+/// file; freezing happens here.
+///
+/// TorchScript is a program: loading a file and calling its network run code of the file, which can read and write
+/// other files. Load what you trust. What can be checked is checked before torch, which believes files, reads one: that
+/// it is regular, that records have the checksums and sizes that the archive and its pickles say, that tensors lie in
+/// them, and that nothing is nested too deeply.
+#pragma once
+
+#include <c10/core/GradMode.h>
+#include <caffe2/serialize/istream_adapter.h>
+#include <caffe2/serialize/read_adapter_interface.h>
+#include <torch/csrc/jit/api/module.h>
+#include <torch/csrc/jit/serialization/import.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <istream>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "../base/diagnostics.hpp"
+#include "../base/error.hpp"
+#include "../model/autoencoder.hpp"
+#include "../model/network.hpp"
+#include "archive.hpp"
+#include "file.hpp"
+#include "loading.hpp"
+#include "metadata.hpp"
+#include "parallel_file.hpp"
+#include "pickle.hpp"
+
+namespace tstitch {
+
+struct TorchScriptOptions {
+  at::Device device = at::kCPU;
+  /// float32, float16 or bfloat16. Not stated: float32 on the CPU, the file's own type elsewhere.
+  std::optional<at::ScalarType> dtype = {};
+  /// Batch sizes to run before the network is handed out: the first runs of each are slow, because TorchScript compiles
+  /// then. Guidance doubles the rows of a batch. On a GPU other batch sizes are warmed up when they first come.
+  std::vector<std::int64_t> warm_up_rows = {};
+  /// What the network is, for files without metadata; files that have it are believed instead.
+  std::optional<NetworkInfo> info = {};
+};
+
+namespace detail {
+
+inline constexpr FileKind torchscript_file{"load_torchscript", "a TorchScript file"};
+
+/// Runs a network of a new shape twice before its first result counts.
+///
+/// On a GPU TorchScript's first two runs of a shape, profiled and half optimised, round differently from all later
+/// ones. Without this a picture has other last bits when it is the first to be drawn.
+class WarmUp {
+ public:
+  template <class Run>
+  void before(std::vector<at::Tensor> const& arguments, Run run) {
+    std::vector<std::vector<std::int64_t>> shapes;
+    for (at::Tensor const& each : arguments) shapes.push_back(each.sizes().vec());
+    const std::lock_guard lock(mutex_);
+    if (known_.contains(shapes)) return;
+    run();
+    run();
+    known_.insert(std::move(shapes));
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<std::vector<std::vector<std::int64_t>>> known_;
+};
+
+/// Moves all tensors of a module, and those of real numbers to the type. TorchScript's own `to` rounds whole numbers
+/// and truth values, too, and takes from complex numbers what is imaginary.
+inline void move(torch::jit::Module const& module, at::Device device, at::ScalarType type) {
+  const auto move_one = [&](at::Tensor const& tensor) {
+    tensor.set_data(tensor.is_floating_point() ? tensor.to(device, type) : tensor.to(device));
+  };
+  for (at::Tensor const& parameter : module.parameters()) move_one(parameter);
+  for (at::Tensor const& buffer : module.buffers()) move_one(buffer);
+}
+
+inline at::ScalarType type_of(torch::jit::Module const& module, TorchScriptOptions const& options) {
+  const at::ScalarType type = options.dtype.value_or(at::kFloat);
+  require_type("load_torchscript", type);
+  if (options.dtype || options.device.is_cpu()) return type;
+  for (at::Tensor const& parameter : module.parameters()) {
+    if (!parameter.is_floating_point()) continue;
+    require_type("load_torchscript", parameter.scalar_type());
+    return parameter.scalar_type();
+  }
+  return type;
+}
+
+/// @param file how messages call it: `source`
+/// @throws std::runtime_error for what is no TorchScript
+inline std::shared_ptr<Archive> open_torchscript(std::string const& source,
+                                                 std::shared_ptr<caffe2::serialize::ReadAdapterInterface> const& file) {
+  const auto archive = open_network(torchscript_file, source, file);
+  if (is_package(*archive)) refuse_file(torchscript_file, source, "a package of torch.export (see aot_inductor.hpp)");
+  return archive;
+}
+
+/// Refuses code on which torch's parser and compiler, which recurse, would run out of stack. A line nests no deeper
+/// than it has tokens between commas, and blocks no deeper than lines are indented.
+class CodeDepth {
+ public:
+  /// @throws c10::Error
+  explicit CodeDepth(std::string_view code) : code_(code) {
+    while (position_ < code_.size()) {
+      const char c = code_[position_];
+      if (c == '\n') {
+        ++position_;
+        if (outer_.empty()) begin_line();
+      } else if (starts_with("\\\n")) {
+        position_ += 2;
+      } else if (c == '#' && !starts_with("# type:")) {  // the lexer takes what follows those for code
+        position_ = std::min(code_.find('\n', position_), code_.size());
+      } else if (c == ' ' || c == '\t' || c == '\r' || c == '\f') {
+        ++position_;
+      } else {
+        take_token(c);
+      }
+    }
+  }
+
+ private:
+  static constexpr std::size_t most_brackets = 256, most_tokens = 2000, most_columns = 512, most_alternatives = 256;
+
+  static void require(bool holds) { TORCH_CHECK(holds, "its code is nested too deeply"); }
+
+  bool starts_with(std::string_view text) const { return code_.substr(position_).starts_with(text); }
+
+  void begin_line() {
+    tokens_ = 0;
+    const std::size_t begin = position_;
+    position_ = std::min(code_.find_first_not_of(" \t\r\f", position_), code_.size());
+    require(position_ - begin <= most_columns);
+  }
+
+  void take_token(char c) {
+    require(++tokens_ <= most_tokens);
+    if (c == '"' || c == '\'') {
+      skip_string(c);
+    } else if (is_of_word(c)) {
+      const std::size_t begin = position_;
+      while (position_ < code_.size() && is_of_word(code_[position_])) ++position_;
+      if (code_.substr(begin, position_ - begin) == "elif") require(++alternatives_ <= most_alternatives);
+    } else {
+      ++position_;
+      if (c == '(' || c == '[' || c == '{') {
+        outer_.push_back(tokens_);
+        require(outer_.size() <= most_brackets);
+      } else if (c == ')' || c == ']' || c == '}') {
+        TORCH_CHECK(!outer_.empty(), "its code closes a bracket that is not open");
+        tokens_ = outer_.back();
+        outer_.pop_back();
+      } else if (c == ',') {
+        tokens_ = outer_.empty() ? 0 : outer_.back();
+      }
+    }
+  }
+
+  void skip_string(char quote) {
+    const std::string three(3, quote);
+    const bool is_long = starts_with(three);
+    const std::string_view end = std::string_view(three).substr(0, is_long ? 3 : 1);
+    for (position_ += end.size(); position_ < code_.size(); ++position_) {
+      if (starts_with(end)) {
+        position_ += end.size();
+        return;
+      }
+      if (code_[position_] == '\n' && !is_long) break;
+      if (code_[position_] == '\\') ++position_;
+    }
+    TORCH_CHECK(false, "its code has a string without an end");
+  }
+
+  static bool is_of_word(char c) {
+    return c == '_' || (c >= '0' && c <= '9') || (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z');
+  }
+
+  std::string_view code_;
+  std::size_t position_ = 0, tokens_ = 0, alternatives_ = 0;
+  std::vector<std::size_t> outer_ = {};  // tokens before each open bracket
+};
+
+/// @throws c10::Error, and what torch throws
+inline torch::jit::Module load_module(std::shared_ptr<Archive> const& archive) {
+  TORCH_CHECK(!archive->has("model.json"), "an archive of torch before 1.2");
+  for (auto const& [name, record] : archive->records()) {
+    const bool code = name.starts_with("code/");
+    if (Archive::in_lower_case(name).ends_with(".py")) CodeDepth(archive->text(name));
+    // Torch inflates without a look at checksums.
+    TORCH_CHECK(!record.compressed || code || name.starts_with("extra/"), "a compressed entry ", quoted(name));
+  }
+  TORCH_CHECK(Pickle(*archive, "constants", /*classes=*/true).root().kind == Pickle::Kind::tuple,
+              "constants.pkl holds no tuple");
+  TORCH_CHECK(Pickle(*archive, "data", /*classes=*/true).root().kind == Pickle::Kind::object,
+              "data.pkl holds no module");
+  return torch::jit::load(archive, at::kCPU, /*load_debug_files=*/false);
+}
+
+/// Freezing computes what is constant ahead, in which tensors of other types than the module was traced with can fail
+/// although its calls do not.
+inline std::shared_ptr<torch::jit::Module> frozen(torch::jit::Module const& module, std::string const& source) {
+  try {
+    return std::make_shared<torch::jit::Module>(torch::jit::freeze(module));
+  } catch (std::exception const& error) {
+    diagnose("load_torchscript", source + " runs as it is, because it cannot be frozen: " + reason(error));
+    return std::make_shared<torch::jit::Module>(module);
+  }
+}
+
+inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchScriptOptions const& options,
+                            std::string const& source) {
+  const c10::AutoGradMode no_gradients(false);
+  const at::ScalarType type = type_of(module, options);
+  const Signature signature(info);
+  const auto forward = module.find_method("forward");
+  if (!forward || forward->num_inputs() != signature.count() + 1) {  // one more for the module itself
+    throw std::runtime_error("tstitch::load_torchscript: " + source + ": forward must take " + signature.text() +
+                             ", got " +
+                             (forward ? std::to_string(forward->num_inputs() - 1) + " arguments" : "no forward"));
+  }
+  module.eval();
+  move(module, options.device, type);
+  const auto ready = frozen(module, source);
+  const auto warm_up = options.device.is_cpu() ? nullptr : std::make_shared<WarmUp>();
+  const Network network(
+      [ready, type, warm_up, signature](at::Tensor const& x, at::Tensor const& t, Condition const& condition) {
+        const std::vector<at::Tensor> tensors = signature.arguments(x, t, condition, type);
+        std::vector<c10::IValue> arguments(tensors.begin(), tensors.end());
+        if (warm_up) warm_up->before(tensors, [&] { ready->forward(arguments); });
+        return ready->forward(std::move(arguments)).toTensor();
+      },
+      std::move(info), options.device);
+  // Sizes that may be anything are known when the network is asked; it warms up then.
+  if (has_open_sizes(network.info())) return network;
+  // TorchScript has settled after three runs, two of which WarmUp makes.
+  for (const std::int64_t rows : options.warm_up_rows) run_on_zeros(network, rows, warm_up ? 1 : 3);
+  return network;
+}
+
+inline Network load_torchscript(std::shared_ptr<caffe2::serialize::ReadAdapterInterface> const& file,
+                                TorchScriptOptions const& options, std::string const& source) {
+  require_device(options.device);
+  return reading(torchscript_file, source, [&] {
+    const auto archive = open_torchscript(source, file);
+    NetworkInfo info = read_network_info(*archive, source, options.info);
+    return make_network(load_module(archive), std::move(info), options, source);
+  });
+}
+
+}  // namespace detail
+
+/// Loads a network, freezes it, and warms it up. One that cannot be frozen runs as it is, which diagnostics() says.
+///
+/// Runs code of the file, so load what you trust.
+/// @throws std::runtime_error naming the file and what is wrong with it
+inline Network load_torchscript(std::string const& path, TorchScriptOptions const& options = {}) {
+  return detail::load_torchscript(detail::open_file(detail::torchscript_file, path), options, detail::quoted(path));
+}
+
+/// The same from a seekable stream that holds nothing but the file.
+inline Network load_torchscript(std::istream& stream, TorchScriptOptions const& options = {}) {
+  return detail::reading(detail::torchscript_file, "the stream", [&] {
+    return detail::load_torchscript(std::make_shared<caffe2::serialize::IStreamAdapter>(&stream), options,
+                                    "the stream");
+  });
+}
+
+/// Loads the networks of one run, in the order of use, and refuses those that do not fit together before any weights
+/// are read. They load at the same time, each in a thread, so that the host needs memory for all files at once.
+/// @throws std::runtime_error naming every mismatch; what load_torchscript throws for the first that fails, in order
+inline std::vector<Network> load_torchscript_networks(std::vector<std::string> const& paths,
+                                                      TorchScriptOptions const& options = {}) {
+  if (!options.info) {
+    std::vector<Network> stated;
+    for (std::string const& path : paths) {
+      stated.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; }, read_network_info(path));
+    }
+    require_compatible(stated);
+  }
+  std::vector<Network> networks =
+      detail::at_once(options.device, paths.size(), [&](std::size_t k) { return load_torchscript(paths[k], options); });
+  require_compatible(networks);
+  return networks;
+}
+
+namespace detail {
+
+/// One half of an autoencoder, ready to run.
+inline Autoencoder load_autoencoder(std::string const& path, std::string const& kind,
+                                    TorchScriptOptions const& options) {
+  const auto file = open_file(torchscript_file, path);
+  const std::string source = quoted(path);
+  require_device(options.device);
+  return reading(torchscript_file, source, [&] {
+    const auto archive = open_torchscript(source, file);
+    AutoencoderInfo info = read_autoencoder_info(MetadataReader(*archive, source), kind);
+    torch::jit::Module module = load_module(archive);
+    const c10::AutoGradMode no_gradients(false);
+    const at::ScalarType type = type_of(module, options);
+    const auto forward = module.find_method("forward");
+    if (!forward || forward->num_inputs() != 2) {
+      throw std::runtime_error("tstitch::load_torchscript: " + source + ": forward must take one tensor, got " +
+                               (forward ? std::to_string(forward->num_inputs() - 1) + " arguments" : "no forward"));
+    }
+    module.eval();
+    move(module, options.device, type);
+    const auto ready = frozen(module, source);
+    return Autoencoder{[ready, type](at::Tensor const& x) { return ready->forward({x.to(type)}).toTensor(); },
+                       std::move(info), options.device};
+  });
+}
+
+}  // namespace detail
+
+/// Loads the decoder of an autoencoder: latents to pictures. Runs code of the file, so load what you trust.
+/// @throws std::runtime_error naming the file and what is wrong with it
+inline Decoder load_decoder(std::string const& path, TorchScriptOptions const& options = {}) {
+  return Decoder(detail::load_autoencoder(path, "decoder", options));
+}
+
+/// Loads the encoder of an autoencoder: pictures to latents. Runs code of the file, so load what you trust.
+/// @throws std::runtime_error naming the file and what is wrong with it
+inline Encoder load_encoder(std::string const& path, TorchScriptOptions const& options = {}) {
+  return Encoder(detail::load_autoencoder(path, "encoder", options));
+}
+
+}  // namespace tstitch
