@@ -160,7 +160,7 @@ struct AdaptiveDPMSolverUpdate {
     std::vector<PIDController::Memory> memory(n);
 
     const auto column = [&](std::vector<double> const& values) {
-      return detail::one_each(values, x.device(), x.scalar_type()).view({-1, 1, 1, 1});
+      return detail::one_an_image(detail::one_each(values, x.device(), x.scalar_type()), x);
     };
     const auto lambda = [&](std::size_t i, double share) { return here[i] + share * (there[i] - here[i]); };
 
@@ -254,7 +254,7 @@ struct AdaptiveDPMSolverUpdate {
         report.accepted[i] += control.accepted;
       }
       if (std::find(accepted.begin(), accepted.end(), 1) == accepted.end()) continue;  // m_0 still holds
-      const at::Tensor mask = detail::one_each(accepted, x.device(), at::kBool).view({-1, 1, 1, 1});
+      const at::Tensor mask = detail::one_an_image(detail::one_each(accepted, x.device(), at::kBool), x);
       x = high.where(mask, x);
       previous = measured_low.where(mask, previous);
       m_0.reset();

@@ -68,10 +68,10 @@ struct InversionUpdate {
   }
 
  private:
-  /// How far along the line through the last two iterates the residual is smallest, [n, 1, 1, 1]; 0 is the newer one.
+  /// How far along the line through the last two iterates the residual is smallest, [n, 1, ...]; 0 is the newer one.
   static at::Tensor still_to_go(at::Tensor const& residual, at::Tensor const& change) {
     const auto dot = [](at::Tensor const& a, at::Tensor const& b) {
-      return a.mul(b).sum(at::IntArrayRef{1, 2, 3}, true);
+      return a.mul(b).sum(detail::dims_of_an_image(a), true);
     };
     return dot(residual, change).div_(dot(change, change).clamp_min_(1e-30));
   }

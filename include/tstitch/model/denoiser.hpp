@@ -15,9 +15,12 @@
 #include <utility>
 #include <vector>
 
-#include "../plan/plan.hpp"
+#include "../plan/guidance.hpp"
+#include "../plan/timesteps.hpp"
 #include "../tensor/host_tensor.hpp"
+#include "../tensor/shape.hpp"
 #include "../tensor/weighted_sum.hpp"
+#include "evaluation.hpp"
 #include "guidance.hpp"
 #include "network.hpp"
 #include "thresholding.hpp"
@@ -27,11 +30,11 @@ namespace tstitch {
 /// What is believed about x at a point of the trajectory. x_0 is the common currency of the library: networks of
 /// different prediction types meet in it, and so do guidance, thresholding and the history of multistep rules.
 struct Prediction {
-  at::Tensor x_0;            ///< [n, C, H, W], thresholded
-  at::Tensor unclipped_x_0;  ///< [n, C, H, W], what thresholding made x_0 from; x_0 itself where there is none
+  at::Tensor x_0;            ///< [n, C, ...], thresholded
+  at::Tensor unclipped_x_0;  ///< [n, C, ...], what thresholding made x_0 from; x_0 itself where there is none
   at::Tensor
-      variance_fraction;  ///< [n, C, H, W], v of the learned range, as the network made it; undefined if it has none
-  /// [n, k, H, W], the guidance update with what it received of earlier ones; undefined without
+      variance_fraction;  ///< [n, C, ...], v of the learned range, as the network made it; undefined if it has none
+  /// [n, k, ...], the guidance update with what it received of earlier ones; undefined without
   /// ProjectedGuidance::momentum.
   at::Tensor momentum = {};
 };
@@ -44,6 +47,8 @@ struct EvaluationGuidance {
   std::optional<ProjectedGuidance> projected = {};
   at::Tensor momentum = {};        ///< Prediction::momentum of an earlier step
   Network const* guide = nullptr;  ///< see Guidance::guide_network
+  Memory* guide_memory = nullptr;  ///< see Evaluation::memory
+  Evaluation told = {};            ///< to the network, but for the timestep
   GradientGuidance const* gradient = nullptr;
 };
 
@@ -94,26 +99,25 @@ inline std::uint64_t changes_in_place(at::Tensor const& x, Condition const& cond
 /// @param rows of the output: those of x, or twice as many, in which x comes twice
 template <class Points>
 at::Tensor evaluate(Network const& network, at::Tensor const& x, std::int64_t rows, Points const& points,
-                    Condition const& condition) {
-  const std::optional<double> timestep = points.timestep(network);
-  const at::Tensor t = timestep && network.knows_timestep() ? at::Tensor() : points.timesteps(network, x, rows);
+                    Condition const& condition, Evaluation told) {
+  told.timestep = points.timestep(network);
+  const at::Tensor t = told.timestep && network.knows_timestep() ? at::Tensor() : points.timesteps(network, x, rows);
   const bool whole = rows == x.size(0) || network.repeats_x();
   const std::uint64_t changes = changes_in_place(x, condition);
   // Tensors made under InferenceMode do not count their changes, so there the network is given a copy.
-  at::Tensor output = network(!whole             ? x.repeat({2, 1, 1, 1})
-                              : x.is_inference() ? x.clone()
-                                                 : x,
-                              t, condition, timestep);
+  at::Tensor output = network(!whole ? twice(x) : x.is_inference() ? x.clone() : x, t, condition, told);
   if (changes_in_place(x, condition) != changes) {
     throw std::runtime_error("tstitch::Network '" + network.info().name +
                              "': must leave x and the condition as they are, got a change in place");
   }
   const std::int64_t channels = x.size(1) * (network.info().learned_variance ? 2 : 1);
-  if (!output.defined() || output.dim() != 4 || output.size(0) != rows || output.size(1) != channels ||
-      output.size(2) != x.size(2) || output.size(3) != x.size(3)) {
-    throw std::runtime_error("tstitch::Network '" + network.info().name + "': the output must be " +
-                             shape_text({rows, channels, x.size(2), x.size(3)}) + ", got " +
-                             (output.defined() ? shape_text(output.sizes()) : "an undefined tensor"));
+  if (!output.defined() || output.dim() != x.dim() || output.size(0) != rows || output.size(1) != channels ||
+      output.sizes().slice(2) != x.sizes().slice(2)) {
+    std::vector<std::int64_t> shape = x.sizes().vec();
+    shape[0] = rows;
+    shape[1] = channels;
+    throw std::runtime_error("tstitch::Network '" + network.info().name + "': the output must be " + shape_text(shape) +
+                             ", got " + (output.defined() ? shape_text(output.sizes()) : "an undefined tensor"));
   }
   if (!output.is_floating_point()) {
     throw std::runtime_error("tstitch::Network '" + network.info().name +
@@ -129,14 +133,14 @@ at::Tensor evaluate(Network const& network, at::Tensor const& x, std::int64_t ro
 
 /// What a network answers, taken apart.
 struct RawOutput {
-  WeightedSum output;            ///< [n, C, H, W]; a sum that is not computed yet
-  at::Tensor variance_fraction;  ///< [n, C, H, W] or undefined
+  WeightedSum output;            ///< [n, C, ...]; a sum that is not computed yet
+  at::Tensor variance_fraction;  ///< [n, C, ...] or undefined
 };
 
 /// The halves of a network's output with a learned variance.
 struct OutputHalves {
-  at::Tensor output;             ///< [n, C, H, W]
-  at::Tensor variance_fraction;  ///< [n, C, H, W] or undefined
+  at::Tensor output;             ///< [n, C, ...]
+  at::Tensor variance_fraction;  ///< [n, C, ...] or undefined
 };
 
 inline OutputHalves split(Network const& network, at::Tensor const& all, std::int64_t channels) {
@@ -144,12 +148,12 @@ inline OutputHalves split(Network const& network, at::Tensor const& all, std::in
   return {all.narrow(1, 0, channels), all.narrow(1, channels, channels)};
 }
 
-/// With the condition, and the output [n, C, H, W] without it, in one evaluation of 2n rows.
+/// With the condition, and the output [n, C, ...] without it, in one evaluation of 2n rows.
 template <class Points>
 std::pair<OutputHalves, at::Tensor> with_and_without(Network const& network, at::Tensor const& x, Points const& points,
-                                                     BatchCondition const& condition) {
+                                                     BatchCondition const& condition, Evaluation const& told) {
   const std::int64_t n = x.size(0), channels = x.size(1);
-  const at::Tensor all = evaluate(network, x, 2 * n, points, condition.guided);
+  const at::Tensor all = evaluate(network, x, 2 * n, points, condition.guided, told);
   return {split(network, all.narrow(0, 0, n), channels), all.narrow(0, n, n).narrow(1, 0, channels)};
 }
 
@@ -160,11 +164,11 @@ RawOutput guided_output(Network const& network, at::Tensor const& x, Points cons
                         BatchCondition const& condition, EvaluationGuidance const& guidance) {
   const std::int64_t channels = x.size(1);
   if (guidance.scale == 1) {
-    const at::Tensor all = evaluate(network, x, x.size(0), points, condition.conditional);
+    const at::Tensor all = evaluate(network, x, x.size(0), points, condition.conditional, guidance.told);
     const OutputHalves halves = split(network, all, channels);
     return {WeightedSum().add(1, halves.output), halves.variance_fraction};
   }
-  const auto [with, without] = with_and_without(network, x, points, condition);
+  const auto [with, without] = with_and_without(network, x, points, condition, guidance.told);
   const std::int64_t guided = guidance.channels ? guidance.channels : channels;
   const at::Tensor conditional = with.output.narrow(1, 0, guided);
   WeightedSum sum;
@@ -251,7 +255,7 @@ struct PointEach {
 
  private:
   static at::Tensor column(std::vector<double> const& values, at::Tensor const& like) {
-    return one_each(values, like.device(), like.scalar_type()).view({-1, 1, 1, 1});
+    return one_an_image(one_each(values, like.device(), like.scalar_type()), like);
   }
 };
 
@@ -266,11 +270,12 @@ Prediction guided_x_0(Network const& network, at::Tensor const& x, Points const&
   RawOutput with;
   at::Tensor worse;  // than x_0, which moves away from it
   if (guidance.guide) {
-    const EvaluationGuidance plain;
+    const EvaluationGuidance plain{.told = guidance.told};
     with = guided_output(network, x, points, condition, plain);
-    worse = points.x_0(*guidance.guide, x, guided_output(*guidance.guide, x, points, condition, plain).output);
+    const EvaluationGuidance of_guide{.told = {.step = guidance.told.step, .memory = guidance.guide_memory}};
+    worse = points.x_0(*guidance.guide, x, guided_output(*guidance.guide, x, points, condition, of_guide).output);
   } else {
-    const auto [conditional, unconditional] = with_and_without(network, x, points, condition);
+    const auto [conditional, unconditional] = with_and_without(network, x, points, condition, guidance.told);
     with = {WeightedSum().add(1, conditional.output), conditional.variance_fraction};
     worse = points.x_0(network, x, WeightedSum().add(1, unconditional));
   }
@@ -324,7 +329,7 @@ Prediction denoise(Network const& network, at::Tensor const& x, Points const& po
 
 /// Evaluates a network at a point of the trajectory.
 ///
-/// @param x [n, C, H, W] at noise level `point.level`
+/// @param x [n, C, ...] at noise level `point.level`
 inline Prediction denoise(Network const& network, at::Tensor const& x, Timestep const& point,
                           BatchCondition const& condition, EvaluationGuidance const& guidance,
                           Thresholding const& thresholding) {

@@ -11,8 +11,9 @@
 #include <stdexcept>
 #include <string>
 
-#include "../plan/plan.hpp"
+#include "../plan/guidance.hpp"
 #include "../tensor/host_tensor.hpp"
+#include "../tensor/shape.hpp"
 #include "network.hpp"
 
 namespace tstitch {
@@ -32,7 +33,7 @@ enum class DensityOf {
 /// DensityOf::x_0 diffusion posterior sampling (Chung et al. 2022, arXiv 2209.14687, Eq. 11); their step size
 /// zeta / |y - A(x_0)| is a log density of -|y - A(x_0)|. Comes after all other guidance and before thresholding.
 struct GradientGuidance {
-  /// @param picture [n, C, H, W], what `of` says
+  /// @param picture [n, C, ...], what `of` says
   /// @param t [n], as the step's network takes it
   /// @returns [n], up to a constant; none: no guidance of this kind. Must be safe to call from several threads if the
   ///          sampler is used from several. Padding of batches is in the rows as other images are.
@@ -51,23 +52,21 @@ struct GradientGuidance {
 
 namespace detail {
 
-/// The factor [n, 1, 1, 1] that brings a guided output phi of the way to the deviation of the conditional one (Lin et
+/// The factor [n, 1, ...] that brings a guided output phi of the way to the deviation of the conditional one (Lin et
 /// al. 2024, arXiv 2305.08891, Eq. 15 and 16). An output that is the same everywhere stays as it is.
 inline at::Tensor rescale_factor(at::Tensor const& guided, at::Tensor const& conditional, double phi) {
-  const auto deviation = [](at::Tensor const& x) { return x.std(at::IntArrayRef{1, 2, 3}, true, true); };
+  const auto deviation = [](at::Tensor const& x) { return x.std(dims_of_an_image(x), true, true); };
   const at::Tensor of_guided = deviation(guided);
   const at::Tensor ratio = deviation(conditional).div(of_guided).masked_fill(of_guided.eq(0), 1);
   return ratio.mul(phi).add(1 - phi);
 }
 
 /// x_0 under adaptive projected guidance.
-/// @param conditional [n, k, H, W]
+/// @param conditional [n, k, ...]
 /// @param update likewise, with momentum
 inline at::Tensor project(at::Tensor const& conditional, at::Tensor const& update, double scale,
                           ProjectedGuidance const& how) {
-  const auto dot = [](at::Tensor const& a, at::Tensor const& b) {
-    return a.mul(b).sum(at::IntArrayRef{1, 2, 3}, true);
-  };
+  const auto dot = [](at::Tensor const& a, at::Tensor const& b) { return a.mul(b).sum(dims_of_an_image(a), true); };
   const at::Tensor along = dot(update, conditional).div(dot(conditional, conditional).clamp_min(1e-24));
   at::Tensor kept = update.sub(conditional.mul(along), 1 - how.eta);
   if (std::isfinite(how.norm_threshold)) {

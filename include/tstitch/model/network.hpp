@@ -20,6 +20,7 @@
 #include "../base/error.hpp"
 #include "../plan/noise_schedule.hpp"
 #include "condition.hpp"
+#include "evaluation.hpp"
 
 namespace tstitch {
 
@@ -114,22 +115,23 @@ inline at::Device with_index(at::Device device) {
 /// callable is type-erased.
 class Network {
  public:
-  /// @param x [n, C, H, W], in the sampler's type (float32 unless the caller chose another); to be left as it is, and
-  ///        so are the tensors of the condition
+  /// @param x [n, C, ...] of any rank, in the sampler's type (float32 unless the caller chose another); to be left as
+  /// it
+  ///        is, and so are the tensors of the condition
   /// @param t [n], int64 or the type of x, as info().timestep_type says
-  /// @param timestep what all of t is, where the host knows it
-  /// @returns [n, C, H, W], or [n, 2C, H, W] with a learned variance, in any floating type
-  using Function = std::function<at::Tensor(at::Tensor const& x, at::Tensor const& t, Condition const&,
-                                            std::optional<double> timestep)>;
+  /// @returns [n, C, ...] like x, or [n, 2C, ...] with a learned variance, in any floating type
+  using Function =
+      std::function<at::Tensor(at::Tensor const& x, at::Tensor const& t, Condition const&, Evaluation const&)>;
 
-  /// From any callable (x, t, condition, timestep), (x, t, condition) or (x, t). It must be safe to call from several
-  /// threads if the sampler is used from several.
+  /// From any callable (x, t, condition, evaluation), (x, t, condition, timestep), (x, t, condition) or (x, t); the
+  /// timestep is Evaluation::timestep. It must be safe to call from several threads if the sampler is used from
+  /// several, so what it keeps from step to step belongs into Evaluation::memory.
   ///
   /// Besides it may have:
   ///   bool knows_timestep
   ///       true: t may be undefined where the timestep is given, and costs nothing then
   ///   bool repeats_x
-  ///       true: x may have half of the rows of the condition, [n / 2, C, H, W], which come twice
+  ///       true: x may have half of the rows of the condition, [n / 2, C, ...], which come twice
   ///   void prepare(std::span<const double> timesteps, Condition const&) const
   ///       is told of a run before it begins, and may compute ahead what depends on timestep and condition alone
   ///   Callable captured(Capture const&) const
@@ -142,8 +144,13 @@ class Network {
       : self_(make_self(std::move(callable), std::move(info), device)) {}
 
   at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
-                        std::optional<double> timestep = {}) const {
-    return self_->function(x, t, condition, timestep);
+                        Evaluation const& evaluation = {}) const {
+    return self_->function(x, t, condition, evaluation);
+  }
+
+  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
+                        std::optional<double> timestep) const {
+    return self_->function(x, t, condition, {.timestep = timestep});
   }
 
   /// Whether t may be undefined where the timestep is given.
@@ -191,6 +198,11 @@ class Network {
   };
 
   template <class Callable>
+  static constexpr bool takes_evaluation =
+      std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&, Condition const&,
+                            Evaluation const&>;
+
+  template <class Callable>
   static constexpr bool takes_timestep =
       std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&, Condition const&,
                             std::optional<double>>;
@@ -204,7 +216,7 @@ class Network {
     }
     Self self{{}, std::move(info), detail::with_index(device)};
     if constexpr (requires { bool(callable.knows_timestep); }) {
-      static_assert(takes_timestep<Callable>,
+      static_assert(takes_timestep<Callable> || takes_evaluation<Callable>,
                     "tstitch::Network: a callable that knows_timestep must take (x, t, condition, timestep)");
       self.knows_timestep = callable.knows_timestep;
     }
@@ -224,19 +236,24 @@ class Network {
   template <class Callable>
   static Function erase(Callable callable) {
     using Tensor = at::Tensor const&;
-    constexpr bool knowing = takes_timestep<Callable>;
+    constexpr bool told = takes_evaluation<Callable>, knowing = takes_timestep<Callable>;
     constexpr bool conditional = std::is_invocable_r_v<at::Tensor, Callable&, Tensor, Tensor, Condition const&>;
     constexpr bool unconditional = std::is_invocable_r_v<at::Tensor, Callable&, Tensor, Tensor>;
-    static_assert(knowing || conditional || unconditional,
+    static_assert(told || knowing || conditional || unconditional,
                   "tstitch::Network: the callable must be 'at::Tensor (at::Tensor const& x, at::Tensor const& t, "
                   "tstitch::Condition const&)' or 'at::Tensor (at::Tensor const& x, at::Tensor const& t)'");
-    if constexpr (knowing) {
+    if constexpr (told) {
       return callable;
+    } else if constexpr (knowing) {
+      return [callable = std::move(callable)](Tensor x, Tensor t, Condition const& condition,
+                                              Evaluation const& evaluation) mutable {
+        return callable(x, t, condition, evaluation.timestep);
+      };
     } else if constexpr (conditional) {
       return [callable = std::move(callable)](Tensor x, Tensor t, Condition const& condition,
-                                              std::optional<double>) mutable { return callable(x, t, condition); };
+                                              Evaluation const&) mutable { return callable(x, t, condition); };
     } else if constexpr (unconditional) {
-      return [callable = std::move(callable)](Tensor x, Tensor t, Condition const&, std::optional<double>) mutable {
+      return [callable = std::move(callable)](Tensor x, Tensor t, Condition const&, Evaluation const&) mutable {
         return callable(x, t);
       };
     }

@@ -10,6 +10,7 @@
 
 #include "../base/error.hpp"
 #include "../tensor/host_tensor.hpp"
+#include "../tensor/shape.hpp"
 #include "../tensor/weighted_sum.hpp"
 #include "network.hpp"
 
@@ -97,12 +98,13 @@ class Thresholding {
   bool operator==(Thresholding const&) const = default;
 
   /// Values that are not finite become NaN, so that clipping does not hide them.
-  /// @param x_0 [n, C, H, W]
+  /// @param x_0 [n, C, ...]
   at::Tensor operator()(at::Tensor const& x_0) const {
     switch (kind_) {
       case Kind::clip: return detail::clip(x_0, range_);
       case Kind::dynamic: {
-        const at::Tensor s = x_0.flatten(1).abs().quantile(quantile_, 1).clamp_(range_, most_).view({-1, 1, 1, 1});
+        const at::Tensor s =
+            detail::one_an_image(x_0.flatten(1).abs().quantile(quantile_, 1).clamp_(range_, most_), x_0);
         return x_0.clamp(-s, s).div_(s).mul_(range_).add_(x_0, 0);
       }
       default: return x_0;
