@@ -10,6 +10,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -46,7 +47,8 @@ class Loop {
       : noise_schedule_(std::move(noise_schedule)),
         options_(std::move(options)),
         plan_(plan(schedule, rule, {}, 1)),
-        timesteps_(timesteps_fingerprint(plan_)) {}
+        timesteps_(timesteps_fingerprint(plan_)),
+        fingerprint_(fingerprint(plan_)) {}
 
   NoiseSchedule const& noise_schedule() const { return noise_schedule_; }
   SamplingOptions const& options() const { return options_; }
@@ -78,7 +80,13 @@ class Loop {
   Checked checked(std::vector<Network> const& networks, Request request, ScheduleView const& schedule,
                   RuleView const& rule) const {
     if (networks.empty()) refuse("Sampler", "at least one network is needed", 0);
-    const Plan plan = this->plan(schedule, rule, request.guidance, request.strength);
+    const Guidance none;
+    // Most often the plan is there already.
+    const bool is_plain = request.strength == 1 && request.guidance.scale.values() == none.scale.values() &&
+                          !request.guidance.guide_network;
+    std::optional<Plan> own;
+    if (!is_plain) own = this->plan(schedule, rule, request.guidance, request.strength);
+    Plan const& plan = own ? *own : plan_;
     require_compatible(networks);
     request.guidance.validate(networks.size());
     request.gradient.validate();
@@ -96,7 +104,7 @@ class Loop {
       refuse("Guidance", "channels must be at most " + std::to_string(request.shape[0]),
              double(request.guidance.channels));
     }
-    return {std::move(request), fingerprint(plan)};
+    return {std::move(request), own ? fingerprint(plan) : fingerprint_};
   }
 
   Trajectory begin(std::vector<Network> const& networks, Checked const& checked, RuleView const& rule) const {
@@ -160,7 +168,8 @@ class Loop {
   NoiseSchedule noise_schedule_;
   SamplingOptions options_;
   Plan plan_;
-  std::uint64_t timesteps_ = 0;  // fingerprint of the plan's
+  std::uint64_t timesteps_ = 0;    // fingerprint of the plan's
+  std::uint64_t fingerprint_ = 0;  // of the plan
 };
 
 /// One step of a run, while it is taken: the trajectory itself is changed when all has gone well.
