@@ -277,7 +277,7 @@ TEST_CASE("editing refuses what makes no sense") {
   CHECK(message({.strength = 0.5}) == "tstitch::Request: strength needs an initial_image, got 0.5");
   CHECK(message({.mask = image}) == "tstitch::Request: mask needs an initial_image, got none");
   CHECK(message({.count = 3, .initial_image = image}) ==
-        "tstitch::Request: initial_image must be [n, C, H, W] with the shape of the networks and one row an image or "
+        "tstitch::Request: initial_image must be [n, C, ...] with the shape of the networks and one row an image or "
         "one for all, got [2, 3, 4, 4]");
   CHECK(message({.initial_image = image.to(at::kLong)}) ==
         "tstitch::Request: initial_image must be float32 or float64, got Long");

@@ -196,7 +196,7 @@ TEST_CASE("a forked run is checked for the networks that finish it") {
   NetworkInfo larger = info;
   larger.width = 16;
   CHECK(refused({with, counter.network(larger)}, nothing) ==
-        "tstitch::Sampler::advance: x must be [n, C, H, W] of the right shape for network 1, got [1, 3, 8, 8]");
+        "tstitch::Sampler::advance: x must be [n, C, ...] of the right shape for network 1, got [1, 3, 8, 8]");
   NetworkInfo fewer = info;
   fewer.num_classes = 2;
   CHECK(refused({with, counter.network(fewer)}, nothing) ==
@@ -520,13 +520,14 @@ TEST_CASE("samplers refuse what does not fit, with place, rule and value") {
         "tstitch::Request: count must not be negative, got -1");
   CHECK(message({network, network},
                 {.labels = {0}, .initial_noise = noise({1}, NoiseAddress::initial(), {4, 8, 8}, at::kFloat)}) ==
-        "tstitch::Request: initial_noise must be [n, C, H, W] with the shape of the networks and one row an image, got "
+        "tstitch::Request: initial_noise must be [n, C, ...] with the shape of the networks and one row an image, got "
         "[1, 4, 8, 8]");
   const Network without_null = labelled(0.1, {.channels = 3, .height = 8, .width = 8, .num_classes = 4});
   CHECK(message({without_null, without_null}, {.labels = {0}, .guidance = {.scale = 2}}) ==
         "tstitch::Guidance: needs networks that were trained with a null class, got network 0");
   CHECK(message({oracle::gaussian(noise_schedule, 0, 1), oracle::gaussian(noise_schedule, 0, 1)}, {}) ==
-        "tstitch::Request: initial_noise is needed where the networks do not state their channels, height and width, "
+        "tstitch::Request: shape or initial_noise is needed where the networks do not state their channels, height and "
+        "width, "
         "got none");
   const Network other_schedule = oracle::gaussian(NoiseSchedule::cosine(), 0, 1);
   CHECK(message({other_schedule, other_schedule}, {.initial_noise = normal({1})}) ==
