@@ -286,7 +286,7 @@ TEST_CASE("editing refuses what makes no sense") {
           sampler.sample({any}, {.initial_noise = normal({1, 2}).narrow(1, 0, 2), .initial_image = image});
         }) == "tstitch::Request: initial_noise must have the shape of initial_image, got [2, 2, 4, 4]");
   const std::string mask_rule =
-      "tstitch::Request: mask must be [1 or n, 1 or C, H, W] with the size of initial_image, got ";
+      "tstitch::Request: mask must be [1 or n, 1 or C, ...] with the size of initial_image, got ";
   CHECK(message({.initial_image = image, .mask = lower_half({3, 1, 4, 4})}) == mask_rule + "[3, 1, 4, 4]");
   CHECK(message({.initial_image = image, .mask = lower_half({1, 2, 4, 4})}) == mask_rule + "[1, 2, 4, 4]");
   CHECK(message({.initial_image = image, .mask = lower_half({1, 1, 5, 4})}) == mask_rule + "[1, 1, 5, 4]");
