@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <functional>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <type_traits>
 
@@ -58,6 +59,12 @@ struct StepInput {
 };
 
 namespace detail {
+
+/// What a rule throws that looks at values and finds what is no number; `sample` adds whose it is.
+class NotFinite : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
+};
 
 template <class Rule>
 concept KeepsState = requires {
