@@ -18,9 +18,15 @@
 #include <vector>
 
 #include "../base/error.hpp"
+#include "../base/member_name.hpp"
 #include "../plan/noise_schedule.hpp"
 #include "condition.hpp"
 #include "evaluation.hpp"
+
+TSTITCH_HAS_NAMED(captured)
+TSTITCH_HAS_NAMED(knows_timestep)
+TSTITCH_HAS_NAMED(prepare)
+TSTITCH_HAS_NAMED(repeats_x)
 
 namespace tstitch {
 
@@ -207,8 +213,34 @@ class Network {
       std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&, Condition const&,
                             std::optional<double>>;
 
+  /// Refuses optional members that have the name and not the form.
+  template <class Callable>
+  static constexpr void require_members() {
+    static_assert(
+        !detail::HasNamed_knows_timestep<Callable> ||
+            requires(Callable const& callable) {
+              { callable.knows_timestep } -> std::convertible_to<bool>;
+            },
+        "tstitch::Network: knows_timestep must be 'bool knows_timestep'");
+    static_assert(
+        !detail::HasNamed_repeats_x<Callable> ||
+            requires(Callable const& callable) {
+              { callable.repeats_x } -> std::convertible_to<bool>;
+            },
+        "tstitch::Network: repeats_x must be 'bool repeats_x'");
+    static_assert(
+        !detail::HasNamed_prepare<Callable> || requires(Callable const& callable, std::span<const double> t,
+                                                        Condition const& c) { callable.prepare(t, c); },
+        "tstitch::Network: prepare must be 'void prepare(std::span<const double>, tstitch::Condition const&) const'");
+    static_assert(
+        !detail::HasNamed_captured<Callable> ||
+            requires(Callable const& callable, Capture const& capture) { Network(callable.captured(capture)); },
+        "tstitch::Network: captured must be 'Callable captured(tstitch::Capture const&) const'");
+  }
+
   template <class Callable>
   static std::shared_ptr<const Self> make_self(Callable callable, NetworkInfo info, at::Device device) {
+    require_members<Callable>();
     detail::require_callable("Network", callable);
     if (info.num_classes < 0) detail::refuse("Network", "num_classes must not be negative", double(info.num_classes));
     if (info.null_class && info.num_classes == 0) {

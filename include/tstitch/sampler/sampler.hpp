@@ -43,8 +43,11 @@ template <class Rule, class Schedule>
 class Sampler {
   static_assert(ModelSchedule<Schedule>,
                 "tstitch::Sampler: the model schedule must be callable as 'std::size_t (tstitch::Step const&) const'");
-  static_assert(UpdateRule<Rule>,
+  static_assert(UpdateRule<Rule> || detail::KeepsState<Rule>,
                 "tstitch::Sampler: the update rule must be callable as 'at::Tensor (tstitch::StepInput const&) const'");
+  static_assert(UpdateRule<Rule> || !detail::KeepsState<Rule>,
+                "tstitch::Sampler: an update rule with a State must be callable as 'at::Tensor (tstitch::StepInput "
+                "const&, State&) const'");
 
  public:
   /// @throws std::invalid_argument when any part refuses; nothing is loaded or computed for it
