@@ -3,11 +3,12 @@
 #pragma once
 
 #include <tstitch/base/diagnostics.hpp>
-#include <tstitch/file/aot_inductor.hpp>
 #include <tstitch/engine/dit.hpp>
+#include <tstitch/file/aot_inductor.hpp>
 #include <tstitch/file/torchscript.hpp>
 #ifdef TSTITCH_WITH_CUDA
 #include <tstitch/engine/cuda_graph.hpp>
+#include <tstitch/file/at_once.hpp>
 #endif
 
 #include <algorithm>

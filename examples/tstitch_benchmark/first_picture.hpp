@@ -6,6 +6,7 @@
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <tstitch/file/at_once.hpp>
 
 #include <cstring>
 #include <nlohmann/json.hpp>

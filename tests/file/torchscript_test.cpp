@@ -1,3 +1,4 @@
+#include <tstitch/file/at_once.hpp>
 #include <tstitch/file/torchscript.hpp>
 #include <tstitch/tstitch.hpp>
 

@@ -2,21 +2,15 @@
 /// What loaders of networks share.
 #pragma once
 
-#include <ATen/ThreadLocalState.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/GradMode.h>
-#include <c10/core/StreamGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <future>
-#include <optional>
 #include <stdexcept>
 #include <string>
-#include <type_traits>
 #include <vector>
 
 #include "../base/error.hpp"
@@ -108,36 +102,6 @@ inline at::Tensor run_on_zeros(Network const& network, std::int64_t rows, int ru
   at::Tensor output;
   for (int run = 0; run < runs; ++run) output = network(x, t, condition, 0.0);
   return output;
-}
-
-/// Does something for several networks at once: one in this thread, each other in one of its own, which has this one's
-/// modes and, on a GPU, its stream, so that what comes after may use what they queued.
-/// @param count of networks
-/// @param action takes the index of a network
-/// @returns what it returned for each, in order
-/// @throws the first exception in order, when all have ended
-template <class Action>
-std::vector<std::invoke_result_t<Action const&, std::size_t>> at_once(at::Device device, std::size_t count,
-                                                                      Action const& action) {
-  using Result = std::invoke_result_t<Action const&, std::size_t>;
-  std::vector<Result> results;
-  if (count == 0) return results;
-  const at::ThreadLocalState modes;
-  std::optional<c10::Stream> stream;
-  if (device.is_cuda() && cuda_device_count() > std::max(0, int(device.index()))) {  // else the action will refuse it
-    stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
-  }
-  std::vector<std::future<Result>> others;  // waits for them at its end
-  for (std::size_t k = 1; k < count; ++k) {
-    others.push_back(std::async(std::launch::async, [&, k] {
-      const at::ThreadLocalStateGuard with_modes(modes);
-      const c10::OptionalStreamGuard on_stream(stream);
-      return action(k);
-    }));
-  }
-  results.push_back(action(0));
-  for (std::future<Result>& other : others) results.push_back(other.get());
-  return results;
 }
 
 }  // namespace tstitch::detail

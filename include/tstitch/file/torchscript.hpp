@@ -38,6 +38,7 @@
 #include "../model/autoencoder.hpp"
 #include "../model/network.hpp"
 #include "archive.hpp"
+#include "at_once.hpp"
 #include "file.hpp"
 #include "loading.hpp"
 #include "metadata.hpp"
