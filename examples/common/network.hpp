@@ -8,7 +8,6 @@
 #include <tstitch/file/torchscript.hpp>
 #ifdef TSTITCH_WITH_CUDA
 #include <tstitch/engine/cuda_graph.hpp>
-#include <tstitch/file/at_once.hpp>
 #endif
 
 #include <algorithm>
