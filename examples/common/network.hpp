@@ -5,6 +5,7 @@
 #include <tstitch/base/diagnostics.hpp>
 #include <tstitch/engine/dit.hpp>
 #include <tstitch/file/aot_inductor.hpp>
+#include <tstitch/file/at_once.hpp>
 #include <tstitch/file/torchscript.hpp>
 #ifdef TSTITCH_WITH_CUDA
 #include <tstitch/engine/cuda_graph.hpp>
