@@ -451,12 +451,13 @@ inline NetworkInfo read_network_info(Archive const& archive, std::string const& 
 
 /// Reads the description of a network from its file, without the weights.
 /// @param path a TorchScript file or an AOTInductor package
-/// @throws std::runtime_error for a file that cannot be read, or whose metadata is missing or wrong
-inline NetworkInfo read_network_info(std::string const& path) {
+/// @param otherwise what to return for a file without metadata
+/// @throws std::runtime_error for a file that cannot be read, or whose metadata is wrong, or missing and not given
+inline NetworkInfo read_network_info(std::string const& path, std::optional<NetworkInfo> const& otherwise = {}) {
   const std::string source = detail::quoted(path);
   const auto archive =
       detail::open_network(detail::network_file, source, detail::open_file(detail::network_file, path));
-  return detail::reading(detail::network_file, source, [&] { return detail::read_network_info(*archive, source); });
+  return detail::reading(detail::network_file, source, [&] { return detail::read_network_info(*archive, source, otherwise); });
 }
 
 }  // namespace tstitch

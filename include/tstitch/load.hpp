@@ -1,0 +1,220 @@
+/// @file
+/// One door for networks from files: finds out what a file is, and runs it in the fastest way that keeps its number
+/// format, on a GPU where there is one. Opt-in: it costs the compile time of all loaders together (file/torchscript.hpp
+/// alone costs half of it).
+///
+///     const auto networks = tstitch::load_networks({"small.pt", "large.pt"});
+///
+/// Files are programs: TorchScript files and packages run code that they contain. Load what you trust.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "base/diagnostics.hpp"
+#include "file/aot_inductor.hpp"
+#include "file/at_once.hpp"
+#include "file/dit.hpp"
+#include "file/torchscript.hpp"
+#include "study/calibration.hpp"
+#ifdef TSTITCH_WITH_CUDA
+#include "engine/cuda_graph.hpp"
+#endif
+
+namespace tstitch {
+
+/// How a network is run.
+enum class Backend {
+  automatic,     ///< aot_inductor for packages, native for DiTs, else torchscript
+  torchscript,   ///< as the file says
+  native,        ///< a DiT by the library's own engine
+  native_e4m3,   ///< the same with the layers of its blocks in 8 bits
+  aot_inductor,  ///< as it was compiled; the file is a package
+};
+
+/// Whether a GPU replays what it was asked before, which saves the time to give out the work.
+enum class Graphs {
+  automatic,  ///< on a GPU, where the program was built for CUDA
+  never,
+  always,  ///< a program without CUDA refuses
+};
+
+/// How files become networks.
+struct LoadOptions {
+  at::Device device = default_device();
+  /// float32, float16 or bfloat16. Not stated: float32 on the CPU, the file's own type elsewhere and in packages.
+  std::optional<at::ScalarType> dtype = {};
+  Backend backend = Backend::automatic;
+  Graphs graphs = Graphs::automatic;
+  /// Batch sizes to run before a network is handed out, so that what is done once for a shape is done. Guidance doubles
+  /// the rows of a batch.
+  std::vector<std::int64_t> warm_up_rows = {};
+  /// What a network is, for files without metadata; files that have it are believed instead.
+  std::optional<NetworkInfo> info = {};
+};
+
+/// The names of backends on command lines: auto, torchscript, native, native-e4m3, aot-inductor, and all but auto with
+/// "+graph" for Graphs::always.
+inline std::vector<std::string> const& backend_names() {
+  static const std::vector<std::string> names{"auto",
+                                              "torchscript",
+                                              "torchscript+graph",
+                                              "native",
+                                              "native+graph",
+                                              "native-e4m3",
+                                              "native-e4m3+graph",
+                                              "aot-inductor",
+                                              "aot-inductor+graph"};
+  return names;
+}
+
+/// Options with the backend of this name; without "+graph" and but for auto without graphs.
+/// @throws std::invalid_argument for a name that there is not
+inline LoadOptions with_backend(LoadOptions options, std::string const& name) {
+  std::string_view kind = name;
+  const std::size_t plus = kind.find('+');
+  options.graphs = name == "auto" ? Graphs::automatic : plus == kind.npos ? Graphs::never : Graphs::always;
+  if (plus != kind.npos && kind.substr(plus) != "+graph") kind = "";
+  kind = kind.substr(0, plus);
+  if (name == "auto") return options.backend = Backend::automatic, options;
+  if (kind == "torchscript") return options.backend = Backend::torchscript, options;
+  if (kind == "native") return options.backend = Backend::native, options;
+  if (kind == "native-e4m3") return options.backend = Backend::native_e4m3, options;
+  if (kind == "aot-inductor") return options.backend = Backend::aot_inductor, options;
+  std::string known;
+  for (std::string const& each : backend_names()) known += (known.empty() ? "" : ", ") + each;
+  detail::refuse("with_backend", "the backend must be one of " + known, detail::quoted(name));
+}
+
+/// The names of number formats on command lines.
+inline std::vector<std::string> const& dtype_names() {
+  static const std::vector<std::string> names{"auto", "float32", "float16", "bfloat16"};
+  return names;
+}
+
+/// The number format of this name; none for auto.
+/// @throws std::invalid_argument for a name that there is not
+inline std::optional<at::ScalarType> dtype_named(std::string const& name) {
+  if (name == "auto") return {};
+  if (name == "float32") return at::kFloat;
+  if (name == "float16") return at::kHalf;
+  if (name == "bfloat16") return at::kBFloat16;
+  detail::refuse("dtype_named", "the number format must be auto, float32, float16 or bfloat16", detail::quoted(name));
+}
+
+namespace detail {
+
+/// Whether a GPU is to replay what it was asked before.
+inline bool wants_graphs(LoadOptions const& options) {
+  return options.graphs == Graphs::always || (options.graphs == Graphs::automatic && options.device.is_cuda());
+}
+
+/// A DiT by the library's own engine.
+/// @param or_torchscript where it is none that the engine can run
+inline Network load_native(std::string const& path, TorchScriptOptions const& options, bool or_torchscript) {
+  try {
+    return load_dit(path, options);
+  } catch (std::runtime_error const& error) {
+    if (!or_torchscript) throw;
+    diagnose("load_network", "runs " + quoted(path) + " by TorchScript: " + error.what());
+    return load_torchscript(path, options);
+  }
+}
+
+/// The network as it is before graphs.
+inline Network load_plain(std::string const& path, LoadOptions const& options) {
+  const TorchScriptOptions script{.device = options.device, .dtype = options.dtype, .info = options.info};
+  const bool choose = options.backend == Backend::automatic;
+  Backend backend = options.backend;
+  if (choose && is_aot_inductor(path)) backend = Backend::aot_inductor;
+  if (choose && backend == Backend::automatic) {
+    backend = is_dit(read_network_info(path, options.info)) ? Backend::native : Backend::torchscript;
+  }
+  Network network = [&] {
+    switch (backend) {
+      case Backend::aot_inductor: return load_aot_inductor(path, {.device = options.device, .dtype = options.dtype});
+      case Backend::native: return load_native(path, script, choose);
+      case Backend::native_e4m3: {
+        std::vector<double> inputs = read_network_info(path, options.info).architecture.e4m3_inputs;
+        if (inputs.empty()) inputs = largest_inputs(path, script);  // the exporter did not look
+        return load_dit(path, script, {.e4m3_inputs = inputs});
+      }
+      default: return load_torchscript(path, script);
+    }
+  }();
+  warm_up(network, options.warm_up_rows);
+  return network;
+}
+
+}  // namespace detail
+
+/// The network with graphs where the options want them; they are captured when it is called, here for the rows that are
+/// warmed up, later for others.
+///
+/// While one is captured, another thread must not make the GPU's context wait, and what compiles or loads kernels may.
+/// So networks are called first without graphs, which may be at the same time, and then with them, one by one.
+/// @throws std::runtime_error for Graphs::always in a program without CUDA
+inline Network with_graphs(Network const& plain, LoadOptions const& options) {
+  if (!detail::wants_graphs(options)) return plain;
+  const std::string name = "'" + detail::printable(plain.info().name) + "'";
+#ifdef TSTITCH_WITH_CUDA
+  // What plain calls left to the allocator is no use to graphs, and a capture that runs out of memory cannot free it.
+  if (plain.device().is_cuda()) c10::cuda::CUDACachingAllocator::emptyCache();
+  Network network = captured(plain, {.on_fallback = [name](std::string const& reason) {
+                               detail::diagnose("load_network", "runs " + name + " without graphs: " + reason);
+                             }});
+  warm_up(network, options.warm_up_rows);
+  return network;
+#else
+  if (options.graphs == Graphs::always) {
+    throw std::runtime_error(
+        "tstitch::load_network: graphs must have a program built with TSTITCH_WITH_CUDA, got one "
+        "without");
+  }
+  detail::diagnose("load_network", "runs " + name + " without graphs: the program was built without TSTITCH_WITH_CUDA");
+  return plain;
+#endif
+}
+
+/// A network from a file of any kind.
+/// @throws std::runtime_error naming the file and what is wrong with it, or that it is none for this backend; and for
+/// Graphs::always in a program without CUDA
+inline Network load_network(std::string const& path, LoadOptions const& options = {}) {
+  return with_graphs(detail::load_plain(path, options), options);
+}
+
+/// The networks of one run, in the order of use, loaded at the same time; what does not fit together is refused before
+/// any weights are read.
+/// @param options for all, or for each
+/// @throws std::invalid_argument for another number of options; as load_network does
+inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
+                                          std::vector<LoadOptions> const& options) {
+  if (options.size() != 1 && options.size() != paths.size()) {
+    detail::refuse("load_networks",
+                   "options must be one, or one for each of the " + std::to_string(paths.size()) + " files",
+                   std::to_string(options.size()));
+  }
+  const auto of = [&](std::size_t k) -> LoadOptions const& { return options[options.size() == 1 ? 0 : k]; };
+  std::vector<Network> stated;
+  for (std::size_t k = 0; k < paths.size(); ++k) {
+    stated.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; },
+                        read_network_info(paths[k], of(k).info));
+  }
+  require_compatible(stated);
+  if (paths.empty()) return {};
+  std::vector<Network> networks =
+      detail::at_once(of(0).device, paths.size(), [&](std::size_t k) { return detail::load_plain(paths[k], of(k)); });
+  for (std::size_t k = 0; k < paths.size(); ++k) networks[k] = with_graphs(networks[k], of(k));
+  return networks;
+}
+
+inline std::vector<Network> load_networks(std::vector<std::string> const& paths, LoadOptions const& options = {}) {
+  return load_networks(paths, std::vector<LoadOptions>{options});
+}
+
+}  // namespace tstitch
