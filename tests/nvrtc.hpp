@@ -2,7 +2,7 @@
 /// Whether kernels can be compiled here.
 #pragma once
 
-#include <tstitch/tensor/cuda/cuda_kernel.hpp>
+#include <tstitch/tensor/cuda/nvrtc.hpp>
 
 #include "skip.hpp"
 

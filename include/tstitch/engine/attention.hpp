@@ -12,7 +12,10 @@
 #include <string>
 #include <utility>
 
+#include "../base/diagnostics.hpp"
+#include "../tensor/cuda/kernel.hpp"
 #include "attention_few_rows.hpp"
+#include "attention_kernel.hpp"
 #include "attention_many_rows.hpp"
 
 namespace tstitch::detail {

@@ -12,7 +12,9 @@
 #include <cstdint>
 #include <string>
 
-#include "../tensor/cuda/cuda_kernel.hpp"
+#include "../tensor/cuda/driver.hpp"
+#include "../tensor/cuda/kernel.hpp"
+#include "../tensor/cuda/nvrtc.hpp"
 #include "attention_kernel.hpp"
 
 namespace tstitch::detail {
@@ -212,7 +214,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention(const Element* q
       const int column = n * 8 + lane % 4 * 2;
       const float low = sums[n][2 * h] * inverse, high = sums[n][2 * h + 1] * inverse;
       if constexpr (QUANTISE) {
-        *(unsigned short*)((unsigned char*)row + column) = pack_e4m3(low, high);
+        *(unsigned short*)((unsigned char*)row + column) = floats_to_e4m3s(low, high);
       } else {
         *(unsigned*)(row + column) = pack(low, high);
       }

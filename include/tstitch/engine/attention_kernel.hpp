@@ -8,7 +8,8 @@
 #include <utility>
 #include <vector>
 
-#include "../tensor/cuda/cuda_kernel.hpp"
+#include "../tensor/cuda/nvrtc.hpp"
+#include "../tensor/cuda/prelude.hpp"
 
 namespace tstitch::detail {
 
@@ -21,7 +22,7 @@ struct AttentionKind {
   friend auto operator<=>(AttentionKind const&, AttentionKind const&) = default;
 };
 
-/// CUDA C++ that comes first. ELEMENT, HEAD and QUANTISE are what AttentionKind has.
+/// CUDA C++ that comes behind `number_conversions`. ELEMENT, HEAD and QUANTISE are what AttentionKind has.
 inline constexpr char attention_prelude[] = R"cuda(
 #if ELEMENT == 1
 #define TYPE "f16"
@@ -36,15 +37,7 @@ inline constexpr char attention_prelude[] = R"cuda(
 constexpr int PIECES = HEAD / 8;  // of 16 bytes in a row
 
 __device__ unsigned pack(float low, float high) {
-  unsigned result;
-  asm("cvt.rn." TYPE "x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
-  return result;
-}
-
-__device__ unsigned short pack_e4m3(float low, float high) {  // the nearest, and the largest for what is beyond it
-  unsigned short result;
-  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(result) : "f"(high), "f"(low));
-  return result;
+  return ELEMENT == 1 ? floats_to_halves(low, high) : floats_to_bfloat16s(low, high);
 }
 
 __device__ float exp2_of(float x) {
@@ -60,7 +53,7 @@ inline CudaSource attention_source(char const* name, char const* text, Attention
   options.push_back("-DELEMENT=" + std::to_string(kind.element));
   options.push_back("-DHEAD=" + std::to_string(kind.head));
   options.push_back("-DQUANTISE=" + std::to_string(kind.e4m3));
-  return {name, std::string(attention_prelude) + text, std::move(options)};
+  return {name, std::string(number_conversions) + attention_prelude + text, std::move(options)};
 }
 
 /// CUdevice_attribute

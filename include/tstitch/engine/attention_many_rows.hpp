@@ -15,7 +15,9 @@
 #include <string>
 #include <utility>
 
-#include "../tensor/cuda/cuda_kernel.hpp"
+#include "../tensor/cuda/driver.hpp"
+#include "../tensor/cuda/kernel.hpp"
+#include "../tensor/cuda/nvrtc.hpp"
 #include "attention_kernel.hpp"
 
 namespace tstitch::detail {
@@ -254,7 +256,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
           const float high = (n < 8 ? sums[n % 8 * 4 + 2 * h + 1] : sums_of_rest[2 * h + 1]) * inverse;
           char* const to = place(lane / 4 + 8 * h, n);
           if constexpr (QUANTISE) {
-            ((unsigned short*)to)[lane % 4] = pack_e4m3(low, high);
+            ((unsigned short*)to)[lane % 4] = floats_to_e4m3s(low, high);
           } else {
             ((unsigned*)to)[lane % 4] = pack(low, high);
           }

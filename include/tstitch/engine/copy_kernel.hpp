@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../tensor/cuda/cuda_kernel.hpp"
+#include "../tensor/cuda/kernel.hpp"
 
 namespace tstitch::detail {
 

@@ -23,7 +23,9 @@
 #include <string>
 #include <tuple>
 
-#include "../tensor/cuda/cuda_kernel.hpp"
+#include "../base/diagnostics.hpp"
+#include "../tensor/cuda/driver.hpp"
+#include "../tensor/cuda/kernel.hpp"
 
 namespace tstitch::detail {
 

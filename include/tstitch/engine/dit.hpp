@@ -43,7 +43,7 @@
 #include "../file/torchscript.hpp"
 #include "../method/ddim.hpp"
 #include "../model/network.hpp"
-#include "../tensor/cuda/cuda_kernel.hpp"
+#include "../tensor/cuda/kernel.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "attention.hpp"
 #include "cublas_lt.hpp"

@@ -20,12 +20,13 @@
 #include <tuple>
 
 #include "../base/vector_code.hpp"
-#include "../tensor/cuda/cuda_kernel.hpp"
+#include "../tensor/cuda/kernel.hpp"
+#include "../tensor/cuda/prelude.hpp"
 
 namespace tstitch::detail {
 
-/// CUDA C++ of the kernels, which need no headers. ELEMENT is 0 for float, 1 for __half, 2 for __nv_bfloat16; WIDTH is
-/// the number of channels, a multiple of 8 up to 8192.
+/// CUDA C++ of the kernels, behind `number_conversions`. ELEMENT is 0 for float, 1 for __half, 2 for __nv_bfloat16;
+/// WIDTH is the number of channels, a multiple of 8 up to 8192.
 ///
 /// One thread block has one token [WIDTH]; each of its threads has 8 channels, or 8 times CHUNKS.
 inline constexpr char dit_kernel_source[] = R"cuda(
@@ -35,24 +36,12 @@ __device__ float to_float(Element value) { return value; }
 __device__ Element from_float(float value) { return value; }
 #elif ELEMENT == 1
 typedef unsigned short Element;
-__device__ float to_float(Element value) {
-  float result;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value));
-  return result;
-}
-__device__ Element from_float(float value) {
-  Element result;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(result) : "f"(value));
-  return result;
-}
+__device__ float to_float(Element value) { return half_to_float(value); }
+__device__ Element from_float(float value) { return float_to_half(value); }
 #else
 typedef unsigned short Element;
-__device__ float to_float(Element value) { return __uint_as_float((unsigned)value << 16); }
-__device__ Element from_float(float value) {
-  Element result;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result) : "f"(value));
-  return result;
-}
+__device__ float to_float(Element value) { return bfloat16_to_float(value); }
+__device__ Element from_float(float value) { return float_to_bfloat16(value); }
 #endif
 
 struct alignas(16) Eight { Element values[8]; };
@@ -73,13 +62,10 @@ __device__ float sum(float value, float (&shared)[WARPS]) {
 }
 
 #if __CUDA_ARCH__ >= 890
-// e4m3, the nearest, and the largest for what is beyond it.
 __device__ uint2 to_e4m3(const float* values) {
   unsigned short pairs[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pairs[i]) : "f"(values[2 * i + 1]), "f"(values[2 * i]));
-  }
+  for (int i = 0; i < 4; ++i) pairs[i] = floats_to_e4m3s(values[2 * i], values[2 * i + 1]);
   return make_uint2(pairs[0] | (unsigned)pairs[1] << 16, pairs[2] | (unsigned)pairs[3] << 16);
 }
 #endif
@@ -213,7 +199,7 @@ struct DiTKernelShape {
 /// @param element 0 float32, 1 float16, 2 bfloat16
 inline CudaSource dit_kernel(int element, DiTKernelShape shape) {
   return {"dit",
-          dit_kernel_source,
+          std::string(number_conversions) + dit_kernel_source,
           {"-DELEMENT=" + std::to_string(element), "-DWIDTH=" + std::to_string(shape.width),
            "-DCHUNKS=" + std::to_string(shape.chunks())}};
 }

@@ -42,7 +42,7 @@
 
 #include "../base/error.hpp"
 #include "../model/network.hpp"
-#include "../tensor/cuda/cuda_kernel.hpp"
+#include "../tensor/cuda/driver.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "archive.hpp"
 #include "file.hpp"

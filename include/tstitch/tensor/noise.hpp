@@ -16,7 +16,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/cuda_kernel.hpp"
+#include "cuda/kernel.hpp"
 #include "host_tensor.hpp"
 #include "philox.hpp"
 

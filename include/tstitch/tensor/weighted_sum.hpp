@@ -15,7 +15,8 @@
 
 #include "../base/contraction.hpp"
 #include "../base/vector_code.hpp"
-#include "cuda/cuda_kernel.hpp"
+#include "cuda/kernel.hpp"
+#include "cuda/prelude.hpp"
 #include "host_sum.hpp"
 #include "host_tensor.hpp"
 
@@ -81,7 +82,7 @@ inline bool plain_on_host(std::span<const Term> terms, at::ScalarType type) {
   return true;
 }
 
-/// CUDA C++ of the sum. TERMS is the most terms that a sum can have there.
+/// CUDA C++ of the sum, behind `number_conversions`. TERMS is the most terms that a sum can have there.
 ///
 /// Each thread has N neighbours of the sum [rows, columns]; a term may have its rows further apart, as the first
 /// channels of a network's output have them. Rounded as torch's operations are, one after another.
@@ -95,12 +96,6 @@ struct Term {
 struct Terms {
   Term each[TERMS];
 };
-
-__device__ float half_to_float(unsigned short value) {
-  float result;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(value));
-  return result;
-}
 
 template <int N> struct Pack;
 template <> struct Pack<1> {
@@ -129,7 +124,7 @@ __device__ void sum(float* out, const Terms& terms, int count, unsigned elements
       unsigned short given[N];
       *(typename Pack<N>::Shorts*)given = *(const typename Pack<N>::Shorts*)((const unsigned short*)term.data + at);
       for (int n = 0; n < N; ++n) {
-        values[n] = term.type == 1 ? half_to_float(given[n]) : __uint_as_float((unsigned)given[n] << 16);
+        values[n] = term.type == 1 ? half_to_float(given[n]) : bfloat16_to_float(given[n]);
       }
     }
     for (int n = 0; n < N; ++n) sums[n] = __fmaf_rn(term.weight, values[n], __fmul_rn(term.of_sum, sums[n]));
@@ -153,7 +148,9 @@ class SumKernel {
  public:
   static constexpr std::size_t most_terms = 8;
 
-  static CudaSource source() { return {"sum", sum_kernel_source, {"-DTERMS=" + std::to_string(most_terms)}}; }
+  static CudaSource source() {
+    return {"sum", std::string(number_conversions) + sum_kernel_source, {"-DTERMS=" + std::to_string(most_terms)}};
+  }
 
   /// @throws std::runtime_error when it cannot be had there
   explicit SumKernel(c10::Device device)
