@@ -24,4 +24,5 @@
 #include "plan/plan.hpp"
 #include "study/agreement.hpp"
 #include "study/variational_bound.hpp"
+#include "tensor/cuda/kernels.hpp"
 #include "version.hpp"

@@ -1,5 +1,6 @@
 // What only two GPUs can show. Without them this prints why it is skipped and ends.
 #include <tstitch/output/decode_queue.hpp>
+#include <tstitch/tensor/cuda/kernels.hpp>
 #include <tstitch/tensor/noise.hpp>
 
 #include "gpu.hpp"

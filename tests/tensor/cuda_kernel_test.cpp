@@ -2,9 +2,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 #include <tstitch/engine/copy_kernel.hpp>
-#include <tstitch/tensor/cuda/kernel.hpp>
-#include <tstitch/tensor/weighted_sum.hpp>
-#include <tstitch/tensor/noise.hpp>
+#include <tstitch/tensor/cuda/kernels.hpp>
 
 #include <algorithm>
 #include <cstdint>

@@ -33,6 +33,7 @@
 #include "../base/diagnostics.hpp"
 #include "../file/file.hpp"
 #include "../model/network.hpp"
+#include "../tensor/cuda/kernels.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "copy_kernel.hpp"
 

@@ -44,6 +44,7 @@
 #include "../method/ddim.hpp"
 #include "../model/network.hpp"
 #include "../tensor/cuda/kernel.hpp"
+#include "../tensor/cuda/kernels.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "attention.hpp"
 #include "cublas_lt.hpp"

@@ -43,6 +43,7 @@
 #include "../base/error.hpp"
 #include "../model/network.hpp"
 #include "../tensor/cuda/driver.hpp"
+#include "../tensor/cuda/kernels.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "archive.hpp"
 #include "file.hpp"

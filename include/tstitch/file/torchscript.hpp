@@ -37,6 +37,7 @@
 #include "../base/error.hpp"
 #include "../model/autoencoder.hpp"
 #include "../model/network.hpp"
+#include "../tensor/cuda/kernels.hpp"
 #include "archive.hpp"
 #include "at_once.hpp"
 #include "file.hpp"
