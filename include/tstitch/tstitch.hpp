@@ -1,5 +1,5 @@
 /// @file
-/// The whole library but for its opt-in parts: what reads files (file/torchscript.hpp, engine/dit.hpp,
+/// The whole library but for its opt-in parts: what reads files (file/torchscript.hpp, file/dit.hpp,
 /// file/aot_inductor.hpp, file/condition_file.hpp), CUDA graphs (engine/cuda_graph.hpp), and output/.
 #pragma once
 

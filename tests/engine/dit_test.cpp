@@ -1,8 +1,9 @@
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
-#include <tstitch/engine/dit.hpp>
+#include <tstitch/file/dit.hpp>
 #include <tstitch/method/ddim.hpp>
+#include <tstitch/study/calibration.hpp>
 
 #include <cmath>
 #include <cstdlib>

@@ -6,9 +6,10 @@
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <c10/cuda/CUDAFunctions.h>
 #include <tstitch/engine/cuda_graph.hpp>
-#include <tstitch/engine/dit.hpp>
+#include <tstitch/file/dit.hpp>
 #include <tstitch/file/torchscript.hpp>
 #include <tstitch/output/decode_queue.hpp>
+#include <tstitch/study/calibration.hpp>
 #include <tstitch/tstitch.hpp>
 
 #include <cstdio>

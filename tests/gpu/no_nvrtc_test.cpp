@@ -3,8 +3,9 @@
 #include <ATen/Context.h>
 #include <dlfcn.h>
 #include <tstitch/engine/cuda_graph.hpp>
-#include <tstitch/engine/dit.hpp>
+#include <tstitch/file/dit.hpp>
 #include <tstitch/file/torchscript.hpp>
+#include <tstitch/study/calibration.hpp>
 #include <tstitch/tstitch.hpp>
 
 #include <cstdlib>

@@ -1,6 +1,7 @@
 // Bits on a GPU. Without one this prints why it is skipped and ends.
 #include <tstitch/engine/cuda_graph.hpp>
-#include <tstitch/engine/dit.hpp>
+#include <tstitch/file/dit.hpp>
+#include <tstitch/study/calibration.hpp>
 #include <tstitch/tstitch.hpp>
 
 #include <functional>

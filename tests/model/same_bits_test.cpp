@@ -1,5 +1,5 @@
 #include <ATen/Parallel.h>
-#include <tstitch/engine/dit.hpp>
+#include <tstitch/file/dit.hpp>
 
 #include <atomic>
 #include <cmath>

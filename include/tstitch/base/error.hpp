@@ -72,6 +72,11 @@ inline std::string printable(std::string_view text, std::size_t most = 200) {
   return shown;
 }
 
+/// A path or a name of others for a message.
+inline std::string quoted(std::string const& path) {
+  return "'" + printable(path, 1000) + "'";
+}
+
 /// Throws std::invalid_argument "tstitch::<place>: <rule>, got <value>".
 [[noreturn]] inline void refuse(std::string const& place, std::string const& rule, std::string const& value) {
   throw std::invalid_argument("tstitch::" + place + ": " + rule + ", got " + printable(value, 1000));

@@ -31,10 +31,10 @@
 #include <vector>
 
 #include "../base/diagnostics.hpp"
-#include "../file/file.hpp"
 #include "../model/network.hpp"
 #include "../tensor/cuda/kernels.hpp"
 #include "../tensor/host_tensor.hpp"
+#include "../tensor/torch_error.hpp"
 #include "copy_kernel.hpp"
 
 namespace tstitch {

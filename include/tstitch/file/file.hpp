@@ -2,7 +2,6 @@
 /// What readers of files share.
 #pragma once
 
-#include <c10/util/Exception.h>
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -15,12 +14,9 @@
 #include <string_view>
 
 #include "../base/error.hpp"
+#include "../tensor/torch_error.hpp"
 
 namespace tstitch::detail {
-
-inline std::string quoted(std::string const& path) {
-  return "'" + printable(path, 1000) + "'";
-}
 
 /// Which function reads what, for messages.
 struct FileKind {
@@ -82,18 +78,6 @@ class RegularFile {
   Open open_ = {};
   std::uint64_t size_ = 0;
 };
-
-/// The one line of what torch or the standard library throws that says why: the first, or, where TorchScript shows the
-/// code that failed first, the last.
-inline std::string reason(std::exception const& error) {
-  auto const* const of_torch = dynamic_cast<c10::Error const*>(&error);
-  std::string text = of_torch ? of_torch->what_without_backtrace() : error.what();
-  constexpr char blank[] = " \t\r\n";
-  text.erase(0, text.find_first_not_of(blank));
-  text.erase(text.find_last_not_of(blank) + 1);
-  const bool shows_code = text.starts_with("The following operation failed in the TorchScript interpreter");
-  return printable(shows_code ? text.substr(text.rfind('\n') + 1) : text.substr(0, text.find('\n')), 1000);
-}
 
 /// Runs `action`, turning what torch and the standard library throw at a bad file into one line.
 template <class Action>

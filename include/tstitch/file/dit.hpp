@@ -1,0 +1,227 @@
+/// @file
+/// DiTs for the native engine from TorchScript files. Opt-in.
+///
+/// The weights are taken out of a file whose metadata says that it holds a DiT (architecture dit, dit_diffusers or sit).
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/cat.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/jit/api/module.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../base/error.hpp"
+#include "../engine/dit.hpp"
+#include "../engine/dit_weights.hpp"
+#include "../model/network.hpp"
+#include "../tensor/host_tensor.hpp"
+#include "archive.hpp"
+#include "file.hpp"
+#include "loading.hpp"
+#include "metadata.hpp"
+#include "parallel_file.hpp"
+#include "torchscript.hpp"
+
+namespace tstitch {
+namespace detail {
+
+/// Tensors of a module by name.
+inline std::map<std::string, at::Tensor> tensors_of(torch::jit::Module const& module) {
+  std::map<std::string, at::Tensor> found;
+  for (auto const& each : module.named_parameters()) found.emplace(each.name, each.value.detach());
+  for (auto const& each : module.named_buffers()) found.emplace(each.name, each.value.detach());
+  return found;
+}
+
+/// The tensors of a scripted DiT in one type on one device.
+struct DiTTensors {
+  std::map<std::string, at::Tensor> all;
+  at::Device device;
+  at::ScalarType type;
+  std::string source;  ///< for messages
+
+  /// @throws std::runtime_error where there is none of that shape
+  at::Tensor get(std::string const& name, std::vector<std::int64_t> const& shape) const {
+    const auto found = all.find(name);
+    const std::string must = "tstitch::load_dit: " + source + ": must hold " + name + " of shape ";
+    if (found == all.end()) throw std::runtime_error(must + shape_text(shape) + ", got none");
+    if (found->second.sizes() != at::IntArrayRef(shape)) {
+      throw std::runtime_error(must + shape_text(shape) + ", got " + shape_text(found->second.sizes()));
+    }
+    return found->second.to(device, type).contiguous();
+  }
+
+  DiTLinear linear(std::string const& name, std::int64_t out, std::int64_t in) const {
+    return {get(name + ".weight", {out, in}), get(name + ".bias", {out})};
+  }
+};
+
+/// The channels of an MLP's middle.
+/// @throws std::runtime_error for sizes that no DiT has
+inline std::int64_t hidden_width(NetworkInfo const& info, std::string const& source) {
+  NetworkInfo::Architecture const& a = info.architecture;
+  const std::int64_t width = a.width, p = a.patch_size;
+  const bool in_range = width >= 4 && width <= 65536 && a.depth >= 1 && a.depth <= 1000 && a.heads >= 1 && p >= 1 &&
+                        p <= 65536 && a.mlp_ratio > 0 && a.mlp_ratio <= 1000;
+  const std::int64_t hidden = in_range ? std::int64_t(double(width) * a.mlp_ratio) : 0;
+  if (!in_range || hidden < 1 || width % a.heads || info.height % p || info.width % p) {
+    throw std::runtime_error("tstitch::load_dit: " + source +
+                             ": must state the width, depth, heads, patch_size and mlp_ratio of a DiT, got width " +
+                             std::to_string(width) + ", depth " + std::to_string(a.depth) + ", heads " +
+                             std::to_string(a.heads) + ", patch_size " + std::to_string(p) + ", mlp_ratio " +
+                             text(a.mlp_ratio));
+  }
+  return hidden;
+}
+
+/// The blocks, and all modulations as one product.
+inline void take_blocks(DiTWeights& weights, DiTTensors const& tensors, NetworkInfo::Architecture const& a,
+                        std::int64_t hidden) {
+  const std::int64_t width = a.width;
+  std::vector<at::Tensor> modulations, biases;
+  const auto modulate = [&](std::string const& name, std::int64_t slots) {
+    const DiTLinear modulation = tensors.linear(name, slots * width, width);
+    modulations.push_back(modulation.weight);
+    biases.push_back(modulation.bias);
+  };
+  for (std::int64_t b = 0; b < a.depth; ++b) {
+    const std::string block = "blocks." + std::to_string(b) + ".";
+    weights.blocks.push_back(
+        {tensors.linear(block + "attn.qkv", 3 * width, width), tensors.linear(block + "attn.proj", width, width),
+         tensors.linear(block + "mlp.fc1", hidden, width), tensors.linear(block + "mlp.fc2", width, hidden)});
+    modulate(block + "adaLN_modulation.1", 6);
+  }
+  modulate("final_layer.adaLN_modulation.1", 2);
+  weights.modulation = {at::cat(modulations), at::cat(biases)};
+  if (const std::string next = "blocks." + std::to_string(a.depth) + ".attn.qkv.weight"; tensors.all.contains(next)) {
+    throw std::runtime_error("tstitch::load_dit: " + tensors.source + ": must hold " + std::to_string(a.depth) +
+                             " blocks, got also " + next);
+  }
+}
+
+/// A constant of a module, which other programs' files may lack.
+inline double constant_of(torch::jit::Module const& module, char const* name, double otherwise) {
+  if (!module.hasattr(name) && !module.type()->findConstantSlot(name)) return otherwise;
+  const c10::IValue value = module.attr(name);
+  return value.isBool() ? double(value.toBool()) : value.toScalar().toDouble();
+}
+
+/// The weights of a scripted DiT in this type on this device.
+inline DiTWeights dit_weights(torch::jit::Module const& module, NetworkInfo const& info, at::Device device,
+                              at::ScalarType type, std::string const& source) {
+  const DiTTensors tensors{tensors_of(module), device, type, source};
+  const std::int64_t hidden = hidden_width(info, source);
+  NetworkInfo::Architecture const& a = info.architecture;
+  const std::int64_t width = a.width, p = a.patch_size, out_channels = info.channels * (info.learned_variance ? 2 : 1);
+  DiTWeights w;
+  w.heads = a.heads;
+  w.patch = p;
+  w.x_embedder = {tensors.get("x_embedder.proj.weight", {width, info.channels, p, p}).flatten(1),
+                  tensors.get("x_embedder.proj.bias", {width})};
+  w.t_embedder0 = tensors.linear("t_embedder.mlp.0", width, 256);
+  w.t_embedder2 = tensors.linear("t_embedder.mlp.2", width, width);
+  const std::int64_t labels = std::max(info.num_classes, info.null_class.value_or(-1) + 1);
+  w.y_embedder = tensors.get("y_embedder.embedding_table.weight", {labels, width});
+  w.pos_embed = tensors.get("pos_embed", {1, info.height / p * (info.width / p), width});
+  w.final_layer = tensors.linear("final_layer.linear", p * p * out_channels, width);
+  take_blocks(w, tensors, a, hidden);
+  const torch::jit::Module embedder = module.attr("t_embedder").toModule();
+  w.frequency_steps = constant_of(embedder, "frequency_steps", w.frequency_steps);
+  w.flow = constant_of(embedder, "flow", 0) != 0;
+  for (auto const& block : module.attr("blocks").toModule().named_children()) {
+    if (block.name == "0") w.mlp_norm_eps = constant_of(block.value.attr("norm2").toModule(), "eps", w.mlp_norm_eps);
+  }
+  return w;
+}
+
+/// Gives layers of the blocks the weights in e4m3 that the file has for those whose scale is not 0. Its exporter
+/// rounded them so that each makes up for the errors of others (calibrate.py), which the nearest values do not.
+inline void take_e4m3(DiTWeights& weights, Archive const& archive, NetworkInfo const& info, std::string const& source) {
+  std::vector<double> const& scales = info.architecture.e4m3_weight_scales;
+  if (scales.empty()) return;
+  if (scales.size() != 4 * weights.blocks.size()) {
+    throw std::runtime_error("tstitch::load_dit: " + source + ": must state a scale of 8 bits for each of the " +
+                             std::to_string(4 * weights.blocks.size()) + " layers, got " +
+                             std::to_string(scales.size()));
+  }
+  std::vector<DiTLinear*> layers;
+  std::size_t bytes = 0;
+  for (DiTWeights::Block& block : weights.blocks) {
+    for (DiTLinear* const each : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) {
+      if (scales[layers.size()] > 0) bytes += std::size_t(each->weight.numel());
+      layers.push_back(each);
+    }
+  }
+  constexpr char record[] = "extra/tstitch/e4m3_weights";
+  const auto found = archive.records().find(record);
+  const std::uint64_t size = found == archive.records().end() ? 0 : found->second.size;
+  if (size != bytes) {
+    throw std::runtime_error("tstitch::load_dit: " + source + ": tstitch/e4m3_weights must have " +
+                             std::to_string(bytes) + " bytes, got " + std::to_string(size));
+  }
+  if (bytes == 0) return;
+  const at::DataPtr data = archive.data(record).first;
+  auto const* next = static_cast<std::uint8_t const*>(data.get());
+  for (std::size_t k = 0; k < layers.size(); ++k) {
+    if (!(scales[k] > 0)) continue;
+    at::Tensor const& weight = layers[k]->weight;
+    const std::size_t count = std::size_t(weight.numel());
+    std::uint8_t largest = 0;
+    for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::uint8_t(next[i] & 0x7f));
+    if (largest == 0x7f) {
+      throw std::runtime_error("tstitch::load_dit: " + source +
+                               ": tstitch/e4m3_weights must be finite, got NaN in layer " + std::to_string(k));
+    }
+    const at::Tensor codes = host_tensor(weight.sizes(), at::kFloat8_e4m3fn);
+    std::copy_n(next, count, static_cast<std::uint8_t*>(codes.mutable_data_ptr()));
+    next += count;
+    layers[k]->eighth = codes.to(weight.device());
+    layers[k]->weight_scale = scales[k];
+  }
+}
+
+}  // namespace detail
+
+/// Whether `load_dit` knows the network of this file.
+inline bool is_dit(NetworkInfo const& info) {
+  std::string const& kind = info.architecture.kind;
+  return kind == "dit" || kind == "dit_diffusers" || kind == "sit";
+}
+
+/// Loads a DiT for the native engine. Runs code of the file, so load what you trust.
+/// @param options as for load_torchscript; warm_up_rows do nothing, because no shape needs it
+/// @throws std::runtime_error naming the file and what is wrong with it, or that it is no DiT
+inline Network load_dit(std::string const& path, TorchScriptOptions const& options = {}, DiTOptions const& how = {}) {
+  const auto file = detail::open_file(detail::torchscript_file, path);
+  const std::string source = detail::quoted(path);
+  detail::require_device(options.device);
+  return detail::reading(detail::torchscript_file, source, [&] {
+    const auto archive = detail::open_torchscript(source, file);
+    NetworkInfo info = detail::read_network_info(*archive, source, options.info);
+    if (!is_dit(info)) {
+      throw std::runtime_error("tstitch::load_dit: " + source +
+                               ": must have the architecture dit, dit_diffusers or sit, got '" +
+                               detail::printable(info.architecture.kind) + "'");
+    }
+    if (!info.conditions.empty()) {
+      throw std::runtime_error("tstitch::load_dit: " + source + ": must take no conditions but a label, got '" +
+                               detail::printable(info.conditions[0].name) + "'");
+    }
+    const c10::AutoGradMode no_gradients(false);
+    const torch::jit::Module module = detail::load_module(archive);
+    const at::ScalarType type = detail::type_of(module, options);
+    DiTWeights weights = detail::dit_weights(module, info, options.device, type, source);
+    if (!how.e4m3_inputs.empty()) detail::take_e4m3(weights, *archive, info, source);
+    return Network(DiT(std::move(weights), how), std::move(info), options.device);
+  });
+}
+
+}  // namespace tstitch

@@ -1,0 +1,74 @@
+/// @file
+/// What a DiT must be told to compute in 8 bits: how large the inputs of its layers get. Opt-in.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../base/error.hpp"
+#include "../engine/attention_many_rows.hpp"
+#include "../engine/dit.hpp"
+#include "../file/dit.hpp"
+#include "../file/torchscript.hpp"
+#include "../method/ddim.hpp"
+#include "../model/network.hpp"
+
+namespace tstitch {
+
+/// Trajectories along which `largest_inputs` looks.
+struct CalibrationOptions {
+  int steps = 20;
+  std::int64_t images = 16;   ///< of classes 0, 1, 2 ... in turn
+  double guidance_scale = 0;  ///< 0: what the network recommends
+  std::uint64_t seed = 0;
+};
+
+/// What DiTOptions::e4m3_inputs asks for, along DDIM trajectories by the network of this file in its own type. Waits
+/// for the GPU.
+///
+/// It is 0 for proj unless the network has heads of 64 or 72 channels and up to 256 tokens. The inputs of others are
+/// rounded in a pass of their own, which takes what 8 bits save in so small a product, and is not free of errors.
+/// @throws as load_dit does; std::runtime_error for values that are not finite
+inline std::vector<double> largest_inputs(std::string const& path, TorchScriptOptions const& options = {},
+                                          CalibrationOptions const& calibration = {}) {
+  std::vector<at::Tensor> largest;
+  const auto look = [&](std::size_t layer, at::Tensor const& input) {
+    if (largest.size() <= layer) largest.resize(layer + 1);
+    const at::Tensor now = input.abs().max();
+    largest[layer] = largest[layer].defined() ? largest[layer].maximum(now) : now;
+  };
+  const Network network = load_dit(path, options, {.plain = true, .observer = look});
+  Request request{.count = calibration.images, .seed = calibration.seed};
+  NetworkInfo const& info = network.info();
+  for (std::int64_t i = 0; i < calibration.images && info.num_classes; ++i) {
+    request.labels.push_back(i % info.num_classes);
+  }
+  const double scale = calibration.guidance_scale != 0 ? calibration.guidance_scale : info.guidance_scale;
+  if (info.null_class) request.guidance = {.scale = scale};
+  const bool flow = network.noise_schedule().is_flow();
+  const DDIM sampler{network.noise_schedule(),
+                     SingleNetwork{},
+                     {.steps = calibration.steps, .spacing = flow ? Spacing::shifted() : Spacing::linspace()}};
+  sampler.sample({network}, request);
+  std::vector<double> found;
+  for (at::Tensor const& each : largest) {
+    found.push_back(each.item<double>());
+    if (std::isfinite(found.back())) continue;
+    throw std::runtime_error("tstitch::largest_inputs: " + detail::quoted(path) + ": inputs must be finite, got " +
+                             detail::text(found.back()) + " in layer " + std::to_string(found.size() - 1));
+  }
+  NetworkInfo::Architecture const& a = info.architecture;
+  if (!detail::ManyRowsAttention::fits(a.width / a.heads) ||
+      !detail::ManyRowsAttention::has_room(info.height / a.patch_size * (info.width / a.patch_size))) {
+    for (std::size_t proj = 1; proj < found.size(); proj += 4) found[proj] = 0;
+  }
+  return found;
+}
+
+}  // namespace tstitch
