@@ -2,8 +2,8 @@
 /// A request that networks accept, where it does not matter what is drawn.
 #pragma once
 
-#include <tstitch/tensor/host_tensor.hpp>
 #include <tstitch/sampler/trajectory.hpp>
+#include <tstitch/tensor/host_tensor.hpp>
 
 #include <algorithm>
 #include <cstdint>

@@ -20,7 +20,7 @@ struct Arguments {
   std::vector<std::int64_t> batches;                 ///< ascending
   std::vector<double> ratios{0, .2, .4, .6, .8, 1};  ///< ascending
   std::vector<std::string> dtypes;
-  std::vector<std::string> backends{backend_names().front()};
+  std::vector<std::string> backends{tstitch::backend_names().front()};
 
   std::string sampler = "ddim";
   std::string spacing;  ///< empty: linspace, or shifted for flow matching
@@ -40,11 +40,6 @@ struct Arguments {
   /// Set in the processes that draw one first picture: when they were started, in nanoseconds of the steady clock.
   std::optional<std::int64_t> started;
 };
-
-inline at::ScalarType type_named(std::string const& dtype) {
-  if (dtype == "float16") return at::kHalf;
-  return dtype == "bfloat16" ? at::kBFloat16 : at::kFloat;
-}
 
 /// @returns nothing when the program is to go on, else its exit code; help and errors have been printed then
 /// @throws std::invalid_argument for options that do not suit each other
@@ -75,7 +70,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   add_names(app, "--backend", arguments.backends,
             "how the networks are run: auto, torchscript, native, native-e4m3 or aot-inductor, each but the first "
             "with +graph for CUDA graphs",
-            backend_names())
+            tstitch::backend_names())
       ->group(group)
       ->default_str("auto");
 

@@ -27,7 +27,7 @@ struct Cell {
 
 inline std::vector<tstitch::Network> load_networks(Arguments const& arguments, std::string const& backend,
                                                    std::string const& dtype) {
-  return load_networks(arguments.models, {.device = arguments.device, .dtype = type_named(dtype)}, {backend});
+  return load_networks(arguments.models, {.device = arguments.device, .dtype = tstitch::dtype_named(dtype)}, {backend});
 }
 
 inline double guidance_scale(Arguments const& arguments, std::vector<tstitch::Network> const& networks) {

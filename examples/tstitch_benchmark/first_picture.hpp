@@ -39,8 +39,11 @@ inline void draw_first_picture(Arguments const& arguments, Clock::time_point mai
   part("starting", main_began);
   const at::Device device = arguments.device;
   const Cell cell{arguments.backends[0], arguments.dtypes[0], arguments.batches[0], arguments.ratios[0]};
-  std::vector<tstitch::Network> networks =
-      load_plain_networks(arguments.models, {.device = device, .dtype = type_named(cell.dtype)}, {cell.backend});
+  const tstitch::LoadOptions options =
+      tstitch::with_backend({.device = device, .dtype = tstitch::dtype_named(cell.dtype)}, cell.backend);
+  tstitch::LoadOptions plain = options;
+  plain.graphs = tstitch::Graphs::never;
+  std::vector<tstitch::Network> networks = tstitch::load_networks(arguments.models, plain);
   wait(device);
   part("loading", Clock::now());
   const Run run = make_run(arguments, networks, cell.ratio);
@@ -51,8 +54,8 @@ inline void draw_first_picture(Arguments const& arguments, Clock::time_point mai
   tstitch::detail::at_once(device, networks.size(), warm);
   wait(device);
   for (std::size_t k = 0; k < networks.size(); ++k) {
-    if (!has_graphs(cell.backend, device)) continue;
-    networks[k] = with_graphs(networks[k], arguments.models[k], cell.backend);
+    if (options.graphs == tstitch::Graphs::never) continue;
+    networks[k] = tstitch::with_graphs(networks[k], options);
     warm(k);
   }
   wait(device);

@@ -56,7 +56,7 @@ std::optional<int> parse(int count, char** values, Arguments& arguments) {
   one_of(option("--dtype", arguments.dtype, "of the networks: auto, float32, float16 or bfloat16")
              ->type_name("TYPE")
              ->capture_default_str(),
-         {"auto", "float32", "float16", "bfloat16"});
+         tstitch::dtype_names());
   add_numbers<std::int64_t>(app, "--rows", arguments.rows, "batch sizes that are timed", 1, 1'000'000)
       ->default_str("1,8");
   option("--condition", arguments.conditions, "file of tensors by name; zeros for what is not given")
@@ -314,10 +314,8 @@ int inspect(Arguments const& arguments) {
   for (std::string const& path : {arguments.json, arguments.plot}) {
     if (!path.empty()) tstitch::detail::require_writable(path);
   }
-  tstitch::TorchScriptOptions options{.device = device_of(arguments.device)};
-  if (arguments.dtype == "float32") options.dtype = at::kFloat;
-  if (arguments.dtype == "float16") options.dtype = at::kHalf;
-  if (arguments.dtype == "bfloat16") options.dtype = at::kBFloat16;
+  const tstitch::LoadOptions options{.device = device_of(arguments.device),
+                                     .dtype = tstitch::dtype_named(arguments.dtype)};
   std::vector<tstitch::NamedCondition> conditions;
   for (std::string const& path : arguments.conditions) {
     for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) conditions.push_back(std::move(each));
@@ -326,7 +324,7 @@ int inspect(Arguments const& arguments) {
   Progress progress(arguments);
   std::vector<tstitch::Network> networks;
   for (std::string const& path : arguments.files) {
-    networks.push_back(load_network(path, options));
+    networks.push_back(tstitch::load_network(path, options));
     json["networks"].push_back(describe(path, networks.back(), arguments, conditions, progress));
   }
   const std::vector<std::string> mismatches = tstitch::mismatches(networks);

@@ -270,12 +270,12 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
                "of the networks: float32, float16 or bfloat16; auto is float32 on the CPU, the file's own on a GPU and "
                "of packages; float32 is without TF32")
              ->type_name("TYPE"),
-         {"auto", "float32", "float16", "bfloat16"});
+         tstitch::dtype_names());
   add_names(app, "--backend", arguments.backends,
             "how networks are run, for all or for each: torchscript, native (DiTs by the library's own engine), "
             "native-e4m3 (in 8 bits) or aot-inductor, each with +graph for CUDA graphs; auto is the fastest that "
             "keeps the number format",
-            backend_names())
+            tstitch::backend_names())
       ->group(group)
       ->default_str("auto");
   const auto batch = option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");

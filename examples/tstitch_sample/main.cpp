@@ -633,11 +633,10 @@ void note(Job& job, std::string const& sentence) {
 }
 
 /// What turns the networks' x_0 into pictures; nothing where it is the picture.
-std::optional<tstitch::Decoder> load_decoder(Job& job, tstitch::TorchScriptOptions options) {
+std::optional<tstitch::Decoder> load_decoder(Job& job) {
   if (job.arguments.decoder.empty()) return {};
-  options.warm_up_rows = {};
-  options.dtype.reset();  // some decoders need float32; the file knows
-  tstitch::Decoder decoder = tstitch::load_decoder(job.arguments.decoder, options);
+  // Some decoders need float32; the file knows.
+  tstitch::Decoder decoder = tstitch::load_decoder(job.arguments.decoder, {.device = job.device});
   tstitch::NetworkInfo const& info = job.infos.back();
   tstitch::AutoencoderInfo const& known = decoder.info();
   const auto fail = [&](std::string const& rule, std::string const& got) {
@@ -1044,16 +1043,12 @@ int tstitch_sample(Arguments arguments) {
   require_writable(job);
   say(job, summary(job, plan));
 
-  tstitch::TorchScriptOptions options{.device = job.device};
-  if (job.arguments.dtype == "float32") {
-    options.dtype = at::kFloat;
-    at::globalContext().setAllowTF32CuDNN(false);  // else torch lets convolutions round to 10 bits
-  }
-  if (job.arguments.dtype == "float16") options.dtype = at::kHalf;
-  if (job.arguments.dtype == "bfloat16") options.dtype = at::kBFloat16;
+  tstitch::LoadOptions options{.device = job.device, .dtype = tstitch::dtype_named(job.arguments.dtype)};
+  // Else torch lets convolutions round to 10 bits.
+  if (options.dtype == at::kFloat) at::globalContext().setAllowTF32CuDNN(false);
   // TorchScript compiles for a GPU in its first runs of a shape; they are kept out of the figures.
   if (job.device.is_cuda() && !job.arguments.fastest_batch) options.warm_up_rows = batch_rows(job, plan);
-  const std::optional<tstitch::Decoder> decoder = load_decoder(job, options);
+  const std::optional<tstitch::Decoder> decoder = load_decoder(job);
   require_grid(job, decoder);
   const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
   if (job.arguments.fastest_batch) {

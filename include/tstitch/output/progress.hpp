@@ -18,7 +18,7 @@
 #endif
 
 #include "../base/error.hpp"
-#include "../sampler/trajectory.hpp"
+#include "../sampler/observer.hpp"
 
 namespace tstitch {
 namespace detail {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../model/denoiser.hpp"
+#include "../plan/plan.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "../tensor/weighted_sum.hpp"
 #include "request.hpp"

@@ -55,13 +55,24 @@ inline std::vector<double> largest_inputs(std::string const& path, TorchScriptOp
   const DDIM sampler{network.noise_schedule(),
                      SingleNetwork{},
                      {.steps = calibration.steps, .spacing = flow ? Spacing::shifted() : Spacing::linspace()}};
-  sampler.sample({network}, request);
+  // Step by step: after the first that breaks all layers would be broken.
+  Trajectory trajectory = sampler.begin({network}, request);
+  bool finite = true;
+  while (finite && !trajectory.finished()) {
+    sampler.advance({network}, trajectory);
+    finite = trajectory.x.isfinite().all().item<bool>();
+  }
   std::vector<double> found;
   for (at::Tensor const& each : largest) {
     found.push_back(each.item<double>());
     if (std::isfinite(found.back())) continue;
     throw std::runtime_error("tstitch::largest_inputs: " + detail::quoted(path) + ": inputs must be finite, got " +
                              detail::text(found.back()) + " in layer " + std::to_string(found.size() - 1));
+  }
+  if (!finite) {
+    throw std::runtime_error("tstitch::largest_inputs: " + detail::quoted(path) +
+                             ": outputs must be finite, got nan or infinity at step " +
+                             std::to_string(trajectory.next - 1));
   }
   NetworkInfo::Architecture const& a = info.architecture;
   if (!detail::ManyRowsAttention::fits(a.width / a.heads) ||
