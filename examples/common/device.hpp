@@ -27,7 +27,7 @@ inline at::Device device_of(std::string const& name) {
   throw std::invalid_argument("--device: must be auto, cpu, cuda or cuda:N, got " + in_quotes(name));
 }
 
-/// "tstitch_sample 0.1.0, torch 2.11.0, CUDA 13.0".
+/// "tstitch_sample 0.2.0, torch 2.11.0, CUDA 13.0".
 inline std::string version_of(std::string const& program) {
   const auto& cuda = at::detail::getCUDAHooks();
   std::string text = program + " " TSTITCH_VERSION ", torch " TORCH_VERSION ", ";
