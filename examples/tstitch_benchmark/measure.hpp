@@ -61,7 +61,7 @@ class ForwardClock {
   std::vector<tstitch::Network> watch(std::vector<tstitch::Network> const& networks) const {
     std::vector<tstitch::Network> watched;
     for (tstitch::Network const& network : networks) {
-      watched.emplace_back(Watched{network, state_}, network.info(), network.device());
+      watched.push_back(Watched(network, state_).network());
     }
     return watched;
   }
@@ -79,24 +79,25 @@ class ForwardClock {
     std::deque<std::pair<Moment, Moment>> calls = {};
   };
 
-  struct Watched {
-    tstitch::Network network;
-    std::shared_ptr<State> state;
-    bool knows_timestep = network.knows_timestep(), repeats_x = network.repeats_x();
+  struct Watched : tstitch::NetworkWrapper<Watched> {
+    Watched(tstitch::Network network, std::shared_ptr<State> shared)
+        : NetworkWrapper(std::move(network)), state(std::move(shared)) {}
 
     at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, tstitch::Condition const& condition,
-                          std::optional<double> timestep) const {
+                          tstitch::Evaluation const& evaluation) const {
       Moment begin(state->device);
-      at::Tensor output = network(x, t, condition, timestep);
+      at::Tensor output = inner()(x, t, condition, evaluation);
       state->calls.emplace_back(std::move(begin), Moment(state->device));
       return output;
     }
 
     void prepare(std::span<const double> timesteps, tstitch::Condition const& condition) const {
       Moment begin(state->device);
-      network.prepare(timesteps, condition);
+      inner().prepare(timesteps, condition);
       state->calls.emplace_back(std::move(begin), Moment(state->device));
     }
+
+    std::shared_ptr<State> state;
   };
 
   std::shared_ptr<State> state_;

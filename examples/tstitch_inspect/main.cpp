@@ -2,6 +2,7 @@
 // codes: 0 they can be used, 1 they cannot or something failed, 2 bad arguments.
 #include <tstitch/file/condition_file.hpp>
 #include <tstitch/file/torchscript.hpp>
+#include <tstitch/model/network_wrapper.hpp>
 #include <tstitch/output/image.hpp>
 #include <tstitch/output/progress.hpp>
 #include <tstitch/tstitch.hpp>
@@ -112,18 +113,17 @@ class Progress {
 };
 
 /// A network whose evaluations are shown, where each is a step.
-struct Watched {
-  tstitch::Network network;
-  Progress& progress;
-  bool knows_timestep = network.knows_timestep();
-  bool repeats_x = network.repeats_x();
+struct Watched : tstitch::NetworkWrapper<Watched> {
+  Watched(tstitch::Network network, Progress& shown) : NetworkWrapper(std::move(network)), progress(&shown) {}
 
   at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, tstitch::Condition const& condition,
-                        std::optional<double> timestep) const {
-    const at::Tensor output = network(x, t, condition, timestep);
-    progress.add(x.size(0), "comparing along the trajectory");
+                        tstitch::Evaluation const& evaluation) const {
+    const at::Tensor output = inner()(x, t, condition, evaluation);
+    progress->add(x.size(0), "comparing along the trajectory");
     return output;
   }
+
+  Progress* progress;
 };
 
 /// So many steps of a network's trajectory, evenly spaced as networks of its kind are sampled.
@@ -260,7 +260,7 @@ Json probe(std::vector<tstitch::Network> networks, Arguments const& arguments,
   const auto sampler = even_sampler(networks[last].noise_schedule(), last, arguments.steps);
   tstitch::Request request = request_for(networks, conditions, arguments.count);
   request.guidance.scale = networks[last].info().null_class ? networks[last].info().guidance_scale : 1;
-  networks[0] = tstitch::Network(Watched{networks[0], progress}, networks[0].info(), networks[0].device());
+  networks[0] = Watched(networks[0], progress).network();
   const tstitch::Agreement agreement = tstitch::measure_agreement(sampler, networks, request, 0, last);
   progress.clear();
   const std::vector<double> means = tstitch::Agreement::means(agreement.cosines);

@@ -6,12 +6,11 @@
 
 #include <cstddef>
 #include <functional>
-#include <span>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "../model/network.hpp"
+#include "../model/network_wrapper.hpp"
 #include "trajectory.hpp"
 
 namespace tstitch::detail {
@@ -37,8 +36,7 @@ class Culprit {
         note(learned ? output.narrow(1, 0, output.size(1) / 2) : output, name);
         if (learned && of_variance_.empty() && !is_finite(output)) of_variance_ = name;
       };
-      watched.emplace_back(Watched{networks[k], see, networks[k].knows_timestep(), networks[k].repeats_x()},
-                           networks[k].info(), networks[k].device());
+      watched.push_back(Watched(networks[k], see).network());
     }
     return watched;
   }
@@ -75,21 +73,18 @@ class Culprit {
   }
 
  private:
-  struct Watched {
-    Network network;
-    std::function<void(at::Tensor const& output)> see;
-    bool knows_timestep, repeats_x;
+  struct Watched : NetworkWrapper<Watched> {
+    Watched(Network network, std::function<void(at::Tensor const& output)> look)
+        : NetworkWrapper(std::move(network)), see(std::move(look)) {}
 
     at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
                           Evaluation const& evaluation) const {
-      at::Tensor output = network(x, t, condition, evaluation);
+      at::Tensor output = inner()(x, t, condition, evaluation);
       see(output);
       return output;
     }
 
-    void prepare(std::span<const double> timesteps, Condition const& condition) const {
-      network.prepare(timesteps, condition);
-    }
+    std::function<void(at::Tensor const& output)> see;
   };
 
   void note(at::Tensor const& values, std::string const& who) {

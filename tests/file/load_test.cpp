@@ -1,0 +1,91 @@
+// One door: what load_networks finds is what the loader of that kind of file finds, and it says what it cannot do.
+
+#include <tstitch/load.hpp>
+#include <tstitch/method/ddim.hpp>
+
+#include <string>
+#include <vector>
+
+#include "../catch.hpp"
+
+using namespace tstitch;
+
+namespace {
+
+const std::vector<std::string> pair{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};
+
+at::Tensor draw(std::vector<Network> const& networks) {
+  const DDIM sampler{networks[0].noise_schedule(), Stitch{.ratio = 0.5}, {.steps = 4}};
+  return sampler.sample(networks, {.labels = {1, 2}, .guidance = {.scale = 2}}).images;
+}
+
+}  // namespace
+
+TEST_CASE("the door runs a file as the loader that its backend names") {
+  const LoadOptions cpu{.device = at::kCPU};
+  const auto by = [&](char const* backend) { return draw(load_networks(pair, with_backend(cpu, backend))); };
+  const at::Tensor native = draw({load_dit(pair[0]), load_dit(pair[1])});
+  const at::Tensor script = draw(load_torchscript_networks(pair));
+  CHECK(draw(load_networks(pair, cpu)).equal(native));  // DiTs by the engine
+  CHECK(by("auto").equal(native));
+  CHECK(by("native").equal(native));
+  CHECK(by("torchscript").equal(script));
+  CHECK_FALSE(script.equal(native));
+  std::vector<DiTOptions> in_8_bits;
+  for (std::string const& path : pair) {
+    const std::vector<double> stated = read_network_info(path).architecture.e4m3_inputs;
+    in_8_bits.push_back({.e4m3_inputs = stated.empty() ? largest_inputs(path) : stated});
+  }
+  CHECK(by("native-e4m3").equal(draw({load_dit(pair[0], {}, in_8_bits[0]), load_dit(pair[1], {}, in_8_bits[1])})));
+  const std::vector<Network> mixed =
+      load_networks(pair, {with_backend(cpu, "torchscript"), with_backend(cpu, "native")});
+  CHECK(draw(mixed).equal(draw({load_torchscript(pair[0]), load_dit(pair[1])})));
+  CHECK(draw({load_network(pair[0], cpu), load_network(pair[1], cpu)}).equal(native));
+  CHECK(load_networks(std::vector<std::string>{}, cpu).empty());
+  LoadOptions half = cpu;
+  half.dtype = at::kBFloat16;
+  CHECK(draw(load_networks(pair, half))
+            .equal(draw({load_dit(pair[0], {.dtype = at::kBFloat16}), load_dit(pair[1], {.dtype = at::kBFloat16})})));
+}
+
+TEST_CASE("the door refuses what it cannot run, in a sentence") {
+  const auto refused = [](auto action) { return message_of<std::invalid_argument>([&] { (void)action(); }); };
+  const auto failed = [](auto action) { return message_of<std::runtime_error>([&] { (void)action(); }); };
+  const LoadOptions cpu{.device = at::kCPU};
+  for (char const* const name :
+       {"", "Native", "native+", "+graph", "auto+graph", "native+graph+graph", "native +graph"}) {
+    INFO("'" << name << "'");
+    CHECK(refused([&] { return with_backend(cpu, name); }) ==
+          "tstitch::with_backend: the backend must be one of auto, torchscript, torchscript+graph, native, "
+          "native+graph, native-e4m3, native-e4m3+graph, aot-inductor, aot-inductor+graph, got '" +
+              std::string(name) + "'");
+  }
+  for (std::string const& name : backend_names()) CHECK_NOTHROW(with_backend(cpu, name));
+  CHECK(with_backend(cpu, "native").graphs == Graphs::never);
+  CHECK(with_backend(cpu, "native+graph").graphs == Graphs::always);
+  CHECK(with_backend(cpu, "auto").graphs == Graphs::automatic);
+  for (std::string const& name : dtype_names()) CHECK(dtype_named(name).has_value() == (name != "auto"));
+  CHECK(refused([] { return dtype_named("float64"); }) ==
+        "tstitch::dtype_named: the number format must be auto, float32, float16 or bfloat16, got 'float64'");
+  CHECK(refused([&] { return load_networks(pair, std::vector<LoadOptions>(3, cpu)); }) ==
+        "tstitch::load_networks: options must be one, or one for each of the 2 files, got 3");
+  CHECK_THAT(failed([&] { return load_network("no such file.pt", cpu); }), ContainsSubstring("'no such file.pt'"));
+  CHECK_THAT(failed([&] {
+               return load_networks({pair[0], "no such file.pt"}, cpu);
+             }),
+             ContainsSubstring("'no such file.pt'"));
+  CHECK_THAT(failed([&] { return load_network(pair[0], with_backend(cpu, "aot-inductor")); }),
+             ContainsSubstring("AOTInductor package"));
+  CHECK(refused([&] { return load_network(pair[0], {.device = at::Device("meta")}); }) ==
+        "tstitch::load_torchscript: device must be cpu or cuda, got meta");
+}
+
+TEST_CASE("graphs are for GPUs: on a CPU a network stays what it is") {
+  const LoadOptions graphs = with_backend({.device = at::kCPU}, "native+graph");
+#ifdef TSTITCH_WITH_CUDA
+  CHECK(draw(load_networks(pair, graphs)).equal(draw({load_dit(pair[0]), load_dit(pair[1])})));
+#else
+  CHECK(message_of<std::runtime_error>([&] { load_networks(pair, graphs); }) ==
+        "tstitch::load_network: graphs must have a program built with TSTITCH_WITH_CUDA, got one without");
+#endif
+}

@@ -1,0 +1,74 @@
+// A wrapper loses nothing of the network inside.
+
+#include <tstitch/model/network_wrapper.hpp>
+#include <tstitch/tstitch.hpp>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../catch.hpp"
+
+using namespace tstitch;
+
+namespace {
+
+/// Has every optional member, and tells which was used.
+struct Inner {
+  static constexpr bool knows_timestep = true, repeats_x = true;
+  std::shared_ptr<std::vector<std::string>> seen;
+  std::string name = "plain";
+
+  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const&,
+                        Evaluation const& evaluation) const {
+    seen->push_back(name + (t.defined() ? " with t" : "") + (evaluation.memory ? " with memory" : "") +
+                    (evaluation.step ? " in step " + std::to_string(evaluation.step->index) : "") + " of " +
+                    std::to_string(x.size(0)) + " rows");
+    if (evaluation.memory) ++evaluation.memory->as<int>();
+    return x.size(0) == 1 ? x.repeat({2, 1, 1, 1}) : x;
+  }
+  void prepare(std::span<const double> timesteps, Condition const&) const {
+    seen->push_back("prepared for " + std::to_string(timesteps.size()));
+  }
+  Inner captured(Capture const&) const { return {seen, "captured"}; }
+};
+
+struct Wrapper : NetworkWrapper<Wrapper> {
+  Wrapper(Network inner, int& calls) : NetworkWrapper(std::move(inner)), calls(&calls) {}
+  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
+                        Evaluation const& evaluation) const {
+    ++*calls;
+    return inner()(x, t, condition, evaluation);
+  }
+  int* calls;
+};
+
+}  // namespace
+
+TEST_CASE("a wrapped network is asked, prepared and captured as the one inside, twice wrapped too") {
+  const auto run = [](Network const& network) {
+    const DDIM sampler{NoiseSchedule::linear(), SingleNetwork{}, {.steps = 3}};
+    Trajectory trajectory = sampler.begin({network}, {.labels = {1}, .guidance = {.scale = 2}, .shape = {1, 2, 2}});
+    while (!trajectory.finished()) sampler.advance({network}, trajectory);
+    return *trajectory.memories[0].find<int>();
+  };
+  const NetworkInfo info{.name = "inner", .num_classes = 3, .null_class = 3};
+  const auto lines = std::make_shared<std::vector<std::string>>();
+  const Network inner(Inner{lines}, info);
+  const auto unmoved = [](TensorFunction function) { return function; };
+  for (bool graphs : {false, true}) {
+    lines->clear();
+    CHECK(run(graphs ? inner.captured(unmoved) : inner) == 3);
+    const std::vector<std::string> expected = *lines;
+    CHECK(expected.size() == 4);
+    int calls = 0, more_calls = 0;
+    const Network twice = Wrapper(Wrapper(inner, calls).network(), more_calls).network();
+    lines->clear();
+    CHECK(run(graphs ? twice.captured(unmoved) : twice) == 3);
+    CHECK(*lines == expected);
+    CHECK(calls == 3);
+    CHECK(more_calls == 3);
+    CHECK((twice.knows_timestep() && twice.repeats_x() && twice.prepares()));
+    CHECK(twice.info().name == "inner");
+  }
+}
