@@ -5,7 +5,7 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <malloc.h>
 #include <sys/resource.h>
-#include <tstitch/model/network.hpp>
+#include <tstitch/model/network_wrapper.hpp>
 
 #include <algorithm>
 #include <cstdint>

@@ -34,7 +34,7 @@ struct Inner {
 };
 
 struct Wrapper : NetworkWrapper<Wrapper> {
-  Wrapper(Network inner, int& calls) : NetworkWrapper(std::move(inner)), calls(&calls) {}
+  Wrapper(Network network, int& counter) : NetworkWrapper(std::move(network)), calls(&counter) {}
   at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
                         Evaluation const& evaluation) const {
     ++*calls;

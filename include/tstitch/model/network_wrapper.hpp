@@ -16,7 +16,7 @@ namespace tstitch {
 /// it does beside that stays outside of what is captured, and so is done in every call.
 ///
 ///     struct Counted : tstitch::NetworkWrapper<Counted> {
-///       Counted(tstitch::Network inner, int& calls) : NetworkWrapper(std::move(inner)), calls(&calls) {}
+///       Counted(tstitch::Network network, int& counter) : NetworkWrapper(std::move(network)), calls(&counter) {}
 ///       at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, tstitch::Condition const& condition,
 ///                             tstitch::Evaluation const& evaluation) const {
 ///         ++*calls;
