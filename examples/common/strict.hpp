@@ -2,12 +2,11 @@
 /// Options of a command line that are what was written, or refused.
 #pragma once
 
-#include <tstitch/base/error.hpp>
+#include <tstitch/base/text.hpp>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cctype>
-#include <charconv>
 #include <cmath>
 #include <cstddef>
 #include <filesystem>
@@ -22,73 +21,26 @@
 #include <utility>
 #include <vector>
 
-/// What was written, for a message: short, and without what terminals obey.
-inline std::string in_quotes(std::string_view text) {
-  return "'" + tstitch::detail::printable(text, 60) + "'";
-}
+using tstitch::detail::in_quotes;
+using tstitch::detail::joined;
+using tstitch::detail::kind_of_number;
+using tstitch::detail::names_in;
+using tstitch::detail::number_of;
+using tstitch::detail::numbers_of;
+using tstitch::detail::split;
 
-/// "a, b, c".
-inline std::string joined(std::vector<std::string> const& words) {
-  std::string text;
-  for (std::string const& word : words) text += (text.empty() ? "" : ", ") + word;
-  return text;
+/// "a, b and c".
+inline std::string joined_with_and(std::vector<std::string> words) {
+  if (words.size() < 2) return joined(words);
+  const std::string last = words.back();
+  words.pop_back();
+  return joined(words) + " and " + last;
 }
 
 /// "1 step", "2 steps".
 template <class Number>
 std::string counted(Number number, std::string const& what) {
   return std::to_string(number) + " " + what + (number == 1 ? "" : "s");
-}
-
-/// What is between separators, which may be nothing: "a,,b" is a, nothing and b.
-inline std::vector<std::string> split(std::string_view text, char separator) {
-  std::vector<std::string> parts;
-  for (std::size_t begin = 0; begin <= text.size();) {
-    const std::size_t end = std::min(text.find(separator, begin), text.size());
-    parts.emplace_back(text.substr(begin, end - begin));
-    begin = end + 1;
-  }
-  return parts;
-}
-
-/// All of the text as a number in decimals; nothing for what is none, and for what is not finite.
-template <class Number>
-std::optional<Number> number_of(std::string_view text) {
-  Number number{};
-  char const* const end = text.data() + text.size();
-  const auto [rest, error] = std::from_chars(text.data(), end, number);
-  if (error != std::errc{} || rest != end) return {};
-  if constexpr (std::is_floating_point_v<Number>) {
-    if (!std::isfinite(number)) return {};
-  }
-  return number;
-}
-
-template <class Number>
-std::string kind_of_number() {
-  if (std::is_unsigned_v<Number>) return "a whole number that is not negative";
-  return std::is_integral_v<Number> ? "a whole number" : "a finite number";
-}
-
-/// Numbers with separators between: "0.3,0.7".
-/// @throws std::invalid_argument in the name of the option for what is none, and for another number of them than
-/// `count` where that is not 0
-template <class Number = double>
-std::vector<Number> numbers_of(std::string const& option, std::string_view text, char separator = ',',
-                               std::size_t count = 0) {
-  std::vector<Number> numbers;
-  bool good = true;
-  for (std::string const& part : split(text, separator)) {
-    const std::optional<Number> number = number_of<Number>(part);
-    good = good && number.has_value();
-    numbers.push_back(number.value_or(Number{}));
-  }
-  if (!good || (count && numbers.size() != count)) {
-    throw std::invalid_argument(option + ": must be " + (count ? std::to_string(count) + " " : "") +
-                                (std::is_integral_v<Number> ? "whole " : "") + "numbers with " +
-                                (separator == ':' ? "colons" : "commas") + " between, got " + in_quotes(text));
-  }
-  return numbers;
 }
 
 namespace strict_detail {

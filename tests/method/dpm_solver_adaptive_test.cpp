@@ -252,6 +252,82 @@ TEST_CASE("two planned steps stitch two networks, and the observer counts what t
   CHECK(AdaptiveDPMSolver{exact, SingleNetwork{}, {.steps = 2}, rule}.plan().calls() == std::vector<int>{3});
 }
 
+TEST_CASE("with carry_step_size a planned step goes on as the one before ended") {
+  const Network network = golden::network(exact, fractional);
+  const SamplingOptions halves{.steps = 2, .spacing = Spacing::list({999, 400}), .final_sigma = FinalSigma::sigma_min};
+  const double true_end = euler_family::exact_end(exact, exact.at(999), exact.at(0), -0.5);
+  for (const bool controlled : {false, true}) {
+    for (const double tolerance : {1e-2, 1e-3, 1e-4}) {
+      std::vector<int> trials;
+      const auto run = [&](bool carry) {
+        trials.clear();
+        AdaptiveDPMSolverUpdate rule{.order = 2, .atol = tolerance, .rtol = tolerance, .carry_step_size = carry};
+        if (controlled) rule.pid = PIDController{};
+        rule.observer = [&](AdaptiveReport const& report) { trials.push_back(report.trials[0]); };
+        const at::Tensor x = AdaptiveDPMSolver{exact, Stitch{.ratio = 0.5}, halves, rule}
+                                 .sample({network, network}, {.initial_noise = golden::start()})
+                                 .images;
+        return std::abs(x.const_data_ptr<double>()[1] - true_end);
+      };
+      const double error_anew = run(false);
+      const std::vector<int> anew = trials;
+      const double error_carried = run(true);
+      INFO(anew[0] << " + " << anew[1] << " trials, error " << error_anew << "; carried " << trials[0] << " + "
+                   << trials[1] << ", error " << error_carried);
+      CHECK(trials[0] == anew[0]);  // the first step has nothing to go on with
+      // The controller lengthens a step by 2.6 times at most; without it the first trial says all.
+      if (controlled) CHECK(trials[1] < anew[1]);
+      CHECK(trials[1] <= anew[1] + 1);
+      CHECK(error_carried < 10 * tolerance);
+    }
+  }
+}
+
+TEST_CASE("the step size that is carried is the run's: forks, retries and each image have their own") {
+  int calls = 0, fails_at = -1;
+  const Network exact_network = golden::network(exact, fractional);
+  const Network network(
+      [&](at::Tensor const& x, at::Tensor const& t) {
+        if (calls++ == fails_at) throw std::runtime_error("once");
+        return exact_network(x, t, {});
+      },
+      fractional);
+  const SamplingOptions thirds{.steps = 3, .spacing = Spacing::list({999, 600, 200})};
+  const AdaptiveDPMSolver sampler{exact, SingleNetwork{}, thirds, {.order = 2, .carry_step_size = true}};
+  const auto finish = [&](Trajectory run) {
+    while (!run.finished()) sampler.advance({network}, run);
+    return run.x;
+  };
+  const Trajectory begun = sampler.begin({network}, {.initial_noise = start(2)});
+  const at::Tensor alone = finish(begun);
+  CHECK_FALSE(alone.equal(AdaptiveDPMSolver{exact, SingleNetwork{}, thirds, {.order = 2}}
+                              .sample({exact_network}, {.initial_noise = start(2)})
+                              .images));
+
+  Trajectory run = begun;
+  sampler.advance({network}, run);
+  using State = AdaptiveDPMSolverUpdate::State;
+  REQUIRE(run.rule_state.find<State>());
+  const std::vector<double> carried = run.rule_state.find<State>()->h;
+  REQUIRE(carried.size() == 2);
+  CHECK(carried[0] != carried[1]);
+  Trajectory fork = run;
+  fork.x = fork.x.mul(3);
+  CHECK_FALSE(finish(fork).equal(alone));
+  CHECK(run.rule_state.find<State>()->h == carried);
+  calls = 0;
+  fails_at = 5;
+  CHECK_THROWS_AS(sampler.advance({network}, run), std::runtime_error);
+  CHECK(run.rule_state.find<State>()->h == carried);
+  CHECK(finish(run).equal(alone));
+
+  // An image ends the same whichever is beside it.
+  for (std::int64_t i = 0; i < 2; ++i) {
+    const at::Tensor one = sampler.sample({exact_network}, {.initial_noise = start(2).narrow(0, i, 1)}).images;
+    CHECK(one.equal(alone.narrow(0, i, 1)));
+  }
+}
+
 TEST_CASE("adaptive DPM-Solver begins at pure noise and ends at x_0, on diffusion and on flow matching") {
   const NoiseSchedule zero_snr = exact.with_zero_terminal_snr(), flow = NoiseSchedule::flow();
   for (auto const& [noise, prediction] : {std::pair{exact, PredictionType::epsilon},

@@ -21,6 +21,13 @@ struct DDIMUpdate {
   /// diffusers (whose use_clipped_model_output this is). No difference where nothing is thresholded.
   bool eps_of_thresholded = true;
 
+  static void options(auto& self, auto const& see) {
+    see("eta", self.eta);
+    see("eps_of_thresholded", self.eps_of_thresholded);
+  }
+
+  std::string name() const { return detail::name_with_options("DDIM", *this); }
+
   void validate() const {
     if (!(eta >= 0 && eta <= 1)) detail::refuse("DDIM", "eta must be in [0, 1]", eta);
   }

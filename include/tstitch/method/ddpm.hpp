@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "../base/contraction.hpp"
@@ -20,6 +21,10 @@ enum class Variance {
   fixed_large,    ///< beta
   learned_range,  ///< between the two as the network says, Nichol and Dhariwal 2021, Eq. 15
 };
+
+constexpr std::array<char const*, 4> names_of(Variance) {
+  return {"automatic", "fixed_small", "fixed_large", "learned_range"};
+}
 
 namespace detail {
 
@@ -71,6 +76,14 @@ struct DDPMUpdate {
   /// Whether beta_t is 1 - alpha_t in float32, as in diffusers, which leaves it three or four digits where steps are
   /// short. For schedules with alpha^2 + sigma^2 = 1.
   bool float32_beta = false;
+
+  static void options(auto& self, auto const& see) {
+    see("variance", self.variance);
+    see("noise_in_last_step", self.noise_in_last_step);
+    see("float32_beta", self.float32_beta);
+  }
+
+  std::string name() const { return detail::name_with_options("DDPM", *this); }
 
   void validate(NetworkInfo const& info) const {
     if (variance == Variance::learned_range && !info.learned_variance) {

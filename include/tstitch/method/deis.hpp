@@ -20,6 +20,13 @@ struct DEISUpdate {
   /// See DPMSolverUpdate; 15 is diffusers' choice.
   int lower_order_final_below = 15;
 
+  static void options(auto& self, auto const& see) {
+    see("order", self.order);
+    see("lower_order_final_below", self.lower_order_final_below);
+  }
+
+  std::string name() const { return detail::name_with_options("DEIS", *this); }
+
   int history() const { return order - 1; }
 
   void validate() const {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <utility>
 #include <vector>
@@ -26,6 +27,13 @@ enum class SolverType {
   midpoint,  ///< as if the prediction at the middle of the step held all along
   heun,      ///< integrates the line through both exactly; dpm_solver's "taylor"
 };
+
+constexpr std::array<char const*, 2> names_of(AlgorithmType) {
+  return {"dpmsolver", "dpmsolver++"};
+}
+constexpr std::array<char const*, 2> names_of(SolverType) {
+  return {"midpoint", "heun"};
+}
 
 /// Multistep DPM-Solver of order 1, 2 ("2M") or 3 ("3M"), and with eta above 0 the stochastic SDE-DPM-Solver++.
 ///
@@ -51,6 +59,18 @@ struct DPMSolverUpdate {
   /// of the second derivative that the formula asks for, so that it converges with order 2; without this it does
   /// with 3.
   bool published_third_order = false;
+
+  static void options(auto& self, auto const& see) {
+    see("order", self.order);
+    see("algorithm_type", self.algorithm_type);
+    see("solver_type", self.solver_type);
+    see("eta", self.eta);
+    see("lower_order_final_below", self.lower_order_final_below);
+    see("euler_at_final", self.euler_at_final);
+    see("published_third_order", self.published_third_order);
+  }
+
+  std::string name() const { return detail::name_with_options("DPMSolver", *this); }
 
   int history() const { return order - 1; }
 

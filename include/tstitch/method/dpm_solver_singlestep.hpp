@@ -6,6 +6,7 @@
 #include <ATen/core/Tensor.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <numeric>
 #include <string>
@@ -29,6 +30,10 @@ enum class SinglestepPattern {
   diffusers,        ///< with no rest, 2, 1 instead of 3 and 1, 1 instead of 2
   keeps_order,      ///< of order 3 with a rest of 1, 2, 2 instead of 3, 1; with no rest the authors' singlestep_fixed
 };
+
+constexpr std::array<char const*, 4> names_of(SinglestepPattern) {
+  return {"dpm_solver", "denoise_to_zero", "diffusers", "keeps_order"};
+}
 
 /// The sizes of a run's groups, which are their orders; they add up to `evaluations`.
 ///
@@ -131,6 +136,16 @@ struct DPMSolverSinglestepUpdate {
   SolverType solver_type_inside = SolverType::heun;
   SinglestepPattern pattern = SinglestepPattern::dpm_solver;
 
+  static void options(auto& self, auto const& see) {
+    see("order", self.order);
+    see("algorithm_type", self.algorithm_type);
+    see("solver_type", self.solver_type);
+    see("solver_type_inside", self.solver_type_inside);
+    see("pattern", self.pattern);
+  }
+
+  std::string name() const { return detail::name_with_options("DPMSolverSinglestep", *this); }
+
   int history() const { return order - 1; }
 
   void validate() const {
@@ -206,6 +221,10 @@ inline Timestep middle_of(NoiseSchedule const& noise, NoiseLevel a, NoiseLevel b
 struct DPMSolver2SAncestralUpdate {
   double eta = 1;  ///< in [0, 1]
 
+  static void options(auto& self, auto const& see) { see("eta", self.eta); }
+
+  std::string name() const { return detail::name_with_options("DPMSolver2SAncestral", *this); }
+
   int evaluations(Step const& step) const {
     return step.from.alpha == 0 || step.to.sigma == 0 || Ancestral::renewed(step.from, step.to, eta) == 1 ? 1 : 2;
   }
@@ -233,6 +252,10 @@ struct DPMSolver2SAncestralUpdate {
 /// A step to x_0, and one that begins at pure noise, is of order 1 with one evaluation.
 struct DPMSolverSDEUpdate {
   double eta = 1;  ///< in [0, 1]
+
+  static void options(auto& self, auto const& see) { see("eta", self.eta); }
+
+  std::string name() const { return detail::name_with_options("DPMSolverSDE", *this); }
 
   int evaluations(Step const& step) const { return step.from.alpha == 0 || step.to.sigma == 0 ? 1 : 2; }
 

@@ -28,6 +28,13 @@ struct Churn {
   double s_tmax = std::numeric_limits<double>::infinity();
   double s_noise = 1;  ///< above 0: factor on the noise that is added
 
+  static void options(auto& self, auto const& see) {
+    see("s_churn", self.s_churn);
+    see("s_tmin", self.s_tmin);
+    see("s_tmax", self.s_tmax);
+    see("s_noise", self.s_noise);
+  }
+
   void validate() const {
     if (!(s_churn >= 0 && std::isfinite(s_churn))) detail::refuse("Churn", "s_churn must be at least 0", s_churn);
     if (!(s_tmin >= 0 && s_tmin <= s_tmax)) detail::refuse("Churn", "s_tmin must be in [0, s_tmax]", s_tmin);
@@ -56,6 +63,10 @@ struct Churn {
 /// for term, and for flow matching it is x + (sigma' - sigma) velocity, so DDIM computes it. What it adds is churn.
 struct EulerUpdate {
   Churn churn = {};
+
+  static void options(auto& self, auto const& see) { Churn::options(self.churn, see); }
+
+  std::string name() const { return detail::name_with_options("Euler", *this); }
 
   void validate() const { churn.validate(); }
 
@@ -107,6 +118,10 @@ struct Ancestral {
 /// these levels.
 struct EulerAncestralUpdate {
   double eta = 1;  ///< in [0, 1]
+
+  static void options(auto& self, auto const& see) { see("eta", self.eta); }
+
+  std::string name() const { return detail::name_with_options("EulerAncestral", *this); }
 
   void validate() const {
     if (!(eta >= 0 && eta <= 1)) detail::refuse("EulerAncestral", "eta must be in [0, 1]", eta);

@@ -19,6 +19,10 @@ namespace tstitch {
 struct HeunUpdate {
   Churn churn = {};
 
+  static void options(auto& self, auto const& see) { Churn::options(self.churn, see); }
+
+  std::string name() const { return detail::name_with_options("Heun", *this); }
+
   int evaluations(Step const& step) const { return single_evaluation(step) ? 1 : 2; }
 
   void validate() const { churn.validate(); }
@@ -43,6 +47,14 @@ struct DPM2Update {
   double eta = 0;  ///< in [0, 1]
   Churn churn = {};
   TimeOfSigma time_of_middle = TimeOfSigma::exact;  ///< what the network is told there; diffusers: interpolated
+
+  static void options(auto& self, auto const& see) {
+    see("eta", self.eta);
+    Churn::options(self.churn, see);
+    see("time_of_middle", self.time_of_middle);
+  }
+
+  std::string name() const { return detail::name_with_options("DPM2", *this); }
 
   int evaluations(Step const& step) const {
     return single_evaluation(step) || Ancestral::renewed(step.from, step.to, eta) == 1 ? 1 : 2;

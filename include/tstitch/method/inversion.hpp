@@ -22,13 +22,23 @@ namespace tstitch {
 /// image, speeds it up. Steps from pure noise have sigma(from) / sigma(to) instead. How much comes back depends
 /// on how smooth the networks are: where it is too little, take more iterations or more steps.
 ///
-/// Rules that draw noise are refused when they do. Thresholding loses what it cuts off.
+/// Rules that draw noise are refused when they do. A rule with State has State{} in each of its steps. Thresholding
+/// loses what it cuts off.
 template <class Rule>
 struct InversionUpdate {
   Rule rule = {};      ///< without history
   int iterations = 3;  ///< in [1, 10000]
 
   static constexpr Direction direction = Direction::to_noise;
+
+  static void options(auto& self, auto const& see) { see("iterations", self.iterations); }
+
+  /// "Inversion of DDIM (eta 0.5) (iterations 5)"
+  std::string name() const {
+    const detail::RuleView view = detail::view_of(rule);
+    const std::string inner = view.name(view.rule);
+    return detail::name_with_options("Inversion" + (inner.empty() ? "" : " of " + inner), *this, {rule});
+  }
 
   int evaluations(Step const& step) const {
     const int guess = has_slope(step) ? detail::evaluations_of(rule, reversed(step)) : 0;
@@ -88,7 +98,10 @@ struct InversionUpdate {
     const auto no_noise = [](int draw) -> at::Tensor {
       detail::refuse("Inversion", "needs a rule without noise", "draw " + std::to_string(draw));
     };
-    return rule(StepInput{step, x, in.history, in.noise_schedule, in.denoise, in.denoise_each, no_noise});
+    Memory state;
+    const StepInput input{step, x, in.history, in.noise_schedule, in.denoise, in.denoise_each, no_noise};
+    const detail::RuleView view = detail::view_of(rule);
+    return view.step(view.rule, input, state);
   }
 };
 

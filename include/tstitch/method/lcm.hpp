@@ -23,6 +23,13 @@ struct LCMUpdate {
   double timestep_scaling = 10;  ///< above 0
   double sigma_data = 0.5;       ///< above 0, the standard deviation of the data
 
+  static void options(auto& self, auto const& see) {
+    see("timestep_scaling", self.timestep_scaling);
+    see("sigma_data", self.sigma_data);
+  }
+
+  std::string name() const { return detail::name_with_options("LCM", *this); }
+
   void validate() const {
     if (!(timestep_scaling > 0 && std::isfinite(timestep_scaling))) {
       detail::refuse("LCM", "timestep_scaling must be above 0", timestep_scaling);

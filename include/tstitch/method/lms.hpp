@@ -45,6 +45,10 @@ inline std::vector<double> adams_bashforth_weights(std::span<const double> nodes
 struct LMSUpdate {
   int order = 4;  ///< 1 to 8; 1 is Euler's method, the higher, the shorter the steps at which it is stable
 
+  static void options(auto& self, auto const& see) { see("order", self.order); }
+
+  std::string name() const { return detail::name_with_options("LMS", *this); }
+
   int history() const { return order - 1; }
 
   void validate() const {

@@ -22,6 +22,10 @@ enum class PNDMStart {
   runge_kutta,     ///< three steps with 4 evaluations, the paper's F-PNDM
 };
 
+constexpr std::array<char const*, 2> names_of(PNDMStart) {
+  return {"improved_euler", "runge_kutta"};
+}
+
 /// Pseudo linear multistep (section 3.3 there): the noise predictions of four steps, combined with the weights of the
 /// Adams-Bashforth method for even steps, take the place of eps in DDIM's step, their phi. Of order 2 whatever the
 /// weights, because they take no account of how s goes with t.
@@ -31,6 +35,10 @@ enum class PNDMStart {
 /// terminal SNR), is DDIM's.
 struct PNDMUpdate {
   PNDMStart start = PNDMStart::improved_euler;
+
+  static void options(auto& self, auto const& see) { see("start", self.start); }
+
+  std::string name() const { return detail::name_with_options("PNDM", *this); }
 
   int history() const { return 3; }
 

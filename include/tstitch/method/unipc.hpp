@@ -4,6 +4,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <span>
 #include <vector>
@@ -22,6 +23,10 @@ enum class UniPCVariant {
   bh1,  ///< B(h) = h
   bh2,  ///< B(h) = exp(h) - 1
 };
+
+constexpr std::array<char const*, 2> names_of(UniPCVariant) {
+  return {"bh1", "bh2"};
+}
 
 /// The predictor UniP (section 3.2) takes the step from the predictions of this and of earlier steps; when the next
 /// step has asked the network where that led, the corrector UniC (section 3.1) puts this newest prediction to use and
@@ -47,6 +52,17 @@ struct UniPCUpdate {
   /// disable_corrector, which lists the steps before this).
   int corrector_from = 0;
   bool lower_order_final = true;  ///< lowers the order of the last steps (2, then 1), which is more stable
+
+  static void options(auto& self, auto const& see) {
+    see("order", self.order);
+    see("variant", self.variant);
+    see("predict_x_0", self.predict_x_0);
+    see("corrector", self.corrector);
+    see("corrector_from", self.corrector_from);
+    see("lower_order_final", self.lower_order_final);
+  }
+
+  std::string name() const { return detail::name_with_options("UniPC", *this); }
 
   int history() const { return corrector ? order : order - 1; }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <functional>
 #include <numeric>
@@ -36,6 +37,10 @@ enum class TimeOfSigma {
   nearest,       ///< that, rounded, ties to even: diffusers' Karras and lu_lambdas
   truncated,     ///< that, cut off: diffusers' exponential and beta
 };
+
+constexpr std::array<char const*, 4> names_of(TimeOfSigma) {
+  return {"exact", "interpolated", "nearest", "truncated"};
+}
 
 /// The t of this lambda.
 inline double time_of(NoiseSchedule const& noise, double lambda, TimeOfSigma time) {

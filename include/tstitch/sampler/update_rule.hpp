@@ -14,6 +14,7 @@
 
 #include "../base/error.hpp"
 #include "../base/member_name.hpp"
+#include "../base/options.hpp"
 #include "../model/denoiser.hpp"
 #include "../plan/step.hpp"
 
@@ -154,9 +155,8 @@ struct RuleView {
   bool keeps_state;
 };
 
-/// @throws std::invalid_argument for a negative history
 template <class Rule>
-RuleView view_of(Rule const& rule) {
+RuleView view_of_itself(Rule const& rule) {
   RuleView view{};
   view.rule = &rule;
   view.step = [](void const* it, StepInput const& in, [[maybe_unused]] Memory& memory) -> at::Tensor {
@@ -185,6 +185,22 @@ RuleView view_of(Rule const& rule) {
   if constexpr (requires { Rule::long_steps; }) view.long_steps = Rule::long_steps;
   view.keeps_state = KeepsState<Rule>;
   return view;
+}
+
+/// A rule that stands for another one, which is known at run time.
+template <class Rule>
+concept ViewsRule = requires(Rule const& rule) {
+  { rule.view() } -> std::same_as<RuleView>;
+};
+
+/// @throws std::invalid_argument for a negative history
+template <class Rule>
+RuleView view_of(Rule const& rule) {
+  if constexpr (ViewsRule<Rule>) {
+    return rule.view();
+  } else {
+    return view_of_itself(rule);
+  }
 }
 
 }  // namespace detail
