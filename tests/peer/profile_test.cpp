@@ -1,6 +1,8 @@
 // Every profile beside the program it is named after: whole trajectories, timestep lists, routing, random numbers.
 
-#include <tstitch/peer/profile.hpp>
+#include <tstitch/peer/by_name.hpp>
+
+#include <set>
 
 #include "../golden.hpp"
 
@@ -332,11 +334,11 @@ TEST_CASE("routing rules of T-Stitch's code give its counts, on the round ratios
   };
   const auto dit = [&](int steps, double ratio) {
     const auto profile = profile::dit(linear, steps);
-    return calls(profile, profile.routing(ratio));
+    return calls(profile, routing_of(profile, ratio));
   };
   const auto latent_diffusion = [&](int steps, double ratio) {
     const auto profile = profile::latent_diffusion(linear, steps);
-    return calls(profile, profile.routing(ratio));
+    return calls(profile, routing_of(profile, ratio));
   };
   const auto by_index = [&](auto const& rule, int steps) { return calls(profile::dit(linear, steps), rule); };
   for (int steps : {50, 100}) {
@@ -371,6 +373,89 @@ TEST_CASE("routing rules of T-Stitch's code give its counts, on the round ratios
   CHECK(message_of<std::invalid_argument>([] {
           make_sampler(profile::dit(linear, 10), routing::DiTFractions{{0.3, 0.3}});
         }).starts_with("tstitch::routing::DiTFractions: fractions must reach 1 - t / T at t = 333, got 0.6"));
+}
+
+TEST_CASE("a profile gives its routing, its guided channels and its noise, too") {
+  const auto dit = profile::dit(linear, 25);
+  CHECK(make_sampler(dit, 0.5).plan().calls() == std::vector<int>{13, 12});
+  CHECK(make_sampler(dit, Stitch{0.5}).plan().calls() == std::vector<int>{12, 13});
+  CHECK(make_sampler(profile::diffusers_lcm(linear, 5), 0.5).plan().calls() == std::vector<int>{3, 2});
+  // T-Stitch's code has no rule for these, so that they have the library's.
+  CHECK(make_sampler(profile::recommended(linear, 25), 0.5).plan().calls() == std::vector<int>{12, 13});
+  CHECK(make_sampler(profile::recommended(linear, 25), 1).plan().calls() == std::vector<int>{25});
+  // Of a schedule of other than 1000 timesteps, too.
+  const auto short_dit = profile::dit(NoiseSchedule::linear(100), 10);
+  CHECK(make_sampler(short_dit, 0.5).plan().calls() == std::vector<int>{5, 5});
+  CHECK(message_of<std::invalid_argument>([&] { make_sampler(dit, 1.5); }) ==
+        "tstitch::routing::DiT: ratio must be in [0, 1], got 1.5");
+
+  Request request{.count = 2, .seed = 5, .guidance = {.scale = 2, .end = 0.5}, .shape = {4, 2, 2}};
+  const Request applied = apply(dit, request);
+  CHECK(applied.guidance.channels == 3);
+  CHECK(applied.guidance.scale.values() == request.guidance.scale.values());
+  CHECK(applied.guidance.end == 0.5);
+  CHECK(apply(profile::recommended(linear, 5), applied).guidance.channels == 0);
+  const auto numbers = [](Request const& of, NoiseAddress address) {
+    return of.noise_source({1, 2}, address, {4, 2, 2}, at::kFloat);
+  };
+  for (NoiseAddress const address : {NoiseAddress::initial(), NoiseAddress::of_step(0), NoiseAddress::of_step(3)}) {
+    CHECK(numbers(applied, address).equal(numbers(request, address)));
+    CHECK(numbers(apply(dit, request, 7), address)
+              .equal(TorchNoise(7, {.rows_per_image = 2})({1, 2}, address, {4, 2, 2}, at::kFloat)));
+  }
+}
+
+TEST_CASE("profiles by name are the profiles") {
+  const auto same = [](std::string const& name, auto const& profile) {
+    const AnyProfile named = profile_by_name(name, linear, 10);
+    INFO(name);
+    const auto plan = [](auto const& of) { return to_string(make_sampler(of, 0.33).plan()); };
+    CHECK(plan(named) == plan(profile));
+    CHECK(named.guidance_channels == profile.guidance_channels);
+    CHECK(named.noise_order.rows_per_image == profile.noise_order.rows_per_image);
+    CHECK(named.grid.include_last == profile.grid.include_last);
+    CHECK(named.grid.round == profile.grid.round);
+    CHECK(named.routing == profile.routing);
+    CHECK(named.options.previous_timestep == profile.options.previous_timestep);
+  };
+  same("recommended", profile::recommended(linear, 10));
+  same("dit", profile::dit(linear, 10));
+  same("dit-ddim", profile::dit_ddim(linear, 10));
+  same("diffusers-ddpm", profile::diffusers_ddpm(linear, 10));
+  same("diffusers-ddim", profile::diffusers_ddim(linear, 10));
+  same("diffusers-dpmpp", profile::diffusers_dpmpp(linear, 10));
+  same("diffusers-pndm", profile::diffusers_pndm(linear, 10));
+  same("diffusers-lcm", profile::diffusers_lcm(linear, 10));
+  same("dpm-solver", profile::dpm_solver(linear, 10));
+  same("k-diffusion", profile::k_diffusion(linear, 10));
+  same("latent-diffusion", profile::latent_diffusion(linear, 10));
+  std::set<std::string> plans;
+  for (NamedProfile const& each : profiles()) {
+    CHECK_FALSE(each.help.empty());
+    plans.insert(to_string(make_sampler(each.make(linear, 10), 0.33).plan()));
+  }
+  CHECK(plans.size() == profiles().size());
+  CHECK(profiles().size() == 11);
+  CHECK(message_of<std::invalid_argument>([] { profile_by_name("dpm", linear, 10); }) ==
+        "tstitch::profile_by_name: name must be one of recommended, dit, dit-ddim, diffusers-ddpm, diffusers-ddim, "
+        "diffusers-dpmpp, diffusers-pndm, diffusers-lcm, dpm-solver, k-diffusion, latent-diffusion, got 'dpm'");
+}
+
+TEST_CASE("the routings of T-Stitch's code by name are the rules") {
+  const auto plan = [](AnyModelSchedule const& schedule) {
+    return to_string(make_sampler(profile::dit(linear, 25), schedule).plan());
+  };
+  const auto named = [&](std::string const& name, RoutingOptions const& options) {
+    return plan(model_schedule(name, options, routing::named()));
+  };
+  CHECK(named("dit", {.ratio = 0.5}) == plan(routing::DiT{0.5}));
+  CHECK(named("dit", {.ratio = 0.5, .num_train_timesteps = 1500}) == plan(routing::DiT{0.5, 1500}));
+  CHECK(named("dit", {.fractions = {0.3, 0.7}}) == plan(routing::DiTFractions{{0.3, 0.7}}));
+  CHECK(named("stable-diffusion", {.ratio = 0.5}) == plan(routing::StableDiffusion{0.5}));
+  CHECK(named("latent-diffusion", {.ratio = 0.5}) == plan(routing::LatentDiffusion{0.5}));
+  CHECK(named("latent-consistency", {.ratio = 0.5}) == plan(routing::LatentConsistency{0.5}));
+  CHECK(named("large-first", {.ratio = 0.3}) == plan(LargeFirst{0.3}));  // those of the library, too
+  CHECK(routing::named().size() == routings().size() + 4);
 }
 
 TEST_CASE("TorchNoise gives what a Python program draws after manual_seed") {

@@ -6,11 +6,18 @@
 ///
 ///     const auto profile = tstitch::profile::diffusers_dpmpp(network.noise_schedule(), 20);
 ///     const auto sampler = tstitch::make_sampler(profile, tstitch::Stitch{.ratio = 0.4});
+///     const auto samples = sampler.sample(networks, tstitch::apply(profile, request));
+///
+/// `make_sampler(profile, 0.4)` routes as T-Stitch's code does under that program, and `apply(profile, request, seed)`
+/// draws the random numbers that the program draws.
 ///
 /// Profiles are for reproducing. Where a program has a fault (diffusers' DDIM steps to a timestep that the list does
 /// not have), its profile has it too, and says so.
 #pragma once
 
+#include <cstdint>
+#include <string>
+#include <type_traits>
 #include <utility>
 
 #include "../method/ddim.hpp"
@@ -34,35 +41,51 @@ struct Profile {
   NoiseOrder noise_order = {};  ///< for TorchNoise
   /// How the program lays even timesteps: its "leading" is Spacing::leading(offset, grid), its "linspace" that of it.
   Grid grid = {};
-  AnyModelSchedule (*routing)(double ratio) = nullptr;  ///< how T-Stitch's code routes under it; null: it has none
+  std::string routing = {};  ///< how T-Stitch's code routes under it, a name of routing::named(); empty: not at all
 };
 
 /// A sampler that does what the profile says under any model schedule.
 template <class Rule, class Schedule>
-Sampler<Rule, Schedule> make_sampler(Profile<Rule> const& profile, Schedule model_schedule) {
+requires(!std::is_arithmetic_v<Schedule>) Sampler<Rule, Schedule> make_sampler(Profile<Rule> const& profile,
+                                                                               Schedule model_schedule) {
   return Sampler<Rule, Schedule>(profile.noise_schedule, std::move(model_schedule), profile.options, profile.rule);
+}
+
+/// How the profile routes: as T-Stitch's code does under the program, or as Stitch where it has none for it.
+/// @param ratio in [0, 1], share of the steps for the first of two networks
+template <class Rule>
+AnyModelSchedule routing_of(Profile<Rule> const& profile, double ratio) {
+  return model_schedule(profile.routing.empty() ? "stitch" : profile.routing,
+                        {.ratio = ratio, .num_train_timesteps = profile.noise_schedule.num_train_timesteps()},
+                        routing::named());
+}
+
+/// A sampler that does what the profile says, and routes as it does.
+/// @param ratio in [0, 1], share of the steps for the first of two networks
+template <class Rule>
+Sampler<Rule, AnyModelSchedule> make_sampler(Profile<Rule> const& profile, double ratio) {
+  return make_sampler(profile, routing_of(profile, ratio));
+}
+
+/// The request with the profile's part of it: the channels that the program guides.
+template <class Rule>
+Request apply(Profile<Rule> const& profile, Request request) {
+  request.guidance.channels = profile.guidance_channels;
+  return request;
+}
+
+/// The same with the random numbers that the program draws after `torch.manual_seed(torch_seed)` on the CPU. They are
+/// for one batch, see TorchNoise; the seeds of images make no difference.
+template <class Rule>
+Request apply(Profile<Rule> const& profile, Request request, std::uint64_t torch_seed) {
+  request = apply(profile, std::move(request));
+  request.noise_source = TorchNoise(torch_seed, profile.noise_order);
+  return request;
 }
 
 /// @param trained the schedule that the network was trained with
 /// @param steps what the program would be asked for
 namespace profile {
-
-namespace detail {
-
-inline AnyModelSchedule route_dit(double ratio) {
-  return routing::DiT{ratio};
-}
-inline AnyModelSchedule route_latent_diffusion(double ratio) {
-  return routing::LatentDiffusion{ratio};
-}
-inline AnyModelSchedule route_stable_diffusion(double ratio) {
-  return routing::StableDiffusion{ratio};
-}
-inline AnyModelSchedule route_latent_consistency(double ratio) {
-  return routing::LatentConsistency{ratio};
-}
-
-}  // namespace detail
 
 /// What this library recommends for 5 to 30 steps: UniPC of order 2 on the predicted x_0, to x_0, on whole timesteps
 /// that are denser at both ends, most where there is little noise. Its error is the smallest of all profiles here on a
@@ -82,7 +105,7 @@ inline Profile<DDPMUpdate> dit(NoiseSchedule const& trained, int steps) {
           .options = {.steps = steps, .spacing = Spacing::sections(), .thresholding = Thresholding::none()},
           .guidance_channels = 3,
           .noise_order = {.rows_per_image = 2},
-          .routing = detail::route_dit};
+          .routing = "dit"};
 }
 
 /// The same code's DDIM.
@@ -97,7 +120,7 @@ inline Profile<DDPMUpdate> diffusers_ddpm(NoiseSchedule const& trained, int step
   return {.noise_schedule = trained.in_float32(),
           .options = {.steps = steps, .spacing = Spacing::leading(), .thresholding = Thresholding::clip()},
           .rule = {.variance = Variance::fixed_small, .noise_in_last_step = true, .float32_beta = true},
-          .routing = detail::route_stable_diffusion};
+          .routing = "stable-diffusion"};
 }
 
 /// diffusers' DDIMScheduler as it comes: x_0 clipped, eps the network's own. Steps lead to t - floor(T / N), which
@@ -109,7 +132,7 @@ inline Profile<DDIMUpdate> diffusers_ddim(NoiseSchedule const& trained, int step
                       .thresholding = Thresholding::clip(),
                       .previous_timestep = PreviousTimestep::by_stride},
           .rule = {.eps_of_thresholded = false},
-          .routing = detail::route_stable_diffusion};
+          .routing = "stable-diffusion"};
 }
 
 /// diffusers' DPMSolverMultistepScheduler as it comes: DPM-Solver++(2M), to x_0.
@@ -120,7 +143,7 @@ inline Profile<DPMSolverUpdate> diffusers_dpmpp(NoiseSchedule const& trained, in
                       .thresholding = Thresholding::none()},
           .rule = {.published_third_order = true},
           .grid = {.include_last = false},
-          .routing = detail::route_stable_diffusion};
+          .routing = "stable-diffusion"};
 }
 
 /// diffusers' PNDMScheduler as Stable Diffusion's folders configure it: PLMS, timesteps that end at 1, to the noise
@@ -131,14 +154,14 @@ inline Profile<PNDMUpdate> diffusers_pndm(NoiseSchedule const& trained, int step
                       .spacing = Spacing::leading(1),
                       .final_sigma = FinalSigma::sigma_min,
                       .thresholding = Thresholding::none()},
-          .routing = detail::route_stable_diffusion};
+          .routing = "stable-diffusion"};
 }
 
 /// diffusers' LCMScheduler as it comes, for latent consistency models.
 inline Profile<LCMUpdate> diffusers_lcm(NoiseSchedule const& trained, int steps) {
   return {.noise_schedule = trained.in_float32(),
           .options = {.steps = steps, .spacing = lcm_timesteps(), .thresholding = Thresholding::none()},
-          .routing = detail::route_latent_consistency};
+          .routing = "latent-consistency"};
 }
 
 /// The authors' dpm_solver_pytorch, method="multistep", order 2, skip_type="time_uniform". It ends at the noise level
@@ -178,7 +201,7 @@ inline Profile<DDIMUpdate> latent_diffusion(NoiseSchedule const& trained, int st
                       .final_sigma = FinalSigma::sigma_min,
                       .thresholding = Thresholding::none()},
           .rule = {.eta = eta},
-          .routing = detail::route_latent_diffusion};
+          .routing = "latent-diffusion"};
 }
 
 }  // namespace profile

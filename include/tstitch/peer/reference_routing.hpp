@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "../base/contraction.hpp"
-#include "../plan/model_schedule.hpp"
+#include "../plan/by_name.hpp"
 
 TSTITCH_NO_CONTRACTION
 
@@ -102,6 +102,37 @@ struct LatentConsistency {
     return ratio == 1 || double(step.index) / step.count <= ratio ? 0 : 1;
   }
 };
+
+/// By name: those of plan/ and, behind them, these.
+inline std::vector<NamedRouting> const& named() {
+  using Options = RoutingOptions;
+  static const std::vector<NamedRouting> list = [] {
+    std::vector<NamedRouting> all = routings();
+    const std::vector<NamedRouting> published{
+        {.name = "dit",
+         .help = "as T-Stitch's code for DiT",
+         .takes_fractions = true,
+         .make = [](Options const& options) -> AnyModelSchedule {
+           if (!options.fractions.empty()) return DiTFractions{options.fractions, options.num_train_timesteps};
+           return DiT{options.ratio, options.num_train_timesteps};
+         }},
+        {.name = "stable-diffusion",
+         .help = "as its code for Stable Diffusion",
+         .make = [](Options const& options) -> AnyModelSchedule { return StableDiffusion{options.ratio}; }},
+        {.name = "latent-diffusion",
+         .help = "as its code for latent diffusion",
+         .make = [](Options const& options) -> AnyModelSchedule {
+           return LatentDiffusion{options.ratio, options.num_train_timesteps};
+         }},
+        {.name = "latent-consistency",
+         .help = "as its code for latent consistency models",
+         .make = [](Options const& options) -> AnyModelSchedule { return LatentConsistency{options.ratio}; }},
+    };
+    all.insert(all.end(), published.begin(), published.end());
+    return all;
+  }();
+  return list;
+}
 
 }  // namespace tstitch::routing
 

@@ -1,0 +1,111 @@
+// Spacings and model schedules by name: each is what its table says, and what is none is refused with all that are.
+
+#include <tstitch/plan/by_name.hpp>
+#include <tstitch/plan/plan.hpp>
+
+#include <set>
+
+#include "../catch.hpp"
+
+using namespace tstitch;
+
+namespace {
+
+const NoiseSchedule linear = NoiseSchedule::linear(), flow = NoiseSchedule::flow();
+
+std::string plan_of(Spacing const& spacing, AnyModelSchedule const& schedule = SingleNetwork{}) {
+  const bool shifts = spacing.name() == "shifted";
+  return to_string(make_plan(shifts ? flow : linear, 10, spacing, FinalSigma::zero, schedule));
+}
+
+std::string plan_of(AnyModelSchedule const& schedule) {
+  return plan_of(Spacing::linspace(), schedule);
+}
+
+/// What is said to who asks for it.
+std::string refusal(auto action) {
+  return message_of<std::invalid_argument>(action);
+}
+
+}  // namespace
+
+TEST_CASE("spacings by name are those of the class") {
+  const std::vector<std::pair<std::string, Spacing>> expected{
+      {"leading", Spacing::leading()},
+      {"linspace", Spacing::linspace()},
+      {"trailing", Spacing::trailing()},
+      {"ddim", Spacing::ddim_stride()},
+      {"logsnr", Spacing::uniform_logsnr()},
+      {"karras", Spacing::karras()},
+      {"quadratic", Spacing::quadratic({.include_last = false, .round = true})},
+      {"beta", Spacing::beta(0.6, 0.8, {.include_last = false, .round = true})},
+      {"sections:4,6", Spacing::sections({4, 6})},
+      {"shifted", Spacing::shifted()},
+      {"shifted:3", Spacing::shifted(3)},
+      {"999,900,800,700,600,500,400,300,200,100.5",
+       Spacing::list({999, 900, 800, 700, 600, 500, 400, 300, 200, 100.5})},
+  };
+  std::set<std::string> plans, names;
+  for (auto const& [text, spacing] : expected) {
+    INFO(text);
+    CHECK(plan_of(spacing_by_name(text)) == plan_of(spacing));
+    plans.insert(plan_of(spacing));
+    names.insert(text.substr(0, text.find(':')));
+  }
+  CHECK(plans.size() == expected.size());  // no two are the same
+  for (NamedSpacing const& each : spacings()) {
+    CHECK(names.contains(each.name));
+    CHECK_FALSE(each.help.empty());
+  }
+}
+
+TEST_CASE("what is no spacing is refused with all that are") {
+  const std::string all =
+      "tstitch::spacing_by_name: must be leading, linspace, trailing, ddim, logsnr, karras, "
+      "quadratic, beta, sections:N,N,..., shifted, shifted:S or a list of timesteps, got ";
+  for (char const* text : {"even", "", "sections", "leading:3", "Karras"}) {
+    CHECK(refusal([&] { spacing_by_name(text); }) == all + "'" + text + "'");
+  }
+  CHECK(refusal([] { spacing_by_name("shifted:3:4", "--spacing"); }) ==
+        "--spacing: must be a finite number, got '3:4'");
+  CHECK(refusal([] { spacing_by_name("sections:2.5"); }) ==
+        "tstitch::spacing_by_name: sections: must be whole numbers with commas between, got '2.5'");
+  CHECK(refusal([] { spacing_by_name("sections:-1,3"); }) ==
+        "tstitch::spacing_by_name: sections: must be in [0, 1000000], got 'sections:-1,3'");
+  CHECK(refusal([] { spacing_by_name("9,,1"); }) ==
+        "tstitch::spacing_by_name: must be numbers with commas between, got '9,,1'");
+}
+
+TEST_CASE("model schedules by name are those of the classes") {
+  CHECK(plan_of(model_schedule("stitch", {.ratio = 0.3})) == plan_of(Stitch{0.3}));
+  CHECK(plan_of(model_schedule("stitch", {.fractions = {0.2, 0.3, 0.5}})) == plan_of(Fractions{{0.2, 0.3, 0.5}}));
+  CHECK(plan_of(model_schedule("large-first", {.ratio = 0.3})) == plan_of(LargeFirst{0.3}));
+  CHECK(plan_of(model_schedule("interleaved", {.ratio = 0.3})) == plan_of(Interleaved{0.3}));
+  CHECK(plan_of(model_schedule("falling", {.ratio = 0.3, .seed = 5})) == plan_of(FallingProbability{0.3, 5}));
+  CHECK(plan_of(model_schedule("timestep:800,200")) == plan_of(ByTimestep{{800, 200}}));
+  CHECK(plan_of(model_schedule("logsnr:-3,2.5")) == plan_of(ByLogSnr{{-3, 2.5}}));
+  std::set<std::string> names;
+  for (NamedRouting const& each : routings()) {
+    CHECK(names.insert(each.name).second);
+    CHECK_FALSE(each.help.empty());
+    CHECK(each.make);
+  }
+}
+
+TEST_CASE("what is no model schedule is refused with all that are") {
+  const std::string all =
+      "tstitch::model_schedule: must be one of stitch, large-first, interleaved, falling, "
+      "timestep:T,..., logsnr:L,..., got ";
+  for (char const* text : {"random", "", "timestep", "stitch:3", "dit"}) {
+    CHECK(refusal([&] { model_schedule(text); }) == all + "'" + text + "'");
+  }
+  CHECK(refusal([] { model_schedule("timestep:600.5"); }) ==
+        "tstitch::model_schedule: timestep: must be whole numbers with commas between, got '600.5'");
+  CHECK(refusal([] { model_schedule("logsnr:inf"); }) ==
+        "tstitch::model_schedule: logsnr: must be numbers with commas between, got 'inf'");
+  CHECK(refusal([] {
+          model_schedule("falling", {.fractions = {0.5, 0.5}});
+        }) == "tstitch::model_schedule: fractions are for schedules that take them, got falling");
+  CHECK(refusal([] { plan_of(model_schedule("stitch", {.ratio = 2})); }) ==
+        "tstitch::Stitch: ratio must be in [0, 1], got 2");
+}
