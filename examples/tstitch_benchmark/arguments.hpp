@@ -2,6 +2,9 @@
 /// The command line of tstitch_benchmark.
 #pragma once
 
+#include <tstitch/method/by_name.hpp>
+#include <tstitch/plan/by_name.hpp>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdint>
@@ -50,7 +53,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
       "Figures are medians after a warm-up. Without arguments: the bundled pair.",
       "tstitch_benchmark"};
   char const* group = "";
-  const auto option = [&](char const* name, auto& value, char const* help) {
+  const auto option = [&](char const* name, auto& value, std::string const& help) {
     return strict(app.add_option(name, value, help)->group(group), value);
   };
   group = "Cells (comma-separated lists; every combination is measured)";
@@ -75,14 +78,14 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
       ->default_str("auto");
 
   group = "Trajectories";
-  one_of(option("--sampler", arguments.sampler, "update rule: ddim, ddpm or dpm-solver++")
+  const std::vector<std::string> samplers = names_in(tstitch::update_rules());
+  one_of(option("--sampler", arguments.sampler, "update rule: " + joined(samplers))
              ->type_name("NAME")
              ->capture_default_str(),
-         {"ddim", "ddpm", "dpm-solver++"});
-  one_of(option("--spacing", arguments.spacing,
-                "of the timesteps: leading, linspace, trailing or shifted [linspace; shifted for flow matching]")
-             ->type_name("NAME"),
-         {"leading", "linspace", "trailing", "shifted"});
+         samplers);
+  option("--spacing", arguments.spacing,
+         "of the timesteps: " + tstitch::spacings_text() + " [linspace; shifted for flow matching]")
+      ->type_name("NAME");
   option("--steps", arguments.steps, "steps of a trajectory [100 on a GPU, 10 on the CPU]")
       ->check(in_range(1, 1'000'000));
   option("--guidance", arguments.guidance, "classifier-free guidance scale; 1 is without [1.5]");

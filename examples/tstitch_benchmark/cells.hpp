@@ -2,9 +2,8 @@
 /// What is measured: networks, single forward passes, stitched trajectories.
 #pragma once
 
-#include <tstitch/method/ddim.hpp>
-#include <tstitch/method/ddpm.hpp>
-#include <tstitch/method/dpm_solver.hpp>
+#include <tstitch/method/by_name.hpp>
+#include <tstitch/plan/by_name.hpp>
 
 #include <cmath>
 #include <cstddef>
@@ -58,21 +57,15 @@ inline Run make_run(Arguments const& arguments, std::vector<tstitch::Network> co
   tstitch::NoiseSchedule const& noise = networks.back().noise_schedule();
   std::string spacing = arguments.spacing;
   if (spacing.empty()) spacing = noise.is_flow() ? "shifted" : "linspace";
-  const tstitch::SamplingOptions options{.steps = arguments.steps,
-                                         .spacing = spacing == "leading"    ? tstitch::Spacing::leading()
-                                                    : spacing == "trailing" ? tstitch::Spacing::trailing()
-                                                    : spacing == "shifted"  ? tstitch::Spacing::shifted()
-                                                                            : tstitch::Spacing::linspace()};
-  const auto with = [&](auto rule) {
-    const tstitch::Sampler sampler{noise, tstitch::Stitch{ratio}, options, std::move(rule)};
-    return Run{ratio, sampler.plan().calls(networks.size()),
-               [sampler](std::vector<tstitch::Network> const& which, tstitch::Request const& request) {
-                 return sampler.sample(which, request).images;
-               }};
-  };
-  if (arguments.sampler == "ddpm") return with(tstitch::DDPMUpdate{});
-  if (arguments.sampler == "dpm-solver++") return with(tstitch::DPMSolverUpdate{});
-  return with(tstitch::DDIMUpdate{});
+  const tstitch::AnySampler sampler{
+      noise,
+      tstitch::Stitch{ratio},
+      {.steps = arguments.steps, .spacing = tstitch::spacing_by_name(spacing, "--spacing")},
+      tstitch::update_rule(arguments.sampler)};
+  return {ratio, sampler.plan().calls(networks.size()),
+          [sampler](std::vector<tstitch::Network> const& which, tstitch::Request const& request) {
+            return sampler.sample(which, request).images;
+          }};
 }
 
 /// One network asked again and again for the same: as many rows as a step of a trajectory asks for.

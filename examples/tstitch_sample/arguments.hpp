@@ -2,11 +2,12 @@
 /// The command line of tstitch_sample.
 #pragma once
 
-#include <tstitch/plan/plan.hpp>
+#include <tstitch/method/by_name.hpp>
+#include <tstitch/peer/by_name.hpp>
+#include <tstitch/plan/by_name.hpp>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <cctype>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -34,7 +35,7 @@ struct Arguments {
   std::string spacing;  ///< empty: linspace, or shifted for flow matching
   std::vector<double> timesteps;
   std::vector<double> sigmas;
-  double eta = 0;
+  std::optional<double> eta;    ///< not given: the sampler's own
   bool sampling_given = false;  ///< any of these
   bool steps_given = false;
 
@@ -63,27 +64,32 @@ struct Arguments {
   bool quiet = false;
 };
 
-/// Which samplers --order and --eta are for.
-inline bool has_order(std::string const& sampler) {
-  return sampler.starts_with("dpm-solver") || sampler == "unipc" || sampler == "deis" || sampler == "lms";
-}
-inline bool has_eta(std::string const& sampler) {
-  return sampler == "ddim" || sampler == "dpm-solver++";
-}
-
-inline std::vector<std::string> const& profile_names() {
-  static const std::vector<std::string> names{
-      "recommended",    "dit",           "dit-ddim",   "diffusers-ddpm", "diffusers-ddim",  "diffusers-dpmpp",
-      "diffusers-pndm", "diffusers-lcm", "dpm-solver", "k-diffusion",    "latent-diffusion"};
+/// The samplers that take an option, as `--order` and `--eta` are for.
+inline std::vector<std::string> samplers_with(std::string const& option) {
+  std::vector<std::string> names;
+  for (tstitch::NamedRule const& rule : tstitch::update_rules()) {
+    if (rule.option(option)) names.push_back(rule.name);
+  }
   return names;
 }
 
-/// The --routing that the code which came with T-Stitch has where a profile leads; empty: it has none.
-inline std::string published_routing(std::string const& profile) {
-  if (profile == "dit" || profile == "dit-ddim") return "dit";
-  if (profile == "latent-diffusion") return "latent-diffusion";
-  if (profile == "diffusers-lcm") return "latent-consistency";
-  return profile.starts_with("diffusers-") ? "stable-diffusion" : "";
+/// Whether the sampler that the arguments name takes an option.
+inline bool takes(Arguments const& arguments, std::string const& option) {
+  return tstitch::find_update_rule(arguments.sampler).option(option) != nullptr;
+}
+
+/// --eta, or what the sampler has where it is not given.
+inline double eta_of(Arguments const& arguments) {
+  const std::string usual = tstitch::find_update_rule(arguments.sampler).option("eta")->usual;
+  return arguments.eta ? *arguments.eta : number_of<double>(usual).value();
+}
+
+/// The sampler that the arguments name, with their options.
+inline tstitch::AnyUpdateRule rule_of(Arguments const& arguments) {
+  tstitch::OptionValues options;
+  if (takes(arguments, "order")) options.emplace("order", arguments.order);
+  if (takes(arguments, "eta")) options.emplace("eta", eta_of(arguments));
+  return tstitch::update_rule(arguments.sampler, options);
 }
 
 /// The ratios of a sweep "from:to:step", both ends included.
@@ -121,56 +127,44 @@ inline std::vector<std::string> ratio_names(std::vector<double> const& ratios) {
   }
 }
 
-/// A spacing by name, with a number as "shifted:3", or a list of timesteps "999,750,500".
-inline tstitch::Spacing spacing_of(std::string const& name) {
-  using tstitch::Spacing;
-  if (name == "leading") return Spacing::leading();
-  if (name == "linspace") return Spacing::linspace();
-  if (name == "trailing") return Spacing::trailing();
-  if (name == "ddim") return Spacing::ddim_stride();
-  if (name == "logsnr") return Spacing::uniform_logsnr();
-  if (name == "karras") return Spacing::karras();
-  if (name == "quadratic") return Spacing::quadratic({.include_last = false, .round = true});
-  if (name == "beta") return Spacing::beta(0.6, 0.8, {.include_last = false, .round = true});
-  if (name == "shifted") return Spacing::shifted();
-  if (name.starts_with("shifted:")) return Spacing::shifted(numbers_of("--spacing", name.substr(8), ':', 1)[0]);
-  if (name.starts_with("sections:")) {
-    const std::vector<int> counts = numbers_of<int>("--spacing: sections", name.substr(9));
-    for (const int count : counts) {
-      if (count >= 0 && count <= 1'000'000) continue;
-      throw std::invalid_argument("--spacing: sections: must be in [0, 1000000], got " + in_quotes(name));
+/// "ddim, dpm-solver++ [0], euler-ancestral [1]": the samplers that take --eta, with what they have without.
+inline std::string etas_help() {
+  std::string text;
+  for (std::string const usual : {"0", "1"}) {
+    std::vector<std::string> names;
+    for (std::string const& name : samplers_with("eta")) {
+      if (tstitch::find_update_rule(name).option("eta")->usual == usual) names.push_back(name);
     }
-    return Spacing::sections(counts);
+    text += (text.empty() ? "" : "; ") + joined(names) + " [" + usual + "]";
   }
-  if (!name.empty() && (std::isdigit(static_cast<unsigned char>(name[0])) || name[0] == '-')) {
-    return Spacing::list(numbers_of("--spacing", name));
+  return text;
+}
+
+/// "stitch (the nearest whole number of steps), ...": the routings, and what they are.
+inline std::string routings_help() {
+  std::vector<std::string> all;
+  for (tstitch::NamedRouting const& each : tstitch::routing::named()) {
+    all.push_back(each.name + (each.boundaries.empty() ? "" : ":" + each.boundaries) + " (" + each.help + ")");
   }
-  throw std::invalid_argument(
-      "--spacing: must be leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,..., "
-      "shifted, shifted:S or a list of timesteps, got " +
-      in_quotes(name));
+  return joined(all) + ". T and L are the boundaries between networks, in place of a ratio";
+}
+
+inline std::vector<std::string> routings_by_fractions() {
+  std::vector<std::string> names;
+  for (tstitch::NamedRouting const& each : tstitch::routing::named()) {
+    if (each.takes_fractions) names.push_back(each.name);
+  }
+  return names;
 }
 
 /// Takes the boundaries behind the colon of --routing.
 /// @throws std::invalid_argument for a routing that there is not
 inline void read_routing(Arguments& arguments) {
-  const std::string text = arguments.routing;
-  const std::size_t colon = text.find(':');
-  std::string name = text.substr(0, colon);
-  std::replace(name.begin(), name.end(), '_', '-');
-  const std::vector<std::string> shares{"stitch", "large-first",      "interleaved",      "falling",
-                                        "dit",    "stable-diffusion", "latent-diffusion", "latent-consistency"};
-  const bool by_boundary = name == "timestep" || name == "logsnr";
-  if (by_boundary ? colon == std::string::npos : colon != std::string::npos || std::ranges::count(shares, name) == 0) {
-    throw std::invalid_argument("--routing: must be one of " + joined(shares) +
-                                ", timestep:T,... or logsnr:L,..., got " + in_quotes(text));
-  }
-  arguments.routing = name;
-  if (name == "logsnr") arguments.boundaries = numbers_of("--routing: logsnr", text.substr(colon + 1));
-  if (name == "timestep") {
-    for (const int t : numbers_of<int>("--routing: timestep", text.substr(colon + 1)))
-      arguments.boundaries.push_back(t);
-  }
+  std::string text = arguments.routing;
+  std::replace(text.begin(), text.begin() + std::ptrdiff_t(std::min(text.find(':'), text.size())), '_', '-');
+  auto [routing, boundaries] = tstitch::read_routing(text, tstitch::routing::named(), "--routing");
+  arguments.routing = routing.name;
+  arguments.boundaries = std::move(boundaries);
 }
 
 /// @returns nothing when the program is to go on, else its exit code; help and version have been printed then
@@ -184,10 +178,10 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
       "them from whom you trust.",
       "tstitch_sample"};
   char const* group = "";
-  const auto option = [&](char const* name, auto& value, char const* help) {
+  const auto option = [&](char const* name, auto& value, std::string const& help) {
     return strict(app.add_option(name, value, help)->group(group), value);
   };
-  const auto shown = [&](char const* name, auto& value, char const* help) {  // help shows the default
+  const auto shown = [&](char const* name, auto& value, std::string const& help) {  // help shows the default
     return option(name, value, help)->capture_default_str();
   };
   const auto numbers = [&](char const* name, std::vector<double>& value, char const* help) {
@@ -209,40 +203,36 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
       option("--sweep", arguments.sweep, "many ratios from the same noise, FROM:TO:STEP, one row of the grid each");
   fractions->excludes(ratio)->excludes(sweep);
   sweep->type_name("A:B:C")->excludes(ratio);
-  const auto routing =
-      shown("--routing", arguments.routing,
-            "how networks share the steps: stitch, the nearest whole number of them; dit, stable-diffusion, "
-            "latent-diffusion or latent-consistency, as the code that came with T-Stitch; timestep:T,... or "
-            "logsnr:L,..., with the boundaries between networks in place of a ratio (log signal-to-noise ratio); or "
-            "the baselines large-first, interleaved and falling (by a falling probability)");
+  const auto routing = shown("--routing", arguments.routing, "how networks share the steps: " + routings_help());
   routing->type_name("RULE")->excludes(sweep);
   flag("--plan", arguments.plan, "print what each step would do, and stop");
 
   group = "Sampling";
-  const auto profile = option("--profile", arguments.profile,
-                              "instead of sampler, order, spacing and eta: recommended, or what another program does: "
-                              "dit, dit-ddim, diffusers-ddpm, -ddim, -dpmpp, -pndm, -lcm, dpm-solver, k-diffusion, "
-                              "latent-diffusion [what the last network recommends]")
-                           ->type_name("NAME");
-  one_of(profile, profile_names());
-  const auto sampler = shown("--sampler", arguments.sampler,
-                             "update rule: ddpm, ddim, dpm-solver, dpm-solver++, unipc, deis, lms, pndm or heun")
-                           ->type_name("NAME");
-  one_of(sampler, {"ddpm", "ddim", "dpm-solver", "dpm-solver++", "unipc", "deis", "lms", "pndm", "heun"});
-  const auto order =
-      shown("--order", arguments.order, "order of dpm-solver, dpm-solver++, unipc, deis (1 to 3) and lms");
+  const std::vector<std::string> profile_names = names_in(tstitch::profiles());
+  const auto profile =
+      option("--profile", arguments.profile,
+             "instead of sampler, order, spacing and eta what a program does: " + joined(profile_names) +
+                 " [what the last network recommends]")
+          ->type_name("NAME");
+  one_of(profile, profile_names);
+  const std::vector<std::string> sampler_names = names_in(tstitch::update_rules());
+  const auto sampler =
+      shown("--sampler", arguments.sampler, "update rule: " + joined(sampler_names))->type_name("NAME");
+  one_of(sampler, sampler_names);
+  const auto order = shown("--order", arguments.order, "order of " + joined_with_and(samplers_with("order")));
   const auto steps = option("--steps", arguments.steps,
-                            "50, or what the last network recommends where no other sampling option is given; heun "
-                            "evaluates a network twice in each");
+                            "50, or what the last network recommends where no other sampling option is given; some "
+                            "samplers evaluate a network more than once in each, as --plan shows");
   const auto spacing = option("--spacing", arguments.spacing,
-                              "leading, linspace, trailing, ddim, logsnr, karras, quadratic, beta, sections:N,N,..., "
-                              "shifted or shifted:S for flow matching [linspace; shifted for flow matching]")
+                              tstitch::spacings_text() +
+                                  ", or a list of timesteps; shifted is for flow matching [linspace; shifted for flow "
+                                  "matching]")
                            ->type_name("NAME");
   const auto timesteps = numbers("--timesteps", arguments.timesteps,
                                  "instead of steps and spacing: where each step begins, the noisiest first");
   const auto sigmas = numbers("--sigmas", arguments.sigmas,
                               "the same by noise levels, sigma / alpha; a last one of 0 is where the last step ends");
-  const auto eta = shown("--eta", arguments.eta, "noise of ddim, 0 to 1, and of dpm-solver++");
+  const auto eta = option("--eta", arguments.eta, "how much noise a step renews, 0 for none: " + etas_help());
   for (auto const& list : {timesteps, sigmas}) list->excludes(steps)->excludes(spacing);
   timesteps->excludes(sigmas);
   for (auto const& part : {sampler, order, spacing, eta}) profile->excludes(part);
@@ -324,19 +314,21 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
     }
   };
   const std::size_t networks = arguments.models.size();
-  const bool stitch = arguments.routing == "stitch", bounded = !arguments.boundaries.empty();
+  const bool bounded = !arguments.boundaries.empty();
   only(ratio, networks == 2, "two networks", std::to_string(networks));
   only(ratio, !bounded, "routing by shares of the steps", arguments.routing);
   only(sweep, networks == 2, "two networks", std::to_string(networks));
-  only(fractions, stitch || arguments.routing == "dit", "the routings stitch and dit", arguments.routing);
-  const bool several = bounded || (arguments.routing == "dit" && !arguments.fractions.empty());
+  const std::vector<std::string> by_fractions = routings_by_fractions();
+  only(fractions, std::ranges::count(by_fractions, arguments.routing) > 0,
+       "the routings " + joined_with_and(by_fractions), arguments.routing);
+  const bool several = bounded || !arguments.fractions.empty();
   only(routing, several ? networks > 1 : networks == 2, several ? "several networks" : "two networks",
        std::to_string(networks));
   only(timesteps, arguments.profile.empty(), "runs without --profile", arguments.profile);
   only(sigmas, arguments.profile.empty(), "runs without --profile", arguments.profile);
-  only(order, has_order(arguments.sampler), "dpm-solver, dpm-solver++, unipc, deis and lms", arguments.sampler);
+  only(order, takes(arguments, "order"), joined_with_and(samplers_with("order")), arguments.sampler);
   only(pad, arguments.sweep.empty(), "runs without --sweep", in_quotes(arguments.sweep));
-  only(eta, has_eta(arguments.sampler), "ddim and dpm-solver++", arguments.sampler);
+  only(eta, takes(arguments, "eta"), joined_with_and(samplers_with("eta")), arguments.sampler);
   if (bounded && arguments.boundaries.size() + 1 != networks) {
     throw std::invalid_argument("--routing: must have a boundary between each two of the " + std::to_string(networks) +
                                 " networks, got " + std::to_string(arguments.boundaries.size()));

@@ -83,7 +83,7 @@ struct Job {
   std::vector<std::string> texts;                   ///< of the prompts, or one for all; empty where no file has them
   std::int64_t image_count = 0;
   tstitch::Guidance guidance;
-  tstitch::SamplingOptions options;
+  std::optional<tstitch::AnyProfile> way;  ///< how pictures are drawn: the profile, or what the arguments say
   Notes notes;
 
   std::int64_t images() const { return image_count; }
@@ -148,7 +148,7 @@ void take_recommended(Arguments& arguments, tstitch::NetworkInfo const& info, No
   if (arguments.sampling_given) return;
   std::string taken, profile = info.profile;
   std::replace(profile.begin(), profile.end(), '_', '-');
-  if (!profile.empty() && std::ranges::count(profile_names(), profile) == 0) {
+  if (!profile.empty() && std::ranges::count(names_in(tstitch::profiles()), profile) == 0) {
     notes.push_back(in_quotes(info.name) + " recommends the profile " + in_quotes(info.profile) +
                     ", which is none of this version; draws with --sampler " + arguments.sampler);
     return;
@@ -266,57 +266,26 @@ Job prepare(Arguments arguments) {
                   .begin = interval[0],
                   .end = interval[1]};
   note_guidance(job.notes, arguments, job.guidance, with_null);
-  if (arguments.profile.starts_with("dit")) {
-    job.guidance.channels = tstitch::profile::dit(info.noise_schedule.value(), 1).guidance_channels;
+  tstitch::NoiseSchedule const& noise = info.noise_schedule.value();
+  if (arguments.spacing.empty()) arguments.spacing = noise.is_flow() ? "shifted" : "linspace";
+  if (arguments.profile.empty()) {
+    const tstitch::Spacing spacing = !arguments.timesteps.empty() ? tstitch::Spacing::list(arguments.timesteps)
+                                     : !arguments.sigmas.empty()
+                                         ? tstitch::Spacing::sigmas(arguments.sigmas)
+                                         : tstitch::spacing_by_name(arguments.spacing, "--spacing");
+    job.way = {noise, {.steps = arguments.steps, .spacing = spacing}, rule_of(arguments)};
+  } else {
+    job.way = tstitch::profile_by_name(arguments.profile, noise, arguments.steps);
   }
-  if (arguments.spacing.empty()) arguments.spacing = info.noise_schedule.value().is_flow() ? "shifted" : "linspace";
-  job.options = {.steps = arguments.steps,
-                 .spacing = !arguments.timesteps.empty() ? tstitch::Spacing::list(arguments.timesteps)
-                            : !arguments.sigmas.empty()  ? tstitch::Spacing::sigmas(arguments.sigmas)
-                                                         : spacing_of(arguments.spacing)};
+  job.guidance.channels = job.way->guidance_channels;
   if (arguments.output.empty() && arguments.grid.empty() && arguments.latents.empty()) arguments.grid = "samples.png";
   job.arguments = std::move(arguments);
   return job;
 }
 
-/// Calls `action` with the sampler that the arguments name.
-template <class Action>
-auto with_sampler(Job const& job, tstitch::AnyModelSchedule schedule, Action action) {
-  auto const& noise = job.infos.back().noise_schedule.value();
-  if (!job.arguments.profile.empty()) {
-    namespace profile = tstitch::profile;
-    const std::string& name = job.arguments.profile;
-    const int steps = job.arguments.steps;
-    const auto with = [&](auto const& made) { return action(tstitch::make_sampler(made, std::move(schedule))); };
-    if (name == "dit") return with(profile::dit(noise, steps));
-    if (name == "dit-ddim") return with(profile::dit_ddim(noise, steps));
-    if (name == "diffusers-ddpm") return with(profile::diffusers_ddpm(noise, steps));
-    if (name == "diffusers-ddim") return with(profile::diffusers_ddim(noise, steps));
-    if (name == "diffusers-dpmpp") return with(profile::diffusers_dpmpp(noise, steps));
-    if (name == "diffusers-pndm") return with(profile::diffusers_pndm(noise, steps));
-    if (name == "diffusers-lcm") return with(profile::diffusers_lcm(noise, steps));
-    if (name == "dpm-solver") return with(profile::dpm_solver(noise, steps));
-    if (name == "k-diffusion") return with(profile::k_diffusion(noise, steps));
-    if (name == "latent-diffusion") return with(profile::latent_diffusion(noise, steps));
-    return with(profile::recommended(noise, steps));
-  }
-  const std::string& name = job.arguments.sampler;
-  const auto with = [&](auto rule) {
-    return action(tstitch::Sampler{noise, std::move(schedule), job.options, std::move(rule)});
-  };
-  const int order = job.arguments.order;
-  const double eta = job.arguments.eta;
-  if (name == "ddpm") return with(tstitch::DDPMUpdate{});
-  if (name == "ddim") return with(tstitch::DDIMUpdate{.eta = eta});
-  if (name == "dpm-solver") {
-    return with(tstitch::DPMSolverUpdate{.order = order, .algorithm_type = tstitch::AlgorithmType::dpmsolver});
-  }
-  if (name == "dpm-solver++") return with(tstitch::DPMSolverUpdate{.order = order, .eta = eta});
-  if (name == "unipc") return with(tstitch::UniPCUpdate{.order = order});
-  if (name == "deis") return with(tstitch::DEISUpdate{.order = order});
-  if (name == "lms") return with(tstitch::LMSUpdate{.order = order});
-  if (name == "pndm") return with(tstitch::PNDMUpdate{});
-  return with(tstitch::HeunUpdate{});
+/// The sampler that the arguments name.
+tstitch::AnySampler sampler_of(Job const& job, tstitch::AnyModelSchedule schedule) {
+  return tstitch::make_sampler(*job.way, std::move(schedule));
 }
 
 /// Which network takes which step.
@@ -330,26 +299,18 @@ tstitch::AnyModelSchedule routing(Job const& job, std::string const& rule) {
       throw std::invalid_argument("--fractions: must be one for each of the " + std::to_string(networks) +
                                   " networks, got " + std::to_string(arguments.fractions.size()));
     }
-    if (rule == "dit") return tstitch::routing::DiTFractions{arguments.fractions, timesteps};
-    return tstitch::Fractions{arguments.fractions};
   }
-  if (networks == 1) return tstitch::SingleNetwork{};
-  if (rule == "logsnr") return tstitch::ByLogSnr{arguments.boundaries};
-  if (rule == "timestep") {
-    tstitch::ByTimestep by_timestep;
-    by_timestep.boundaries.assign(arguments.boundaries.begin(), arguments.boundaries.end());
-    return by_timestep;
+  const bool shares = arguments.fractions.empty() && arguments.boundaries.empty();
+  if (networks == 1 && shares) return tstitch::SingleNetwork{};
+  if (networks > 2 && shares) {
+    throw std::invalid_argument("--fractions: must be given for more than two networks, got none");
   }
-  if (networks > 2) throw std::invalid_argument("--fractions: must be given for more than two networks, got none");
-  const double ratio = arguments.ratio;
-  if (rule == "large-first") return tstitch::LargeFirst{ratio};
-  if (rule == "interleaved") return tstitch::Interleaved{ratio};
-  if (rule == "falling") return tstitch::FallingProbability{ratio, std::uint32_t(arguments.seed)};
-  if (rule == "dit") return tstitch::routing::DiT{ratio, timesteps};
-  if (rule == "latent-diffusion") return tstitch::routing::LatentDiffusion{ratio, timesteps};
-  if (rule == "stable-diffusion") return tstitch::routing::StableDiffusion{ratio};
-  if (rule == "latent-consistency") return tstitch::routing::LatentConsistency{ratio};
-  return tstitch::Stitch{ratio};
+  return tstitch::detail::find_named("--routing", tstitch::routing::named(), rule)
+      .make({.ratio = arguments.ratio,
+             .fractions = arguments.fractions,
+             .boundaries = arguments.boundaries,
+             .num_train_timesteps = timesteps,
+             .seed = std::uint32_t(arguments.seed)});
 }
 
 /// "20 steps of 'small', 30 of 'large'".
@@ -407,8 +368,8 @@ Json parameters(Job const& job) {
   Json json{{"networks", job.names}};
   if (a.profile.empty()) {
     json["sampler"] = a.sampler;
-    if (has_order(a.sampler)) json["order"] = a.order;
-    if (has_eta(a.sampler)) json["eta"] = a.eta;
+    if (takes(a, "order")) json["order"] = a.order;
+    if (takes(a, "eta")) json["eta"] = eta_of(a);
     if (!a.timesteps.empty()) {
       json["timesteps"] = a.timesteps;
     } else if (!a.sigmas.empty()) {
@@ -419,6 +380,7 @@ Json parameters(Job const& job) {
   } else {
     json["profile"] = a.profile;
   }
+  json["sampler_name"] = job.way->rule.name();
   if (!a.fractions.empty())
     json["fractions"] = a.fractions;
   else if (!a.sweep.empty())
@@ -665,112 +627,111 @@ std::optional<tstitch::Decoder> load_decoder(Job& job) {
 }
 
 int run(Job const& job, std::vector<tstitch::Network> const& networks, std::optional<tstitch::Decoder> const& decoder) {
-  return with_sampler(job, routing(job, job.arguments.routing), [&](auto const& sampler) {
-    const tstitch::Plan plan = sampler.plan(job.guidance);
-    NetworkClock clock(plan, job.device, networks.size());
-    const std::vector<int> calls = plan.calls(networks.size());
-    std::optional<tstitch::ProgressBar> progress;
-    if (!job.arguments.quiet) progress.emplace(job.images(), job.names).begin();
-    std::vector<tstitch::Picture> for_grid;
-    const Clock::time_point start = Clock::now();
-    std::vector<at::Tensor> latents;
-    std::int64_t sampled = 0, drawn = 0;
-    const bool files = !job.arguments.output.empty(), pictured = files || !job.arguments.grid.empty();
-    Flags done(std::size_t(job.images()));  // what is where it is to be
-    BackgroundWriter writer;
-    const auto finish = [&](auto draw) {  // the next batch
-      const std::int64_t first = drawn, count = std::min(job.arguments.batch, sampled - drawn);
-      drawn += count;
-      std::vector<tstitch::Picture> pictures = draw();
-      if (!job.arguments.grid.empty()) for_grid.insert(for_grid.end(), pictures.begin(), pictures.end());
-      if (files) {
-        writer([&job, &done, first, pictures = std::move(pictures)] {
-          write_pictures(job, parameters(job), job.arguments.output, pictures, first, done);
-        });
-      } else {
+  const tstitch::AnySampler sampler = sampler_of(job, routing(job, job.arguments.routing));
+  const tstitch::Plan plan = sampler.plan(job.guidance);
+  NetworkClock clock(plan, job.device, networks.size());
+  const std::vector<int> calls = plan.calls(networks.size());
+  std::optional<tstitch::ProgressBar> progress;
+  if (!job.arguments.quiet) progress.emplace(job.images(), job.names).begin();
+  std::vector<tstitch::Picture> for_grid;
+  const Clock::time_point start = Clock::now();
+  std::vector<at::Tensor> latents;
+  std::int64_t sampled = 0, drawn = 0;
+  const bool files = !job.arguments.output.empty(), pictured = files || !job.arguments.grid.empty();
+  Flags done(std::size_t(job.images()));  // what is where it is to be
+  BackgroundWriter writer;
+  const auto finish = [&](auto draw) {  // the next batch
+    const std::int64_t first = drawn, count = std::min(job.arguments.batch, sampled - drawn);
+    drawn += count;
+    std::vector<tstitch::Picture> pictures = draw();
+    if (!job.arguments.grid.empty()) for_grid.insert(for_grid.end(), pictures.begin(), pictures.end());
+    if (files) {
+      writer([&job, &done, first, pictures = std::move(pictures)] {
+        write_pictures(job, parameters(job), job.arguments.output, pictures, first, done);
+      });
+    } else {
+      std::fill_n(done.begin() + first, count, true);
+    }
+  };
+  // Latents are decoded, and their pictures written, behind the sampling of the next batch.
+  std::optional<tstitch::DecodeQueue> queue;
+  if (decoder) queue.emplace(*decoder, tstitch::Tiling{.rows = 1, .tile = job.arguments.tile});
+  FirstFailure failure;  // what is finished by then is still written
+  failure.watch([&] {
+    while (sampled < job.images() && !stopped_by) {
+      const std::int64_t first = sampled, count = std::min(job.arguments.batch, job.images() - first);
+      clock.start();
+      const tstitch::Samples samples =
+          sampler.sample(networks, job.request(first, count), [&](tstitch::StepReport report) {
+            clock(report);
+            report.first += first;
+            if (progress) (*progress)(report);
+            return stopped_by ? tstitch::Control::cancel : tstitch::Control::proceed;
+          });
+      if (!samples.finished) break;
+      sampled += count;
+      if (!job.arguments.latents.empty()) latents.push_back(samples.images.cpu());
+      if (!pictured) {
         std::fill_n(done.begin() + first, count, true);
+      } else if (queue) {
+        queue->push(samples.images);
+        if (queue->size() > 1) finish([&] { return queue->pop(); });
+      } else {
+        finish([&] { return tstitch::to_pictures(samples.images); });
       }
-    };
-    // Latents are decoded, and their pictures written, behind the sampling of the next batch.
-    std::optional<tstitch::DecodeQueue> queue;
-    if (decoder) queue.emplace(*decoder, tstitch::Tiling{.rows = 1, .tile = job.arguments.tile});
-    FirstFailure failure;  // what is finished by then is still written
-    failure.watch([&] {
-      while (sampled < job.images() && !stopped_by) {
-        const std::int64_t first = sampled, count = std::min(job.arguments.batch, job.images() - first);
-        clock.start();
-        const tstitch::Samples samples =
-            sampler.sample(networks, job.request(first, count), [&](tstitch::StepReport report) {
-              clock(report);
-              report.first += first;
-              if (progress) (*progress)(report);
-              return stopped_by ? tstitch::Control::cancel : tstitch::Control::proceed;
-            });
-        if (!samples.finished) break;
-        sampled += count;
-        if (!job.arguments.latents.empty()) latents.push_back(samples.images.cpu());
-        if (!pictured) {
-          std::fill_n(done.begin() + first, count, true);
-        } else if (queue) {
-          queue->push(samples.images);
-          if (queue->size() > 1) finish([&] { return queue->pop(); });
-        } else {
-          finish([&] { return tstitch::to_pictures(samples.images); });
-        }
-      }
-    });
-    while (queue && queue->size() > 0) failure.watch([&] { finish([&] { return queue->pop(); }); });
-    failure.watch([&] { writer.wait(); });
-    if (files) failure.watch([&] { forget_missing(job, job.arguments.output, done); });
-    const std::int64_t finished = std::count(done.begin(), done.end(), true);
-    if (finished == 0 && latents.empty()) failure.rethrow();
-    const double seconds = seconds_since(start);
-    if (progress) progress->finish();
-    if (files) failure.watch([&] { tstitch::detail::sync_disk(job.arguments.output); });
-
-    Json json = parameters(job);
-    list_texts(job, json);
-    const tstitch::PngText text = png_text(json);
-    std::vector<std::string> left;  // what there is now
-    if (!latents.empty()) {
-      failure.watch([&] {
-        write_latents(job, latents);
-        left.push_back("latents: " + location(job.arguments.latents));
-      });
     }
-    json["calls"] = calls;
-    json["seconds_by_network"] = clock.seconds();
-    json["seconds"] = seconds;
-    json["images_per_second"] = double(finished) / seconds;
-    json["finished_images"] = finished;
-    json["pictures"] = Json::array();
-    for (std::int64_t i = 0; pictured && i < job.images(); ++i) {
-      if (!done[std::size_t(i)]) continue;
-      Json entry{{"seed", job.seed(i)}};
-      job.describe(i, entry);
-      if (!job.arguments.output.empty()) entry["file"] = job.file_name(i);
-      json["pictures"].push_back(entry);
-    }
-    failure.watch([&] { write_report(job, json); });
-    if (!for_grid.empty()) {  // last, for it may be too large
-      failure.watch([&] {
-        for (tstitch::Picture& picture : for_grid) picture = tstitch::enlarge(picture, job.arguments.scale);
-        tstitch::write_png(job.arguments.grid, tstitch::make_grid(for_grid, int(grid_columns(job)), grid_gap), text);
-        left.push_back("grid: " + location(job.arguments.grid));
-      });
-    }
-
-    say(job, counted(finished, "picture"), " in ", tstitch::detail::text(std::round(seconds * 100) / 100), " s, ",
-        tstitch::detail::text(std::round(double(finished) / seconds * 100) / 100), " images/s on ", job.device.str());
-    for (std::size_t k = 0; k < job.names.size(); ++k) {
-      say(job, "  ", job.names[k], ": ", counted(calls[k], "step"), ", ",
-          tstitch::detail::text(std::round(clock.seconds()[k] * 100) / 100), " s");
-    }
-    if (files && finished) say(job, "pictures: ", location(job.arguments.output));
-    for (std::string const& each : left) say(job, each);
-    failure.rethrow();
-    return stopped_by ? 128 + stopped_by : 0;
   });
+  while (queue && queue->size() > 0) failure.watch([&] { finish([&] { return queue->pop(); }); });
+  failure.watch([&] { writer.wait(); });
+  if (files) failure.watch([&] { forget_missing(job, job.arguments.output, done); });
+  const std::int64_t finished = std::count(done.begin(), done.end(), true);
+  if (finished == 0 && latents.empty()) failure.rethrow();
+  const double seconds = seconds_since(start);
+  if (progress) progress->finish();
+  if (files) failure.watch([&] { tstitch::detail::sync_disk(job.arguments.output); });
+
+  Json json = parameters(job);
+  list_texts(job, json);
+  const tstitch::PngText text = png_text(json);
+  std::vector<std::string> left;  // what there is now
+  if (!latents.empty()) {
+    failure.watch([&] {
+      write_latents(job, latents);
+      left.push_back("latents: " + location(job.arguments.latents));
+    });
+  }
+  json["calls"] = calls;
+  json["seconds_by_network"] = clock.seconds();
+  json["seconds"] = seconds;
+  json["images_per_second"] = double(finished) / seconds;
+  json["finished_images"] = finished;
+  json["pictures"] = Json::array();
+  for (std::int64_t i = 0; pictured && i < job.images(); ++i) {
+    if (!done[std::size_t(i)]) continue;
+    Json entry{{"seed", job.seed(i)}};
+    job.describe(i, entry);
+    if (!job.arguments.output.empty()) entry["file"] = job.file_name(i);
+    json["pictures"].push_back(entry);
+  }
+  failure.watch([&] { write_report(job, json); });
+  if (!for_grid.empty()) {  // last, for it may be too large
+    failure.watch([&] {
+      for (tstitch::Picture& picture : for_grid) picture = tstitch::enlarge(picture, job.arguments.scale);
+      tstitch::write_png(job.arguments.grid, tstitch::make_grid(for_grid, int(grid_columns(job)), grid_gap), text);
+      left.push_back("grid: " + location(job.arguments.grid));
+    });
+  }
+
+  say(job, counted(finished, "picture"), " in ", tstitch::detail::text(std::round(seconds * 100) / 100), " s, ",
+      tstitch::detail::text(std::round(double(finished) / seconds * 100) / 100), " images/s on ", job.device.str());
+  for (std::size_t k = 0; k < job.names.size(); ++k) {
+    say(job, "  ", job.names[k], ": ", counted(calls[k], "step"), ", ",
+        tstitch::detail::text(std::round(clock.seconds()[k] * 100) / 100), " s");
+  }
+  if (files && finished) say(job, "pictures: ", location(job.arguments.output));
+  for (std::string const& each : left) say(job, each);
+  failure.rethrow();
+  return stopped_by ? 128 + stopped_by : 0;
 }
 
 /// Many ratios from the same noise. The steps of the small network are shared: its run is forked where each ratio
@@ -783,8 +744,7 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
     if (job.device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(job.device.index());
   };
   // What is wrong with the large network is said before the small one's work. This fork has most of the large one's.
-  with_sampler(job, tstitch::Stitch{ratios.front()},
-               [&](auto const& stitched) { stitched.begin(networks, job.request(0, 1)); });
+  sampler_of(job, tstitch::Stitch{ratios.front()}).begin(networks, job.request(0, 1));
   std::vector<std::vector<double>> seconds(ratios.size());  // of each batch
   std::vector<std::vector<tstitch::Picture>> rows(ratios.size());
   std::int64_t done = 0;
@@ -792,15 +752,15 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
   std::vector<std::string> folders(ratios.size());  // of those that have one
   std::optional<tstitch::detail::ProgressLine> progress;
   if (!job.arguments.quiet) progress.emplace();
-  const std::int64_t steps_a_picture = with_sampler(job, tstitch::SingleNetwork{0}, [&](auto const& sampler) {
-    std::int64_t most = 0, steps = 0;
-    for (const double ratio : ratios) {
-      const std::int64_t shared = tstitch::share_of_steps("Stitch", "ratio", ratio, sampler.options().steps);
-      most = std::max(most, shared);
-      steps += std::int64_t(sampler.plan().steps.size()) - shared;
-    }
-    return most + steps;
-  });
+  const tstitch::AnySampler small_only = sampler_of(job, tstitch::SingleNetwork{0});
+  const int steps = small_only.options().steps;
+  std::int64_t most_shared = 0, unshared = 0;
+  for (const double ratio : ratios) {
+    const int shared = tstitch::share_of_steps("Stitch", "ratio", ratio, steps);
+    most_shared = std::max<std::int64_t>(most_shared, shared);
+    unshared += steps - shared;
+  }
+  const std::int64_t steps_a_picture = most_shared + unshared;
   std::int64_t picture_steps = 0;
   const auto show = [&](double ratio, std::size_t network, tstitch::Trajectory const& run) {
     picture_steps += run.x.size(0);
@@ -815,57 +775,53 @@ int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
     while (done < job.images() && !stopped_by) {
       const std::int64_t count = std::min(job.arguments.batch, job.images() - done);
       const tstitch::Request request = job.request(done, count);
-      with_sampler(job, tstitch::SingleNetwork{0}, [&](auto const& small_only) {
-        tstitch::Trajectory shared = small_only.begin(networks, request);
-        double shared_seconds = 0;
-        for (std::size_t r = 0; r < ratios.size() && !stopped_by; ++r) {
-          with_sampler(job, tstitch::Stitch{ratios[r]}, [&](auto const& stitched) {
-            const int steps = stitched.options().steps;
-            const int small_steps = tstitch::share_of_steps("Stitch", "ratio", ratios[r], steps);
-            Clock::time_point start = Clock::now();
-            while (shared.next < small_steps && !stopped_by) {
-              small_only.advance(networks, shared);
-              show(ratios[r], 0, shared);
-            }
-            wait();
-            shared_seconds += seconds_since(start);
-            start = Clock::now();
-            tstitch::Trajectory fork = shared;
-            while (!fork.finished() && !stopped_by) {
-              stitched.advance(networks, fork);
-              show(ratios[r], 1, fork);
-            }
-            wait();
-            if (stopped_by) return;
-            const double fork_seconds = seconds_since(start);
-            // sample() says which step made values that are not numbers.
-            if (!fork.x.isfinite().all().template item<bool>()) stitched.sample(networks, request);
-            std::vector<tstitch::Picture> pictures =
-                tstitch::to_pictures(decoder ? (*decoder)(fork.x, {.rows = 1, .tile = job.arguments.tile}) : fork.x);
-            if (!job.arguments.grid.empty()) rows[r].insert(rows[r].end(), pictures.begin(), pictures.end());
-            writer([&, r, count, first = done, elapsed = shared_seconds + fork_seconds,
-                    folder = job.arguments.output + "/ratio-" + ratio_texts[r], pictures = std::move(pictures)] {
-              seconds[r].push_back(elapsed);
-              if (job.arguments.output.empty()) {
-                std::fill_n(finished[r].begin() + first, count, true);
-              } else {
-                Json made_with = parameters(job);
-                folders[r] = folder;
-                make_folder_in_folder(folder);
-                made_with["ratio"] = ratios[r];
-                write_pictures(job, made_with, folder, pictures, first, finished[r]);
-              }
-            });
-            char line[256];
-            std::snprintf(line, sizeof line, "ratio %-5s  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s",
-                          ratio_texts[r].c_str(), job.names[0].c_str(), small_steps, job.names[1].c_str(),
-                          steps - small_steps, shared_seconds + fork_seconds,
-                          double(count) / (shared_seconds + fork_seconds));
-            if (progress) progress->clear();
-            say(job, line);
-          });
+      tstitch::Trajectory shared = small_only.begin(networks, request);
+      double shared_seconds = 0;
+      for (std::size_t r = 0; r < ratios.size() && !stopped_by; ++r) {
+        const tstitch::AnySampler stitched = sampler_of(job, tstitch::Stitch{ratios[r]});
+        const int small_steps = tstitch::share_of_steps("Stitch", "ratio", ratios[r], steps);
+        Clock::time_point start = Clock::now();
+        while (shared.next < small_steps && !stopped_by) {
+          small_only.advance(networks, shared);
+          show(ratios[r], 0, shared);
         }
-      });
+        wait();
+        shared_seconds += seconds_since(start);
+        start = Clock::now();
+        tstitch::Trajectory fork = shared;
+        while (!fork.finished() && !stopped_by) {
+          stitched.advance(networks, fork);
+          show(ratios[r], 1, fork);
+        }
+        wait();
+        if (stopped_by) break;
+        const double fork_seconds = seconds_since(start);
+        // sample() says which step made values that are not numbers.
+        if (!fork.x.isfinite().all().item<bool>()) stitched.sample(networks, request);
+        std::vector<tstitch::Picture> pictures =
+            tstitch::to_pictures(decoder ? (*decoder)(fork.x, {.rows = 1, .tile = job.arguments.tile}) : fork.x);
+        if (!job.arguments.grid.empty()) rows[r].insert(rows[r].end(), pictures.begin(), pictures.end());
+        writer([&, r, count, first = done, elapsed = shared_seconds + fork_seconds,
+                folder = job.arguments.output + "/ratio-" + ratio_texts[r], pictures = std::move(pictures)] {
+          seconds[r].push_back(elapsed);
+          if (job.arguments.output.empty()) {
+            std::fill_n(finished[r].begin() + first, count, true);
+          } else {
+            Json made_with = parameters(job);
+            folders[r] = folder;
+            make_folder_in_folder(folder);
+            made_with["ratio"] = ratios[r];
+            write_pictures(job, made_with, folder, pictures, first, finished[r]);
+          }
+        });
+        char line[256];
+        std::snprintf(line, sizeof line, "ratio %-5s  %s %3d steps, %s %3d steps  %8.3f s  %8.3g images/s",
+                      ratio_texts[r].c_str(), job.names[0].c_str(), small_steps, job.names[1].c_str(),
+                      steps - small_steps, shared_seconds + fork_seconds,
+                      double(count) / (shared_seconds + fork_seconds));
+        if (progress) progress->clear();
+        say(job, line);
+      }
       if (!stopped_by) done += count;
     }
   });
@@ -1007,7 +963,7 @@ int tstitch_sample(Arguments arguments) {
   const bool sweep = !job.arguments.sweep.empty();
   // The plan, of a sweep's first ratio, checks ratios, steps and guidance before any weights are read.
   const auto plan_by = [&](tstitch::AnyModelSchedule const& schedule) {
-    return with_sampler(job, schedule, [&](auto const& sampler) { return sampler.plan(job.guidance); });
+    return sampler_of(job, schedule).plan(job.guidance);
   };
   std::string const& rule = job.arguments.routing;
   const tstitch::Plan plan =
@@ -1020,7 +976,7 @@ int tstitch_sample(Arguments arguments) {
                 : job.arguments.fractions.empty() ? std::vector<double>{ratio, 1 - ratio}
                                                   : job.arguments.fractions,
                 plan, job.infos);
-    const std::string published = published_routing(job.arguments.profile);
+    const std::string published = job.way->routing;
     if (rule == "stitch" && !published.empty() && job.arguments.fractions.empty()) {
       const tstitch::Plan theirs = plan_by(routing(job, published));
       if (theirs.calls(job.infos.size()) != plan.calls(job.infos.size())) {
