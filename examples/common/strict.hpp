@@ -228,7 +228,7 @@ inline std::optional<int> read_arguments(CLI::App& app, int count, char** values
   } catch (CLI::Success const& printed) {
     return app.exit(printed);
   } catch (CLI::ParseError const& error) {
-    throw std::invalid_argument(tstitch::detail::printable(plain_sentence(app, error), 250));
+    throw std::invalid_argument(tstitch::detail::printable(plain_sentence(app, error), 400));
   }
   return {};
 }

@@ -208,8 +208,9 @@ int tstitch_benchmark(Arguments const& arguments) {
           std::printf("'%s' and '%s' on %s, %s, torch %s\n", networks[0].info().name.c_str(),
                       networks[1].info().name.c_str(), arguments.device.str().c_str(),
                       machine.value("gpu", machine["processor"].get<std::string>()).c_str(), TORCH_VERSION);
-          std::printf("%s, %d steps, guidance %g, %d threads; medians of %d\n", arguments.sampler.c_str(),
-                      arguments.steps, guidance_scale(arguments, networks), at::get_num_threads(), arguments.repeats);
+          std::printf("%s, %d steps, guidance %g, %d threads; medians of %d\n",
+                      report["sampler_name"].get<std::string>().c_str(), arguments.steps,
+                      guidance_scale(arguments, networks), at::get_num_threads(), arguments.repeats);
         }
         give_back_memory(arguments.device);
         for (const std::int64_t batch : arguments.batches) {

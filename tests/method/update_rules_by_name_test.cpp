@@ -34,7 +34,9 @@ std::string another(NamedOption const& option) {
 /// How many members an aggregate has, Churn counted as one.
 struct Anything {
   template <class Type>
-  operator Type() const;  // NOLINT: conversion is the purpose
+  operator Type() const {  // NOLINT: conversion is the purpose
+    throw std::logic_error("is never called");
+  }
 };
 template <class Class, class... Members>
 constexpr int members() {

@@ -67,7 +67,7 @@ OPTIONS = {
     "--sweep": ["0:1:0.5", "0:1:inf", "1:0:0.1", "0.5:0.50002:0.00001"],
     "--routing": ["stitch", "dit", "interleaved", "large_first", "timestep:600", "logsnr:-2", "timestep:1,2", "random"],
     "--profile": ["recommended", "dit", "dit_ddim", "diffusers-lcm", "k-diffusion", "latent-diffusion", "none"],
-    "--sampler": ["ddim", "dpm-solver++", "pndm", "heun", "lms", "euler"],
+    "--sampler": ["ddim", "dpm-solver++", "pndm", "heun", "lms", "euler_ancestral", "dpm-solver++-sde", "rk4"],
     "--order": ["1", "3", "9", "2147483647", "-1"],
     "--steps": ["1", "2", "25", "1000", "1001", "0", "-5"],
     "--spacing": ["karras", "beta", "quadratic", "sections:5,5", "sections:", "shifted:3", "999,500,1", "ddim"],
@@ -99,7 +99,7 @@ def run(command: list[str]) -> tuple[list[str], int, list[str], list[str]]:
 
 def refused(program: str, error: list[str]) -> bool:
     name = Path(program).name
-    return len(error) == 1 and error[0].startswith(name + ": ") and error[0].isprintable() and len(error[0]) <= 300
+    return len(error) == 1 and error[0].startswith(name + ": ") and error[0].isprintable() and len(error[0]) <= 450
 
 
 commands = [[program, *case] for program, cases in REFUSED.items() for case in cases]
