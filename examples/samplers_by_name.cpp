@@ -1,5 +1,6 @@
 // Samplers chosen at run time: `samplers_by_name unipc order=3`. Without arguments every sampler there is, with its
-// options. Tried on a network that knows the answer, so that no weights are needed. Exit codes: 0 done, 2 bad arguments.
+// options. Tried on a network that knows the answer, so that no weights are needed. Exit codes: 0 done, 2 bad
+// arguments.
 #include <tstitch/method/by_name.hpp>
 #include <tstitch/plan/by_name.hpp>
 

@@ -1,6 +1,6 @@
 /// @file
-/// The whole library but for its opt-in parts: what reads files (file/torchscript.hpp, file/dit.hpp,
-/// file/aot_inductor.hpp, file/condition_file.hpp), CUDA graphs (engine/cuda_graph.hpp), and output/.
+/// The whole library but for its opt-in parts: what reads files (load.hpp, or one of file/), CUDA graphs
+/// (engine/cuda_graph.hpp), choice by name (method/by_name.hpp, peer/by_name.hpp), and output/.
 #pragma once
 
 #include "method/ddim.hpp"
@@ -21,7 +21,9 @@
 #include "peer/profile.hpp"
 #include "peer/reference_routing.hpp"
 #include "plan/baseline_schedules.hpp"
+#include "plan/by_name.hpp"
 #include "plan/plan.hpp"
+#include "sampler/any_sampler.hpp"
 #include "study/agreement.hpp"
 #include "study/variational_bound.hpp"
 #include "tensor/cuda/kernels.hpp"
