@@ -1,7 +1,7 @@
 // Draws one picture of each class with the bundled pair: quickstart small.pt large.pt
 #include <tstitch/file/torchscript.hpp>
-#include <tstitch/output/image.hpp>
 #include <tstitch/method/ddim.hpp>
+#include <tstitch/output/image.hpp>
 
 int main(int argc, char** argv) {
   if (argc != 3) return 2;

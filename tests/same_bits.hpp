@@ -2,8 +2,8 @@
 /// Random requests, in which an image must have the same bits whatever is drawn before and beside it.
 #pragma once
 
-#include <tstitch/model/network.hpp>
 #include <tstitch/method/ddim.hpp>
+#include <tstitch/model/network.hpp>
 
 #include <cstdint>
 #include <map>

@@ -1,8 +1,8 @@
 // Prints a digest of the noise, of the host's weighted sums and of tables, whose bits must be the same for every
 // compiler, its flags and the processor. Without torch, so that it can be built for another processor.
 #include <tstitch/base/contraction.hpp>
-#include <tstitch/tensor/host_sum.hpp>
 #include <tstitch/plan/plan.hpp>
+#include <tstitch/tensor/host_sum.hpp>
 #include <tstitch/tensor/philox.hpp>
 
 #include <bit>
@@ -112,8 +112,8 @@ void library_tables() {
     digest.add(linear.lambda(t));
     digest.add(linear.timestep(linear.lambda(t)));
   }
-  for (Spacing const& spacing : {Spacing::karras(), Spacing::uniform_logsnr(), Spacing::beta(),
-                                 Spacing::quadratic(), Spacing::beta_on_sigma()}) {
+  for (Spacing const& spacing : {Spacing::karras(), Spacing::uniform_logsnr(), Spacing::beta(), Spacing::quadratic(),
+                                 Spacing::beta_on_sigma()}) {
     for (Timestep const& each : spacing(linear, 50)) {
       digest.add(each.t);
       digest.add(each.level.alpha);

@@ -1,5 +1,5 @@
-#include <tstitch/tensor/host_tensor.hpp>
 #include <tstitch/model/thresholding.hpp>
+#include <tstitch/tensor/host_tensor.hpp>
 
 #include <array>
 

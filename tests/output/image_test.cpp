@@ -1,5 +1,5 @@
-#include <tstitch/tensor/host_tensor.hpp>
 #include <tstitch/output/image.hpp>
+#include <tstitch/tensor/host_tensor.hpp>
 
 #include <sys/resource.h>
 #include <unistd.h>

@@ -1,6 +1,6 @@
+#include <tstitch/peer/reference_routing.hpp>
 #include <tstitch/plan/baseline_schedules.hpp>
 #include <tstitch/plan/plan.hpp>
-#include <tstitch/peer/reference_routing.hpp>
 
 #include "../catch.hpp"
 

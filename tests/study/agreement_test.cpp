@@ -1,5 +1,5 @@
-#include <tstitch/study/agreement.hpp>
 #include <tstitch/method/ddim.hpp>
+#include <tstitch/study/agreement.hpp>
 
 #include <cmath>
 

@@ -1,6 +1,6 @@
 #include <tstitch/method/ddim.hpp>
-#include <tstitch/tensor/noise.hpp>
 #include <tstitch/peer/torch_noise.hpp>
+#include <tstitch/tensor/noise.hpp>
 
 #include <algorithm>
 #include <set>

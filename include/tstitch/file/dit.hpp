@@ -1,7 +1,8 @@
 /// @file
 /// DiTs for the native engine from TorchScript files. Opt-in.
 ///
-/// The weights are taken out of a file whose metadata says that it holds a DiT (architecture dit, dit_diffusers or sit).
+/// The weights are taken out of a file whose metadata says that it holds a DiT (architecture dit, dit_diffusers or
+/// sit).
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -457,7 +457,8 @@ inline NetworkInfo read_network_info(std::string const& path, std::optional<Netw
   const std::string source = detail::quoted(path);
   const auto archive =
       detail::open_network(detail::network_file, source, detail::open_file(detail::network_file, path));
-  return detail::reading(detail::network_file, source, [&] { return detail::read_network_info(*archive, source, otherwise); });
+  return detail::reading(detail::network_file, source,
+                         [&] { return detail::read_network_info(*archive, source, otherwise); });
 }
 
 }  // namespace tstitch

@@ -9,11 +9,11 @@
 
 namespace tstitch {
 
-/// Forwards all that Network may ask of a callable to the network inside, so that nothing of it is lost on the way: what
-/// it knows of the timestep, that it repeats x, what it prepares, and what of it is captured.
+/// Forwards all that Network may ask of a callable to the network inside, so that nothing of it is lost on the way:
+/// what it knows of the timestep, that it repeats x, what it prepares, and what of it is captured.
 ///
-/// `Derived` is called as (x, t, condition, evaluation) and asks `inner()` with the same, the evaluation above all. What
-/// it does beside that stays outside of what is captured, and so is done in every call.
+/// `Derived` is called as (x, t, condition, evaluation) and asks `inner()` with the same, the evaluation above all.
+/// What it does beside that stays outside of what is captured, and so is done in every call.
 ///
 ///     struct Counted : tstitch::NetworkWrapper<Counted> {
 ///       Counted(tstitch::Network network, int& counter) : NetworkWrapper(std::move(network)), calls(&counter) {}

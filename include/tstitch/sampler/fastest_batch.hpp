@@ -1,6 +1,7 @@
 /// @file
 /// Has moved.
 #pragma once
-#pragma message("tstitch/sampler/fastest_batch.hpp is tstitch/study/fastest_batch.hpp now; this path goes with version 0.3")
+#pragma message( \
+    "tstitch/sampler/fastest_batch.hpp is tstitch/study/fastest_batch.hpp now; this path goes with version 0.3")
 
 #include "../study/fastest_batch.hpp"
