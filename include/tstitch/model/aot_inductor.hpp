@@ -1,6 +1,6 @@
 /// @file
 /// Has moved.
 #pragma once
-#pragma message("tstitch/model/aot_inductor.hpp is tstitch/file/aot_inductor.hpp now; this path goes with version 0.3")
+#pragma message("this header is tstitch/file/aot_inductor.hpp now, this path goes with version 0.3")
 
 #include "../file/aot_inductor.hpp"

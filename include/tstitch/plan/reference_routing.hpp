@@ -1,7 +1,6 @@
 /// @file
 /// Has moved.
 #pragma once
-#pragma message( \
-    "tstitch/plan/reference_routing.hpp is tstitch/peer/reference_routing.hpp now; this path goes with version 0.3")
+#pragma message("this header is tstitch/peer/reference_routing.hpp now, this path goes with version 0.3")
 
 #include "../peer/reference_routing.hpp"

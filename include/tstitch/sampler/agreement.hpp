@@ -1,6 +1,6 @@
 /// @file
 /// Has moved.
 #pragma once
-#pragma message("tstitch/sampler/agreement.hpp is tstitch/study/agreement.hpp now; this path goes with version 0.3")
+#pragma message("this header is tstitch/study/agreement.hpp now, this path goes with version 0.3")
 
 #include "../study/agreement.hpp"

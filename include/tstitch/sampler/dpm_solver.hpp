@@ -1,6 +1,6 @@
 /// @file
 /// Has moved.
 #pragma once
-#pragma message("tstitch/sampler/dpm_solver.hpp is tstitch/method/dpm_solver.hpp now; this path goes with version 0.3")
+#pragma message("this header is tstitch/method/dpm_solver.hpp now, this path goes with version 0.3")
 
 #include "../method/dpm_solver.hpp"

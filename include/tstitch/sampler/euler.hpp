@@ -1,6 +1,6 @@
 /// @file
 /// Has moved.
 #pragma once
-#pragma message("tstitch/sampler/euler.hpp is tstitch/method/euler.hpp now; this path goes with version 0.3")
+#pragma message("this header is tstitch/method/euler.hpp now, this path goes with version 0.3")
 
 #include "../method/euler.hpp"

@@ -1,7 +1,6 @@
 /// @file
 /// Has moved.
 #pragma once
-#pragma message( \
-    "tstitch/sampler/fastest_batch.hpp is tstitch/study/fastest_batch.hpp now; this path goes with version 0.3")
+#pragma message("this header is tstitch/study/fastest_batch.hpp now, this path goes with version 0.3")
 
 #include "../study/fastest_batch.hpp"

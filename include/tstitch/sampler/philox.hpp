@@ -1,6 +1,6 @@
 /// @file
 /// Has moved.
 #pragma once
-#pragma message("tstitch/sampler/philox.hpp is tstitch/tensor/philox.hpp now; this path goes with version 0.3")
+#pragma message("this header is tstitch/tensor/philox.hpp now, this path goes with version 0.3")
 
 #include "../tensor/philox.hpp"

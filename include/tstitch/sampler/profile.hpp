@@ -1,6 +1,6 @@
 /// @file
 /// Has moved.
 #pragma once
-#pragma message("tstitch/sampler/profile.hpp is tstitch/peer/profile.hpp now; this path goes with version 0.3")
+#pragma message("this header is tstitch/peer/profile.hpp now, this path goes with version 0.3")
 
 #include "../peer/profile.hpp"

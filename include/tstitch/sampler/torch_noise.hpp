@@ -1,6 +1,6 @@
 /// @file
 /// Has moved.
 #pragma once
-#pragma message("tstitch/sampler/torch_noise.hpp is tstitch/peer/torch_noise.hpp now; this path goes with version 0.3")
+#pragma message("this header is tstitch/peer/torch_noise.hpp now, this path goes with version 0.3")
 
 #include "../peer/torch_noise.hpp"
