@@ -17,49 +17,21 @@
 #include <vector>
 
 #include "archive.hpp"
+#include "pickle_stack.hpp"
+#include "pickled_tensor.hpp"
 
 namespace tstitch::detail {
 
-/// A tensor as a pickle describes it: a view of a record of the archive.
-struct PickledTensor {
-  std::string record = {};  ///< name of the record that holds the elements, such as "data/0"
-  at::ScalarType type = at::kFloat;
-  std::int64_t elements = 0;  ///< how many the record holds
-  std::int64_t offset = 0;    ///< index of the tensor's first element in the record
-  std::vector<std::int64_t> sizes = {}, strides = {};
-};
-
-/// The element type of one of torch's storage classes, by name: at::kFloat for "FloatStorage".
-inline std::optional<at::ScalarType> storage_type(std::string_view name) {
-#define TSTITCH_STORAGE_TYPE(_, type) \
-  if (name == #type "Storage") return at::ScalarType::type;
-  AT_FORALL_SCALAR_TYPES_WITH_COMPLEX_AND_QINTS(TSTITCH_STORAGE_TYPE)
-#undef TSTITCH_STORAGE_TYPE
-  return {};
-}
-
 /// Runs a pickle of torch.save or torch.jit.save on a stack as torch's reader would, but keeps of each value only what
 /// the checks need, and calls nothing. Instructions that torch does not write are refused.
-class Pickle {
+class Pickle : public PickleStack {
  public:
-  enum class Kind { none, boolean, integer, real, text, tuple, list, dict, global, storage, tensor, object };
-
-  struct Value {
-    Kind kind = Kind::none;
-    bool placed = false;                       ///< in a container; it may no longer change, so there are no cycles
-    int depth = 0;                             ///< how deep containers are nested in it
-    std::int64_t number = 0;                   ///< an integer's value; a storage's or tensor's index in tensors_
-    std::string_view text = {};                ///< a text; a global's "module\nname"
-    std::vector<std::uint32_t> children = {};  ///< a tuple's or list's values; a dict's key, value, key, value ...
-  };
-
   /// @param folder "data" for data.pkl, whose records are data/0, data/1 ...
   /// @param classes whether objects are allowed, as in files of torch.jit.save; if not, the values of lists are kept
   /// @throws c10::Error that names the pickle and what is wrong with it
   Pickle(Archive const& archive, std::string folder, bool classes)
-      : archive_(archive),
-        folder_(std::move(folder)),
-        classes_(classes),
+      : PickleStack(std::move(folder), classes),
+        archive_(archive),
         bytes_(archive.text(folder_ + ".pkl")),
         most_instructions_(std::min(archive.size(), (std::size_t(1) << 21) + archive.size() / 32)),
         most_bytes_((std::uint64_t(1) << 24) + 3 * std::uint64_t(archive.size())) {
@@ -71,15 +43,9 @@ class Pickle {
   Pickle(Pickle const&) = delete;
   Pickle& operator=(Pickle const&) = delete;
 
-  Value const& root() const { return values_[stack_[0]]; }
-  Value const& value(std::uint32_t index) const { return values_[index]; }
   PickledTensor const& tensor(Value const& value) const { return tensors_[std::size_t(value.number)]; }
 
  private:
-  static constexpr int most_depth = 256;  // torch reads nested containers by recursion, which needs stack
-
-  void require(bool holds, char const* rule) const { TORCH_CHECK(holds, folder_, ".pkl ", rule); }
-
   unsigned char byte() {
     require(position_ < bytes_.size(), "ends early");
     return static_cast<unsigned char>(bytes_[position_++]);
@@ -103,147 +69,112 @@ class Pickle {
     return size == 0 ? 0 : std::int64_t(number(size) << missing) >> missing;
   }
 
-  void push(Value value) {
-    stack_.push_back(std::uint32_t(values_.size()));
-    values_.push_back(std::move(value));
-  }
-
-  std::uint32_t pop() {
-    require(stack_.size() > (marks_.empty() ? 0 : marks_.back()), "takes a value that is not there");
-    const std::uint32_t index = stack_.back();
-    stack_.pop_back();
-    return index;
-  }
-
-  /// Takes all values since the last mark off the stack.
-  std::vector<std::uint32_t> pop_marked() {
-    require(!marks_.empty(), "takes a value that is not there");
-    const std::vector<std::uint32_t> values(stack_.begin() + std::ptrdiff_t(marks_.back()), stack_.end());
-    stack_.resize(marks_.back());
-    marks_.pop_back();
-    return values;
-  }
-
-  Value& top(Kind kind) {
-    require(stack_.size() > (marks_.empty() ? 0 : marks_.back()), "takes a value that is not there");
-    Value& value = values_[stack_.back()];
-    require(value.kind == kind && !value.placed, "fills what is no container, or one that is in another");
-    return value;
-  }
-
-  void place(Value& container, std::vector<std::uint32_t> const& values, bool keep) {
-    for (const std::uint32_t index : values) {
-      Value& value = values_[index];
-      value.placed = true;
-      container.depth = std::max(container.depth, value.depth + 1);
-      require(container.depth <= most_depth, "is nested too deeply");
-    }
-    require(!container.placed, "has a container in itself");
-    if (keep) container.children.insert(container.children.end(), values.begin(), values.end());
-  }
-
-  void push_tuple(std::vector<std::uint32_t> const& values) {
-    Value tuple{.kind = Kind::tuple};
-    place(tuple, values, true);
-    push(std::move(tuple));
-  }
-
-  /// Of modules the values are not kept: their lists may be long, and nothing reads them.
-  void append(std::vector<std::uint32_t> const& values) { place(top(Kind::list), values, !classes_); }
-
-  void set_items(std::vector<std::uint32_t> const& values) {
-    require(values.size() % 2 == 0, "has a key without a value");
-    place(top(Kind::dict), values, true);
-  }
-
-  void memorize(std::size_t id) {
-    require(!stack_.empty() && id <= memo_.size(), "memorizes a value out of order");
-    if (id == memo_.size()) memo_.emplace_back();
-    memo_[id] = stack_.back();
-  }
-
-  void recall(std::size_t id) {
-    require(id < memo_.size(), "recalls a value that is not there");
-    stack_.push_back(memo_[id]);
-  }
-
   /// Runs one instruction.
   /// @returns whether more follow
   bool step() {
-    switch (byte()) {
-      case '.': return false;
-      case 'N': push({}); break;
+    const int code = byte();
+    if (code == '.') return false;
+    require(push_value(code) || change_container(code) || name_value(code) || call_function(code),
+            "has an instruction that torch does not write");
+    return true;
+  }
+
+  /// @returns whether the instruction makes a value out of nothing
+  bool push_value(int code) {
+    switch (code) {
+      case 'N': push({}); return true;
       case 0x88:
-      case 0x89: push({.kind = Kind::boolean}); break;
-      case 'K': push({.kind = Kind::integer, .number = std::int64_t(number(1))}); break;
-      case 'M': push({.kind = Kind::integer, .number = std::int64_t(number(2))}); break;
-      case 'J': push({.kind = Kind::integer, .number = signed_number(4)}); break;
+      case 0x89: push({.kind = Kind::boolean}); return true;
+      case 'K': push({.kind = Kind::integer, .number = std::int64_t(number(1))}); return true;
+      case 'M': push({.kind = Kind::integer, .number = std::int64_t(number(2))}); return true;
+      case 'J': push({.kind = Kind::integer, .number = signed_number(4)}); return true;
       case 0x8a: {
         const std::size_t size = number(1);
         require(size <= 8, "has a number that is too large");
         push({.kind = Kind::integer, .number = signed_number(size)});
-        break;
+        return true;
       }
       case 'G':
         take(8);
         push({.kind = Kind::real});
-        break;
+        return true;
       case 'X': {
         const std::size_t size = number(4);
         push({.kind = Kind::text, .text = take(size)});
-        break;
+        return true;
       }
-      case 'c': push_global(); break;
-      case '(': marks_.push_back(stack_.size()); break;
-      case ')': push_tuple({}); break;
-      case 0x85: push_tuple({pop()}); break;
+      case ']': push({.kind = Kind::list}); return true;
+      case '}': push({.kind = Kind::dict}); return true;
+      case ')': push_tuple({}); return true;
+      case 'c': push_global(); return true;
+      default: return false;
+    }
+  }
+
+  /// @returns whether the instruction puts values of the stack into a container
+  bool change_container(int code) {
+    switch (code) {
+      case '(': marks_.push_back(stack_.size()); return true;
+      case 0x85: push_tuple({pop()}); return true;
       case 0x86: {
         const std::uint32_t second = pop();
         push_tuple({pop(), second});
-        break;
+        return true;
       }
       case 0x87: {
         const std::uint32_t third = pop(), second = pop();
         push_tuple({pop(), second, third});
-        break;
+        return true;
       }
-      case 't': push_tuple(pop_marked()); break;
-      case ']': push({.kind = Kind::list}); break;
-      case '}': push({.kind = Kind::dict}); break;
+      case 't': push_tuple(pop_marked()); return true;
       case 'a': {
         require(!classes_, "has an instruction that torch does not write");
         const std::uint32_t value = pop();
         append({value});
-        break;
+        return true;
       }
-      case 'e': append(pop_marked()); break;
+      case 'e': append(pop_marked()); return true;
       case 'l': {
         const std::vector<std::uint32_t> values = pop_marked();
         push({.kind = Kind::list});
         append(values);
-        break;
+        return true;
       }
       case 'd': {
         const std::vector<std::uint32_t> values = pop_marked();
         push({.kind = Kind::dict});
         set_items(values);
-        break;
+        return true;
       }
       case 's': {
         const std::uint32_t value = pop();
         set_items({pop(), value});
-        break;
+        return true;
       }
-      case 'u': set_items(pop_marked()); break;
-      case 'q': memorize(number(1)); break;
-      case 'r': memorize(number(4)); break;
-      case 'h': recall(number(1)); break;
-      case 'j': recall(number(4)); break;
-      case 'Q': push_storage(values_[pop()]); break;
+      case 'u': set_items(pop_marked()); return true;
+      default: return false;
+    }
+  }
+
+  /// @returns whether the instruction keeps a value under a number, or takes one from there
+  bool name_value(int code) {
+    switch (code) {
+      case 'q': memorize(number(1)); return true;
+      case 'r': memorize(number(4)); return true;
+      case 'h': recall(number(1)); return true;
+      case 'j': recall(number(4)); return true;
+      default: return false;
+    }
+  }
+
+  /// @returns whether the instruction makes a storage or an object
+  bool call_function(int code) {
+    switch (code) {
+      case 'Q': push_storage(values_[pop()]); return true;
       case 0x81: {
         const std::uint32_t arguments = pop();
         require(is(arguments, Kind::tuple) && values_[arguments].children.empty(), "makes an object from arguments");
-        break;
+        return true;
       }
       case 'R':
       case 'b': {
@@ -252,11 +183,10 @@ class Pickle {
                 "has a dict with attributes, such as module.state_dict(): save dict(...) of it");
         require(is(function, Kind::global), "calls what is no function");
         call(values_[function].text, arguments);
-        break;
+        return true;
       }
-      default: require(false, "has an instruction that torch does not write");
+      default: return false;
     }
-    return true;
   }
 
   bool is(std::uint32_t index, Kind kind) const { return values_[index].kind == kind; }
@@ -420,37 +350,13 @@ class Pickle {
   }
 
   Archive const& archive_;
-  std::string folder_;
-  bool classes_;
   std::string bytes_;
   std::size_t most_instructions_;
   std::uint64_t most_bytes_;
   std::size_t position_ = 0;
-  std::vector<Value> values_ = {};
-  std::vector<std::uint32_t> stack_ = {}, memo_ = {};
-  std::vector<std::size_t> marks_ = {};
   std::vector<PickledTensor> tensors_ = {};
   std::set<std::pair<std::string, at::ScalarType>> storages_ = {};
   std::uint64_t storage_bytes_ = 0, tensor_bytes_ = 0;
 };
-
-/// Torch's name for values of this kind.
-inline char const* text(Pickle::Kind kind) {
-  switch (kind) {
-    case Pickle::Kind::none: return "None";
-    case Pickle::Kind::boolean: return "Bool";
-    case Pickle::Kind::integer: return "Int";
-    case Pickle::Kind::real: return "Double";
-    case Pickle::Kind::text: return "String";
-    case Pickle::Kind::tuple: return "Tuple";
-    case Pickle::Kind::list: return "GenericList";
-    case Pickle::Kind::dict: return "GenericDict";
-    case Pickle::Kind::global: return "Global";
-    case Pickle::Kind::storage: return "Storage";
-    case Pickle::Kind::tensor: return "Tensor";
-    case Pickle::Kind::object: return "Object";
-  }
-  return "Unknown";
-}
 
 }  // namespace tstitch::detail
