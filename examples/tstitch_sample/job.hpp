@@ -1,0 +1,314 @@
+/// @file
+/// What the arguments mean for these networks.
+#pragma once
+
+#include <tstitch/file/condition_file.hpp>
+#include <tstitch/file/metadata.hpp>
+#include <tstitch/peer/by_name.hpp>
+#include <tstitch/tstitch.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdio>
+#include <limits>
+#include <nlohmann/json.hpp>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "../common/device.hpp"
+#include "../common/text.hpp"
+#include "arguments.hpp"
+#include "classes.hpp"
+#include "notes.hpp"
+
+using Json = nlohmann::ordered_json;
+
+/// The first of a name's synonyms, or of its words as many as suit the name of a file.
+inline std::string file_word(std::string const& name) {
+  const std::vector<std::string> words = synonyms(name);
+  const std::string_view text = words.empty() ? std::string_view(name) : std::string_view(words[0]);
+  std::string word;
+  for (std::size_t i = 0; i < text.size() && word.size() < 60;) {
+    const std::size_t size = tstitch::detail::printable_character(text.substr(i));
+    const char c = text[i];
+    const bool plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '-';
+    word += plain || size > 1 ? std::string(text.substr(i, size)) : "_";
+    i += std::max<std::size_t>(size, 1);
+  }
+  return word;
+}
+
+/// The first words of a prompt as part of the name of a file: letters and digits of ASCII, "_" for what is between.
+inline std::string file_words(std::string_view prompt) {
+  constexpr std::size_t most = 40;
+  std::string words;
+  for (const char c : prompt) {
+    const bool plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z');
+    if (plain) {
+      words += c;
+    } else if (!words.empty() && words.back() != '_') {
+      words += '_';
+    }
+    if (words.size() > most) break;
+  }
+  // Whole words, unless there is but one.
+  if (words.size() > most) words.resize(std::min(words.rfind('_', most), most));
+  while (words.ends_with('_')) words.pop_back();
+  return words;
+}
+
+/// What the arguments mean for these networks.
+struct Job {
+  Arguments arguments;
+  at::Device device = at::kCPU;
+  std::vector<tstitch::NetworkInfo> infos;
+  std::vector<std::string> names;                   ///< of networks, as they are shown
+  std::vector<std::int64_t> labels;                 ///< of pictures, which take them in turn; empty without classes
+  std::vector<tstitch::NamedCondition> conditions;  ///< with a row for each prompt, or one for all
+  std::int64_t prompts = 1;                         ///< likewise taken in turn
+  std::vector<std::string> texts;                   ///< of the prompts, or one for all; empty where no file has them
+  std::int64_t image_count = 0;
+  tstitch::Guidance guidance;
+  std::optional<tstitch::AnyProfile> way;  ///< how pictures are drawn: the profile, or what the arguments say
+  Notes notes;
+
+  std::int64_t images() const { return image_count; }
+  std::uint64_t seed(std::int64_t image) const { return arguments.seed + std::uint64_t(image); }
+  /// Class after class, as the columns of a sweep: every class once, then again.
+  std::int64_t label(std::int64_t image) const { return labels[std::size_t(image) % labels.size()]; }
+
+  /// Pictures [first, first + count) of the job.
+  tstitch::Request request(std::int64_t first, std::int64_t count) const {
+    tstitch::Request request{.guidance = guidance};
+    for (std::int64_t i = first; i < first + count; ++i) {
+      request.seeds.push_back(seed(i));
+      if (!labels.empty()) request.labels.push_back(label(i));
+    }
+    for (tstitch::NamedCondition const& each : conditions) {
+      request.conditions.push_back({each.name, rows(each.value, first, count), rows(each.null, first, count)});
+    }
+    if (arguments.pad_batches) {
+      request.batch_size = arguments.batch;
+      request.pad_batches = true;
+    }
+    return request;
+  }
+
+  /// Of prompts, those of pictures [first, first + count): every prompt once, then again.
+  static at::Tensor rows(at::Tensor const& prompts, std::int64_t first, std::int64_t count) {
+    if (!prompts.defined() || prompts.size(0) == 1) return prompts;
+    std::vector<std::int64_t> which;
+    for (std::int64_t i = first; i < first + count; ++i) which.push_back(i % prompts.size(0));
+    return prompts.index_select(0, tstitch::detail::to_device(which, at::kCPU));
+  }
+
+  std::string class_name(std::int64_t image) const {
+    if (labels.empty()) return "";
+    auto const& all = infos.back().class_names;
+    return all.empty() ? std::to_string(label(image)) : all[std::size_t(label(image))];
+  }
+
+  /// Of the picture's prompt; empty where it is not known.
+  std::string text(std::int64_t image) const { return texts.empty() ? "" : texts[std::size_t(image) % texts.size()]; }
+
+  /// What was asked for, in the words of a report: the class, and which of several prompts.
+  void describe(std::int64_t image, Json& json) const {
+    if (!labels.empty()) json["class"] = class_name(image);
+    if (prompts > 1) json["prompt"] = image % prompts;
+  }
+
+  /// 000012-horse-seed12.png, 000003-prompt1-a_fox_in_the_snow-seed3.png
+  std::string file_name(std::int64_t image) const {
+    char number[32];
+    std::snprintf(number, sizeof number, "%06lld-", static_cast<long long>(image));
+    std::string name = number;
+    if (!labels.empty()) name += file_word(class_name(image)) + "-";
+    if (prompts > 1) name += "prompt" + std::to_string(image % prompts) + "-";
+    if (const std::string words = file_words(text(image)); !words.empty()) name += words + "-";
+    return name + "seed" + std::to_string(seed(image)) + ".png";
+  }
+};
+
+/// Samples as the network's makers do, where the arguments say nothing else.
+inline void take_recommended(Arguments& arguments, tstitch::NetworkInfo const& info, Notes& notes) {
+  if (arguments.sampling_given) return;
+  std::string taken, profile = info.profile;
+  std::replace(profile.begin(), profile.end(), '_', '-');
+  if (!profile.empty() && std::ranges::count(names_in(tstitch::profiles()), profile) == 0) {
+    notes.push_back(in_quotes(info.name) + " recommends the profile " + in_quotes(info.profile) +
+                    ", which is none of this version; draws with --sampler " + arguments.sampler);
+    return;
+  }
+  if (!profile.empty()) {
+    arguments.profile = profile;
+    taken += " --profile " + profile;
+  }
+  if (info.steps > 0 && !arguments.steps_given) {
+    arguments.steps = info.steps;
+    taken += " --steps " + std::to_string(info.steps);
+  }
+  if (!taken.empty()) notes.push_back(in_quotes(info.name) + " recommends" + taken + ", which is taken");
+}
+
+/// @throws std::invalid_argument where no network that takes a condition of this name takes one of this shape
+inline void require_rows(std::string const& path, std::string const& name, at::Tensor const& given,
+                         std::vector<tstitch::NetworkInfo> const& infos) {
+  for (tstitch::NetworkInfo const& info : infos) {
+    for (tstitch::ConditionInfo const& wanted : info.conditions) {
+      if (wanted.name != name || tstitch::detail::fits(wanted, given.sizes())) continue;
+      std::string sizes = tstitch::detail::text_of(wanted);
+      sizes = "[n" + std::string(wanted.shape.empty() ? "" : ", ") + sizes.substr(1);
+      throw std::invalid_argument("--condition: " + in_quotes(path) + ": " + in_quotes(name) + " must be " + sizes +
+                                  " for " + in_quotes(info.name) + ", a row for each prompt, got " +
+                                  tstitch::detail::shape_text(given.sizes()) + ", which is read as " +
+                                  std::to_string(given.size(0)) + " prompts");
+    }
+  }
+}
+
+/// Takes the texts of a file's prompts. Of several files that have texts the one with the most is taken, and of these
+/// the first.
+/// @param source the file that the job's texts are from
+inline void take_texts(Job& job, std::string& source, std::string const& path) {
+  std::vector<std::string> texts = tstitch::load_prompts(path);
+  if (texts.size() == job.texts.size() && texts != job.texts) {
+    job.notes.push_back("--condition: " + in_quotes(path) + " has other prompts than " + in_quotes(source) +
+                        ", which are those that the pictures are named after");
+  }
+  if (texts.size() <= job.texts.size()) return;
+  job.texts = std::move(texts);
+  source = path;
+}
+
+inline Job prepare(Arguments arguments) {
+  Job job;
+  job.device = device_of(arguments.device);
+  for (std::string const& path : arguments.models) {
+    job.infos.push_back(tstitch::read_network_info(path));
+    job.names.push_back(tstitch::detail::printable(job.infos.back().name, 60));
+  }
+  tstitch::NetworkInfo const& info = job.infos.back();
+  note_order(job.notes, job.infos);
+  take_recommended(arguments, info, job.notes);
+  job.labels = labels_of(arguments.classes, info);
+  note_classes(job.notes, arguments, info, job.labels.size());
+  std::int64_t& prompts = job.prompts;
+  std::string source_of_texts;
+  for (std::string const& path : arguments.conditions) {
+    for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) {
+      for (at::Tensor const& tensor : {each.value, each.null}) {
+        if (!tensor.defined()) continue;
+        const std::int64_t rows = tensor.dim() ? tensor.size(0) : 0;
+        if (rows < 1 || (rows > 1 && prompts > 1 && rows != prompts)) {
+          throw std::invalid_argument("--condition: " + in_quotes(path) + ": " + in_quotes(each.name) +
+                                      " must have 1 row or the " + std::to_string(prompts) + " of the others, got " +
+                                      std::to_string(rows));
+        }
+        require_rows(path, each.name, tensor, job.infos);
+        prompts = std::max(prompts, rows);
+      }
+      for (tstitch::NamedCondition const& other : job.conditions) {
+        if (other.name != each.name) continue;
+        throw std::invalid_argument("--condition: each must have other names, got " + in_quotes(each.name) +
+                                    " again in " + in_quotes(path));
+      }
+      job.conditions.push_back(std::move(each));
+    }
+    take_texts(job, source_of_texts, path);
+  }
+  if (info.decoding == tstitch::Decoding::none && info.channels != 1 && info.channels != 3 &&
+      arguments.decoder.empty() && !arguments.plan &&
+      (arguments.latents.empty() || !arguments.output.empty() || !arguments.grid.empty())) {
+    throw std::invalid_argument("--decoder: is needed by networks that make latents, got none for " +
+                                std::to_string(info.channels) + " channels");
+  }
+  if (info.decoding == tstitch::Decoding::pixels && !arguments.decoder.empty()) {
+    throw std::invalid_argument("--decoder: is for networks that make latents, got " + in_quotes(arguments.decoder));
+  }
+  const std::int64_t each = std::max<std::int64_t>({1, std::int64_t(job.labels.size()), prompts});
+  if (arguments.count > 100'000'000 / each) {
+    throw std::invalid_argument("--count: must give at most 100000000 pictures, got " +
+                                std::to_string(arguments.count));
+  }
+  const std::int64_t images = arguments.count * each;
+  if (std::uint64_t(images - 1) > std::numeric_limits<std::uint64_t>::max() - arguments.seed) {
+    throw std::invalid_argument("--seed: must leave room for one seed more a picture below 18446744073709551616, got " +
+                                std::to_string(arguments.seed) + " and " + std::to_string(images) + " pictures");
+  }
+  job.image_count = images;
+  if (arguments.batch == 0) arguments.batch = job.device.is_cpu() ? 16 : 256;
+  if (!arguments.pad_batches) arguments.batch = std::min(arguments.batch, images);
+
+  const std::vector<double> interval = numbers_of("--guidance-interval", arguments.guidance_interval, ':', 2);
+  std::string with_null;  // a condition that the network takes and that has what guidance needs
+  for (tstitch::NamedCondition const& given : job.conditions) {
+    for (tstitch::ConditionInfo const& wanted : info.conditions) {
+      if (given.name == wanted.name && given.null.defined()) with_null = given.name;
+    }
+  }
+  const bool guidable = info.null_class.has_value() || !with_null.empty();
+  job.guidance = {.scale = arguments.guidance.empty() ? tstitch::GuidanceScale(guidable ? info.guidance_scale : 1.0)
+                                                      : tstitch::GuidanceScale(arguments.guidance),
+                  .begin = interval[0],
+                  .end = interval[1]};
+  note_guidance(job.notes, arguments, job.guidance, with_null);
+  tstitch::NoiseSchedule const& noise = info.noise_schedule.value();
+  if (arguments.spacing.empty()) arguments.spacing = noise.is_flow() ? "shifted" : "linspace";
+  if (arguments.profile.empty()) {
+    const tstitch::Spacing spacing = !arguments.timesteps.empty() ? tstitch::Spacing::list(arguments.timesteps)
+                                     : !arguments.sigmas.empty()
+                                         ? tstitch::Spacing::sigmas(arguments.sigmas)
+                                         : tstitch::spacing_by_name(arguments.spacing, "--spacing");
+    job.way = {noise, {.steps = arguments.steps, .spacing = spacing}, rule_of(arguments)};
+  } else {
+    job.way = tstitch::profile_by_name(arguments.profile, noise, arguments.steps);
+  }
+  job.guidance.channels = job.way->guidance_channels;
+  if (arguments.output.empty() && arguments.grid.empty() && arguments.latents.empty()) arguments.grid = "samples.png";
+  job.arguments = std::move(arguments);
+  return job;
+}
+
+/// The sampler that the arguments name.
+inline tstitch::AnySampler sampler_of(Job const& job, tstitch::AnyModelSchedule schedule) {
+  return tstitch::make_sampler(*job.way, std::move(schedule));
+}
+
+/// Which network takes which step.
+/// @param rule of --routing
+inline tstitch::AnyModelSchedule routing(Job const& job, std::string const& rule) {
+  Arguments const& arguments = job.arguments;
+  const std::size_t networks = job.infos.size();
+  const int timesteps = job.infos.back().noise_schedule.value().num_train_timesteps();
+  if (!arguments.fractions.empty()) {
+    if (arguments.fractions.size() != networks) {
+      throw std::invalid_argument("--fractions: must be one for each of the " + std::to_string(networks) +
+                                  " networks, got " + std::to_string(arguments.fractions.size()));
+    }
+  }
+  const bool shares = arguments.fractions.empty() && arguments.boundaries.empty();
+  if (networks == 1 && shares) return tstitch::SingleNetwork{};
+  if (networks > 2 && shares) {
+    throw std::invalid_argument("--fractions: must be given for more than two networks, got none");
+  }
+  return tstitch::detail::find_named("--routing", tstitch::routing::named(), rule)
+      .make({.ratio = arguments.ratio,
+             .fractions = arguments.fractions,
+             .boundaries = arguments.boundaries,
+             .num_train_timesteps = timesteps,
+             .seed = std::uint32_t(arguments.seed)});
+}
+
+/// "20 steps of 'small', 30 of 'large'".
+inline std::string steps_text(Job const& job, tstitch::Plan const& plan) {
+  const std::vector<int> calls = plan.calls(job.names.size());
+  std::string text;
+  for (std::size_t k = 0; k < calls.size(); ++k) {
+    text += (k ? ", " + std::to_string(calls[k]) : counted(calls[k], "step")) + " of '" + job.names[k] + "'";
+  }
+  return text;
+}

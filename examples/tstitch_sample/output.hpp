@@ -1,0 +1,207 @@
+/// @file
+/// What is written and said.
+#pragma once
+
+#include <tstitch/base/diagnostics.hpp>
+#include <tstitch/output/image.hpp>
+#include <tstitch/output/npy.hpp>
+#include <tstitch/version.hpp>
+
+#include <ATen/Parallel.h>
+
+#include <cstdint>
+#include <exception>
+#include <filesystem>
+#include <functional>
+#include <future>
+#include <iostream>
+#include <stdexcept>
+#include <string>
+#include <system_error>
+#include <utility>
+#include <vector>
+
+#include "../common/text.hpp"
+#include "job.hpp"
+
+inline Json parameters(Job const& job) {
+  Arguments const& a = job.arguments;
+  Json json{{"networks", job.names}};
+  if (a.profile.empty()) {
+    json["sampler"] = a.sampler;
+    if (takes(a, "order")) json["order"] = a.order;
+    if (takes(a, "eta")) json["eta"] = eta_of(a);
+    if (!a.timesteps.empty()) {
+      json["timesteps"] = a.timesteps;
+    } else if (!a.sigmas.empty()) {
+      json["sigmas"] = a.sigmas;
+    } else {
+      json["spacing"] = a.spacing;
+    }
+  } else {
+    json["profile"] = a.profile;
+  }
+  json["sampler_name"] = job.way->rule.name();
+  if (!a.fractions.empty())
+    json["fractions"] = a.fractions;
+  else if (!a.sweep.empty())
+    json["sweep"] = a.sweep;
+  else if (job.infos.size() == 2 && a.boundaries.empty())
+    json["ratio"] = a.ratio;
+  if (job.infos.size() > 1) json["routing"] = a.routing;
+  if (!a.boundaries.empty()) json["boundaries"] = a.boundaries;
+  json["steps"] = a.steps;
+  json["guidance"] = job.guidance.scale.values();
+  json["guidance_interval"] = a.guidance_interval;
+  json["seed"] = a.seed;
+  json["images"] = job.images();
+  if (!a.conditions.empty()) json["conditions"] = a.conditions;
+  if (!a.decoder.empty()) json["decoder"] = a.decoder;
+  if (a.tile) json["tile"] = a.tile;
+  json["batch"] = a.batch;
+  if (a.pad_batches) json["pad_batches"] = true;
+  json["device"] = job.device.str();
+  json["dtype"] = a.dtype;
+  json["backend"] = a.backends;
+  json["version"] = TSTITCH_VERSION;
+  return json;
+}
+
+/// Names come from files, which may hold bytes that are not UTF-8.
+inline std::string text_of(Json const& json, int indent = -1) {
+  return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+inline tstitch::PngText png_text(Json const& parameters) {
+  return {{"Software", "tstitch " TSTITCH_VERSION}, {"parameters", text_of(parameters)}};
+}
+
+inline void write_report(Job const& job, Json report) {
+  if (job.arguments.report.empty()) return;
+  report["notes"] = job.notes;
+  report["diagnostics"] = tstitch::diagnostics();
+  tstitch::detail::write_file(job.arguments.report, text_of(report, 2) + "\n");
+}
+
+/// For what describes all pictures; each by itself says which of them is its own.
+inline void list_texts(Job const& job, Json& json) {
+  if (!job.texts.empty()) json["prompts"] = job.texts;
+}
+
+using Flags = std::vector<char>;  ///< of pictures; threads write them, which no vector of bool allows
+
+inline constexpr int grid_gap = 2;  ///< pixels between the pictures of a grid
+
+/// Every picture as a file of its own.
+/// @param made_with the parameters of all of them
+/// @param written the job's pictures; becomes true for each that is on the disk
+inline void write_pictures(Job const& job, Json const& made_with, std::string const& folder,
+                           std::vector<tstitch::Picture> const& pictures, std::int64_t first, Flags& written) {
+  at::parallel_for(0, std::int64_t(pictures.size()), 16, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t i = begin; i < end; ++i) {
+      Json text = made_with;
+      text["image_seed"] = job.seed(first + i);
+      job.describe(first + i, text);
+      if (!job.texts.empty()) text["prompt_text"] = job.text(first + i);
+      tstitch::detail::write_file(folder + "/" + job.file_name(first + i),
+                                  tstitch::encode_png(pictures[std::size_t(i)], png_text(text)),
+                                  tstitch::detail::Sync::later);
+      written[std::size_t(first + i)] = true;
+    }
+  });
+}
+
+/// Takes back that pictures are on the disk which are not there any more.
+/// @throws std::runtime_error for those
+inline void forget_missing(Job const& job, std::string const& folder, Flags& written) {
+  std::string first;
+  std::int64_t missing = 0;
+  for (std::int64_t i = 0; i < job.images(); ++i) {
+    const std::string path = folder + "/" + job.file_name(i);
+    std::error_code error;
+    if (!written[std::size_t(i)] || std::filesystem::exists(path, error)) continue;
+    written[std::size_t(i)] = false;
+    if (missing++ == 0) first = path;
+  }
+  if (missing) {
+    throw std::runtime_error("'" + folder + "': must keep the pictures that are written into it, got " +
+                             std::to_string(missing) + " that are gone, the first '" + first + "'");
+  }
+}
+
+/// Writes what is finished behind the sampling of what comes next.
+class BackgroundWriter {
+ public:
+  /// Begins to write once all that came before is written.
+  /// @throws what an earlier `write` threw, with this one begun all the same
+  void operator()(std::function<void()> write) {
+    std::future<void> earlier = std::move(writing_);
+    if (earlier.valid()) earlier.wait();
+    writing_ = std::async(std::launch::async, std::move(write));
+    if (earlier.valid()) earlier.get();
+  }
+
+  /// @throws what the last `write` threw
+  void wait() {
+    if (writing_.valid()) writing_.get();
+  }
+
+ private:
+  std::future<void> writing_;
+};
+
+/// The first thing that goes wrong, while what can still be saved is.
+class FirstFailure {
+ public:
+  template <class Action>
+  void watch(Action action) {
+    try {
+      action();
+    } catch (...) {
+      if (!failure_) failure_ = std::current_exception();
+    }
+  }
+
+  void rethrow() const {
+    if (failure_) std::rethrow_exception(failure_);
+  }
+
+ private:
+  std::exception_ptr failure_;
+};
+
+/// Below a folder that is there.
+inline void make_folder_in_folder(std::string const& folder) {
+  std::error_code error;
+  std::filesystem::create_directory(folder, error);
+  if (error)
+    throw std::runtime_error("'" + folder + "': must be a folder that can be made, got '" + error.message() + "'");
+}
+
+inline std::string location(std::string const& path) {
+  return std::filesystem::absolute(path).lexically_normal().string();
+}
+
+template <class... Parts>
+void say(Job const& job, Parts const&... parts) {
+  if (!job.arguments.quiet) (std::cout << ... << parts) << std::endl;
+}
+
+inline void write_latents(Job const& job, std::vector<at::Tensor> const& batches) {
+  std::vector<std::int64_t> shape = batches[0].sizes().vec();
+  shape[0] = 0;
+  for (at::Tensor const& batch : batches) shape[0] += batch.size(0);
+  const at::Tensor all = tstitch::detail::host_tensor(shape, at::kFloat);
+  std::int64_t first = 0;
+  for (at::Tensor const& batch : batches) {
+    all.narrow(0, first, batch.size(0)).copy_(batch);
+    first += batch.size(0);
+  }
+  tstitch::write_npy(job.arguments.latents, all);
+}
+
+/// Says it now, shortly, and in the report.
+inline void note(Job& job, std::string const& sentence) {
+  job.notes.push_back(sentence);
+  if (!job.arguments.quiet) std::cerr << "tstitch_sample: note: " << in_a_note(sentence) << std::endl;
+}
