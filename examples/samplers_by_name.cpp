@@ -4,8 +4,11 @@
 #include <tstitch/method/by_name.hpp>
 #include <tstitch/plan/by_name.hpp>
 
+#include <algorithm>
 #include <cstdio>
 #include <iostream>
+#include <stdexcept>
+#include <string>
 
 namespace {
 

@@ -113,6 +113,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
 
   set_up(app, version_of("tstitch_benchmark"));
   if (const std::optional<int> code = read_arguments(app, count, values)) return code;
+  if (!arguments.spacing.empty()) tstitch::spacing_by_name(arguments.spacing, "--spacing");  // before networks load
   if (arguments.models.size() != 2) {
     throw std::invalid_argument("--model: must be two networks, got " + std::to_string(arguments.models.size()));
   }

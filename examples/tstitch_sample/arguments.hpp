@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <map>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -30,7 +31,7 @@ struct Arguments {
 
   std::string profile;  ///< takes the place of sampler, order, spacing and eta
   std::string sampler = "ddim";
-  int order = 2;
+  std::optional<int> order;  ///< not given: the sampler's own
   int steps = 50;
   std::string spacing;  ///< empty: linspace, or shifted for flow matching
   std::vector<double> timesteps;
@@ -84,10 +85,16 @@ inline double eta_of(Arguments const& arguments) {
   return arguments.eta ? *arguments.eta : number_of<double>(usual).value();
 }
 
+/// --order, or what the sampler has where it is not given.
+inline int order_of(Arguments const& arguments) {
+  const std::string usual = tstitch::find_update_rule(arguments.sampler).option("order")->usual;
+  return arguments.order ? *arguments.order : number_of<int>(usual).value();
+}
+
 /// The sampler that the arguments name, with their options.
 inline tstitch::AnyUpdateRule rule_of(Arguments const& arguments) {
   tstitch::OptionValues options;
-  if (takes(arguments, "order")) options.emplace("order", arguments.order);
+  if (takes(arguments, "order")) options.emplace("order", order_of(arguments));
   if (takes(arguments, "eta")) options.emplace("eta", eta_of(arguments));
   return tstitch::update_rule(arguments.sampler, options);
 }
@@ -127,16 +134,14 @@ inline std::vector<std::string> ratio_names(std::vector<double> const& ratios) {
   }
 }
 
-/// "ddim, dpm-solver++ [0], euler-ancestral [1]": the samplers that take --eta, with what they have without.
-inline std::string etas_help() {
-  std::string text;
-  for (std::string const usual : {"0", "1"}) {
-    std::vector<std::string> names;
-    for (std::string const& name : samplers_with("eta")) {
-      if (tstitch::find_update_rule(name).option("eta")->usual == usual) names.push_back(name);
-    }
-    text += (text.empty() ? "" : "; ") + joined(names) + " [" + usual + "]";
+/// "ddim, dpm-solver++ [0], euler-ancestral [1]": the samplers that take an option, with what they have without.
+inline std::string samplers_help(std::string const& option) {
+  std::map<std::string, std::vector<std::string>> by_usual;
+  for (std::string const& name : samplers_with(option)) {
+    by_usual[tstitch::find_update_rule(name).option(option)->usual].push_back(name);
   }
+  std::string text;
+  for (auto const& [usual, names] : by_usual) text += (text.empty() ? "" : "; ") + joined(names) + " [" + usual + "]";
   return text;
 }
 
@@ -211,15 +216,15 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   const std::vector<std::string> profile_names = names_in(tstitch::profiles());
   const auto profile =
       option("--profile", arguments.profile,
-             "instead of sampler, order, spacing and eta what a program does: " + joined(profile_names) +
-                 " [what the last network recommends]")
+             "instead of sampler, order, spacing and eta: recommended, or what another program does: " +
+                 joined(profile_names) + " [what the last network recommends]")
           ->type_name("NAME");
   one_of(profile, profile_names);
   const std::vector<std::string> sampler_names = names_in(tstitch::update_rules());
   const auto sampler =
       shown("--sampler", arguments.sampler, "update rule: " + joined(sampler_names))->type_name("NAME");
   one_of(sampler, sampler_names);
-  const auto order = shown("--order", arguments.order, "order of " + joined_with_and(samplers_with("order")));
+  const auto order = option("--order", arguments.order, "1 to 3, of lms to 8: " + samplers_help("order"));
   const auto steps = option("--steps", arguments.steps,
                             "50, or what the last network recommends where no other sampling option is given; some "
                             "samplers evaluate a network more than once in each, as --plan shows");
@@ -232,7 +237,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
                                  "instead of steps and spacing: where each step begins, the noisiest first");
   const auto sigmas = numbers("--sigmas", arguments.sigmas,
                               "the same by noise levels, sigma / alpha; a last one of 0 is where the last step ends");
-  const auto eta = option("--eta", arguments.eta, "how much noise a step renews, 0 for none: " + etas_help());
+  const auto eta = option("--eta", arguments.eta, "how much noise a step renews, 0 to 1: " + samplers_help("eta"));
   for (auto const& list : {timesteps, sigmas}) list->excludes(steps)->excludes(spacing);
   timesteps->excludes(sigmas);
   for (auto const& part : {sampler, order, spacing, eta}) profile->excludes(part);

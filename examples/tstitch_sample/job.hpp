@@ -184,6 +184,92 @@ inline void take_texts(Job& job, std::string& source, std::string const& path) {
   source = path;
 }
 
+/// Takes the tensors of all files of conditions, and how many prompts they are.
+inline void take_conditions(Job& job, std::vector<std::string> const& paths) {
+  std::string source_of_texts;
+  for (std::string const& path : paths) {
+    for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) {
+      for (at::Tensor const& tensor : {each.value, each.null}) {
+        if (!tensor.defined()) continue;
+        const std::int64_t rows = tensor.dim() ? tensor.size(0) : 0;
+        if (rows < 1 || (rows > 1 && job.prompts > 1 && rows != job.prompts)) {
+          throw std::invalid_argument("--condition: " + in_quotes(path) + ": " + in_quotes(each.name) +
+                                      " must have 1 row or the " + std::to_string(job.prompts) +
+                                      " of the others, got " + std::to_string(rows));
+        }
+        require_rows(path, each.name, tensor, job.infos);
+        job.prompts = std::max(job.prompts, rows);
+      }
+      for (tstitch::NamedCondition const& other : job.conditions) {
+        if (other.name != each.name) continue;
+        throw std::invalid_argument("--condition: each must have other names, got " + in_quotes(each.name) +
+                                    " again in " + in_quotes(path));
+      }
+      job.conditions.push_back(std::move(each));
+    }
+    take_texts(job, source_of_texts, path);
+  }
+}
+
+/// Latents need a decoder, and pictures none.
+inline void require_decoder(Arguments const& arguments, tstitch::NetworkInfo const& info) {
+  const bool draws = arguments.latents.empty() || !arguments.output.empty() || !arguments.grid.empty();
+  if (info.decoding == tstitch::Decoding::none && info.channels != 1 && info.channels != 3 &&
+      arguments.decoder.empty() && !arguments.plan && draws) {
+    throw std::invalid_argument("--decoder: is needed by networks that make latents, got none for " +
+                                std::to_string(info.channels) + " channels");
+  }
+  if (info.decoding == tstitch::Decoding::pixels && !arguments.decoder.empty()) {
+    throw std::invalid_argument("--decoder: is for networks that make latents, got " + in_quotes(arguments.decoder));
+  }
+}
+
+/// How many pictures there are; labels and prompts are known.
+inline std::int64_t count_pictures(Job const& job, Arguments const& arguments) {
+  const std::int64_t each = std::max<std::int64_t>({1, std::int64_t(job.labels.size()), job.prompts});
+  if (arguments.count > 100'000'000 / each) {
+    throw std::invalid_argument("--count: must give at most 100000000 pictures, got " +
+                                std::to_string(arguments.count));
+  }
+  const std::int64_t images = arguments.count * each;
+  if (std::uint64_t(images - 1) > std::numeric_limits<std::uint64_t>::max() - arguments.seed) {
+    throw std::invalid_argument("--seed: must leave room for one seed more a picture below 18446744073709551616, got " +
+                                std::to_string(arguments.seed) + " and " + std::to_string(images) + " pictures");
+  }
+  return images;
+}
+
+/// How the job is guided, but for the channels; conditions are known.
+inline tstitch::Guidance guidance_of(Job& job, Arguments const& arguments) {
+  tstitch::NetworkInfo const& info = job.infos.back();
+  const std::vector<double> interval = numbers_of("--guidance-interval", arguments.guidance_interval, ':', 2);
+  std::string with_null;  // a condition that the network takes and that has what guidance needs
+  for (tstitch::NamedCondition const& given : job.conditions) {
+    for (tstitch::ConditionInfo const& wanted : info.conditions) {
+      if (given.name == wanted.name && given.null.defined()) with_null = given.name;
+    }
+  }
+  const bool guidable = info.null_class.has_value() || !with_null.empty();
+  const tstitch::Guidance guidance{.scale = arguments.guidance.empty()
+                                                ? tstitch::GuidanceScale(guidable ? info.guidance_scale : 1.0)
+                                                : tstitch::GuidanceScale(arguments.guidance),
+                                   .begin = interval[0],
+                                   .end = interval[1]};
+  note_guidance(job.notes, arguments, guidance, with_null);
+  return guidance;
+}
+
+/// The sampler with its options, or the profile.
+inline tstitch::AnyProfile way_of(Arguments& arguments, tstitch::NoiseSchedule const& noise) {
+  if (arguments.spacing.empty()) arguments.spacing = noise.is_flow() ? "shifted" : "linspace";
+  if (!arguments.profile.empty()) return tstitch::profile_by_name(arguments.profile, noise, arguments.steps);
+  const tstitch::Spacing spacing = !arguments.timesteps.empty() ? tstitch::Spacing::list(arguments.timesteps)
+                                   : !arguments.sigmas.empty()
+                                       ? tstitch::Spacing::sigmas(arguments.sigmas)
+                                       : tstitch::spacing_by_name(arguments.spacing, "--spacing");
+  return {noise, {.steps = arguments.steps, .spacing = spacing}, rule_of(arguments)};
+}
+
 inline Job prepare(Arguments arguments) {
   Job job;
   job.device = device_of(arguments.device);
@@ -196,77 +282,13 @@ inline Job prepare(Arguments arguments) {
   take_recommended(arguments, info, job.notes);
   job.labels = labels_of(arguments.classes, info);
   note_classes(job.notes, arguments, info, job.labels.size());
-  std::int64_t& prompts = job.prompts;
-  std::string source_of_texts;
-  for (std::string const& path : arguments.conditions) {
-    for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) {
-      for (at::Tensor const& tensor : {each.value, each.null}) {
-        if (!tensor.defined()) continue;
-        const std::int64_t rows = tensor.dim() ? tensor.size(0) : 0;
-        if (rows < 1 || (rows > 1 && prompts > 1 && rows != prompts)) {
-          throw std::invalid_argument("--condition: " + in_quotes(path) + ": " + in_quotes(each.name) +
-                                      " must have 1 row or the " + std::to_string(prompts) + " of the others, got " +
-                                      std::to_string(rows));
-        }
-        require_rows(path, each.name, tensor, job.infos);
-        prompts = std::max(prompts, rows);
-      }
-      for (tstitch::NamedCondition const& other : job.conditions) {
-        if (other.name != each.name) continue;
-        throw std::invalid_argument("--condition: each must have other names, got " + in_quotes(each.name) +
-                                    " again in " + in_quotes(path));
-      }
-      job.conditions.push_back(std::move(each));
-    }
-    take_texts(job, source_of_texts, path);
-  }
-  if (info.decoding == tstitch::Decoding::none && info.channels != 1 && info.channels != 3 &&
-      arguments.decoder.empty() && !arguments.plan &&
-      (arguments.latents.empty() || !arguments.output.empty() || !arguments.grid.empty())) {
-    throw std::invalid_argument("--decoder: is needed by networks that make latents, got none for " +
-                                std::to_string(info.channels) + " channels");
-  }
-  if (info.decoding == tstitch::Decoding::pixels && !arguments.decoder.empty()) {
-    throw std::invalid_argument("--decoder: is for networks that make latents, got " + in_quotes(arguments.decoder));
-  }
-  const std::int64_t each = std::max<std::int64_t>({1, std::int64_t(job.labels.size()), prompts});
-  if (arguments.count > 100'000'000 / each) {
-    throw std::invalid_argument("--count: must give at most 100000000 pictures, got " +
-                                std::to_string(arguments.count));
-  }
-  const std::int64_t images = arguments.count * each;
-  if (std::uint64_t(images - 1) > std::numeric_limits<std::uint64_t>::max() - arguments.seed) {
-    throw std::invalid_argument("--seed: must leave room for one seed more a picture below 18446744073709551616, got " +
-                                std::to_string(arguments.seed) + " and " + std::to_string(images) + " pictures");
-  }
-  job.image_count = images;
+  take_conditions(job, arguments.conditions);
+  require_decoder(arguments, info);
+  job.image_count = count_pictures(job, arguments);
   if (arguments.batch == 0) arguments.batch = job.device.is_cpu() ? 16 : 256;
-  if (!arguments.pad_batches) arguments.batch = std::min(arguments.batch, images);
-
-  const std::vector<double> interval = numbers_of("--guidance-interval", arguments.guidance_interval, ':', 2);
-  std::string with_null;  // a condition that the network takes and that has what guidance needs
-  for (tstitch::NamedCondition const& given : job.conditions) {
-    for (tstitch::ConditionInfo const& wanted : info.conditions) {
-      if (given.name == wanted.name && given.null.defined()) with_null = given.name;
-    }
-  }
-  const bool guidable = info.null_class.has_value() || !with_null.empty();
-  job.guidance = {.scale = arguments.guidance.empty() ? tstitch::GuidanceScale(guidable ? info.guidance_scale : 1.0)
-                                                      : tstitch::GuidanceScale(arguments.guidance),
-                  .begin = interval[0],
-                  .end = interval[1]};
-  note_guidance(job.notes, arguments, job.guidance, with_null);
-  tstitch::NoiseSchedule const& noise = info.noise_schedule.value();
-  if (arguments.spacing.empty()) arguments.spacing = noise.is_flow() ? "shifted" : "linspace";
-  if (arguments.profile.empty()) {
-    const tstitch::Spacing spacing = !arguments.timesteps.empty() ? tstitch::Spacing::list(arguments.timesteps)
-                                     : !arguments.sigmas.empty()
-                                         ? tstitch::Spacing::sigmas(arguments.sigmas)
-                                         : tstitch::spacing_by_name(arguments.spacing, "--spacing");
-    job.way = {noise, {.steps = arguments.steps, .spacing = spacing}, rule_of(arguments)};
-  } else {
-    job.way = tstitch::profile_by_name(arguments.profile, noise, arguments.steps);
-  }
+  if (!arguments.pad_batches) arguments.batch = std::min(arguments.batch, job.image_count);
+  job.guidance = guidance_of(job, arguments);
+  job.way = way_of(arguments, info.noise_schedule.value());
   job.guidance.channels = job.way->guidance_channels;
   if (arguments.output.empty() && arguments.grid.empty() && arguments.latents.empty()) arguments.grid = "samples.png";
   job.arguments = std::move(arguments);

@@ -70,7 +70,8 @@ inline void note_guidance(Notes& notes, Arguments const& arguments, tstitch::Gui
                     in_quotes(with_null + ".null") + " has no effect");
   }
   for (const double scale : scales) {
-    const std::string note = guidance_note(scale, arguments.profile == "diffusers-lcm");
+    const std::string note = guidance_note(
+        scale, arguments.profile == "diffusers-lcm" || (arguments.profile.empty() && arguments.sampler == "lcm"));
     if (!note.empty() && std::ranges::count(notes, note) == 0) notes.push_back(note);
   }
 }

@@ -29,7 +29,7 @@ inline Json parameters(Job const& job) {
   Json json{{"networks", job.names}};
   if (a.profile.empty()) {
     json["sampler"] = a.sampler;
-    if (takes(a, "order")) json["order"] = a.order;
+    if (takes(a, "order")) json["order"] = order_of(a);
     if (takes(a, "eta")) json["eta"] = eta_of(a);
     if (!a.timesteps.empty()) {
       json["timesteps"] = a.timesteps;

@@ -173,8 +173,8 @@ inline Network with_graphs(Network const& plain, LoadOptions const& options) {
 #else
   if (options.graphs == Graphs::always) {
     throw std::runtime_error(
-        "tstitch::load_network: graphs must have a program built with TSTITCH_WITH_CUDA, got one "
-        "without");
+        "tstitch::load_network: graphs must have a CUDA build of torch and a program built with "
+        "TSTITCH_WITH_CUDA (CMake and pkg-config set it), got one without");
   }
   detail::diagnose("load_network", "runs " + name + " without graphs: the program was built without TSTITCH_WITH_CUDA");
   return plain;

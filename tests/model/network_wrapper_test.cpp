@@ -60,7 +60,9 @@ TEST_CASE("a wrapped network is asked, prepared and captured as the one inside, 
     lines->clear();
     CHECK(run(graphs ? inner.captured(unmoved) : inner) == 3);
     const std::vector<std::string> expected = *lines;
-    CHECK(expected.size() == 4);
+    REQUIRE(expected.size() == 4);
+    CHECK(expected[0] == "prepared for 3");
+    CHECK(expected[1] == std::string(graphs ? "captured" : "plain") + " with memory in step 0 of 1 rows");
     int calls = 0, more_calls = 0;
     const Network twice = Wrapper(Wrapper(inner, calls).network(), more_calls).network();
     lines->clear();

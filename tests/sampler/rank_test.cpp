@@ -73,7 +73,6 @@ TEST_CASE("every sampler draws the same numbers in any shape") {
        {Guidance{}, Guidance{.scale = 2, .rescale = 0.5},
         Guidance{.scale = 2, .channels = 1, .projected = ProjectedGuidance{.norm_threshold = 2, .momentum = -0.5}},
         Guidance{.scale = 2, .guide_network = 0}}) {
-    if (guidance.channels) continue;  // the first channel is another part of the numbers: below
     for_every_sampler([&](std::string const& name, auto const& sampler) {
       INFO(name << ", guidance " << guidance.scale.values()[0]);
       at::Tensor flat;
@@ -90,7 +89,7 @@ TEST_CASE("every sampler draws the same numbers in any shape") {
         REQUIRE(drawn.images.sizes() == at::IntArrayRef(expected));
         if (!flat.defined()) flat = drawn.images.flatten(1);
         // Sums over an image may be taken in another order.
-        const double tolerance = guidance.rescale > 0 ? 1e-5 : 0;
+        const double tolerance = guidance.rescale > 0 || guidance.projected ? 1e-4 : 0;
         CHECK(drawn.images.flatten(1).sub(flat).abs().max().item<double>() <= tolerance);
       }
     });

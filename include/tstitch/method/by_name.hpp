@@ -1,8 +1,8 @@
 /// @file
 /// Update rules by name, for programs, configuration files and help texts. Opt-in: it brings every rule.
 ///
-///     const AnySampler sampler{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 20}, update_rule("unipc", {{"order",
-///     3}})};
+///     const AnyUpdateRule rule = update_rule("unipc", {{"order", 3}});
+///     const AnySampler sampler{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 20}, rule};
 #pragma once
 
 #include <algorithm>
@@ -60,7 +60,8 @@ NamedRule named_rule(std::string name, std::string help, Rule preset, std::vecto
       const bool taken = std::any_of(options.begin(), options.end(),
                                      [&, &wanted = option](NamedOption const& each) { return each.name == wanted; });
       if (taken && set_option(update_rule_place, option, value.text, rule)) continue;
-      refuse(update_rule_place, "options of " + name + " must be of " + joined(names_in(options)), in_quotes(option));
+      refuse(update_rule_place, "options of " + name + " must be one of " + joined(names_in(options)),
+             in_quotes(option));
     }
     return rule;
   };

@@ -1,6 +1,6 @@
 /// @file
-/// Has moved.
+/// Has moved, to engine/cuda_graph.hpp.
 #pragma once
-#pragma message("this header is tstitch/engine/cuda_graph.hpp now, this path goes with version 0.3")
+#pragma message("this header is tstitch/engine/cuda_graph.hpp now, this path is removed in 0.3")
 
 #include "../engine/cuda_graph.hpp"

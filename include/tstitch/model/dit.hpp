@@ -1,7 +1,7 @@
 /// @file
-/// Has moved.
+/// Has moved, to file/dit.hpp and study/calibration.hpp.
 #pragma once
-#pragma message("this header is tstitch/file/dit.hpp now, this path goes with version 0.3")
+#pragma message("this header is tstitch/file/dit.hpp now, this path is removed in 0.3")
 
 #include "../file/dit.hpp"
 #include "../study/calibration.hpp"

@@ -122,8 +122,7 @@ inline at::Device with_index(at::Device device) {
 class Network {
  public:
   /// @param x [n, C, ...] of any rank, in the sampler's type (float32 unless the caller chose another); to be left as
-  /// it
-  ///        is, and so are the tensors of the condition
+  ///        it is, and so are the tensors of the condition
   /// @param t [n], int64 or the type of x, as info().timestep_type says
   /// @returns [n, C, ...] like x, or [n, 2C, ...] with a learned variance, in any floating type
   using Function =

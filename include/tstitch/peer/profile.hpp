@@ -8,8 +8,8 @@
 ///     const auto sampler = tstitch::make_sampler(profile, tstitch::Stitch{.ratio = 0.4});
 ///     const auto samples = sampler.sample(networks, tstitch::apply(profile, request));
 ///
-/// `make_sampler(profile, 0.4)` routes as T-Stitch's code does under that program, and `apply(profile, request, seed)`
-/// draws the random numbers that the program draws.
+/// `make_sampler(profile, 0.4)` routes as T-Stitch's code does under that program, or as Stitch where it has no rule,
+/// and `apply(profile, request, seed)` draws the random numbers that the program draws.
 ///
 /// Profiles are for reproducing. Where a program has a fault (diffusers' DDIM steps to a timestep that the list does
 /// not have), its profile has it too, and says so.

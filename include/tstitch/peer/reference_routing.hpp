@@ -117,15 +117,15 @@ inline std::vector<NamedRouting> const& named() {
            return DiT{options.ratio, options.num_train_timesteps};
          }},
         {.name = "stable-diffusion",
-         .help = "as its code for Stable Diffusion",
+         .help = "as T-Stitch's code for Stable Diffusion",
          .make = [](Options const& options) -> AnyModelSchedule { return StableDiffusion{options.ratio}; }},
         {.name = "latent-diffusion",
-         .help = "as its code for latent diffusion",
+         .help = "as T-Stitch's code for latent diffusion",
          .make = [](Options const& options) -> AnyModelSchedule {
            return LatentDiffusion{options.ratio, options.num_train_timesteps};
          }},
         {.name = "latent-consistency",
-         .help = "as its code for latent consistency models",
+         .help = "as T-Stitch's code for latent consistency models",
          .make = [](Options const& options) -> AnyModelSchedule { return LatentConsistency{options.ratio}; }},
     };
     all.insert(all.end(), published.begin(), published.end());

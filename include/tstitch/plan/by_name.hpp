@@ -29,9 +29,9 @@ struct NamedSpacing {
 
 /// Which network takes which step, with what all routings may ask for.
 struct RoutingOptions {
-  double ratio = 0.4;                  ///< in [0, 1], share of the steps for the first of two networks
-  std::vector<double> fractions = {};  ///< where it is not empty instead: one share a network
-  std::vector<double> boundaries = {};
+  double ratio = 0.4;                   ///< in [0, 1], share of the steps for the first of two networks
+  std::vector<double> fractions = {};   ///< where it is not empty instead: one share a network
+  std::vector<double> boundaries = {};  ///< of timestep and logsnr, as read_routing finds them behind the colon
   int num_train_timesteps = 1000;
   std::uint32_t seed = 0;  ///< of falling
 };
@@ -51,17 +51,20 @@ namespace detail {
 constexpr auto spacing_place = "tstitch::spacing_by_name";
 constexpr auto routing_place = "tstitch::model_schedule";
 
-/// "shifted, shifted:S, sections:N,N,...": how the entries of a table are written.
+/// "shifted, shifted:S or sections:N,N,...": how the entries of a table are written, those with numbers last.
 template <class Entry>
 std::string written(std::vector<Entry> const& table, std::string Entry::*numbers) {
-  std::vector<std::string> all;
+  std::vector<std::string> all, with_numbers;
   for (Entry const& entry : table) {
     bool alone = (entry.*numbers).empty();
     if constexpr (requires { entry.make_with; }) alone = entry.make;
     if (alone) all.push_back(entry.name);
-    if (!(entry.*numbers).empty()) all.push_back(entry.name + ":" + entry.*numbers);
+    if (!(entry.*numbers).empty()) with_numbers.push_back(entry.name + ":" + entry.*numbers);
   }
-  return joined(all);
+  all.insert(all.end(), with_numbers.begin(), with_numbers.end());
+  const std::string last = all.back();
+  all.pop_back();
+  return joined(all) + " or " + last;
 }
 
 inline Spacing sections_of(std::string const& place, std::string const& text) {
@@ -127,7 +130,7 @@ inline Spacing spacing_by_name(std::string const& text, std::string const& place
     if (colon == std::string::npos && each.make) return each.make();
     if (colon != std::string::npos && each.make_with) return each.make_with(place, text.substr(colon + 1));
   }
-  throw std::invalid_argument(place + ": must be " + spacings_text() + " or a list of timesteps, got " +
+  throw std::invalid_argument(place + ": must be " + spacings_text() + ", or a list of timesteps, got " +
                               detail::in_quotes(text));
 }
 
@@ -143,7 +146,7 @@ inline std::vector<NamedRouting> const& routings() {
          return Stitch{options.ratio};
        }},
       {.name = "large-first",
-       .help = "stitch turned around",
+       .help = "the second network first, for as many steps as stitch gives it",
        .make = [](Options const& options) -> AnyModelSchedule { return LargeFirst{options.ratio}; }},
       {.name = "interleaved",
        .help = "the first network's steps spread over the run",

@@ -209,8 +209,9 @@ Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& sp
 
 /// The plan as a table, one line a step, and the calls per network below it.
 inline std::string to_string(Plan const& plan) {
-  std::string table = (plan.sampler.empty() ? "" : plan.sampler + ", ") + "noise schedule " + plan.noise_schedule +
-                      ", spacing " + plan.spacing + ", " + std::to_string(plan.steps.size()) + " steps\n";
+  std::string table = (plan.sampler.empty() ? "" : "sampler " + plan.sampler + "\n") + "noise schedule " +
+                      plan.noise_schedule + ", spacing " + plan.spacing + ", " + std::to_string(plan.steps.size()) +
+                      " steps\n";
   table += " step         t     alpha     sigma    lambda  network  guidance\n";
   for (PlannedStep const& planned : plan.steps) {
     Step const& step = planned.step;

@@ -1,6 +1,6 @@
 /// @file
-/// Has moved.
+/// Has moved, to method/dpm_solver.hpp.
 #pragma once
-#pragma message("this header is tstitch/method/dpm_solver.hpp now, this path goes with version 0.3")
+#pragma message("this header is tstitch/method/dpm_solver.hpp now, this path is removed in 0.3")
 
 #include "../method/dpm_solver.hpp"
