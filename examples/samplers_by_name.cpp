@@ -45,7 +45,7 @@ int main(int count, char** words) try {
       const std::size_t equals = std::min(word.find('='), word.size());
       options.insert_or_assign(word.substr(0, equals), word.substr(std::min(equals + 1, word.size())));
     }
-    draw(update_rule(words[1], options));
+    draw(update_rule_by_name(words[1], options));
     return 0;
   }
   for (NamedRule const& named : update_rules()) {

@@ -61,7 +61,7 @@ inline Run make_run(Arguments const& arguments, std::vector<tstitch::Network> co
       noise,
       tstitch::Stitch{ratio},
       {.steps = arguments.steps, .spacing = tstitch::spacing_by_name(spacing, "--spacing")},
-      tstitch::update_rule(arguments.sampler)};
+      tstitch::update_rule_by_name(arguments.sampler)};
   return {ratio, sampler.plan().calls(networks.size()),
           [sampler](std::vector<tstitch::Network> const& which, tstitch::Request const& request) {
             return sampler.sample(which, request).images;

@@ -67,7 +67,7 @@ Json describe(Arguments const& arguments) {
           {"machine", machine},
           {"models", arguments.models},
           {"sampler", arguments.sampler},
-          {"sampler_name", tstitch::update_rule(arguments.sampler).name()},
+          {"sampler_name", tstitch::update_rule_by_name(arguments.sampler).name()},
           {"spacing", arguments.spacing.empty() ? "linspace, or shifted for flow matching" : arguments.spacing},
           {"steps", arguments.steps},
           {"repeats", arguments.repeats},

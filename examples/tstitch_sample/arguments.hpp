@@ -96,7 +96,7 @@ inline tstitch::AnyUpdateRule rule_of(Arguments const& arguments) {
   tstitch::OptionValues options;
   if (takes(arguments, "order")) options.emplace("order", order_of(arguments));
   if (takes(arguments, "eta")) options.emplace("eta", eta_of(arguments));
-  return tstitch::update_rule(arguments.sampler, options);
+  return tstitch::update_rule_by_name(arguments.sampler, options);
 }
 
 /// The ratios of a sweep "from:to:step", both ends included.

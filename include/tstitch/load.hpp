@@ -13,10 +13,10 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
-#include <string_view>
 #include <vector>
 
 #include "base/diagnostics.hpp"
+#include "base/text.hpp"
 #include "file/aot_inductor.hpp"
 #include "file/at_once.hpp"
 #include "file/dit.hpp"
@@ -54,46 +54,66 @@ struct LoadOptions {
   /// Batch sizes to run before a network is handed out, so that what is done once for a shape is done. Guidance doubles
   /// the rows of a batch.
   std::vector<std::int64_t> warm_up_rows = {};
-  /// What a network is, for files without metadata; files that have it are believed instead.
+  /// What a network is, for TorchScript files without metadata; files that have it are believed instead.
   std::optional<NetworkInfo> info = {};
 };
 
+namespace detail {
+
+struct NamedBackend {
+  char const* name;
+  Backend backend;
+};
+inline constexpr NamedBackend named_backends[]{{"torchscript", Backend::torchscript},
+                                               {"native", Backend::native},
+                                               {"native-e4m3", Backend::native_e4m3},
+                                               {"aot-inductor", Backend::aot_inductor}};
+
+struct NamedType {
+  char const* name;
+  at::ScalarType type;
+};
+inline constexpr NamedType named_types[]{{"float32", at::kFloat}, {"float16", at::kHalf}, {"bfloat16", at::kBFloat16}};
+
+}  // namespace detail
+
 /// The names of backends on command lines: auto, torchscript, native, native-e4m3, aot-inductor, and all but auto with
-/// "+graph" for Graphs::always.
+/// "+graph" behind it, too.
 inline std::vector<std::string> const& backend_names() {
-  static const std::vector<std::string> names{"auto",
-                                              "torchscript",
-                                              "torchscript+graph",
-                                              "native",
-                                              "native+graph",
-                                              "native-e4m3",
-                                              "native-e4m3+graph",
-                                              "aot-inductor",
-                                              "aot-inductor+graph"};
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all{"auto"};
+    for (detail::NamedBackend const& each : detail::named_backends) {
+      all.push_back(each.name);
+      all.push_back(std::string(each.name) + "+graph");
+    }
+    return all;
+  }();
   return names;
 }
 
-/// Options with the backend of this name; without "+graph" and but for auto without graphs.
+/// The same options with the backend of this name: auto with Graphs::automatic, others with Graphs::always where
+/// "+graph" is behind the name, else with Graphs::never.
 /// @throws std::invalid_argument for a name that there is not
 inline LoadOptions with_backend(LoadOptions options, std::string const& name) {
-  std::string_view kind = name;
-  const std::size_t plus = kind.find('+');
-  options.graphs = name == "auto" ? Graphs::automatic : plus == kind.npos ? Graphs::never : Graphs::always;
-  if (plus != kind.npos && kind.substr(plus) != "+graph") kind = "";
-  kind = kind.substr(0, plus);
-  if (name == "auto") return options.backend = Backend::automatic, options;
-  if (kind == "torchscript") return options.backend = Backend::torchscript, options;
-  if (kind == "native") return options.backend = Backend::native, options;
-  if (kind == "native-e4m3") return options.backend = Backend::native_e4m3, options;
-  if (kind == "aot-inductor") return options.backend = Backend::aot_inductor, options;
-  std::string known;
-  for (std::string const& each : backend_names()) known += (known.empty() ? "" : ", ") + each;
-  detail::refuse("with_backend", "the backend must be one of " + known, detail::quoted(name));
+  options.backend = Backend::automatic;
+  options.graphs = Graphs::automatic;
+  if (name == "auto") return options;
+  for (detail::NamedBackend const& each : detail::named_backends) {
+    options.backend = each.backend;
+    options.graphs = name == each.name ? Graphs::never : Graphs::always;
+    if (name == each.name || name == std::string(each.name) + "+graph") return options;
+  }
+  detail::refuse("with_backend", "the backend must be one of " + detail::joined(backend_names()),
+                 detail::in_quotes(name));
 }
 
-/// The names of number formats on command lines.
+/// The names of number formats on command lines, auto first.
 inline std::vector<std::string> const& dtype_names() {
-  static const std::vector<std::string> names{"auto", "float32", "float16", "bfloat16"};
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all{"auto"};
+    for (detail::NamedType const& each : detail::named_types) all.push_back(each.name);
+    return all;
+  }();
   return names;
 }
 
@@ -101,10 +121,11 @@ inline std::vector<std::string> const& dtype_names() {
 /// @throws std::invalid_argument for a name that there is not
 inline std::optional<at::ScalarType> dtype_named(std::string const& name) {
   if (name == "auto") return {};
-  if (name == "float32") return at::kFloat;
-  if (name == "float16") return at::kHalf;
-  if (name == "bfloat16") return at::kBFloat16;
-  detail::refuse("dtype_named", "the number format must be auto, float32, float16 or bfloat16", detail::quoted(name));
+  for (detail::NamedType const& each : detail::named_types) {
+    if (name == each.name) return each.type;
+  }
+  detail::refuse("dtype_named", "the number format must be one of " + detail::joined(dtype_names()),
+                 detail::in_quotes(name));
 }
 
 namespace detail {
@@ -126,32 +147,61 @@ inline Network load_native(std::string const& path, TorchScriptOptions const& op
   }
 }
 
+/// What a file is, without its weights.
+inline NetworkInfo info_of(std::string const& path, LoadOptions const& options) {
+  return is_aot_inductor(path) ? tstitch::read_network_info(path) : tstitch::read_network_info(path, options.info);
+}
+
 /// The network as it is before graphs.
 inline Network load_plain(std::string const& path, LoadOptions const& options) {
-  const TorchScriptOptions script{.device = options.device, .dtype = options.dtype, .info = options.info};
+  const TorchScriptOptions script{
+      .device = options.device, .dtype = options.dtype, .warm_up_rows = options.warm_up_rows, .info = options.info};
   const bool choose = options.backend == Backend::automatic;
   Backend backend = options.backend;
-  if (choose && is_aot_inductor(path)) backend = Backend::aot_inductor;
-  if (choose && backend == Backend::automatic) {
-    backend = is_dit(read_network_info(path, options.info)) ? Backend::native : Backend::torchscript;
+  if (choose) {
+    backend = is_aot_inductor(path)                                    ? Backend::aot_inductor
+              : is_dit(tstitch::read_network_info(path, options.info)) ? Backend::native
+                                                                       : Backend::torchscript;
   }
-  Network network = [&] {
-    switch (backend) {
-      case Backend::aot_inductor: return load_aot_inductor(path, {.device = options.device, .dtype = options.dtype});
-      case Backend::native: return load_native(path, script, choose);
-      case Backend::native_e4m3: {
-        std::vector<double> inputs = read_network_info(path, options.info).architecture.e4m3_inputs;
-        if (inputs.empty()) inputs = largest_inputs(path, script);  // the exporter did not look
-        return load_dit(path, script, {.e4m3_inputs = inputs});
-      }
-      default: return load_torchscript(path, script);
+  switch (backend) {
+    case Backend::aot_inductor:
+      return load_aot_inductor(
+          path, {.device = options.device, .dtype = options.dtype, .warm_up_rows = options.warm_up_rows});
+    case Backend::native: {
+      Network network = load_native(path, script, choose);
+      warm_up(network, options.warm_up_rows);
+      return network;
     }
-  }();
-  warm_up(network, options.warm_up_rows);
-  return network;
+    case Backend::native_e4m3: {
+      TorchScriptOptions cold = script;
+      cold.warm_up_rows.clear();
+      std::vector<double> inputs = tstitch::read_network_info(path, options.info).architecture.e4m3_inputs;
+      if (inputs.empty()) inputs = largest_inputs(path, cold);  // the exporter did not look
+      Network network = load_dit(path, script, {.e4m3_inputs = inputs});
+      warm_up(network, options.warm_up_rows);
+      return network;
+    }
+    default: return load_torchscript(path, script);
+  }
 }
 
 }  // namespace detail
+
+#ifdef TSTITCH_WITH_CUDA
+inline namespace with_cuda {  // programs with and without it have other functions
+#else
+inline namespace without_cuda {
+#endif
+
+/// Refuses before anything is loaded.
+inline void require_graphs([[maybe_unused]] LoadOptions const& options) {
+#ifndef TSTITCH_WITH_CUDA
+  if (options.graphs != Graphs::always) return;
+  throw std::runtime_error(
+      "tstitch::load_network: graphs must have a CUDA build of torch and a program built with "
+      "TSTITCH_WITH_CUDA (CMake and pkg-config set it), got one without");
+#endif
+}
 
 /// The network with graphs where the options want them; they are captured when it is called, here for the rows that are
 /// warmed up, later for others.
@@ -171,11 +221,7 @@ inline Network with_graphs(Network const& plain, LoadOptions const& options) {
   warm_up(network, options.warm_up_rows);
   return network;
 #else
-  if (options.graphs == Graphs::always) {
-    throw std::runtime_error(
-        "tstitch::load_network: graphs must have a CUDA build of torch and a program built with "
-        "TSTITCH_WITH_CUDA (CMake and pkg-config set it), got one without");
-  }
+  require_graphs(options);
   detail::diagnose("load_network", "runs " + name + " without graphs: the program was built without TSTITCH_WITH_CUDA");
   return plain;
 #endif
@@ -185,6 +231,7 @@ inline Network with_graphs(Network const& plain, LoadOptions const& options) {
 /// @throws std::runtime_error naming the file and what is wrong with it, or that it is none for this backend; and for
 /// Graphs::always in a program without CUDA
 inline Network load_network(std::string const& path, LoadOptions const& options = {}) {
+  require_graphs(options);
   return with_graphs(detail::load_plain(path, options), options);
 }
 
@@ -202,8 +249,9 @@ inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
   const auto of = [&](std::size_t k) -> LoadOptions const& { return options[options.size() == 1 ? 0 : k]; };
   std::vector<Network> stated;
   for (std::size_t k = 0; k < paths.size(); ++k) {
-    stated.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; },
-                        read_network_info(paths[k], of(k).info));
+    require_graphs(of(k));
+    stated.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; }, detail::info_of(paths[k], of(k)),
+                        of(k).device);
   }
   require_compatible(stated);
   if (paths.empty()) return {};
@@ -217,4 +265,5 @@ inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
   return load_networks(paths, std::vector<LoadOptions>{options});
 }
 
+}  // namespace with_cuda or without_cuda
 }  // namespace tstitch

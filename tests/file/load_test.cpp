@@ -68,7 +68,7 @@ TEST_CASE("the door refuses what it cannot run, in a sentence") {
   CHECK(with_backend(cpu, "auto").graphs == Graphs::automatic);
   for (std::string const& name : dtype_names()) CHECK(dtype_named(name).has_value() == (name != "auto"));
   CHECK(refused([] { return dtype_named("float64"); }) ==
-        "tstitch::dtype_named: the number format must be auto, float32, float16 or bfloat16, got 'float64'");
+        "tstitch::dtype_named: the number format must be one of auto, float32, float16, bfloat16, got 'float64'");
   CHECK(refused([&] { return load_networks(pair, std::vector<LoadOptions>(3, cpu)); }) ==
         "tstitch::load_networks: options must be one, or one for each of the 2 files, got 3");
   CHECK_THAT(failed([&] { return load_network("no such file.pt", cpu); }), ContainsSubstring("'no such file.pt'"));
@@ -88,6 +88,8 @@ TEST_CASE("graphs are for GPUs: on a CPU a network stays what it is") {
   CHECK(draw(load_networks(pair, graphs)).equal(draw({load_dit(pair[0]), load_dit(pair[1])})));
 #else
   CHECK(message_of<std::runtime_error>([&] { load_networks(pair, graphs); }) ==
-        "tstitch::load_network: graphs must have a program built with TSTITCH_WITH_CUDA, got one without");
+        "tstitch::load_network: graphs must have a CUDA build of torch and a program built with TSTITCH_WITH_CUDA "
+        "(CMake and "
+        "pkg-config set it), got one without");
 #endif
 }

@@ -121,7 +121,7 @@ TEST_CASE("names are the field's") {
 
 TEST_CASE("a rule by name is the rule with its options") {
   const auto name = [](std::string const& rule, OptionValues const& options) {
-    return update_rule(rule, options).name();
+    return update_rule_by_name(rule, options).name();
   };
   CHECK(name("dpm-solver++", {{"order", 3}, {"solver_type", "heun"}, {"eta", 0.5}}) ==
         DPMSolverUpdate{.order = 3, .solver_type = SolverType::heun, .eta = 0.5}.name());
@@ -135,29 +135,30 @@ TEST_CASE("a rule by name is the rule with its options") {
 }
 
 TEST_CASE("what is no rule, option or value is refused with what there is") {
-  CHECK(refusal([] { update_rule("dim"); }) ==
-        "tstitch::update_rule: name must be one of ddpm, ddim, dpm-solver, dpm-solver++, dpm-solver-singlestep, "
-        "dpm-solver++-singlestep, dpm-solver++-2s-ancestral, dpm-solver++-sde, dpm-solver-adaptive, "
-        "dpm-solver++-adaptive, unipc, deis, lms, pndm, euler, euler-ancestral, heun, dpm2, lcm, got 'dim'");
+  CHECK(
+      refusal([] { update_rule_by_name("dim"); }) ==
+      "tstitch::update_rule_by_name: name must be one of ddpm, ddim, dpm-solver, dpm-solver++, dpm-solver-singlestep, "
+      "dpm-solver++-singlestep, dpm-solver++-2s-ancestral, dpm-solver++-sde, dpm-solver-adaptive, "
+      "dpm-solver++-adaptive, unipc, deis, lms, pndm, euler, euler-ancestral, heun, dpm2, lcm, got 'dim'");
   CHECK(refusal([] {
-          update_rule("ddim", {{"order", 2}});
-        }) == "tstitch::update_rule: options of ddim must be of eta, eps_of_thresholded, got 'order'");
+          update_rule_by_name("ddim", {{"order", 2}});
+        }) == "tstitch::update_rule_by_name: options of ddim must be one of eta, eps_of_thresholded, got 'order'");
   CHECK(refusal([] {
-          update_rule("dpm-solver", {{"algorithm_type", "dpmsolver++"}});
-        }).starts_with("tstitch::update_rule: options of dpm-solver must be of order, solver_type, lower"));
+          update_rule_by_name("dpm-solver", {{"algorithm_type", "dpmsolver++"}});
+        }).starts_with("tstitch::update_rule_by_name: options of dpm-solver must be one of order, solver_type, lower"));
   CHECK(refusal([] {
-          update_rule("ddim", {{"eta", "much"}});
-        }) == "tstitch::update_rule: eta must be a finite number, got 'much'");
+          update_rule_by_name("ddim", {{"eta", "much"}});
+        }) == "tstitch::update_rule_by_name: eta must be a finite number, got 'much'");
   CHECK(refusal([] {
-          update_rule("deis", {{"order", 2.5}});
-        }) == "tstitch::update_rule: order must be a whole number, got '2.5'");
+          update_rule_by_name("deis", {{"order", 2.5}});
+        }) == "tstitch::update_rule_by_name: order must be a whole number, got '2.5'");
   CHECK(refusal([] {
-          update_rule("unipc", {{"corrector", 1}});
-        }) == "tstitch::update_rule: corrector must be true or false, got '1'");
+          update_rule_by_name("unipc", {{"corrector", 1}});
+        }) == "tstitch::update_rule_by_name: corrector must be true or false, got '1'");
   CHECK(refusal([] {
-          update_rule("unipc", {{"variant", "bh3"}});
-        }) == "tstitch::update_rule: variant must be one of bh1, bh2, got 'bh3'");
-  CHECK(refusal([] { update_rule("ddim", {{"eta", 2}}); }) == "tstitch::DDIM: eta must be in [0, 1], got 2");
+          update_rule_by_name("unipc", {{"variant", "bh3"}});
+        }) == "tstitch::update_rule_by_name: variant must be one of bh1, bh2, got 'bh3'");
+  CHECK(refusal([] { update_rule_by_name("ddim", {{"eta", 2}}); }) == "tstitch::DDIM: eta must be in [0, 1], got 2");
 }
 
 TEST_CASE("a sampler of any rule has the bits of the typed one") {
@@ -186,7 +187,7 @@ TEST_CASE("a sampler of any rule has the bits of the typed one") {
 
 TEST_CASE("any sampler is made of any sampler, and inversion of any rule") {
   const AnySampler one = DDIM{linear, Stitch{0.5}, {.steps = 4}};
-  const AnySampler two = AnySampler{linear, Stitch{0.5}, {.steps = 4}, update_rule("ddim")};
+  const AnySampler two = AnySampler{linear, Stitch{0.5}, {.steps = 4}, update_rule_by_name("ddim")};
   const AnySampler three = one;
   const std::string plan = to_string(DDIM{linear, Stitch{0.5}, {.steps = 4}}.plan());
   for (AnySampler const& sampler : {one, two, three}) CHECK(to_string(sampler.plan()) == plan);

@@ -446,7 +446,7 @@ TEST_CASE("the routings of T-Stitch's code by name are the rules") {
     return to_string(make_sampler(profile::dit(linear, 25), schedule).plan());
   };
   const auto named = [&](std::string const& name, RoutingOptions const& options) {
-    return plan(model_schedule(name, options, routing::named()));
+    return plan(model_schedule_by_name(name, options, routing::named()));
   };
   CHECK(named("dit", {.ratio = 0.5}) == plan(routing::DiT{0.5}));
   CHECK(named("dit", {.ratio = 0.5, .num_train_timesteps = 1500}) == plan(routing::DiT{0.5, 1500}));

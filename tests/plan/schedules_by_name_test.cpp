@@ -3,6 +3,7 @@
 #include <tstitch/plan/by_name.hpp>
 #include <tstitch/plan/plan.hpp>
 
+#include <cmath>
 #include <set>
 
 #include "../catch.hpp"
@@ -62,7 +63,7 @@ TEST_CASE("spacings by name are those of the class") {
 TEST_CASE("what is no spacing is refused with all that are") {
   const std::string all =
       "tstitch::spacing_by_name: must be leading, linspace, trailing, ddim, logsnr, karras, "
-      "quadratic, beta, sections:N,N,..., shifted, shifted:S or a list of timesteps, got ";
+      "quadratic, beta, shifted, sections:N,N,... or shifted:S, or a list of timesteps, got ";
   for (char const* text : {"even", "", "sections", "leading:3", "Karras"}) {
     CHECK(refusal([&] { spacing_by_name(text); }) == all + "'" + text + "'");
   }
@@ -77,13 +78,14 @@ TEST_CASE("what is no spacing is refused with all that are") {
 }
 
 TEST_CASE("model schedules by name are those of the classes") {
-  CHECK(plan_of(model_schedule("stitch", {.ratio = 0.3})) == plan_of(Stitch{0.3}));
-  CHECK(plan_of(model_schedule("stitch", {.fractions = {0.2, 0.3, 0.5}})) == plan_of(Fractions{{0.2, 0.3, 0.5}}));
-  CHECK(plan_of(model_schedule("large-first", {.ratio = 0.3})) == plan_of(LargeFirst{0.3}));
-  CHECK(plan_of(model_schedule("interleaved", {.ratio = 0.3})) == plan_of(Interleaved{0.3}));
-  CHECK(plan_of(model_schedule("falling", {.ratio = 0.3, .seed = 5})) == plan_of(FallingProbability{0.3, 5}));
-  CHECK(plan_of(model_schedule("timestep:800,200")) == plan_of(ByTimestep{{800, 200}}));
-  CHECK(plan_of(model_schedule("logsnr:-3,2.5")) == plan_of(ByLogSnr{{-3, 2.5}}));
+  CHECK(plan_of(model_schedule_by_name("stitch", {.ratio = 0.3})) == plan_of(Stitch{0.3}));
+  CHECK(plan_of(model_schedule_by_name("stitch", {.fractions = {0.2, 0.3, 0.5}})) ==
+        plan_of(Fractions{{0.2, 0.3, 0.5}}));
+  CHECK(plan_of(model_schedule_by_name("large-first", {.ratio = 0.3})) == plan_of(LargeFirst{0.3}));
+  CHECK(plan_of(model_schedule_by_name("interleaved", {.ratio = 0.3})) == plan_of(Interleaved{0.3}));
+  CHECK(plan_of(model_schedule_by_name("falling", {.ratio = 0.3, .seed = 5})) == plan_of(FallingProbability{0.3, 5}));
+  CHECK(plan_of(model_schedule_by_name("timestep:800,200")) == plan_of(ByTimestep{{800, 200}}));
+  CHECK(plan_of(model_schedule_by_name("logsnr:-3,2.5")) == plan_of(ByLogSnr{{-3, 2.5}}));
   std::set<std::string> names;
   for (NamedRouting const& each : routings()) {
     CHECK(names.insert(each.name).second);
@@ -94,18 +96,25 @@ TEST_CASE("model schedules by name are those of the classes") {
 
 TEST_CASE("what is no model schedule is refused with all that are") {
   const std::string all =
-      "tstitch::model_schedule: must be one of stitch, large-first, interleaved, falling, "
-      "timestep:T,..., logsnr:L,..., got ";
+      "tstitch::model_schedule_by_name: must be one of stitch, large-first, interleaved, falling, "
+      "timestep:T,... or logsnr:L,..., got ";
   for (char const* text : {"random", "", "timestep", "stitch:3", "dit"}) {
-    CHECK(refusal([&] { model_schedule(text); }) == all + "'" + text + "'");
+    CHECK(refusal([&] { model_schedule_by_name(text); }) == all + "'" + text + "'");
   }
-  CHECK(refusal([] { model_schedule("timestep:600.5"); }) ==
-        "tstitch::model_schedule: timestep: must be whole numbers with commas between, got '600.5'");
-  CHECK(refusal([] { model_schedule("logsnr:inf"); }) ==
-        "tstitch::model_schedule: logsnr: must be numbers with commas between, got 'inf'");
+  CHECK(refusal([] { model_schedule_by_name("timestep:600.5"); }) ==
+        "tstitch::model_schedule_by_name: timestep: must be whole numbers with commas between, got '600.5'");
+  CHECK(refusal([] { model_schedule_by_name("logsnr:inf"); }) ==
+        "tstitch::model_schedule_by_name: logsnr: must be numbers with commas between, got 'inf'");
   CHECK(refusal([] {
-          model_schedule("falling", {.fractions = {0.5, 0.5}});
-        }) == "tstitch::model_schedule: fractions are for schedules that take them, got falling");
-  CHECK(refusal([] { plan_of(model_schedule("stitch", {.ratio = 2})); }) ==
+          model_schedule_by_name("falling", {.fractions = {0.5, 0.5}});
+        }) == "tstitch::model_schedule_by_name: fractions are for schedules that take them, got falling");
+  CHECK(refusal([] { model_schedule_by_name("stitch", {.boundaries = {600}}); }) ==
+        "tstitch::model_schedule_by_name: boundaries are for schedules that take them, got stitch");
+  for (const double t : {600.5, double(NAN), double(INFINITY), 1e300}) {
+    CHECK(refusal([&] { model_schedule_by_name("timestep", {.boundaries = {t}}); }) ==
+          "tstitch::ByTimestep: boundaries must be whole numbers up to 1e9, got " + tstitch::detail::text(t));
+  }
+  CHECK(plan_of(model_schedule_by_name("timestep", {.boundaries = {800, 200}})) == plan_of(ByTimestep{{800, 200}}));
+  CHECK(refusal([] { plan_of(model_schedule_by_name("stitch", {.ratio = 2})); }) ==
         "tstitch::Stitch: ratio must be in [0, 1], got 2");
 }

@@ -169,4 +169,52 @@ TEST_CASE("an observer may see a step before it is taken, and cancel there") {
   CHECK(seen == std::vector<std::string>{"before 0", "after 0", "before 1", "after 1", "before 2"});
   CHECK_FALSE(samples.finished);
   CHECK(samples.finished_images == 0);
+  CHECK(samples.images.size(0) == 2);  // the newest predictions
+  struct Never {
+    Control before(StepBegin const& begin) { return begin.first == first ? Control::cancel : Control::proceed; }
+    void operator()(StepReport const&) {}
+    std::int64_t first;
+  };
+  Request batches = request;
+  batches.batch_size = 1;
+  CHECK(sampler.sample(networks, batches, Never{0}).images.sizes() == at::IntArrayRef{0, 1, 2, 2});
+  const Samples one = sampler.sample(networks, batches, Never{1});
+  CHECK(one.images.sizes() == at::IntArrayRef{1, 1, 2, 2});
+  CHECK((one.seeds.size() == 1 && one.finished_images == 1 && !one.finished));
+}
+
+TEST_CASE("a step that throws after a switch leaves history and memories as they were") {
+  // Fails once, behind the evaluations that renew the history.
+  struct Flaky {
+    int* calls;
+    int fail_at;
+    at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
+                          Evaluation const& evaluation) const {
+      if (++*calls == fail_at) throw std::runtime_error("once");
+      return Remembers{}(x, t, condition, evaluation);
+    }
+  };
+  for (const SwitchPolicy policy : {SwitchPolicy::re_evaluate, SwitchPolicy::reset, SwitchPolicy::keep}) {
+    const DPMSolver sampler{schedule, Stitch{.ratio = 0.5}, {.steps = 6, .at_switch = policy}, {.order = 3}};
+    const auto draw = [&](int fail_at) {
+      int calls = 0;
+      const std::vector<Network> flaky{networks[0], Network(Flaky{&calls, fail_at})};
+      Trajectory run = sampler.begin(flaky, request);
+      while (!run.finished()) {
+        const Trajectory before = run;
+        try {
+          sampler.advance(flaky, run);
+        } catch (std::runtime_error const&) {
+          CHECK((run.next == before.next && run.x.is_same(before.x) && run.history.size() == before.history.size()));
+          for (std::size_t i = 0; i < run.history.size(); ++i) {
+            CHECK(run.history[i].x_0.is_same(before.history[i].x_0));
+            CHECK(run.history[i].network == before.history[i].network);
+          }
+        }
+      }
+      return run.x;
+    };
+    const at::Tensor alone = draw(0);
+    for (int fail_at = 1; fail_at <= 6; ++fail_at) CHECK(draw(fail_at).equal(alone));
+  }
 }

@@ -62,6 +62,9 @@ class DiT {
   /// @param weights on one device, in one floating type
   DiT(DiTWeights weights, DiTOptions options = {}) : self_(std::make_shared<Self>(std::move(weights), options)) {
     std::vector<DiTWeights::Block>& blocks = self_->weights.blocks;
+    if (blocks.empty() || self_->weights.patch < 1 || self_->weights.heads < 1) {
+      detail::refuse("DiT", "weights must have blocks, heads and a patch", std::to_string(blocks.size()) + " blocks");
+    }
     std::vector<double> const& inputs = options.e4m3_inputs;
     if (!inputs.empty() && inputs.size() != 4 * blocks.size()) {
       detail::refuse("DiT", "e4m3_inputs must be one for each of the " + std::to_string(4 * blocks.size()) + " layers",

@@ -72,8 +72,9 @@ struct Signature {
   std::vector<ConditionInfo> conditions;
 };
 
-/// Whether a condition may have any size, so that only calls tell the shapes.
+/// Whether x or a condition may have any size, so that only calls tell the shapes.
 inline bool has_open_sizes(NetworkInfo const& info) {
+  if (!info.channels || !info.height || !info.width) return true;
   return std::any_of(info.conditions.begin(), info.conditions.end(), [](ConditionInfo const& wanted) {
     return std::find(wanted.shape.begin(), wanted.shape.end(), 0) != wanted.shape.end();
   });
@@ -114,7 +115,7 @@ inline at::Device default_device() {
 }
 
 /// Asks a network for zeros, so that what it does once for each shape (compiling, choosing kernels, capturing a graph)
-/// is done before a run. Nothing for networks with conditions of open sizes, whose shapes only a run tells.
+/// is done before a run. Nothing for networks that leave sizes open, whose shapes only a run tells.
 /// @param rows of the batches that it will see; under guidance twice the pictures
 inline void warm_up(Network const& network, std::vector<std::int64_t> const& rows) {
   if (detail::has_open_sizes(network.info())) return;

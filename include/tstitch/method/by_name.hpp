@@ -1,7 +1,7 @@
 /// @file
 /// Update rules by name, for programs, configuration files and help texts. Opt-in: it brings every rule.
 ///
-///     const AnyUpdateRule rule = update_rule("unipc", {{"order", 3}});
+///     const AnyUpdateRule rule = update_rule_by_name("unipc", {{"order", 3}});
 ///     const AnySampler sampler{noise_schedule, Stitch{.ratio = 0.4}, {.steps = 20}, rule};
 #pragma once
 
@@ -46,7 +46,7 @@ struct NamedRule {
 
 namespace detail {
 
-constexpr auto update_rule_place = "update_rule";
+inline constexpr auto update_rule_place = "update_rule_by_name";
 
 /// @param preset the rule where nothing is said
 /// @param settled options that the name leaves no choice of
@@ -114,7 +114,7 @@ inline NamedRule const& find_update_rule(std::string const& name) {
 /// The rule of this name.
 /// @param options by the names of the rule's members; the usual ones where nothing is said
 /// @throws std::invalid_argument for a name or an option that there is not, and for values that make no sense
-inline AnyUpdateRule update_rule(std::string const& name, OptionValues const& options = {}) {
+inline AnyUpdateRule update_rule_by_name(std::string const& name, OptionValues const& options = {}) {
   return find_update_rule(name).make(options);
 }
 

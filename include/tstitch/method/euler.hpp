@@ -96,7 +96,7 @@ struct Ancestral {
   }
 
   /// x at `to`, from x at `from` in a straight line down, as if x_0 held all along, and noise back up.
-  /// @param x, x_0 [n, C, H, W]
+  /// @param x, x_0 [n, C, ...]
   at::Tensor operator()(StepInput const& in, at::Tensor const& x, at::Tensor const& x_0, NoiseLevel from, NoiseLevel to,
                         int draw = 0) const {
     const double ratio = down.sigma / from.sigma, rescale = to.alpha / down.alpha;
@@ -107,7 +107,7 @@ struct Ancestral {
   }
 
   /// x at step.to.
-  /// @param x [n, C, H, W] at `down`
+  /// @param x [n, C, ...] at `down`
   at::Tensor renew(StepInput const& in, at::Tensor const& x, int draw = 0) const {
     return up > 0 ? weighted_sum(in.step.to.alpha / down.alpha, x, up, in.noise(draw)) : x;
   }

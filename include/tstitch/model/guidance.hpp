@@ -53,11 +53,11 @@ struct GradientGuidance {
 namespace detail {
 
 /// The factor [n, 1, ...] that brings a guided output phi of the way to the deviation of the conditional one (Lin et
-/// al. 2024, arXiv 2305.08891, Eq. 15 and 16). An output that is the same everywhere stays as it is.
+/// al. 2024, arXiv 2305.08891, Eq. 15 and 16). An output that is the same everywhere, or one number, stays as it is.
 inline at::Tensor rescale_factor(at::Tensor const& guided, at::Tensor const& conditional, double phi) {
   const auto deviation = [](at::Tensor const& x) { return x.std(dims_of_an_image(x), true, true); };
   const at::Tensor of_guided = deviation(guided);
-  const at::Tensor ratio = deviation(conditional).div(of_guided).masked_fill(of_guided.eq(0), 1);
+  const at::Tensor ratio = deviation(conditional).div(of_guided).masked_fill(of_guided.gt(0).logical_not(), 1);
   return ratio.mul(phi).add(1 - phi);
 }
 

@@ -4,6 +4,10 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <algorithm>
+#include <concepts>
+#include <cstddef>
+#include <stdexcept>
 
 #include <cstdint>
 #include <functional>
@@ -17,6 +21,7 @@
 #include <utility>
 #include <vector>
 
+#include "../base/diagnostics.hpp"
 #include "../base/error.hpp"
 #include "../base/member_name.hpp"
 #include "../plan/noise_schedule.hpp"
@@ -103,7 +108,7 @@ struct NetworkInfo {
 /// Any function of tensors whose result depends on nothing else, and that never looks at their values on the host.
 using TensorFunction = std::function<at::Tensor(std::vector<at::Tensor> const&)>;
 
-/// Makes a function that gives the same in another way, such as by replaying a CUDA graph (cuda_graph.hpp).
+/// Makes a function that gives the same in another way, such as by replaying a CUDA graph (engine/cuda_graph.hpp).
 using Capture = std::function<TensorFunction(TensorFunction)>;
 
 namespace detail {
@@ -145,16 +150,27 @@ class Network {
   /// @throws std::invalid_argument for an empty function, and for classes that make no sense
   template <class Callable>
   requires(!std::is_same_v<std::remove_cvref_t<Callable>, Network>)
-      Network(Callable callable, NetworkInfo info = {}, at::Device device = at::kCPU)
+      Network(Callable callable, NetworkInfo info, at::Device device = at::kCPU)
       : self_(make_self(std::move(callable), std::move(info), device)) {}
 
+  /// The same, of which nothing is stated.
+  template <class Callable>
+  requires(!std::is_same_v<std::remove_cvref_t<Callable>, Network>)
+      Network(Callable callable)  // NOLINT: conversion is the purpose
+      : Network(std::move(callable), NetworkInfo{}) {
+    static_assert(
+        !requires { typename Callable::IsNetworkWrapper; },
+        "tstitch::NetworkWrapper: its network() says of it what the network inside says; this would not");
+  }
+
+  template <std::same_as<Evaluation> Told>
   at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
-                        Evaluation const& evaluation = {}) const {
+                        Told const& evaluation) const {
     return self_->function(x, t, condition, evaluation);
   }
 
   at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
-                        std::optional<double> timestep) const {
+                        std::optional<double> timestep = {}) const {
     return self_->function(x, t, condition, {.timestep = timestep});
   }
 
@@ -174,9 +190,14 @@ class Network {
     if (self_->prepare) self_->prepare(timesteps, condition);
   }
 
-  /// This network with what it does done by what `capture` makes of it.
+  /// This network with what it does done by what `capture` makes of it. One that takes an Evaluation and does not say
+  /// which part of it to replay stays as it is, which is diagnosed: what it keeps from step to step is no tensor.
   Network captured(Capture const& capture) const {
-    return self_->capture ? self_->capture(capture, *this) : capture_whole(capture);
+    if (self_->capture) return self_->capture(capture, *this);
+    if (!self_->takes_evaluation) return capture_whole(capture);
+    detail::diagnose("Network::captured", "runs '" + detail::printable(info().name) +
+                                              "' as it is, because it takes an Evaluation and has no `captured`");
+    return *this;
   }
 
   NetworkInfo const& info() const { return self_->info; }
@@ -198,6 +219,7 @@ class Network {
     at::Device device;
     bool knows_timestep = false;
     bool repeats_x = false;
+    bool takes_evaluation = false;
     std::function<void(std::span<const double>, Condition const&)> prepare = {};
     std::function<Network(Capture const&, Network const&)> capture = {};
   };
@@ -248,7 +270,8 @@ class Network {
     Self self{{}, std::move(info), detail::with_index(device)};
     if constexpr (requires { bool(callable.knows_timestep); }) {
       static_assert(takes_timestep<Callable> || takes_evaluation<Callable>,
-                    "tstitch::Network: a callable that knows_timestep must take (x, t, condition, timestep)");
+                    "tstitch::Network: a callable that knows_timestep must take (x, t, condition, timestep) or an "
+                    "Evaluation there");
       self.knows_timestep = callable.knows_timestep;
     }
     if constexpr (requires { bool(callable.repeats_x); }) self.repeats_x = callable.repeats_x;
@@ -260,6 +283,7 @@ class Network {
         return Network(callable.captured(capture), whole.info(), whole.device());
       };
     }
+    self.takes_evaluation = takes_evaluation<Callable>;
     self.function = erase(std::move(callable));
     return std::make_shared<const Self>(std::move(self));
   }

@@ -28,6 +28,8 @@ namespace tstitch {
 template <class Derived>
 class NetworkWrapper {
  public:
+  using IsNetworkWrapper = void;  ///< so that Network(wrapper), without what the one inside says, does not compile
+
   explicit NetworkWrapper(Network inner)
       : knows_timestep(inner.knows_timestep()), repeats_x(inner.repeats_x()), inner_(std::move(inner)) {}
 

@@ -6,6 +6,7 @@
 #include <cctype>
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
@@ -48,8 +49,8 @@ struct NamedRouting {
 
 namespace detail {
 
-constexpr auto spacing_place = "tstitch::spacing_by_name";
-constexpr auto routing_place = "tstitch::model_schedule";
+inline constexpr auto spacing_place = "tstitch::spacing_by_name";
+inline constexpr auto routing_place = "tstitch::model_schedule_by_name";
 
 /// "shifted, shifted:S or sections:N,N,...": how the entries of a table are written, those with numbers last.
 template <class Entry>
@@ -162,7 +163,12 @@ inline std::vector<NamedRouting> const& routings() {
        .whole = true,
        .make = [](Options const& options) -> AnyModelSchedule {
          ByTimestep schedule;
-         for (const double t : options.boundaries) schedule.boundaries.push_back(int(t));
+         for (const double t : options.boundaries) {
+           if (!(std::trunc(t) == t && std::abs(t) <= 1e9)) {
+             detail::refuse("ByTimestep", "boundaries must be whole numbers up to 1e9", t);
+           }
+           schedule.boundaries.push_back(int(t));
+         }
          return schedule;
        }},
       {.name = "logsnr",
@@ -196,15 +202,23 @@ inline std::pair<NamedRouting, std::vector<double>> read_routing(std::string con
   throw std::invalid_argument(place + ": must be one of " + routings_text(table) + ", got " + detail::in_quotes(text));
 }
 
-/// A model schedule by name: `model_schedule("interleaved", {.ratio = 0.3})`, `model_schedule("timestep:600")`.
+/// A model schedule by name: `model_schedule_by_name("interleaved", {.ratio = 0.3})`,
+/// `model_schedule_by_name("timestep:600")`.
 /// @param options boundaries in the text take the place of those in here
 /// @throws std::invalid_argument for a name that there is not, with those that there are, for wrong boundaries, and for
 /// fractions where the schedule takes none; what a schedule refuses it refuses when a plan is made
-inline AnyModelSchedule model_schedule(std::string const& text, RoutingOptions options = {},
-                                       std::vector<NamedRouting> const& table = routings()) {
+inline AnyModelSchedule model_schedule_by_name(std::string const& text, RoutingOptions options = {},
+                                               std::vector<NamedRouting> const& table = routings()) {
+  // A name alone is enough where the options have the boundaries.
+  for (NamedRouting const& each : table) {
+    if (each.name == text && !each.boundaries.empty() && !options.boundaries.empty()) return each.make(options);
+  }
   auto [routing, boundaries] = read_routing(text, table);
+  if (boundaries.empty() && !options.boundaries.empty()) {
+    detail::refuse("model_schedule_by_name", "boundaries are for schedules that take them", routing.name);
+  }
   if (!options.fractions.empty() && !routing.takes_fractions) {
-    detail::refuse("model_schedule", "fractions are for schedules that take them", routing.name);
+    detail::refuse("model_schedule_by_name", "fractions are for schedules that take them", routing.name);
   }
   if (!boundaries.empty()) options.boundaries = std::move(boundaries);
   return routing.make(options);

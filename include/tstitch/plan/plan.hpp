@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <functional>
@@ -113,8 +114,9 @@ inline std::uint64_t timesteps_fingerprint(Plan const& plan) {
   return detail::hash_of_timesteps(plan).value();
 }
 
-/// A number that plans share which are alike in all that they state: timesteps, routing, guidance, and the sampler with
-/// its options. A run that is kept is told by it from a run of another kind.
+/// A number that plans share which are alike in all that they state: timesteps, routing, guidance scales, evaluations,
+/// and the sampler with its options. A run is told by it from one of another plan. What plans do not state, it does not
+/// know: thresholding, the switch policy, and the rest of the guidance.
 inline std::uint64_t fingerprint(Plan const& plan) {
   detail::Fingerprint fingerprint = detail::hash_of_timesteps(plan);
   fingerprint.add(plan.sampler);

@@ -52,7 +52,8 @@ class AnyUpdateRule {
 /// results are those of the sampler that it was made from, to the bit.
 ///
 ///     const AnySampler sampler = heun ? AnySampler(Heun{noise, schedule}) : DDIM{noise, schedule};
-///     const AnySampler by_name{noise, Stitch{.ratio = 0.4}, {.steps = 20}, update_rule("unipc", {{"order", 3}})};
+///     const AnySampler by_name{noise, Stitch{.ratio = 0.4}, {.steps = 20}, update_rule_by_name("unipc", {{"order",
+///     3}})};
 class AnySampler : public Sampler<AnyUpdateRule, AnyModelSchedule> {
  public:
   AnySampler(NoiseSchedule noise_schedule, AnyModelSchedule model_schedule, SamplingOptions options, AnyUpdateRule rule)

@@ -184,11 +184,11 @@ inline at::Tensor Loop::run(std::vector<Network> const& networks, Trajectory& tr
   const int begun = trajectory.next;
   at::Tensor before;
   while (!trajectory.finished() && control == Control::proceed) {
-    const auto start = std::chrono::steady_clock::now();
     const PlannedStep& planned = parts_.plan.steps[std::size_t(trajectory.next)];
     before = trajectory.x;
     control = observer.before({planned.step, planned.network, trajectory.x, first, images});
     if (control == Control::cancel) break;
+    const auto start = std::chrono::steady_clock::now();
     const auto report = [&](at::Tensor const& x, at::Tensor const& x_0) {
       const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
       control = observer(StepReport{.step = planned.step,
@@ -238,9 +238,9 @@ inline Samples Loop::sample(std::vector<Network> const& networks, Checked const&
       refuse_values(networks, part, first, rule, error.what());
     }
     const bool whole_batch = trajectory.finished();
-    // A run that was cancelled before its first step has predicted nothing.
-    at::Tensor const& made = whole_batch || !trajectory.x_0.defined() ? trajectory.x : trajectory.x_0;
-    const at::Tensor rows = made.narrow(0, 0, images);
+    // A batch that was cancelled before its first step has predicted nothing.
+    const std::int64_t exist = whole_batch || trajectory.x_0.defined() ? images : 0;
+    const at::Tensor rows = (exist && !whole_batch ? trajectory.x_0 : trajectory.x).narrow(0, 0, exist);
     // Also before the last step, which may depend on x through a network alone.
     if (whole_batch && !rows.isfinite().all().logical_and(before.isfinite().all()).item<bool>()) {
       refuse_values(networks, part, first, rule,
@@ -252,12 +252,12 @@ inline Samples Loop::sample(std::vector<Network> const& networks, Checked const&
       shape[0] = whole.count;
       samples.images = rows.new_empty(shape);
     }
-    samples.images.narrow(0, first, images).copy_(rows);
+    samples.images.narrow(0, first, exist).copy_(rows);
     if (whole_batch) samples.finished_images = first + images;
     if (control == Control::cancel && samples.finished_images < whole.count) {
       samples.finished = false;
-      samples.images = samples.images.narrow(0, 0, first + images);
-      samples.seeds.resize(std::size_t(first + images));
+      samples.images = samples.images.narrow(0, 0, first + exist);
+      samples.seeds.resize(std::size_t(first + exist));
       break;
     }
   }

@@ -63,7 +63,7 @@ struct Request {
 /// What `sample` returns.
 struct Samples {
   /// [n, C, ...], x_0 of each image in the order of the request. After a cancel, what exists: the finished batches and
-  /// the newest prediction of the one that was interrupted.
+  /// the newest prediction of the one that was interrupted, if it had one.
   at::Tensor images;
   std::vector<std::uint64_t> seeds;  ///< one a row of images
   std::int64_t finished_images = 0;  ///< the first so many rows ran all their steps

@@ -2,6 +2,7 @@
 /// Samplers: an update rule under a model schedule.
 #pragma once
 
+#include <cstddef>
 #include <functional>
 #include <type_traits>
 #include <utility>
@@ -89,7 +90,7 @@ class Sampler {
   }
 
   /// Takes one step. Never waits for a GPU, unless the rule must (AdaptiveDPMSolver). Where it throws, the trajectory
-  /// is as it was, but for a history that SwitchPolicy::re_evaluate had begun to renew.
+  /// is as it was.
   /// @throws std::invalid_argument when the trajectory is finished, was begun with other timesteps, or for other
   /// networks
   /// @throws std::runtime_error when a network or the update rule returns what it must not

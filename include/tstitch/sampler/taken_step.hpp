@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -50,21 +51,23 @@ class TakenStep {
         step_(parts.plan.steps[std::size_t(trajectory.next)].step),
         index_(parts.plan.steps[std::size_t(trajectory.next)].network) {
     require_network(networks, step_.index, index_);
-    if (trajectory.memories.size() < networks.size()) trajectory.memories.resize(networks.size());
-    memory_ = trajectory.memories[index_];
+    memory_ = memory_of(index_);
     guidance_ = guidance_of(step_);
     require_suits(networks[index_], index_, trajectory, guidance_);
     thresholding_ = parts.options.thresholding.resolve(networks[index_].info());
   }
+
+  TakenStep(TakenStep const&) = delete;  // what is asked looks into it
+  TakenStep& operator=(TakenStep const&) = delete;
 
   void take() {
     bring_history();
     const auto denoise_at = [this](at::Tensor const& x, auto const& where) { return denoise(x, where); };
     const auto draw_noise = [this](int draw) { return noise(draw); };
     const std::uint64_t changes = changes_in_place(trajectory_.x);
-    Memory state = rule_.keeps_state ? trajectory_.rule_state : Memory();
+    Memory state = rule_.keeps_state ? trajectory_.rule_state : Memory();  // of rules before this one nothing is left
     at::Tensor output = rule_.step(rule_.rule,
-                                   StepInput{step_, trajectory_.x, trajectory_.history, parts_.noise_schedule,
+                                   StepInput{step_, trajectory_.x, history_, parts_.noise_schedule,
                                              std::cref(denoise_at), std::cref(denoise_at), std::cref(draw_noise)},
                                    state);
     if (changes_in_place(trajectory_.x) != changes) {
@@ -72,19 +75,22 @@ class TakenStep {
     }
     require_like("the update rule", output, trajectory_.x);
     if (!x_0_.defined()) x_0_ = output;  // of a rule that asks no network
-    if (rule_.keeps_state) trajectory_.rule_state = std::move(state);
-    commit(std::move(output));
+    commit(std::move(output), std::move(state));
   }
 
  private:
+  Memory memory_of(std::size_t network) const {
+    return network < trajectory_.memories.size() ? trajectory_.memories[network] : Memory();
+  }
+
   /// How the network is guided in a step of the run.
   EvaluationGuidance guidance_of(Step const& step) {
     Guidance const& all = trajectory_.guidance;
     EvaluationGuidance here{all.at(step, index_), all.channels, all.rescale, all.projected, trajectory_.momentum};
     if (all.uses_guide(step, index_)) {
-      all.validate(networks_.size());
+      if (*all.guide_network >= networks_.size()) all.validate(networks_.size());  // which refuses it
       here.guide = &networks_[*all.guide_network];
-      if (guide_memory_.empty()) guide_memory_ = trajectory_.memories[*all.guide_network];
+      if (guide_memory_.empty()) guide_memory_ = memory_of(*all.guide_network);
       here.guide_memory = &guide_memory_;
     }
     if (trajectory_.gradient) here.gradient = &trajectory_.gradient;
@@ -116,46 +122,54 @@ class TakenStep {
     return noise;
   }
 
-  /// Makes the history what this step may see. A sampler that another one took over from may have left steps of long
+  /// Finds what of the history this step may see. A sampler that another one took over from may have left steps of long
   /// ago, or more of them.
   void bring_history() {
-    std::vector<Past>& history = trajectory_.history;
-    const std::size_t next = std::size_t(trajectory_.next), wanted = rule_.history;
-    const bool follows =
-        next > 0 && !history.empty() && history.back().step.index == parts_.plan.steps[next - 1].step.index;
-    if (!follows) history.clear();
-    if (history.size() > wanted) history.erase(history.begin(), history.end() - std::ptrdiff_t(wanted));
-    if (history.empty() || history.back().network == index_) return;
-    if (parts_.options.at_switch == SwitchPolicy::reset) history.clear();
+    const std::span<const Past> all(trajectory_.history);
+    const std::size_t next = std::size_t(trajectory_.next);
+    const bool follows = next > 0 && !all.empty() && all.back().step.index == parts_.plan.steps[next - 1].step.index;
+    if (follows) history_ = all.last(std::min(all.size(), rule_.history));
+    if (history_.empty() || history_.back().network == index_) return;
+    if (parts_.options.at_switch == SwitchPolicy::reset) history_ = {};
     if (parts_.options.at_switch != SwitchPolicy::re_evaluate) return;
-    for (Past& past : history) {
+    renewed_.assign(history_.begin(), history_.end());
+    for (Past& past : renewed_) {
       EvaluationGuidance then = guidance_of(past.step);
       then.momentum.reset();
       past.x_0 = tstitch::denoise(networks_[index_], past.x, Timestep{past.step.t, past.step.from},
                                   trajectory_.condition, then, thresholding_)
                      .x_0;
-      past.network = index_;  // only now: what throws is asked again by the next call
+      past.network = index_;
     }
+    history_ = renewed_;
   }
 
-  void commit(at::Tensor output) {
-    if (rule_.history) {
-      if (trajectory_.history.size() == rule_.history) trajectory_.history.erase(trajectory_.history.begin());
-      trajectory_.history.push_back({step_, index_, trajectory_.x, x_0_});
+  /// What may throw comes first, and then what cannot.
+  void commit(at::Tensor output, Memory state) {
+    const std::size_t next = std::size_t(trajectory_.next) + 1;
+    const bool finished = next == parts_.plan.steps.size(), inverts = rule_.direction == Direction::to_noise;
+    const NoiseLevel level = !finished ? begin_of(parts_.plan.steps[next].step, rule_.direction)
+                             : inverts ? step_.from
+                                       : step_.to;
+    if (trajectory_.inpainting.mask.defined()) {
+      output = trajectory_.inpainting(output, finished ? NoiseLevel::clean() : level);
     }
+    std::vector<Past>& history = trajectory_.history;
+    const std::size_t wanted = rule_.history, kept = wanted == 0 ? 0 : std::min(history_.size(), wanted - 1);
+    if (wanted > 0) (renewed_.empty() ? history : renewed_).reserve(std::max(history.size(), wanted) + 1);
+    if (trajectory_.memories.size() < networks_.size()) trajectory_.memories.resize(networks_.size());
+
+    if (!renewed_.empty()) history.swap(renewed_);
+    history.erase(history.begin(), history.end() - std::ptrdiff_t(kept));
+    if (wanted > 0) history.push_back({step_, index_, trajectory_.x, x_0_});
     trajectory_.x = std::move(output);
     trajectory_.x_0 = std::move(x_0_);
+    trajectory_.level = level;
     if (momentum_.defined()) trajectory_.momentum = std::move(momentum_);
+    trajectory_.rule_state = std::move(state);
     if (!memory_.empty()) trajectory_.memories[index_] = std::move(memory_);
     if (!guide_memory_.empty()) trajectory_.memories[*trajectory_.guidance.guide_network] = std::move(guide_memory_);
     ++trajectory_.next;
-    const bool finished = trajectory_.finished(), inverts = rule_.direction == Direction::to_noise;
-    trajectory_.level = !finished ? begin_of(parts_.plan.steps[std::size_t(trajectory_.next)].step, rule_.direction)
-                        : inverts ? step_.from
-                                  : step_.to;
-    if (trajectory_.inpainting.mask.defined()) {
-      trajectory_.x = trajectory_.inpainting(trajectory_.x, finished ? NoiseLevel::clean() : trajectory_.level);
-    }
   }
 
   SamplerParts const& parts_;
@@ -168,6 +182,8 @@ class TakenStep {
   EvaluationGuidance guidance_;
   Thresholding thresholding_ = Thresholding::none();
   Memory memory_, guide_memory_;
+  std::span<const Past> history_ = {};  // what the rule may see
+  std::vector<Past> renewed_ = {};      // where that differs from the trajectory's
   std::vector<int> drawn_;
   at::Tensor x_0_, momentum_;
 };

@@ -12,6 +12,8 @@
 #include "../model/guidance.hpp"
 #include "../tensor/noise.hpp"
 #include "../tensor/weighted_sum.hpp"
+#include "observer.hpp"
+#include "request.hpp"
 #include "update_rule.hpp"
 
 namespace tstitch {

@@ -51,6 +51,10 @@ inline std::vector<double> largest_inputs(std::string const& path, TorchScriptOp
   }
   const double scale = calibration.guidance_scale != 0 ? calibration.guidance_scale : info.guidance_scale;
   if (info.null_class) request.guidance = {.scale = scale};
+  if (!info.noise_schedule) {
+    throw std::runtime_error("tstitch::largest_inputs: " + detail::quoted(path) +
+                             ": must state a noise schedule, got none");
+  }
   const bool flow = network.noise_schedule().is_flow();
   const DDIM sampler{network.noise_schedule(),
                      SingleNetwork{},

@@ -66,9 +66,9 @@ inline void miss_noise_on_gpu() {
 /// Standard normal noise. On a GPU it is made there where float32 is asked for, else on the host and sent without a
 /// wait; devices have the same bits.
 /// @param seeds one an image, n of them
-/// @param image_shape [C, H, W]; an image may have at most 2^34 elements
+/// @param image_shape [C, ...]; an image may have at most 2^34 elements
 /// @param options float32 or float64, and the device
-/// @returns [n, C, H, W]; the same bits for a seed in any batch
+/// @returns [n, C, ...]; the same bits for a seed in any batch
 inline at::Tensor noise(std::vector<std::uint64_t> const& seeds, NoiseAddress address, at::IntArrayRef image_shape,
                         at::TensorOptions options) {
   std::vector<std::int64_t> shape{std::int64_t(seeds.size())};
@@ -93,7 +93,7 @@ inline at::Tensor noise(std::vector<std::uint64_t> const& seeds, NoiseAddress ad
   return device.is_cpu() ? host : host.to(device, host.scalar_type(), /*non_blocking=*/true);
 }
 
-/// Draws standard normal noise [n, C, H, W]; called as `noise` is, and must answer the same for the same arguments.
+/// Draws standard normal noise [n, C, ...]; called as `noise` is, and must answer the same for the same arguments.
 using NoiseSource = std::function<at::Tensor(std::vector<std::uint64_t> const& seeds, NoiseAddress address,
                                              at::IntArrayRef image_shape, at::TensorOptions options)>;
 

@@ -21,7 +21,7 @@ inline Past const& past(StepInput const& in, std::size_t back) {
 }
 
 /// scale x + weights[0] x_0 + weights[1] x_0 of one step ago + ..., to which more may be added
-/// @param x_0 [n, C, H, W], predicted in this step
+/// @param x_0 [n, C, ...], predicted in this step
 /// @param weights at least one; one more for each earlier step that counts
 inline WeightedSum combine_x_0(StepInput const& in, at::Tensor const& x_0, double scale,
                                std::span<const double> weights) {
@@ -33,7 +33,7 @@ inline WeightedSum combine_x_0(StepInput const& in, at::Tensor const& x_0, doubl
 
 /// scale x + weights[0] eps + weights[1] eps of one step ago + ..., to which more may be added, with
 /// eps = (x - alpha x_0) / sigma of each step, put in without being formed.
-/// @param x_0 [n, C, H, W], predicted in this step
+/// @param x_0 [n, C, ...], predicted in this step
 /// @param weights at least one; one more for each earlier step that counts
 inline WeightedSum combine_epsilon(StepInput const& in, at::Tensor const& x_0, double scale,
                                    std::span<const double> weights) {

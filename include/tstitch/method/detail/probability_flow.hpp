@@ -20,8 +20,8 @@ namespace tstitch {
 /// dy/ds of ProbabilityFlow at x, (x - scale x_0) / sigma: kept as what it is made of, because sums of slopes are sums
 /// of these.
 struct Slope {
-  at::Tensor x;    ///< [n, C, H, W]
-  at::Tensor x_0;  ///< [n, C, H, W], predicted there
+  at::Tensor x;    ///< [n, C, ...]
+  at::Tensor x_0;  ///< [n, C, ...], predicted there
   NoiseLevel level;
 };
 
@@ -42,7 +42,7 @@ struct ProbabilityFlow {
   double lambda(double s) const { return noise_schedule.is_flow() ? std::log((1 - s) / s) : -std::log(s); }
 
   /// x at `to`: y + (s(to) - s(from)) times the sum of the slopes by their shares.
-  /// @param x [n, C, H, W] at `from`
+  /// @param x [n, C, ...] at `from`
   at::Tensor follow(at::Tensor const& x, NoiseLevel from, NoiseLevel to,
                     std::initializer_list<std::pair<double, Slope>> slopes) const {
     const double ratio = scale(to) / scale(from);
@@ -53,7 +53,7 @@ struct ProbabilityFlow {
   }
 
   /// x at step.to: y + weights[0] slope + weights[1] slope of one step ago + ...
-  /// @param x_0 [n, C, H, W], predicted in this step
+  /// @param x_0 [n, C, ...], predicted in this step
   /// @param weights at least one; one more for each earlier step that counts
   at::Tensor combine(StepInput const& in, at::Tensor const& x_0, std::span<const double> weights) const {
     const double scale_to = scale(in.step.to);
