@@ -55,9 +55,9 @@ requires(!std::is_arithmetic_v<Schedule>) Sampler<Rule, Schedule> make_sampler(P
 /// @param ratio in [0, 1], share of the steps for the first of two networks
 template <class Rule>
 AnyModelSchedule routing_of(Profile<Rule> const& profile, double ratio) {
-  return model_schedule(profile.routing.empty() ? "stitch" : profile.routing,
-                        {.ratio = ratio, .num_train_timesteps = profile.noise_schedule.num_train_timesteps()},
-                        routing::named());
+  return model_schedule_by_name(profile.routing.empty() ? "stitch" : profile.routing,
+                                {.ratio = ratio, .num_train_timesteps = profile.noise_schedule.num_train_timesteps()},
+                                routing::named());
 }
 
 /// A sampler that does what the profile says, and routes as it does.
