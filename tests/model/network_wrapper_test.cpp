@@ -45,6 +45,21 @@ struct Wrapper : NetworkWrapper<Wrapper> {
 
 }  // namespace
 
+TEST_CASE("what a callable keeps by value is one, asked and prepared") {
+  struct Counts {
+    mutable int prepared = 0;
+    at::Tensor operator()(at::Tensor const& x, at::Tensor const&) const { return x.add(prepared); }
+    void prepare(std::span<const double>, Condition const&) const { ++prepared; }
+    Counts captured(Capture const&) const { return {100 * prepared}; }
+  };
+  const Network network{Counts{}};
+  const at::Tensor x = noise({1}, NoiseAddress::initial(), {1, 2, 2}, at::kFloat), t = x.select(1, 0);
+  network.prepare(std::vector<double>{1}, {});
+  network.prepare(std::vector<double>{1}, {});
+  CHECK(network(x, t, {}).equal(x.add(2)));
+  CHECK(network.captured([](TensorFunction function) { return function; })(x, t, {}).equal(x.add(200)));
+}
+
 TEST_CASE("a wrapped network is asked, prepared and captured as the one inside, twice wrapped too") {
   const auto run = [](Network const& network) {
     const DDIM sampler{NoiseSchedule::linear(), SingleNetwork{}, {.steps = 3}};

@@ -234,6 +234,16 @@ class Network {
       std::is_invocable_r_v<at::Tensor, Callable&, at::Tensor const&, at::Tensor const&, Condition const&,
                             std::optional<double>>;
 
+  /// The one callable that is asked, prepared and captured, whatever it keeps by value.
+  template <class Callable>
+  struct Shared {
+    std::shared_ptr<Callable> callable;
+
+    template <class... Given>
+    requires std::is_invocable_v<Callable&, Given...>
+    decltype(auto) operator()(Given&&... given) const { return (*callable)(std::forward<Given>(given)...); }
+  };
+
   /// Refuses optional members that have the name and not the form.
   template <class Callable>
   static constexpr void require_members() {
@@ -275,16 +285,17 @@ class Network {
       self.knows_timestep = callable.knows_timestep;
     }
     if constexpr (requires { bool(callable.repeats_x); }) self.repeats_x = callable.repeats_x;
+    const auto shared = std::make_shared<Callable>(std::move(callable));  // below, only its type is looked at
     if constexpr (requires(std::span<const double> t, Condition const& c) { callable.prepare(t, c); }) {
-      self.prepare = [callable](std::span<const double> t, Condition const& c) { callable.prepare(t, c); };
+      self.prepare = [shared](std::span<const double> t, Condition const& c) { std::as_const(*shared).prepare(t, c); };
     }
     if constexpr (requires(Capture const& capture) { Network(callable.captured(capture)); }) {
-      self.capture = [callable](Capture const& capture, Network const& whole) {
-        return Network(callable.captured(capture), whole.info(), whole.device());
+      self.capture = [shared](Capture const& capture, Network const& whole) {
+        return Network(std::as_const(*shared).captured(capture), whole.info(), whole.device());
       };
     }
     self.takes_evaluation = takes_evaluation<Callable>;
-    self.function = erase(std::move(callable));
+    self.function = erase(Shared<Callable>{shared});
     return std::make_shared<const Self>(std::move(self));
   }
 
