@@ -216,7 +216,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   const std::vector<std::string> profile_names = names_in(tstitch::profiles());
   const auto profile =
       option("--profile", arguments.profile,
-             "instead of sampler, order, spacing and eta: recommended, or what another program does: " +
+             "instead of sampler, order, spacing and eta, this library's choice or what another program does: " +
                  joined(profile_names) + " [what the last network recommends]")
           ->type_name("NAME");
   one_of(profile, profile_names);
@@ -224,7 +224,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   const auto sampler =
       shown("--sampler", arguments.sampler, "update rule: " + joined(sampler_names))->type_name("NAME");
   one_of(sampler, sampler_names);
-  const auto order = option("--order", arguments.order, "1 to 3, of lms to 8: " + samplers_help("order"));
+  const auto order = option("--order", arguments.order,
+                            "1 to 3, of the adaptive ones 2 or 3, of lms 1 to 8: " + samplers_help("order"));
   const auto steps = option("--steps", arguments.steps,
                             "50, or what the last network recommends where no other sampling option is given; some "
                             "samplers evaluate a network more than once in each, as --plan shows");
@@ -237,7 +238,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
                                  "instead of steps and spacing: where each step begins, the noisiest first");
   const auto sigmas = numbers("--sigmas", arguments.sigmas,
                               "the same by noise levels, sigma / alpha; a last one of 0 is where the last step ends");
-  const auto eta = option("--eta", arguments.eta, "how much noise a step renews, 0 to 1: " + samplers_help("eta"));
+  const auto eta = option("--eta", arguments.eta,
+                          "how much noise a step renews, 0 to 1, of dpm-solver++ 0 or more: " + samplers_help("eta"));
   for (auto const& list : {timesteps, sigmas}) list->excludes(steps)->excludes(spacing);
   timesteps->excludes(sigmas);
   for (auto const& part : {sampler, order, spacing, eta}) profile->excludes(part);
