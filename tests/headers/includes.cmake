@@ -1,18 +1,9 @@
 # cmake -D HEADER=<header> -D HAS=<headers> -D NEVER=<headers> -D SCRATCH=<file> -P includes.cmake -- compiler flags
 #
 # HEADER includes all of HAS, through others or itself, and none of NEVER: lists with commas, of regular expressions.
-set(command "")
-set(after_dashes FALSE)
-math(EXPR last "${CMAKE_ARGC} - 1")
-foreach(i RANGE ${last})
-  if(after_dashes)
-    list(APPEND command "${CMAKE_ARGV${i}}")
-  elseif(CMAKE_ARGV${i} STREQUAL "--")
-    set(after_dashes TRUE)
-  endif()
-endforeach()
+include(${CMAKE_CURRENT_LIST_DIR}/../after_dashes.cmake)
 file(WRITE ${SCRATCH} "#include <${HEADER}>\n")
-execute_process(COMMAND ${command} -M ${SCRATCH} RESULT_VARIABLE result OUTPUT_VARIABLE included ERROR_VARIABLE error)
+execute_process(COMMAND ${arguments_after_dashes} -M ${SCRATCH} RESULT_VARIABLE result OUTPUT_VARIABLE included ERROR_VARIABLE error)
 if(NOT result EQUAL 0)
   message(FATAL_ERROR "${error}")
 endif()

@@ -1,0 +1,11 @@
+# The arguments of cmake -P behind "--", as a list: arguments_after_dashes.
+set(arguments_after_dashes "")
+set(after_dashes FALSE)
+math(EXPR last "${CMAKE_ARGC} - 1")
+foreach(i RANGE ${last})
+  if(after_dashes)
+    list(APPEND arguments_after_dashes "${CMAKE_ARGV${i}}")
+  elseif(CMAKE_ARGV${i} STREQUAL "--")
+    set(after_dashes TRUE)
+  endif()
+endforeach()
