@@ -149,7 +149,7 @@ std::vector<NamedOption> list_options(Class const& object) {
 template <class Value>
 void read_option(std::string const& place, std::string const& name, std::string const& text, Value& value) {
   if constexpr (std::is_same_v<Value, bool> || is_optional<Value>) {
-    if (text != "true" && text != "false") refuse(place, name + " must be true or false", "'" + text + "'");
+    if (text != "true" && text != "false") refuse(place, name + " must be true or false", in_quotes(text));
     if constexpr (is_optional<Value>) {
       if (text == "false") value.reset();
       if (text == "true" && !value) value.emplace();
@@ -161,13 +161,13 @@ void read_option(std::string const& place, std::string const& name, std::string 
     std::size_t index = 0;
     while (index < names.size() && text != names[index]) ++index;
     if (index == names.size()) {
-      refuse(place, name + " must be one of " + joined({names.begin(), names.end()}), "'" + text + "'");
+      refuse(place, name + " must be one of " + joined({names.begin(), names.end()}), in_quotes(text));
     }
     value = Value(index);
   } else {
     std::optional<Value> number = number_of<Value>(text);
     if (std::is_floating_point_v<Value> && text == "inf") number = std::numeric_limits<Value>::infinity();
-    if (!number) refuse(place, name + " must be " + kind_of_number<Value>(), "'" + text + "'");
+    if (!number) refuse(place, name + " must be " + kind_of_number<Value>(), in_quotes(text));
     value = *number;
   }
 }

@@ -32,6 +32,9 @@ inline at::Tensor gelu_tanh(at::Tensor const& x) {
   return made;
 }
 
+/// Of the numbers that e4m3 has.
+inline constexpr double largest_e4m3 = 448;
+
 /// x / scale in e4m3, the nearest, and the largest for what is beyond it; after GELU in its tanh form if that is
 /// wanted.
 /// @param x its elements are as one for the kernel, where there is one
@@ -42,16 +45,14 @@ inline at::Tensor to_e4m3(at::Tensor const& x, double scale, bool gelu = false, 
     kernels->quantise(given, out, 1 / scale, gelu);
     return out;
   }
-  constexpr double largest = 448;
-  const at::Tensor values = (gelu ? gelu_tanh(x) : x).to(at::kFloat).div(scale).clamp(-largest, largest);
+  const at::Tensor values = (gelu ? gelu_tanh(x) : x).to(at::kFloat).div(scale).clamp(-largest_e4m3, largest_e4m3);
   return values.to(at::kFloat8_e4m3fn);
 }
 
 /// Gives the weight 8 bits, unless it has them.
 /// @param largest_input see DiTOptions::e4m3_inputs
 inline void quantise(DiTLinear& linear, double largest_input) {
-  constexpr double largest = 448;  // of e4m3
-  const auto scale_of = [&](double value) { return value > 0 ? value / largest : 1.0; };
+  const auto scale_of = [](double value) { return value > 0 ? value / largest_e4m3 : 1.0; };
   linear.input_scale = scale_of(1.1 * largest_input);  // other trajectories may go further
   if (!linear.eighth.defined()) {
     const double largest_weight = linear.weight.abs().max().item<double>();
