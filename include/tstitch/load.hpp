@@ -135,11 +135,18 @@ inline bool wants_graphs(LoadOptions const& options) {
   return options.graphs == Graphs::always || (options.graphs == Graphs::automatic && options.device.is_cuda());
 }
 
-/// A DiT by the library's own engine.
+/// A DiT by the library's own engine, warmed up, which load_dit leaves to others.
+inline Network load_engine(std::string const& path, TorchScriptOptions const& options, DiTOptions const& how = {}) {
+  Network network = load_dit(path, options, how);
+  reading(torchscript_file, quoted(path), [&] { warm_up(network, options.warm_up_rows); });
+  return network;
+}
+
+/// The same.
 /// @param or_torchscript where it is none that the engine can run
 inline Network load_native(std::string const& path, TorchScriptOptions const& options, bool or_torchscript) {
   try {
-    return load_dit(path, options);
+    return load_engine(path, options);
   } catch (std::runtime_error const& error) {
     if (!or_torchscript) throw;
     diagnose("load_network", "runs " + quoted(path) + " by TorchScript: " + error.what());
@@ -167,41 +174,35 @@ inline Network load_plain(std::string const& path, LoadOptions const& options) {
     case Backend::aot_inductor:
       return load_aot_inductor(
           path, {.device = options.device, .dtype = options.dtype, .warm_up_rows = options.warm_up_rows});
-    case Backend::native: {
-      Network network = load_native(path, script, choose);
-      warm_up(network, options.warm_up_rows);
-      return network;
-    }
+    case Backend::native: return load_native(path, script, choose);
     case Backend::native_e4m3: {
-      TorchScriptOptions cold = script;
-      cold.warm_up_rows.clear();
       std::vector<double> inputs = tstitch::read_network_info(path, options.info).architecture.e4m3_inputs;
-      if (inputs.empty()) inputs = largest_inputs(path, cold);  // the exporter did not look
-      Network network = load_dit(path, script, {.e4m3_inputs = inputs});
-      warm_up(network, options.warm_up_rows);
-      return network;
+      if (inputs.empty()) inputs = largest_inputs(path, script);  // the exporter did not look
+      return load_engine(path, script, {.e4m3_inputs = inputs});
     }
     default: return load_torchscript(path, script);
   }
 }
 
-}  // namespace detail
-
-#ifdef TSTITCH_WITH_CUDA
-inline namespace with_cuda {  // programs with and without it have other functions
-#else
-inline namespace without_cuda {
-#endif
-
 /// Refuses before anything is loaded.
-inline void require_graphs([[maybe_unused]] LoadOptions const& options) {
-#ifndef TSTITCH_WITH_CUDA
-  if (options.graphs != Graphs::always) return;
+/// @param with_cuda whether the program was built with TSTITCH_WITH_CUDA
+inline void require_graphs(LoadOptions const& options, bool with_cuda) {
+  if (with_cuda || options.graphs != Graphs::always) return;
   throw std::runtime_error(
       "tstitch::load_network: graphs must have a CUDA build of torch and a program built with "
       "TSTITCH_WITH_CUDA (CMake and pkg-config set it), got one without");
-#endif
 }
+
+}  // namespace detail
+
+// Translation units with and without it have other functions.
+#ifdef TSTITCH_WITH_CUDA
+inline namespace with_cuda {
+inline constexpr bool captures_graphs = true;
+#else
+inline namespace without_cuda {
+inline constexpr bool captures_graphs = false;
+#endif
 
 /// The network with graphs where the options want them; they are captured when it is called, here for the rows that are
 /// warmed up, later for others.
@@ -211,7 +212,8 @@ inline void require_graphs([[maybe_unused]] LoadOptions const& options) {
 /// @throws std::runtime_error for Graphs::always in a program without CUDA
 inline Network with_graphs(Network const& plain, LoadOptions const& options) {
   if (!detail::wants_graphs(options)) return plain;
-  const std::string name = "'" + detail::printable(plain.info().name) + "'";
+  detail::require_graphs(options, captures_graphs);
+  const std::string name = detail::quoted(plain.info().name);
 #ifdef TSTITCH_WITH_CUDA
   // What plain calls left to the allocator is no use to graphs, and a capture that runs out of memory cannot free it.
   if (plain.device().is_cuda()) c10::cuda::CUDACachingAllocator::emptyCache();
@@ -221,7 +223,6 @@ inline Network with_graphs(Network const& plain, LoadOptions const& options) {
   warm_up(network, options.warm_up_rows);
   return network;
 #else
-  require_graphs(options);
   detail::diagnose("load_network", "runs " + name + " without graphs: the program was built without TSTITCH_WITH_CUDA");
   return plain;
 #endif
@@ -231,7 +232,7 @@ inline Network with_graphs(Network const& plain, LoadOptions const& options) {
 /// @throws std::runtime_error naming the file and what is wrong with it, or that it is none for this backend; and for
 /// Graphs::always in a program without CUDA
 inline Network load_network(std::string const& path, LoadOptions const& options = {}) {
-  require_graphs(options);
+  detail::require_graphs(options, captures_graphs);
   return with_graphs(detail::load_plain(path, options), options);
 }
 
@@ -249,7 +250,7 @@ inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
   const auto of = [&](std::size_t k) -> LoadOptions const& { return options[options.size() == 1 ? 0 : k]; };
   std::vector<Network> stated;
   for (std::size_t k = 0; k < paths.size(); ++k) {
-    require_graphs(of(k));
+    detail::require_graphs(of(k), captures_graphs);
     stated.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; }, detail::info_of(paths[k], of(k)),
                         of(k).device);
   }

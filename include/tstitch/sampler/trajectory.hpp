@@ -12,7 +12,7 @@
 #include "../model/guidance.hpp"
 #include "../tensor/noise.hpp"
 #include "../tensor/weighted_sum.hpp"
-#include "observer.hpp"
+#include "observer.hpp"  // this and the next for programs of 0.1, which found all that here
 #include "request.hpp"
 #include "update_rule.hpp"
 
