@@ -60,6 +60,22 @@ inline constexpr bool is_optional = false;
 template <class Value>
 inline constexpr bool is_optional<std::optional<Value>> = true;
 
+struct SeesNothing {
+  void operator()(char const*, auto const&) const {}
+};
+
+/// Whether it lists its options in this form.
+template <class Class>
+concept ListsOptions = requires(Class& object, Class const& constant) {
+  Class::options(object, SeesNothing{});
+  Class::options(constant, SeesNothing{});
+};
+
+template <class Value>
+concept HasNames = requires(Value value) {
+  names_of(value);
+};
+
 /// The number in as few digits as tell it from every other of its type.
 template <class Number>
 std::string exact_text(Number number) {
@@ -76,10 +92,13 @@ std::string option_text(Value const& value) {
   } else if constexpr (is_optional<Value>) {
     return value ? "true" : "false";
   } else if constexpr (std::is_enum_v<Value>) {
+    static_assert(HasNames<Value>, "tstitch::NamedOption: an enumeration must have names_of, as options.hpp says");
     constexpr auto names = names_of(Value{});
     const std::size_t index = std::size_t(value);
     return index < names.size() ? names[index] : exact_text(index);
   } else {
+    static_assert(std::is_arithmetic_v<Value>,
+                  "tstitch::NamedOption: an option must be a number, a bool, an enumeration or an optional class");
     return exact_text(value);
   }
 }
@@ -95,6 +114,9 @@ inline std::string in_words(std::string name) {
 /// "order 3, no corrector": the options that are not what they are in `unchanged`; another text for other options.
 template <class Class>
 std::string unusual_options(Class const& object, Class const& unchanged) {
+  static_assert(ListsOptions<Class>,
+                "tstitch::NamedOption: options must be 'static void options(auto& self, auto const& see)' that calls "
+                "see(\"name\", self.name) for each");
   std::vector<std::string> usual;
   Class::options(unchanged, [&](char const*, auto const& value) { usual.push_back(option_text(value)); });
   std::string list;
@@ -126,6 +148,9 @@ std::string name_with_options(std::string name, Class const& object, Class const
 /// All options; those of an optional class too, as "pid" and "pid_p".
 template <class Class>
 std::vector<NamedOption> list_options(Class const& object) {
+  static_assert(ListsOptions<Class>,
+                "tstitch::NamedOption: options must be 'static void options(auto& self, auto const& see)' that calls "
+                "see(\"name\", self.name) for each");
   std::vector<NamedOption> list;
   Class::options(object, [&]<class Value>(char const* name, Value const& value) {
     NamedOption option{name, option_text(value), {}};

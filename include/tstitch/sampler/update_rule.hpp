@@ -72,6 +72,15 @@ concept KeepsState = requires {
   typename Rule::State;
 };
 
+/// A State that trajectories can begin with and copy.
+template <class Rule>
+concept KeepsValue = !KeepsState<Rule> || (std::is_default_constructible_v<typename Rule::State> &&
+                                           std::is_copy_constructible_v<typename Rule::State>);
+
+/// Takes a copy of its State, or one that it cannot change, so that nothing is kept.
+template <class Rule>
+concept LosesState = KeepsState<Rule> && std::is_invocable_v<Rule const&, StepInput const&, typename Rule::State>;
+
 template <class Rule>
 struct TakesStep : std::is_invocable_r<at::Tensor, Rule const&, StepInput const&> {};
 template <KeepsState Rule>
@@ -122,8 +131,13 @@ constexpr void require_members() {
           },
       "tstitch::UpdateRule: evaluations must be 'int evaluations(tstitch::Step const&) const'");
   static_assert(
-      !HasNamed_validate<Rule> || requires(Rule const& rule) { rule.validate(); } ||
-          requires(Rule const& rule, NetworkInfo const& info) { rule.validate(info); },
+      !HasNamed_validate<Rule> ||
+          requires(Rule const& rule) {
+            { rule.validate() } -> std::same_as<void>;
+          } ||
+          requires(Rule const& rule, NetworkInfo const& info) {
+            { rule.validate(info) } -> std::same_as<void>;
+          },
       "tstitch::UpdateRule: validate must be 'void validate() const', "
       "'void validate(tstitch::NetworkInfo const&) const' or both");
   static_assert(
@@ -132,8 +146,11 @@ constexpr void require_members() {
   static_assert(
       !HasNamed_long_steps<Rule> || requires { requires std::same_as<decltype(Rule::long_steps), const bool>; },
       "tstitch::UpdateRule: long_steps must be 'static constexpr bool long_steps'");
-  static_assert(!HasNamed_State<Rule> || KeepsState<Rule>,
-                "tstitch::UpdateRule: State must be a class, or any type with a value State{}");
+  static_assert((!HasNamed_State<Rule> || KeepsState<Rule>)&&KeepsValue<Rule>,
+                "tstitch::UpdateRule: State must be a type that can be copied and has a value State{}");
+  static_assert(!LosesState<Rule>,
+                "tstitch::UpdateRule: State must be taken as 'State&', because a rule that is given another one keeps "
+                "nothing");
 }
 
 template <class Rule>
