@@ -151,7 +151,7 @@ inline std::string routings_help() {
   for (tstitch::NamedRouting const& each : tstitch::routing::named()) {
     all.push_back(each.name + (each.boundaries.empty() ? "" : ":" + each.boundaries) + " (" + each.help + ")");
   }
-  return joined(all) + ". T and L are the boundaries between networks, in place of a ratio";
+  return joined(all) + ". What is behind a colon takes the place of a ratio: T and L are boundaries between networks";
 }
 
 inline std::vector<std::string> routings_by_fractions() {
@@ -163,13 +163,15 @@ inline std::vector<std::string> routings_by_fractions() {
 }
 
 /// Takes the boundaries behind the colon of --routing.
+/// @returns its entry in the table
 /// @throws std::invalid_argument for a routing that there is not
-inline void read_routing(Arguments& arguments) {
+inline tstitch::NamedRouting read_routing(Arguments& arguments) {
   std::string text = arguments.routing;
   std::replace(text.begin(), text.begin() + std::ptrdiff_t(std::min(text.find(':'), text.size())), '_', '-');
   auto [routing, boundaries] = tstitch::read_routing(text, tstitch::routing::named(), "--routing");
   arguments.routing = routing.name;
   arguments.boundaries = std::move(boundaries);
+  return routing;
 }
 
 /// @returns nothing when the program is to go on, else its exit code; help and version have been printed then
@@ -304,7 +306,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
 
   set_up(app, version_of("tstitch_sample"));
   if (const std::optional<int> code = read_arguments(app, count, values)) return code;
-  read_routing(arguments);
+  const tstitch::NamedRouting named_routing = read_routing(arguments);
   for (CLI::Option const* const part : {profile, sampler, order, spacing, timesteps, sigmas, eta}) {
     arguments.sampling_given = arguments.sampling_given || part->count() > 0;
   }
@@ -328,7 +330,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   const std::vector<std::string> by_fractions = routings_by_fractions();
   only(fractions, std::ranges::count(by_fractions, arguments.routing) > 0,
        "the routings " + joined_with_and(by_fractions), arguments.routing);
-  const bool several = bounded || !arguments.fractions.empty();
+  const bool between = bounded && named_routing.between;
+  const bool several = between || !arguments.fractions.empty();
   only(routing, several ? networks > 1 : networks == 2, several ? "several networks" : "two networks",
        std::to_string(networks));
   only(timesteps, arguments.profile.empty(), "runs without --profile", arguments.profile);
@@ -336,7 +339,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   only(order, takes(arguments, "order"), joined_with_and(samplers_with("order")), arguments.sampler);
   only(pad, arguments.sweep.empty(), "runs without --sweep", in_quotes(arguments.sweep));
   only(eta, takes(arguments, "eta"), joined_with_and(samplers_with("eta")), arguments.sampler);
-  if (bounded && arguments.boundaries.size() + 1 != networks) {
+  if (between && arguments.boundaries.size() + 1 != networks) {
     throw std::invalid_argument("--routing: must have a boundary between each two of the " + std::to_string(networks) +
                                 " networks, got " + std::to_string(arguments.boundaries.size()));
   }

@@ -43,6 +43,7 @@ struct NamedRouting {
   std::string help;              ///< what it is, in a line
   std::string boundaries = {};   ///< how they are written behind the name and a colon: "T,..."; empty: it has none
   bool whole = false;            ///< whether they are whole numbers
+  bool between = true;           ///< between networks, so one fewer than these; else any numbers, for two networks
   bool takes_fractions = false;  ///< shares for any number of networks; else one, for two
   AnyModelSchedule (*make)(RoutingOptions const&) = nullptr;
 };
