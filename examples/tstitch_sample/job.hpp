@@ -3,7 +3,7 @@
 #pragma once
 
 #include <tstitch/file/condition_file.hpp>
-#include <tstitch/file/metadata.hpp>
+#include <tstitch/load.hpp>
 #include <tstitch/peer/by_name.hpp>
 #include <tstitch/tstitch.hpp>
 
@@ -274,7 +274,7 @@ inline Job prepare(Arguments arguments) {
   Job job;
   job.device = device_of(arguments.device);
   for (std::string const& path : arguments.models) {
-    job.infos.push_back(tstitch::read_network_info(path));
+    job.infos.push_back(tstitch::detail::info_of(path, {}));
     job.names.push_back(tstitch::detail::printable(job.infos.back().name, 60));
   }
   tstitch::NetworkInfo const& info = job.infos.back();

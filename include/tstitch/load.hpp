@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -44,6 +45,15 @@ enum class Graphs {
   always,  ///< a program without CUDA refuses
 };
 
+struct LoadOptions;
+
+/// A kind of file that load_network does not know by itself.
+struct FileReader {
+  std::function<bool(std::string const& path)> reads;        ///< whether it is of this kind; throws for none
+  std::function<NetworkInfo(std::string const& path)> info;  ///< what it says of itself, without the weights
+  std::function<Network(std::string const& path, LoadOptions const&)> load;
+};
+
 /// How files become networks.
 struct LoadOptions {
   at::Device device = default_device();
@@ -56,6 +66,8 @@ struct LoadOptions {
   std::vector<std::int64_t> warm_up_rows = {};
   /// What a network is, for TorchScript files without metadata; files that have it are believed instead.
   std::optional<NetworkInfo> info = {};
+  /// Where no backend is named, these are asked in their order before anything else is tried.
+  std::vector<FileReader> readers = {};
 };
 
 namespace detail {
@@ -154,13 +166,32 @@ inline Network load_native(std::string const& path, TorchScriptOptions const& op
   }
 }
 
+/// Who reads this file; null where it is one of the library's own loaders.
+/// @throws std::invalid_argument for a reader that lacks a function
+inline FileReader const* reader_of(std::string const& path, LoadOptions const& options) {
+  if (options.backend != Backend::automatic) return nullptr;
+  for (FileReader const& reader : options.readers) {
+    if (!reader.reads || !reader.info || !reader.load) {
+      refuse("load_network", "a reader must have reads, info and load", "one without");
+    }
+    if (reader.reads(path)) return &reader;
+  }
+  return nullptr;
+}
+
 /// What a file is, without its weights.
 inline NetworkInfo info_of(std::string const& path, LoadOptions const& options) {
+  if (FileReader const* const reader = reader_of(path, options)) return reader->info(path);
   return is_aot_inductor(path) ? tstitch::read_network_info(path) : tstitch::read_network_info(path, options.info);
 }
 
 /// The network as it is before graphs.
 inline Network load_plain(std::string const& path, LoadOptions const& options) {
+  if (FileReader const* const reader = reader_of(path, options)) {
+    Network network = reader->load(path, options);
+    warm_up(network, options.warm_up_rows);
+    return network;
+  }
   const TorchScriptOptions script{
       .device = options.device, .dtype = options.dtype, .warm_up_rows = options.warm_up_rows, .info = options.info};
   const bool choose = options.backend == Backend::automatic;

@@ -3,6 +3,7 @@
 #include <tstitch/load.hpp>
 #include <tstitch/method/ddim.hpp>
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,66 @@ TEST_CASE("the door looks for the scales of 8 bits where the file states none") 
   const Network expected = load_dit(pair[0], {}, {.e4m3_inputs = largest_inputs(pair[0])});
   CHECK(draw({found, found}).equal(draw({expected, expected})));
   CHECK_FALSE(draw({found, found}).equal(draw({load_dit(pair[0]), load_dit(pair[0])})));
+}
+
+TEST_CASE("a kind of file of one's own goes through the door") {
+  // Its name says all; a file there is none.
+  std::vector<std::string> loaded;
+  const auto gain = [](std::string const& path) { return std::stod(path.substr(path.find(':') + 1)); };
+  const FileReader reader{.reads = [](std::string const& path) { return path.starts_with("gain:"); },
+                          .info =
+                              [](std::string const& path) {
+                                return read_network_info({{"format", "1"},
+                                                          {"name", path},
+                                                          {"input_channels", "1"},
+                                                          {"input_height", path == "gain:3" ? "3" : "2"},
+                                                          {"input_width", "2"},
+                                                          {"prediction", "epsilon"},
+                                                          {"timestep_type", "float32"},
+                                                          {"noise_schedule", "cosine"},
+                                                          {"num_train_timesteps", "100"},
+                                                          {"somebody's own", "is left alone"}},
+                                                         path);
+                              },
+                          .load =
+                              [&](std::string const& path, LoadOptions const& options) {
+                                loaded.push_back(path);
+                                return Network(
+                                    [gain = gain(path)](at::Tensor const& x, at::Tensor const&) { return x.mul(gain); },
+                                    options.readers.at(0).info(path), options.device);
+                              }};
+  const LoadOptions options{.device = at::kCPU, .readers = {reader}};
+  const std::vector<Network> networks = load_networks({"gain:0.5", "gain:1"}, options);
+  CHECK(networks[1].info().name == "gain:1");
+  const DDIM sampler{networks[0].noise_schedule(), Stitch{.ratio = 0.5}, {.steps = 4}};
+  const Network half([](at::Tensor const& x, at::Tensor const&) { return x.mul(0.5); }, networks[0].info());
+  const Network whole([](at::Tensor const& x, at::Tensor const&) { return x; }, networks[1].info());
+  const Request request{.count = 2, .seed = 1};
+  CHECK(sampler.sample(networks, request).images.equal(sampler.sample({half, whole}, request).images));
+  // Beside the library's own, and not where a backend is named.
+  CHECK(load_network(pair[0], options).info().name == "cifar10-dit-small");
+  CHECK_THAT(message_of<std::runtime_error>([&] { load_network("gain:1", with_backend(options, "torchscript")); }),
+             ContainsSubstring("'gain:1': must be a file that can be read, got none"));
+  // What does not fit together is not loaded.
+  loaded.clear();
+  CHECK_THAT(message_of<std::runtime_error>([&] {
+               load_networks({"gain:1", "gain:3"}, options);
+             }),
+             ContainsSubstring("input height: network 0 ('gain:1') has 2, network 1 ('gain:3') has 3"));
+  CHECK(loaded.empty());
+  CHECK(message_of<std::invalid_argument>([] { load_network("gain:1", {.device = at::kCPU, .readers = {{}}}); }) ==
+        "tstitch::load_network: a reader must have reads, info and load, got one without");
+}
+
+TEST_CASE("keys of any kind of file are checked as those of the library's own") {
+  std::map<std::string, std::string> texts{{"format", "1"}, {"name", "mine"}};
+  const auto said = [&] { return message_of<std::runtime_error>([&] { read_network_info(texts, "a.file"); }); };
+  const std::string place = "tstitch::read_network_info: 'a.file': tstitch/";
+  CHECK(said() == place + "prediction is required, got nothing");
+  texts["prediction"] = "noise";
+  CHECK(said() == place + "prediction must be one of epsilon, sample, v_prediction, flow, got 'noise'");
+  texts["name"] = std::string(201, 'n');
+  CHECK(said() == place + "name must have at most 200 bytes, got 201");
 }
 
 TEST_CASE("the door refuses what it cannot run, in a sentence") {

@@ -291,4 +291,12 @@ inline NetworkInfo read_network_info(std::string const& path, std::optional<Netw
                          [&] { return detail::read_network_info(*archive, source, otherwise); });
 }
 
+/// The same from a file of another kind, by who reads it.
+/// @param texts by the keys that are listed above: {"format", "1"}, {"name", "mine"}; others are ignored
+/// @param source the file's name in error messages
+/// @throws std::runtime_error naming the key that is wrong or missing
+inline NetworkInfo read_network_info(std::map<std::string, std::string> const& texts, std::string const& source) {
+  return detail::read_network_info(detail::MetadataReader(texts, detail::quoted(source)));
+}
+
 }  // namespace tstitch

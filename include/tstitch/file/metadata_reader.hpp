@@ -89,10 +89,20 @@ class MetadataReader {
       const std::string name(key.name), record = "extra/tstitch/" + name;
       const auto found = archive.records().find(record);
       if (found == archive.records().end()) continue;
-      if (const std::uint64_t size = found->second.size; size > key.most_bytes) {
-        fail(name, "must have at most " + std::to_string(key.most_bytes) + " bytes", std::to_string(size));
-      }
+      require_size(key, found->second.size);
       values_[name] = archive.text(record);
+    }
+  }
+
+  /// Of a file of another kind, whose reader has found the values.
+  /// @param texts by their keys, "name"; keys that there are not are ignored
+  /// @throws std::runtime_error for one that is too long
+  MetadataReader(std::map<std::string, std::string> const& texts, std::string source) : source_(std::move(source)) {
+    for (MetadataKey const& key : metadata_keys) {
+      const auto found = texts.find(std::string(key.name));
+      if (found == texts.end()) continue;
+      require_size(key, found->second.size());
+      values_.insert(*found);
     }
   }
 
@@ -178,6 +188,11 @@ class MetadataReader {
   static std::string quote(std::string_view value) { return "'" + printable(value) + "'"; }
 
  private:
+  void require_size(MetadataKey const& key, std::uint64_t size) const {
+    if (size <= key.most_bytes) return;
+    fail(std::string(key.name), "must have at most " + std::to_string(key.most_bytes) + " bytes", std::to_string(size));
+  }
+
   template <class Number>
   static std::string shown(Number value) {
     if constexpr (std::is_integral_v<Number>) {
