@@ -286,10 +286,10 @@ class Network {
     }
     if constexpr (requires { bool(callable.repeats_x); }) self.repeats_x = callable.repeats_x;
     const auto shared = std::make_shared<Callable>(std::move(callable));  // below, only its type is looked at
-    if constexpr (requires(std::span<const double> t, Condition const& c) { callable.prepare(t, c); }) {
+    if constexpr (requires(std::span<const double> t, Condition const& c) { std::as_const(callable).prepare(t, c); }) {
       self.prepare = [shared](std::span<const double> t, Condition const& c) { std::as_const(*shared).prepare(t, c); };
     }
-    if constexpr (requires(Capture const& capture) { Network(callable.captured(capture)); }) {
+    if constexpr (requires(Capture const& capture) { Network(std::as_const(callable).captured(capture)); }) {
       self.capture = [shared](Capture const& capture, Network const& whole) {
         return Network(std::as_const(*shared).captured(capture), whole.info(), whole.device());
       };
@@ -307,7 +307,8 @@ class Network {
     constexpr bool unconditional = std::is_invocable_r_v<at::Tensor, Callable&, Tensor, Tensor>;
     static_assert(told || knowing || conditional || unconditional,
                   "tstitch::Network: the callable must be 'at::Tensor (at::Tensor const& x, at::Tensor const& t, "
-                  "tstitch::Condition const&)' or 'at::Tensor (at::Tensor const& x, at::Tensor const& t)'");
+                  "tstitch::Condition const&)', which may take 'tstitch::Evaluation const&' besides, or 'at::Tensor "
+                  "(at::Tensor const& x, at::Tensor const& t)'");
     if constexpr (told) {
       return callable;
     } else if constexpr (knowing) {
