@@ -33,18 +33,17 @@ from common import (  # noqa: E402
     TOLERANCE,
     fail,
     fill,
-    finite_real,
     first_line,
     largest_difference,
     make_canonical,
     outputs,
-    positive,
     replacing,
     require_place,
     reserve,
     say,
 )
 from dit import DiT, DiTConfig, random_inputs  # noqa: E402
+from options import finite_real, positive  # noqa: E402
 
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 

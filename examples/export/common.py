@@ -49,36 +49,7 @@ def ask(place: Path, questions: Mapping[str, str]) -> None:
         fail(f"{place}: {names} must be given, got {'; '.join(questions.values())}")
 
 
-def finite_real(text: str) -> float:
-    """Of an option."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"must be a finite number, got '{text}'")
-    return value
-
-
-def positive_real(text: str) -> float:
-    """Of an option: finite and above 0."""
-    value = finite_real(text)
-    if not value > 0:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, got '{text}'")
-    return value
-
-
 # ------------------------------------------------------------------------------------------------ weights
-
-
-def add_variant(parser: argparse.ArgumentParser) -> None:
-    """The option of programs that read folders, for `load_weights`."""
-    parser.add_argument(
-        "--variant",
-        metavar="NAME",
-        help="which weights of a folder that has several: fp16 for diffusion_pytorch_model.fp16.safetensors "
-        "(default: those without such a name, or the only ones)",
-    )
 
 
 # Where training checkpoints keep a state dict: of weights averaged over training, of plain ones, of either.
@@ -352,6 +323,25 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> Non
             fail(f"{source}: {name} must hold finite numbers, got nan or infinity")
 
 
+def read_network(
+    make: Callable[[], nn.Module],
+    folder: Path,
+    args: argparse.Namespace,
+    anchor: str,
+    named: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda weights: weights,
+) -> nn.Module:
+    """What `make` makes, with the weights of --weights, else of this folder.
+
+    @anchor: see load_weights. @named: renames them as the network has them.
+    """
+    place = args.weights or folder
+    say(f"reading {place}")
+    with torch.device("meta"):  # without memory and random numbers; the weights come from the file
+        network = make()
+    fill(network, named(load_weights(place, args.variant, anchor=anchor)), place)
+    return network
+
+
 # ------------------------------------------------------------------------------------------------ writing
 
 
@@ -578,6 +568,18 @@ def largest_difference(
 # ------------------------------------------------------------------------------------------------ configs
 
 
+# What keeping an average of the weights left in config.json.
+IGNORED = (
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+)
+
+
 class Config:
     """A config.json of diffusers. Reading a key checks its value; `finish` refuses the keys that nobody read."""
 
@@ -671,12 +673,6 @@ def require_place(output: Path) -> None:
         fail(f"{output}: must be a file, got a folder")
 
 
-def positive(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 65536:
-        raise argparse.ArgumentTypeError(f"must be a number in [1, 65536], got '{text}'")
-    return int(text)
-
-
 def say(message: str) -> None:
     """Progress goes to stderr: stdout is for results."""
     print(printable(message), file=sys.stderr, flush=True)
@@ -692,3 +688,17 @@ def find_diffusers() -> ModuleType | None:
     diffusers.logging.set_verbosity_error()
     say(f"checking beside diffusers {diffusers.__version__}")
     return diffusers
+
+
+def in_diffusers(config: Config, network: nn.Module, kind: str | None = None) -> nn.Module | None:
+    """The same network of diffusers, with the same memory for its weights; None where that is not installed.
+
+    @kind: its class, where config.json may have another name for it.
+    """
+    diffusers = find_diffusers()
+    if diffusers is None:
+        return None
+    with torch.device("meta"):
+        model = getattr(diffusers, kind or config.values["_class_name"]).from_config(config.values)
+    model.load_state_dict(network.state_dict(), assign=True)
+    return model

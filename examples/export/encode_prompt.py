@@ -36,9 +36,9 @@ packages.require(__file__, "torch", "transformers", beside=("safetensors",))
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from common import Config, add_variant, fail, fill, first_line, load_weights, names_in, positive, replacing, say, some  # noqa: E402
+from common import Config, fail, fill, first_line, load_weights, names_in, replacing, say, some  # noqa: E402
 from export_pixart import TEXT_TOKENS, asks_for_sizes, tokens_of  # noqa: E402
-from export_unet import sides  # noqa: E402
+from options import add_variant, positive, sides  # noqa: E402
 
 # Bytes of a prompt that tstitch reads (condition_file.hpp). Encoders take some hundred words.
 LONGEST_PROMPT = 64 << 10

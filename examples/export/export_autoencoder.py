@@ -7,9 +7,6 @@ A decoder takes latents as the encoder gives them and returns pictures in [-1, 1
 the latents of the diffusion model are written beside the network, for the caller to apply.
 """
 
-import argparse
-from pathlib import Path
-
 import packages
 
 packages.require(__file__, "torch", beside=("safetensors",))
@@ -17,7 +14,8 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from autoencoder import ACTIVATIONS, AutoencoderKL, AutoencoderTiny, KLConfig, TinyConfig, modern_names  # noqa: E402
-from common import TOLERANCE, Config, Inputs, add_variant, component, fill, find_diffusers, load_weights, say, write  # noqa: E402
+from common import Config, Inputs, component, in_diffusers, read_network, say, write  # noqa: E402
+from options import folder_parser  # noqa: E402
 
 
 def read_config(config: Config) -> tuple[KLConfig | TinyConfig, dict[str, object]]:
@@ -110,13 +108,8 @@ class Peer(nn.Module):
 
 
 def peer(config: Config, network: nn.Module, part: str) -> nn.Module | None:
-    diffusers = find_diffusers()
-    if diffusers is None:
-        return None
-    with torch.device("meta"):
-        model = getattr(diffusers, config.values["_class_name"]).from_config(config.values)
-    model.load_state_dict(network.state_dict(), assign=True)
-    return Peer(model.eval(), part)
+    model = in_diffusers(config, network)
+    return None if model is None else Peer(model.eval(), part)
 
 
 def check_inputs(part: str, shape: KLConfig | TinyConfig) -> Inputs:
@@ -128,17 +121,9 @@ def check_inputs(part: str, shape: KLConfig | TinyConfig) -> Inputs:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a pipeline of diffusers, or its vae/")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt file to write")
+    parser = folder_parser(__doc__, "vae", ".pt", "float32")
     parser.add_argument(
         "--part", choices=["decoder", "encoder"], default="decoder", help="which half (default: %(default)s)"
-    )
-    parser.add_argument("--weights", type=Path, help="a file of weights, instead of the one beside config.json")
-    add_variant(parser)
-    parser.add_argument("--name", help="name of the network (default: the output's file name)")
-    parser.add_argument(
-        "--dtype", choices=sorted(TOLERANCE), default="float32", help="stored precision (default: %(default)s)"
     )
     parser.add_argument("--license", default="", help="licence of the weights")
     args = parser.parse_args()
@@ -149,12 +134,12 @@ def main() -> None:
     if args.dtype == "float16" and config.values.get("force_upcast") is True:
         say(f"{config.path}: force_upcast is true: numbers inside may be too large for float16; bfloat16 holds them")
 
-    say(f"reading {args.weights or folder}")
-    with torch.device("meta"):  # without memory and random numbers; the weights come from the file
-        network = AutoencoderKL(shape) if isinstance(shape, KLConfig) else AutoencoderTiny(shape)
-    anchor = "encoder.conv_in.weight" if isinstance(shape, KLConfig) else "encoder.layers.0.weight"
-    weights = load_weights(args.weights or folder, args.variant, anchor=anchor)
-    fill(network, modern_names(weights), args.weights or folder)
+    kind, anchor = (
+        (AutoencoderKL, "encoder.conv_in.weight")
+        if isinstance(shape, KLConfig)
+        else (AutoencoderTiny, "encoder.layers.0.weight")
+    )
+    network = read_network(lambda: kind(shape), folder, args, anchor, modern_names)
 
     values |= {
         "format": 1,

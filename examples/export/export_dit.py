@@ -38,17 +38,13 @@ from calibrate import Calibration, calibrate  # noqa: E402
 from common import (  # noqa: E402
     TOLERANCE,
     Config,
-    add_variant,
     ask,
     component,
     fail,
     fill,
     find_diffusers,
-    finite_real,
     first_line,
     load_weights,
-    positive,
-    positive_real,
     require_place,
     require_tensors,
     say,
@@ -56,6 +52,7 @@ from common import (  # noqa: E402
     write,
 )
 from dit import LAST, DiT, DiTConfig, make_dit, random_inputs, sin_cos_position_embedding  # noqa: E402
+from options import add_variant, finite_real, positive, positive_real  # noqa: E402
 from pipeline import sampler_of  # noqa: E402
 
 # The tensors do not tell the heads of the official networks S, B, L and XL; their width does.

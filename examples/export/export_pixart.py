@@ -18,23 +18,9 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
-from common import (  # noqa: E402
-    TOLERANCE,
-    Config,
-    Inputs,
-    add_variant,
-    component,
-    fail,
-    fill,
-    find_diffusers,
-    finite_real,
-    load_weights,
-    positive,
-    say,
-    write,
-)
-from export_unet import IGNORED, SCHEDULES, latents, noise, sides, token_count  # noqa: E402
-from pipeline import is_consistency_model, sampler_of  # noqa: E402
+from common import IGNORED, Config, Inputs, component, fail, in_diffusers, read_network, write  # noqa: E402
+from options import add_size, finite_real, folder_parser, token_count  # noqa: E402
+from pipeline import add_noise, is_consistency_model, latents, noise, sampler_of  # noqa: E402
 from pixart import PixArtConfig, conditions, make_pixart  # noqa: E402
 
 # Tokens of a text in each of the pipelines, by how the names of their classes begin.
@@ -148,15 +134,11 @@ class Peer(nn.Module):
 
 
 def peer(config: Config, network: nn.Module) -> nn.Module | None:
-    diffusers = find_diffusers()
-    if diffusers is None:
+    model = in_diffusers(config, network, "PixArtTransformer2DModel")
+    if model is None:
         return None
-    kind = diffusers.PixArtTransformer2DModel
-    with torch.device("meta"):
-        model = kind.from_config(config.values)
-    model.load_state_dict(network.state_dict(), assign=True)  # the same memory
     # The table of positions is not among the weights; a network without blocks brings it quickly.
-    model.pos_embed.pos_embed = kind.from_config(config.values | {"num_layers": 0}).pos_embed.pos_embed
+    model.pos_embed.pos_embed = type(model).from_config(config.values | {"num_layers": 0}).pos_embed.pos_embed
     return Peer(model)
 
 
@@ -185,23 +167,9 @@ def check_inputs(shape: PixArtConfig, size: tuple[int, int], timesteps: int, tok
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a pipeline of diffusers, or its transformer/")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt or .pt2 file to write")
-    parser.add_argument("--weights", type=Path, help="a file of weights, instead of the one beside config.json")
-    add_variant(parser)
-    parser.add_argument("--name", help="name of the network (default: the output's file name)")
-    parser.add_argument(
-        "--dtype", choices=sorted(TOLERANCE), default="float16", help="stored precision (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--size", type=sides, metavar="N", help="height and width of x, N or HxW (default: config.json's sample_size)"
-    )
-    parser.add_argument("--prediction", choices=["epsilon", "sample", "v_prediction"], help="what the network predicts")
-    parser.add_argument("--noise-schedule", choices=sorted(SCHEDULES.values()), help="with the numbers that follow:")
-    parser.add_argument("--num-train-timesteps", type=positive, default=1000, help="(default: %(default)s)")
-    parser.add_argument("--beta-start", type=float)
-    parser.add_argument("--beta-end", type=float)
+    parser = folder_parser(__doc__, "transformer", ".pt or .pt2", "float16")
+    add_size(parser)
+    add_noise(parser)
     parser.add_argument(
         "--text-tokens",
         type=token_count,
@@ -261,11 +229,7 @@ def main() -> None:
         **({} if args.noise_schedule else sampler_of(args.folder)),
     }
 
-    say(f"reading {args.weights or folder}")
-    with torch.device("meta"):  # without memory and random numbers; the weights come from the file
-        network = make_pixart(shape)
-    weights = load_weights(args.weights or folder, args.variant, anchor="pos_embed.proj.weight")
-    fill(network, weights, args.weights or folder)
+    network = read_network(lambda: make_pixart(shape), folder, args, "pos_embed.proj.weight")
     timesteps = values.get("num_train_timesteps", 1000)
     inputs = check_inputs(shape, size, timesteps, tokens if form.whole_size else 20, form.whole_size)
     write(args.output, network, values, inputs, args.dtype, peer(config, network), form)

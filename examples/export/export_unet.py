@@ -9,8 +9,6 @@ below say it for a network without, and are believed where both do.
 """
 
 import argparse
-import math
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import packages
@@ -21,37 +19,12 @@ from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
 from autoencoder import modern_names  # noqa: E402
-from common import (  # noqa: E402
-    TOLERANCE,
-    Config,
-    Inputs,
-    add_variant,
-    ask,
-    component,
-    fail,
-    fill,
-    find_diffusers,
-    finite_real,
-    load_weights,
-    positive,
-    say,
-    write,
-)
-from pipeline import is_consistency_model, sampler_of, scheduler_of  # noqa: E402
+from common import IGNORED, Config, Inputs, component, fail, in_diffusers, read_network, write  # noqa: E402
+from options import add_size, finite_real, folder_parser, positive, token_count  # noqa: E402
+from pipeline import add_noise, is_consistency_model, latents, noise, sampler_of  # noqa: E402
 from unet import CLASSES, UNetConfig, conditions, make_unet  # noqa: E402
 
-# What keeping an average of the weights left in config.json.
-IGNORED = (
-    "decay",
-    "inv_gamma",
-    "min_decay",
-    "optimization_step",
-    "power",
-    "update_after_step",
-    "use_ema_warmup",
-)
 TEXT_GUIDANCE = 7.5  # of diffusers' pipelines for Stable Diffusion
-SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
 
 # ------------------------------------------------------------------------------------------------ the network
@@ -287,103 +260,6 @@ def read_unconditional(config: Config, common: dict[str, object]) -> UNetConfig:
     )
 
 
-# ------------------------------------------------------------------------------------------------ the metadata
-
-
-def noise(folder: Path, args: argparse.Namespace, questions: Mapping[str, str] | None = None) -> dict[str, object]:
-    """What the network predicts, and its noise schedule: from the options, else from the pipeline's scheduler.
-
-    @questions: what else must be asked for.
-    """
-    scheduler = scheduler_of(folder)
-    ends = [] if args.noise_schedule == "cosine" else ["beta_start", "beta_end"]
-    options = ["prediction", "noise_schedule", *ends] if scheduler is None else ends if args.noise_schedule else []
-    seen = "no scheduler/scheduler_config.json" if scheduler is None else f"--noise-schedule {args.noise_schedule}"
-    absent = ", ".join(f"--{option.replace('_', '-')}" for option in options if getattr(args, option) is None)
-    ask(folder, {**(questions or {}), **({absent: seen} if absent else {})})
-
-    def either(option: str, read: Callable[[Config], object]) -> object:
-        value = getattr(args, option)
-        return read(scheduler) if value is None else value
-
-    kinds = ("epsilon", "sample", "v_prediction")
-    values = {"prediction": either("prediction", lambda s: s.only("prediction_type", *kinds))}
-    # A schedule that is given is given whole; numbers of another would not belong to it.
-    if args.noise_schedule is None and scheduler is not None:
-        if scheduler.get("use_flow_sigmas", False) is not False:
-            scheduler.refuse("use_flow_sigmas", "must be false", scheduler.get("use_flow_sigmas"))
-        betas, count = scheduler.get("trained_betas"), None
-        if betas is None:
-            names = list(SCHEDULES)
-            if (name := scheduler.get("beta_schedule")) not in names:
-                scheduler.refuse("beta_schedule", f"must be {', '.join(names)}", name)
-            values["noise_schedule"] = SCHEDULES[name]
-            values["num_train_timesteps"] = count = scheduler.integer("num_train_timesteps")
-            if name != "squaredcos_cap_v2":
-                values["beta_start"], values["beta_end"] = scheduler.real("beta_start"), scheduler.real("beta_end")
-        elif not isinstance(betas, list) or not all(isinstance(b, (int, float)) and 0 < b < 1 for b in betas):
-            scheduler.refuse("trained_betas", "must be a list of numbers in (0, 1)", betas)
-        to_zero = scheduler.flag("rescale_betas_zero_snr", False)
-        if betas is not None or to_zero:
-            table = alphas_cumprod(betas or betas_of(values, count))
-            if not len(table) > 1:
-                scheduler.refuse("trained_betas", "must have more than one number", betas)
-            if to_zero:
-                table = zero_terminal(table)
-            values = {
-                "prediction": values["prediction"],
-                "noise_schedule": "alphas_cumprod",
-                "alphas_cumprod": "\n".join(repr(a) for a in table),
-            }
-        place = str(scheduler.path)
-    else:
-        values["noise_schedule"] = either("noise_schedule", lambda s: None)
-        values["num_train_timesteps"] = args.num_train_timesteps
-        place = "--noise-schedule"
-        if values["noise_schedule"] != "cosine":
-            values |= {option: getattr(args, option) for option in ends}
-    if "beta_start" in values and not 0 < values["beta_start"] <= values["beta_end"] < 1:
-        fail(f"{place}: must have 0 < beta_start <= beta_end < 1, got {values['beta_start']} and {values['beta_end']}")
-    return values
-
-
-def betas_of(values: Mapping[str, object], count: int) -> list[float]:
-    if values["noise_schedule"] == "cosine":
-        level = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
-        return [min(1 - after / before, 0.999) for before, after in zip(level, level[1:])]
-    power = 2 if values["noise_schedule"] == "scaled_linear" else 1
-    ends = [values[key] ** (1 / power) for key in ("beta_start", "beta_end")]
-    return [b**power for b in torch.linspace(*ends, count, dtype=torch.float64).tolist()]
-
-
-def alphas_cumprod(betas: list[float]) -> list[float]:
-    product, table = 1.0, []
-    for beta in betas:
-        product *= 1 - beta
-        table.append(product)
-    return table
-
-
-def zero_terminal(table: list[float]) -> list[float]:
-    """Shifts the square roots so that the last is 0, and stretches them so that the first is as before."""
-    first, last = math.sqrt(table[0]), math.sqrt(table[-1])
-    return [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in table]
-
-
-def latents(folder: Path) -> dict[str, float]:
-    """The scale and shift of the pipeline's autoencoder."""
-    path = folder / "vae" / "config.json"
-    if not path.is_file():
-        return {}
-    config = Config(path)
-    for key in ("latents_mean", "latents_std"):  # scales of each channel, which the metadata cannot say
-        config.only(key, None)
-    scale = config.real("scaling_factor", 1.0 if config.values.get("_class_name") == "AutoencoderTiny" else 0.18215)
-    if not scale > 0:
-        config.refuse("scaling_factor", "must be above 0", scale)
-    return {"latent_scale": scale, "latent_shift": config.real("shift_factor", 0.0)}
-
-
 # ------------------------------------------------------------------------------------------------ the check
 
 
@@ -407,13 +283,8 @@ class Peer(nn.Module):
 
 
 def peer(config: Config, network: nn.Module, shape: UNetConfig) -> nn.Module | None:
-    diffusers = find_diffusers()
-    if diffusers is None:
-        return None
-    with torch.device("meta"):
-        model = getattr(diffusers, config.values["_class_name"]).from_config(config.values)
-    model.load_state_dict(network.state_dict(), assign=True)  # the same memory
-    return Peer(model, shape)
+    model = in_diffusers(config, network)
+    return None if model is None else Peer(model, shape)
 
 
 def check_inputs(shape: UNetConfig, size: tuple[int, int], timesteps: int, tokens: int, whole: bool) -> Inputs:
@@ -440,40 +311,10 @@ def check_inputs(shape: UNetConfig, size: tuple[int, int], timesteps: int, token
 # ------------------------------------------------------------------------------------------------ the program
 
 
-def sides(text: str) -> tuple[int, int]:
-    """"96" or "64x96": height and width."""
-    parts = text.split("x")
-    if len(parts) not in (1, 2) or not all(p.isdecimal() and 0 < int(p) <= 65536 for p in parts):
-        raise argparse.ArgumentTypeError(f"must be N or HEIGHTxWIDTH, got '{text}'")
-    return int(parts[0]), int(parts[-1])
-
-
-def token_count(text: str) -> int | None:
-    if text == "*":
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a number from 1 on or *, got '{text}'")
-    return int(text)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a pipeline of diffusers, or its unet/")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt or .pt2 file to write")
-    parser.add_argument("--weights", type=Path, help="a file of weights, instead of the one beside config.json")
-    add_variant(parser)
-    parser.add_argument("--name", help="name of the network (default: the output's file name)")
-    parser.add_argument(
-        "--dtype", choices=sorted(TOLERANCE), default="float16", help="stored precision (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--size", type=sides, metavar="N", help="height and width of x, N or HxW (default: config.json's sample_size)"
-    )
-    parser.add_argument("--prediction", choices=["epsilon", "sample", "v_prediction"], help="what the network predicts")
-    parser.add_argument("--noise-schedule", choices=sorted(SCHEDULES.values()), help="with the numbers that follow:")
-    parser.add_argument("--num-train-timesteps", type=positive, default=1000, help="(default: %(default)s)")
-    parser.add_argument("--beta-start", type=float)
-    parser.add_argument("--beta-end", type=float)
+    parser = folder_parser(__doc__, "unet", ".pt or .pt2", "float16")
+    add_size(parser)
+    add_noise(parser)
     parser.add_argument(
         "--text-tokens",
         type=token_count,
@@ -539,11 +380,7 @@ def main() -> None:
     elif shape.text_width and not shape.guidance_width and not is_consistency_model(args.folder):
         values["guidance_scale"] = TEXT_GUIDANCE
 
-    say(f"reading {args.weights or folder}")
-    with torch.device("meta"):  # without memory and random numbers; the weights come from the file
-        network = make_unet(shape)
-    weights = load_weights(args.weights or folder, args.variant, anchor="conv_in.weight")
-    fill(network, modern_names(weights), args.weights or folder)
+    network = read_network(lambda: make_unet(shape), folder, args, "conv_in.weight", modern_names)
     timesteps = values.get("num_train_timesteps", 1000)
     inputs = check_inputs(shape, size, timesteps, args.text_tokens or 77, form.whole_size)
     write(args.output, network, values, inputs, args.dtype, peer(config, network, shape), form)

@@ -1,8 +1,18 @@
-"""How a pipeline of diffusers draws: which of tstitch's profiles its scheduler is, and in how many steps."""
+"""What a pipeline of diffusers says beside its networks.
 
+How it draws: which of tstitch's profiles its scheduler is, and in how many steps. What its network predicts, and on
+which noise schedule. The scale and shift of its latents.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from common import Config
+import torch
+
+from common import Config, ask, fail
+from options import positive
 
 NO_KARRAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False, "timestep_spacing": "leading"}
@@ -38,6 +48,8 @@ OTHER_KEYS = {
 STEPS = {
     "StableDiffusion": 50, "LatentConsistencyModel": 4, "PixArt": 20, "DiT": 50, "DDIM": 50, "DDPM": 1000, "PNDM": 50,
 }  # fmt: skip
+# The noise schedules by diffusers' names, and by tstitch's.
+SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
 
 def scheduler_of(folder: Path) -> Config | None:
@@ -77,3 +89,106 @@ def sampler_of(folder: Path) -> dict[str, object]:
     if profile == "diffusers-lcm":
         steps = STEPS["LatentConsistencyModel"]
     return {"profile": profile, **({"steps": steps} if steps else {})}
+
+
+def add_noise(parser: argparse.ArgumentParser) -> None:
+    """The options for `noise`."""
+    parser.add_argument("--prediction", choices=["epsilon", "sample", "v_prediction"], help="what the network predicts")
+    parser.add_argument("--noise-schedule", choices=sorted(SCHEDULES.values()), help="with the numbers that follow:")
+    parser.add_argument("--num-train-timesteps", type=positive, default=1000, help="(default: %(default)s)")
+    parser.add_argument("--beta-start", type=float)
+    parser.add_argument("--beta-end", type=float)
+
+
+def noise(folder: Path, args: argparse.Namespace, questions: Mapping[str, str] | None = None) -> dict[str, object]:
+    """What the network predicts, and its noise schedule: from the options, else from the pipeline's scheduler.
+
+    @questions: what else must be asked for.
+    """
+    scheduler = scheduler_of(folder)
+    ends = [] if args.noise_schedule == "cosine" else ["beta_start", "beta_end"]
+    options = ["prediction", "noise_schedule", *ends] if scheduler is None else ends if args.noise_schedule else []
+    seen = "no scheduler/scheduler_config.json" if scheduler is None else f"--noise-schedule {args.noise_schedule}"
+    absent = ", ".join(f"--{option.replace('_', '-')}" for option in options if getattr(args, option) is None)
+    ask(folder, {**(questions or {}), **({absent: seen} if absent else {})})
+
+    def either(option: str, read: Callable[[Config], object]) -> object:
+        value = getattr(args, option)
+        return read(scheduler) if value is None else value
+
+    kinds = ("epsilon", "sample", "v_prediction")
+    values = {"prediction": either("prediction", lambda s: s.only("prediction_type", *kinds))}
+    # A schedule that is given is given whole; numbers of another would not belong to it.
+    if args.noise_schedule is None and scheduler is not None:
+        if scheduler.get("use_flow_sigmas", False) is not False:
+            scheduler.refuse("use_flow_sigmas", "must be false", scheduler.get("use_flow_sigmas"))
+        betas, count = scheduler.get("trained_betas"), None
+        if betas is None:
+            names = list(SCHEDULES)
+            if (name := scheduler.get("beta_schedule")) not in names:
+                scheduler.refuse("beta_schedule", f"must be {', '.join(names)}", name)
+            values["noise_schedule"] = SCHEDULES[name]
+            values["num_train_timesteps"] = count = scheduler.integer("num_train_timesteps")
+            if name != "squaredcos_cap_v2":
+                values["beta_start"], values["beta_end"] = scheduler.real("beta_start"), scheduler.real("beta_end")
+        elif not isinstance(betas, list) or not all(isinstance(b, (int, float)) and 0 < b < 1 for b in betas):
+            scheduler.refuse("trained_betas", "must be a list of numbers in (0, 1)", betas)
+        to_zero = scheduler.flag("rescale_betas_zero_snr", False)
+        if betas is not None or to_zero:
+            table = alphas_cumprod(betas or betas_of(values, count))
+            if not len(table) > 1:
+                scheduler.refuse("trained_betas", "must have more than one number", betas)
+            if to_zero:
+                table = zero_terminal(table)
+            values = {
+                "prediction": values["prediction"],
+                "noise_schedule": "alphas_cumprod",
+                "alphas_cumprod": "\n".join(repr(a) for a in table),
+            }
+        place = str(scheduler.path)
+    else:
+        values["noise_schedule"] = either("noise_schedule", lambda s: None)
+        values["num_train_timesteps"] = args.num_train_timesteps
+        place = "--noise-schedule"
+        if values["noise_schedule"] != "cosine":
+            values |= {option: getattr(args, option) for option in ends}
+    if "beta_start" in values and not 0 < values["beta_start"] <= values["beta_end"] < 1:
+        fail(f"{place}: must have 0 < beta_start <= beta_end < 1, got {values['beta_start']} and {values['beta_end']}")
+    return values
+
+
+def betas_of(values: Mapping[str, object], count: int) -> list[float]:
+    if values["noise_schedule"] == "cosine":
+        level = [math.cos((i / count + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(count + 1)]
+        return [min(1 - after / before, 0.999) for before, after in zip(level, level[1:])]
+    power = 2 if values["noise_schedule"] == "scaled_linear" else 1
+    ends = [values[key] ** (1 / power) for key in ("beta_start", "beta_end")]
+    return [b**power for b in torch.linspace(*ends, count, dtype=torch.float64).tolist()]
+
+
+def alphas_cumprod(betas: list[float]) -> list[float]:
+    product, table = 1.0, []
+    for beta in betas:
+        product *= 1 - beta
+        table.append(product)
+    return table
+
+
+def zero_terminal(table: list[float]) -> list[float]:
+    """Shifts the square roots so that the last is 0, and stretches them so that the first is as before."""
+    first, last = math.sqrt(table[0]), math.sqrt(table[-1])
+    return [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in table]
+
+
+def latents(folder: Path) -> dict[str, float]:
+    """The scale and shift of the pipeline's autoencoder."""
+    path = folder / "vae" / "config.json"
+    if not path.is_file():
+        return {}
+    config = Config(path)
+    for key in ("latents_mean", "latents_std"):  # scales of each channel, which the metadata cannot say
+        config.only(key, None)
+    scale = config.real("scaling_factor", 1.0 if config.values.get("_class_name") == "AutoencoderTiny" else 0.18215)
+    if not scale > 0:
+        config.refuse("scaling_factor", "must be above 0", scale)
+    return {"latent_scale": scale, "latent_shift": config.real("shift_factor", 0.0)}

@@ -15,8 +15,9 @@ import packages  # noqa: E402
 packages.require(__file__, "torch", beside=("numpy", "PIL"))
 import torch  # noqa: E402
 from aot_inductor import add_form, form_of  # noqa: E402
-from common import TOLERANCE, fill, finite_real, say, write  # noqa: E402
+from common import TOLERANCE, fill, say, write  # noqa: E402
 from dit import DiT, DiTConfig, random_inputs  # noqa: E402
+from options import finite_real  # noqa: E402
 
 TRAINING_DATA = "CIFAR-10 training set (Krizhevsky, 2009), 50,000 pictures of 32x32, mirrored at random"
 

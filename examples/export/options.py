@@ -1,0 +1,86 @@
+"""What the command lines of the exporters share."""
+
+import argparse
+import math
+from pathlib import Path
+
+from common import TOLERANCE
+
+# ------------------------------------------------------------------------------------------------ what options read
+
+
+def finite_real(text: str) -> float:
+    """Of an option."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"must be a finite number, got '{text}'")
+    return value
+
+
+def positive_real(text: str) -> float:
+    """Of an option: finite and above 0."""
+    value = finite_real(text)
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, got '{text}'")
+    return value
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or not 0 < int(text) <= 65536:
+        raise argparse.ArgumentTypeError(f"must be a number in [1, 65536], got '{text}'")
+    return int(text)
+
+
+def sides(text: str) -> tuple[int, int]:
+    """"96" or "64x96": height and width."""
+    parts = text.split("x")
+    if len(parts) not in (1, 2) or not all(p.isdecimal() and 0 < int(p) <= 65536 for p in parts):
+        raise argparse.ArgumentTypeError(f"must be N or HEIGHTxWIDTH, got '{text}'")
+    return int(parts[0]), int(parts[-1])
+
+
+def token_count(text: str) -> int | None:
+    if text == "*":
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a number from 1 on or *, got '{text}'")
+    return int(text)
+
+
+# ------------------------------------------------------------------------------------------------ options
+
+
+def add_variant(parser: argparse.ArgumentParser) -> None:
+    """The option of programs that read folders, for `load_weights`."""
+    parser.add_argument(
+        "--variant",
+        metavar="NAME",
+        help="which weights of a folder that has several: fp16 for diffusion_pytorch_model.fp16.safetensors "
+        "(default: those without such a name, or the only ones)",
+    )
+
+
+def folder_parser(doc: str, part: str, formats: str, dtype: str) -> argparse.ArgumentParser:
+    """What all programs take that export the network of a folder.
+
+    @part: where a pipeline of diffusers has it. @formats: the endings of what is written. @dtype: the default.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help=f"a pipeline of diffusers, or its {part}/")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help=f"the {formats} file to write")
+    parser.add_argument("--weights", type=Path, help="a file of weights, instead of the one beside config.json")
+    add_variant(parser)
+    parser.add_argument("--name", help="name of the network (default: the output's file name)")
+    parser.add_argument(
+        "--dtype", choices=sorted(TOLERANCE), default=dtype, help="stored precision (default: %(default)s)"
+    )
+    return parser
+
+
+def add_size(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--size", type=sides, metavar="N", help="height and width of x, N or HxW (default: config.json's sample_size)"
+    )
