@@ -3,6 +3,7 @@
 Builds small random autoencoders with diffusers, saves, exports and loads them, and compares both halves.
 """
 
+import functools
 import json
 import os
 import shutil
@@ -10,37 +11,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-try:
-    import diffusers
-    import safetensors.torch
-    import torch
-except ImportError as error:
-    print(f"skipped: {error}")
-    sys.exit(77)
+import harness
 
-export, scratch = Path(sys.argv[1]), Path(sys.argv[2])
-sys.path.insert(0, str(export))
+export, scratch = harness.set_up("diffusers", "safetensors")
+import diffusers  # noqa: E402
+import safetensors.torch  # noqa: E402
+import torch  # noqa: E402
+
 import export_autoencoder  # noqa: E402
-import harness  # noqa: E402
-from harness import relative, require_refusal, shaken  # noqa: E402
+from harness import relative, shaken  # noqa: E402
 
-shutil.rmtree(scratch, ignore_errors=True)
-scratch.mkdir(parents=True)
-torch.set_grad_enabled(False)
-
-
-def run(*arguments: object) -> str:
-    return harness.run(export_autoencoder, *arguments)
-
-
-def must_refuse(*arguments: object, words: tuple[str, ...]) -> None:
-    require_refusal(run(*arguments, scratch / "refused.pt"), words, scratch)
-
-
-def metadata(path: Path, *keys: str) -> dict[str, str]:
-    files = {f"tstitch/{key}": "" for key in keys}
-    torch.jit.load(path, _extra_files=files)
-    return {key.removeprefix("tstitch/"): v.decode() if isinstance(v, bytes) else v for key, v in files.items()}
+run = functools.partial(harness.run, export_autoencoder)
+must_refuse = functools.partial(harness.must_refuse, export_autoencoder, scratch)
 
 
 def compare(model: torch.nn.Module, folder: Path, factor: int) -> None:
@@ -70,10 +52,11 @@ def compare(model: torch.nn.Module, folder: Path, factor: int) -> None:
                 assert word not in graph, f"{path}: {word} would tie the file to a device or a size"
             frozen = torch.jit.freeze(loaded)  # as the library runs it
             assert relative(frozen(x.to(getattr(torch, dtype))), expected) <= most
-        got = metadata(
-            path, "format", "kind", "name", "latent_channels", "picture_channels", "upsampling", "latent_scale",
+        keys = (
+            "format", "kind", "name", "latent_channels", "picture_channels", "upsampling", "latent_scale",
             "latent_shift", "license",
         )  # fmt: skip
+        got = harness.metadata(path, keys)
         expected_values = {
             "format": "1",
             "kind": part,

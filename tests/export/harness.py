@@ -1,12 +1,35 @@
 """What the tests of exporters share."""
 
 import contextlib
+import importlib
 import io
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import torch
+
+
+def set_up(*packages: str) -> tuple[Path, Path]:
+    """EXPORT_FOLDER, whose modules can be imported from now on, and SCRATCH_FOLDER, new and empty: the last arguments.
+
+    Ends with 77 where one of the packages is missing.
+    """
+    try:
+        for package in packages:
+            importlib.import_module(package)
+    except ImportError as error:
+        print(f"skipped: {error}")
+        sys.exit(77)
+    if "diffusers" in packages:
+        sys.modules["diffusers"].logging.set_verbosity_error()
+    export, scratch = map(Path, sys.argv[-2:])
+    sys.path.insert(0, str(export))
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    torch.set_grad_enabled(False)
+    return export, scratch
 
 
 def run(program: ModuleType, *arguments: object, stderr: io.StringIO | None = None) -> str:
@@ -27,6 +50,19 @@ def require_refusal(message: str, words: tuple[str, ...], scratch: Path) -> None
     assert "\n" not in message, message
     left = [path.name for path in scratch.iterdir() if path.name.startswith("refused")]
     assert not left, f"what is refused must write nothing, got {left}"
+
+
+def must_refuse(program: ModuleType, scratch: Path, *arguments: object, words: tuple[str, ...]) -> None:
+    """With these arguments and a place to write to, with these words."""
+    require_refusal(run(program, *arguments, scratch / "refused.pt"), words, scratch)
+
+
+def metadata(path: Path, keys: tuple[str, ...]) -> dict[str, str]:
+    """Those of the keys that the file has."""
+    files = {f"tstitch/{key}": "" for key in keys}
+    torch.jit.load(path, _extra_files=files)
+    text = {key.removeprefix("tstitch/"): v.decode() if isinstance(v, bytes) else v for key, v in files.items()}
+    return {key: value for key, value in text.items() if value}
 
 
 def shaken(model: torch.nn.Module) -> torch.nn.Module:

@@ -7,29 +7,20 @@ import io
 import itertools
 import json
 import shutil
-import sys
 from pathlib import Path
 
-try:
-    import diffusers
-    import tokenizers
-    import torch
-    import transformers
-except ImportError as error:
-    print(f"skipped: {error}")
-    sys.exit(77)
+import harness
 
-export, scratch = Path(sys.argv[1]), Path(sys.argv[2])
-sys.path.insert(0, str(export))
+export, scratch = harness.set_up("diffusers", "tokenizers", "transformers")
+import diffusers  # noqa: E402
+import tokenizers  # noqa: E402
+import torch  # noqa: E402
+import transformers  # noqa: E402
+
 import encode_prompt  # noqa: E402
-import harness  # noqa: E402
 from harness import require_refusal  # noqa: E402
 
-diffusers.logging.set_verbosity_error()
-shutil.rmtree(scratch, ignore_errors=True)
-scratch.mkdir(parents=True)
 torch.manual_seed(0)
-torch.set_grad_enabled(False)
 stderr = io.StringIO()
 
 

@@ -3,6 +3,7 @@
 Builds small random U-Nets with diffusers, saves, exports and loads them, and compares the outputs.
 """
 
+import functools
 import json
 import math
 import os
@@ -11,25 +12,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-try:
-    import diffusers
-    import safetensors.torch
-    import torch
-except ImportError as error:
-    print(f"skipped: {error}")
-    sys.exit(77)
+import harness
 
-export, scratch = Path(sys.argv[1]), Path(sys.argv[2])
-sys.path.insert(0, str(export))
+export, scratch = harness.set_up("diffusers", "safetensors")
+import diffusers  # noqa: E402
+import safetensors.torch  # noqa: E402
+import torch  # noqa: E402
+
 import export_unet  # noqa: E402
-import harness  # noqa: E402
-from harness import relative, require_refusal, shaken  # noqa: E402
+from harness import relative, shaken  # noqa: E402
 
-diffusers.logging.set_verbosity_error()
-shutil.rmtree(scratch, ignore_errors=True)
-scratch.mkdir(parents=True)
 torch.manual_seed(0)
-torch.set_grad_enabled(False)
 
 KEYS = (
     "format", "name", "input_channels", "input_height", "input_width", "prediction", "variance", "num_classes",
@@ -38,21 +31,9 @@ KEYS = (
     "profile", "steps",
 )  # fmt: skip
 
-
-def run(*arguments: object) -> str:
-    return harness.run(export_unet, *arguments)
-
-
-def must_refuse(*arguments: object, words: tuple[str, ...]) -> None:
-    require_refusal(run(*arguments, scratch / "refused.pt"), words, scratch)
-
-
-def metadata(path: Path) -> dict[str, str]:
-    files = {f"tstitch/{key}": "" for key in KEYS}
-    torch.jit.load(path, _extra_files=files)
-    text = {key.removeprefix("tstitch/"): v.decode() if isinstance(v, bytes) else v for key, v in files.items()}
-    return {key: value for key, value in text.items() if value}
-
+run = functools.partial(harness.run, export_unet)
+must_refuse = functools.partial(harness.must_refuse, export_unet, scratch)
+metadata = functools.partial(harness.metadata, keys=KEYS)
 
 BETAS = ["--beta-start", 0.00085, "--beta-end", 0.012]
 SCHEDULE = ["--prediction", "epsilon", "--noise-schedule", "scaled_linear", *BETAS]
