@@ -19,7 +19,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
 from common import IGNORED, Config, Inputs, component, fail, in_diffusers, read_network, write  # noqa: E402
-from options import add_size, finite_real, folder_parser, token_count  # noqa: E402
+from options import finite_real, folder_parser, sides, token_count  # noqa: E402
 from pipeline import add_noise, is_consistency_model, latents, noise, sampler_of  # noqa: E402
 from pixart import PixArtConfig, conditions, make_pixart  # noqa: E402
 
@@ -168,7 +168,9 @@ def check_inputs(shape: PixArtConfig, size: tuple[int, int], timesteps: int, tok
 
 def parse_arguments() -> argparse.Namespace:
     parser = folder_parser(__doc__, "transformer", ".pt or .pt2", "float16")
-    add_size(parser)
+    parser.add_argument(
+        "--size", type=sides, metavar="N", help="height and width of x, N or HxW (default: config.json's sample_size)"
+    )
     add_noise(parser)
     parser.add_argument(
         "--text-tokens",

@@ -78,9 +78,3 @@ def folder_parser(doc: str, part: str, formats: str, dtype: str) -> argparse.Arg
         "--dtype", choices=sorted(TOLERANCE), default=dtype, help="stored precision (default: %(default)s)"
     )
     return parser
-
-
-def add_size(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--size", type=sides, metavar="N", help="height and width of x, N or HxW (default: config.json's sample_size)"
-    )
