@@ -7,7 +7,6 @@ too, and compares the 8-bit pictures. Fails when more than 0.1 % of the values o
 more. Exits with 77 where diffusers or numpy is missing.
 """
 
-import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -17,13 +16,12 @@ try:
     import torch
     from diffusers import AutoencoderKL
     from PIL import Image
+
+    from dit import network
+    from harness import export, parse_arguments
 except ImportError as error:
     print(f"skipped: {error}")
     sys.exit(77)
-
-from dit import EXPORTER, network
-
-EXPORT_AUTOENCODER = EXPORTER.with_name("export_autoencoder.py")
 
 
 def decoder() -> AutoencoderKL:
@@ -44,22 +42,13 @@ def decoder() -> AutoencoderKL:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tool")
-    parser.add_argument("scratch", type=Path)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    args.scratch.mkdir(parents=True, exist_ok=True)
+    args = parse_arguments(__doc__)
 
     dit, vae = network((2, 2, 16), 32, 0), decoder()
     dit.save_pretrained(args.scratch / "dit")
     vae.save_pretrained(args.scratch / "vae")
-    subprocess.run([sys.executable, EXPORTER, args.scratch / "dit", args.scratch / "dit.pt"], check=True)
-    subprocess.run(
-        [sys.executable, EXPORT_AUTOENCODER, args.scratch / "vae", args.scratch / "decoder.pt", "--part", "decoder"],
-        check=True,
-    )
+    export("export_dit.py", args.scratch / "dit", args.scratch / "dit.pt")
+    export("export_autoencoder.py", args.scratch / "vae", args.scratch / "decoder.pt", "--part", "decoder")
 
     def draw(folder: Path, *more: str) -> np.ndarray:
         for file in folder.glob("*.png"):

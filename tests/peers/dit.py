@@ -8,24 +8,22 @@ with learned variance, guidance 1.5 and 4 on the first three channels, ratios 0,
 more than 2e-3 (DDIM) or 5e-3 (DDPM) of the standard deviation. Exits with 77 where diffusers or numpy is missing.
 """
 
-import argparse
 import itertools
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 try:
     import numpy as np
     import torch
     from diffusers import DiTTransformer2DModel
 
+    from harness import Latents, export, parse_arguments
     from noise import noise
 except ImportError as error:
     print(f"skipped: {error}")
     sys.exit(77)
 
-EXPORTER = Path(__file__).parents[2] / "examples/export/export_dit.py"
 SHAPES = {
     "full": {"small": (12, 6, 64), "large": (28, 16, 72), "sample_size": 32},  # DiT-S/2 and DiT-XL/2 at 256 pixels
     "tiny": {"small": (2, 2, 16), "large": (3, 2, 24), "sample_size": 8},
@@ -96,14 +94,7 @@ def sample(networks, profile: str, steps: int, ratio: float, scale: float, label
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tool")
-    parser.add_argument("scratch", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--size", choices=sorted(SHAPES), default="tiny")
-    args = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    args.scratch.mkdir(parents=True, exist_ok=True)
+    args = parse_arguments(__doc__, tuple(SHAPES))
 
     shapes = SHAPES[args.size]
     networks, files = [], []
@@ -112,37 +103,27 @@ def main() -> None:
         folder, file = args.scratch / name, args.scratch / f"{name}.pt"
         model.save_pretrained(folder)
         start = time.perf_counter()
-        subprocess.run([sys.executable, EXPORTER, folder, file, "--dtype", "float32"], check=True)
+        export("export_dit.py", folder, file, "--dtype", "float32")
         print(f"exported {name} in {time.perf_counter() - start:.0f} s", flush=True)
         networks.append(model.to(args.device))
         files += ["--model", str(file)]
 
     labels = [207, 360][:IMAGES]
     steps = {"dit-ddim": 50, "dit": 250} if args.size == "full" else {"dit-ddim": 10, "dit": 12}
-    failed = False
+    latents, file = Latents(), args.scratch / "latents.npy"
     for profile, scale, ratio in itertools.product(BOUNDS, (1.5, 4.0), (0.0, 0.4, 1.0)):
-        latents = args.scratch / "latents.npy"
         subprocess.run(
             [args.tool, *files, "--profile", profile, "--steps", str(steps[profile]), "--ratio", str(ratio),
-             "--guidance", str(scale), "--device", args.device, "--dtype", "float32", "--latents", str(latents),
+             "--guidance", str(scale), "--device", args.device, "--dtype", "float32", "--latents", str(file),
              "--quiet", *itertools.chain(*(["--class", str(label)] for label in labels))],
             check=True,
         )
         expected = sample(
             networks, profile, steps[profile], ratio, scale, labels, shapes["sample_size"], args.device
-        ).cpu().numpy()
-        got = np.load(latents)
-        difference = np.abs(got - expected).max() / expected.std()
-        verdict = "" if difference <= BOUNDS[profile] else "  more than it may"
-        failed |= bool(verdict)
-        print(
-            f"{profile:<9} {steps[profile]} steps, guidance {scale}, ratio {ratio}: largest difference {difference:.1e} "
-            f"of the standard deviation {expected.std():.3g}{verdict}",
-            flush=True,
         )
-    if failed:
-        sys.exit(1)
-    print("all latents are those of the peer")
+        what = f"{profile:<9} {steps[profile]} steps, guidance {scale}, ratio {ratio}"
+        latents.compare(what, file, expected, BOUNDS[profile])
+    latents.finish()
 
 
 if __name__ == "__main__":

@@ -7,24 +7,22 @@ aspect ratio; DPM-Solver++ 12 and DDIM 10, guidance 4.5 and none, ratios 0, 0.4 
 latent differs by more than 2e-3 of the standard deviation. Exits with 77 where diffusers or numpy is missing.
 """
 
-import argparse
 import itertools
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 try:
     import numpy as np
     import torch
     from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, PixArtTransformer2DModel
 
+    from harness import Latents, export, parse_arguments
     from noise import noise
 except ImportError as error:
     print(f"skipped: {error}")
     sys.exit(77)
 
-EXPORTER = Path(__file__).parents[2] / "examples/export/export_pixart.py"
 BOUND = 2e-3
 SIZE, TOKENS, TEXT_WIDTH = 8, 20, 16
 SHAPES = {"small": (2, 2, 12), "large": (3, 3, 16)}  # layers, heads, width of a head
@@ -72,13 +70,7 @@ def sample(networks, kind: str, ratio: float, scale: float, given: dict, null: d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tool")
-    parser.add_argument("scratch", type=Path)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    args.scratch.mkdir(parents=True, exist_ok=True)
+    args = parse_arguments(__doc__)
 
     networks, files = [], []
     for seed, name in enumerate(SHAPES):
@@ -87,8 +79,7 @@ def main() -> None:
         model.save_pretrained(pipeline / "transformer")
         DPMSolverMultistepScheduler(beta_schedule="linear").save_pretrained(pipeline / "scheduler")
         (pipeline / "model_index.json").write_text(json.dumps({"_class_name": "PixArtAlphaPipeline"}))
-        options = ["--dtype", "float32", "--text-tokens", str(TOKENS)]
-        subprocess.run([sys.executable, EXPORTER, pipeline, file, *options], check=True)
+        export("export_pixart.py", pipeline, file, "--dtype", "float32", "--text-tokens", str(TOKENS))
         networks.append(model.to(args.device))
         files += ["--model", str(file)]
 
@@ -107,29 +98,21 @@ def main() -> None:
         "resolution": torch.tensor([[1024.0, 1024.0]]),
         "aspect_ratio": torch.tensor([[1.0]]),
     }
-    prompts, latents = args.scratch / "prompts.pt", args.scratch / "latents.npy"
+    prompts, file = args.scratch / "prompts.pt", args.scratch / "latents.npy"
     torch.save(given | {f"{name}.null": null[name] for name in NAMES}, prompts)
 
-    failed = False
+    latents = Latents()
     for kind, scale, ratio in itertools.product(SCHEDULERS, (1.0, 4.5), (0.0, 0.4, 1.0)):
         steps = SCHEDULERS[kind][1]
         subprocess.run(
             [args.tool, *files, "--profile", kind, "--steps", str(steps), "--ratio", str(ratio), "--guidance",
              str(scale), "--device", args.device, "--dtype", "float32", "--condition", str(prompts), "--latents",
-             str(latents), "--quiet"],
+             str(file), "--quiet"],
             check=True,
         )  # fmt: skip
-        expected = sample(networks, kind, ratio, scale, given, null, args.device).cpu().numpy()
-        difference = np.abs(np.load(latents) - expected).max() / expected.std()
-        failed |= not difference <= BOUND
-        print(
-            f"{kind} {steps} steps, guidance {scale}, ratio {ratio}: largest difference {difference:.1e} of the "
-            f"standard deviation {expected.std():.3g}{'' if difference <= BOUND else '  more than it may'}",
-            flush=True,
-        )
-    if failed:
-        sys.exit(1)
-    print("all latents are those of the peer")
+        expected = sample(networks, kind, ratio, scale, given, null, args.device)
+        latents.compare(f"{kind} {steps} steps, guidance {scale}, ratio {ratio}", file, expected, BOUND)
+    latents.finish()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ ratios 0, 0.3 and 1, from the same noise. Fails when a latent differs by more th
 picture of 512 x 512, both programs in turns, the mean of three. Exits with 77 where diffusers or numpy is missing.
 """
 
-import argparse
 import itertools
 import json
 import subprocess
@@ -23,13 +22,12 @@ try:
     from diffusers import AutoencoderKL, LCMScheduler, PNDMScheduler, UNet2DConditionModel
     from PIL import Image
 
+    from harness import Latents, export, parse_arguments
     from noise import noise
 except ImportError as error:
     print(f"skipped: {error}")
     sys.exit(77)
 
-EXPORTER = Path(__file__).parents[2] / "examples/export/export_unet.py"
-EXPORT_AUTOENCODER = EXPORTER.with_name("export_autoencoder.py")
 BOUND = 2e-3
 SD = {
     "block_out_channels": (320, 640, 1280, 1280),
@@ -123,14 +121,7 @@ def sample(networks, kind: str, steps: int, ratio: float, scale: float, text, nu
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tool")
-    parser.add_argument("scratch", type=Path)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--size", choices=sorted(SHAPES), default="tiny")
-    args = parser.parse_args()
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    args.scratch.mkdir(parents=True, exist_ok=True)
+    args = parse_arguments(__doc__, tuple(SHAPES))
 
     networks, files = [], []
     for seed, name in enumerate(("small", "large")):
@@ -140,7 +131,7 @@ def main() -> None:
         PNDMScheduler(**SCHEDULE, skip_prk_steps=True).save_pretrained(pipeline / "scheduler")
         (pipeline / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline"}))
         dtype = "float32" if args.size == "tiny" else "float16"
-        subprocess.run([sys.executable, EXPORTER, pipeline, file, "--dtype", dtype], check=True)
+        export("export_unet.py", pipeline, file, "--dtype", dtype)
         networks.append(model.to(args.device))
         files += ["--model", str(file)]
 
@@ -157,38 +148,27 @@ def main() -> None:
             check=True,
         )
 
-    latents, report = args.scratch / "latents.npy", args.scratch / "report.json"
+    file, report = args.scratch / "latents.npy", args.scratch / "report.json"
     if args.size == "tiny":
         torch.save({"text_embedding": text, "text_embedding.null": null}, prompts)
-        failed = False
+        latents = Latents()
         for (kind, steps, scale), ratio in itertools.product(
             (("diffusers-pndm", 50, 7.5), ("diffusers-lcm", 4, 1.0)), (0.0, 0.3, 1.0)
         ):
-            draw(kind, steps, ratio, scale, "float32", report, "--latents", str(latents))
+            draw(kind, steps, ratio, scale, "float32", report, "--latents", str(file))
             expected = sample(
                 networks, kind, steps, ratio, scale, text.to(args.device), null.to(args.device), count, args.device,
                 torch.float32,
-            ).cpu().numpy()
-            difference = np.abs(np.load(latents) - expected).max() / expected.std()
-            failed |= not difference <= BOUND
-            print(
-                f"{kind} {steps} steps, ratio {ratio}: largest difference {difference:.1e} of the standard deviation "
-                f"{expected.std():.3g}{'' if difference <= BOUND else '  more than it may'}",
-                flush=True,
             )
-        if failed:
-            sys.exit(1)
-        print("all latents are those of the peer")
+            latents.compare(f"{kind} {steps} steps, ratio {ratio}", file, expected, BOUND)
+        latents.finish()
         return
 
     # Weights loaded and warm on both sides.
     torch.save({"text_embedding": text[:1], "text_embedding.null": null}, prompts)
     vae, decoder = autoencoder(), args.scratch / "decoder.pt"
     vae.save_pretrained(args.scratch / "vae")
-    subprocess.run(
-        [sys.executable, EXPORT_AUTOENCODER, args.scratch / "vae", decoder, "--part", "decoder", "--dtype", "float16"],
-        check=True,
-    )
+    export("export_autoencoder.py", args.scratch / "vae", decoder, "--part", "decoder", "--dtype", "float16")
     networks = [model.half() for model in networks]
     vae = vae.to(args.device).half()
     half_text, half_null = text[:1].to(args.device).half(), null.to(args.device).half()

@@ -1,0 +1,53 @@
+"""What the scripts share."""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+EXPORTERS = Path(__file__).parents[2] / "examples/export"
+
+
+def parse_arguments(doc: str, sizes: tuple[str, ...] = ()) -> argparse.Namespace:
+    """Makes the folder, and has products of matrices computed in float32. @sizes: the values of --size, if it has any."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tool")
+    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--device", default="cpu")
+    if sizes:
+        parser.add_argument("--size", choices=sorted(sizes), default="tiny")
+    args = parser.parse_args()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    args.scratch.mkdir(parents=True, exist_ok=True)
+    return args
+
+
+def export(program: str, source: Path, file: Path, *options: str) -> None:
+    subprocess.run([sys.executable, EXPORTERS / program, source, file, *options], check=True)
+
+
+class Latents:
+    """Those of the tool beside those of the peer."""
+
+    def __init__(self) -> None:
+        self.failed = False
+
+    def compare(self, what: str, file: Path, expected: torch.Tensor, bound: float) -> None:
+        """@bound: of the largest difference, in standard deviations."""
+        peer = expected.cpu().numpy()
+        difference = np.abs(np.load(file) - peer).max() / peer.std()
+        good = difference <= bound  # not so of nan
+        self.failed |= not good
+        print(
+            f"{what}: largest difference {difference:.1e} of the standard deviation {peer.std():.3g}"
+            f"{'' if good else '  more than it may'}",
+            flush=True,
+        )
+
+    def finish(self) -> None:
+        if self.failed:
+            sys.exit(1)
+        print("all latents are those of the peer")
