@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "../network_metadata.hpp"
 #include "../nvrtc.hpp"
 #include "../oracle.hpp"
 
@@ -434,25 +435,18 @@ TEST_CASE("what is no DiT is refused with the reason") {
     torch::jit::Module module("no_dit");
     module.register_parameter("pos_embed", at::zeros({1, 256, 8}), false);
     module.define("def forward(self, x, t, y):\n  return x + self.pos_embed.sum()\n");
-    torch::jit::ExtraFilesMap extra{{"tstitch/format", "1"},
-                                    {"tstitch/name", "test"},
-                                    {"tstitch/input_channels", "3"},
-                                    {"tstitch/input_height", "32"},
-                                    {"tstitch/input_width", "32"},
-                                    {"tstitch/prediction", "epsilon"},
-                                    {"tstitch/num_classes", "10"},
-                                    {"tstitch/timestep_type", "int64"},
-                                    {"tstitch/noise_schedule", "linear"},
-                                    {"tstitch/num_train_timesteps", "1000"},
-                                    {"tstitch/beta_start", "1e-4"},
-                                    {"tstitch/beta_end", "0.02"},
-                                    {"tstitch/architecture", "dit"},
-                                    {"tstitch/width", "8"},
-                                    {"tstitch/depth", "1"},
-                                    {"tstitch/heads", "2"},
-                                    {"tstitch/patch_size", "2"},
-                                    {"tstitch/mlp_ratio", "4.0"}};
-    for (auto const& [key, value] : changed) extra["tstitch/" + key] = value;
+    Metadata metadata = network_metadata({{"input_height", "32"},
+                                          {"input_width", "32"},
+                                          {"num_classes", "10"},
+                                          {"architecture", "dit"},
+                                          {"width", "8"},
+                                          {"depth", "1"},
+                                          {"heads", "2"},
+                                          {"patch_size", "2"},
+                                          {"mlp_ratio", "4.0"}});
+    for (auto const& [key, value] : changed) metadata[key] = value;
+    torch::jit::ExtraFilesMap extra;
+    for (auto const& [key, value] : metadata) extra["tstitch/" + key] = value;
     module.save(path, extra);
     return message_of<std::runtime_error>([&] { load_dit(path); });
   };

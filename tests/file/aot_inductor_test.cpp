@@ -5,31 +5,16 @@
 
 #include <filesystem>
 #include <fstream>
-#include <map>
 
 #include "../catch.hpp"
+#include "../network_metadata.hpp"
 
 using namespace tstitch;
 
 namespace {
 
-using Metadata = std::map<std::string, std::string>;
-
 Metadata valid() {
-  return {{"format", "1"},
-          {"name", "tiny"},
-          {"input_channels", "3"},
-          {"input_height", "8"},
-          {"input_width", "8"},
-          {"prediction", "epsilon"},
-          {"timestep_type", "int64"},
-          {"noise_schedule", "linear"},
-          {"num_train_timesteps", "1000"},
-          {"beta_start", "0.0001"},
-          {"beta_end", "0.02"},
-          {"dtype", "float16"},
-          {"device", "cpu"},
-          {"batch", "1-512"}};
+  return network_metadata({{"dtype", "float16"}, {"device", "cpu"}, {"batch", "1-512"}});
 }
 
 Metadata with(Metadata changes) {

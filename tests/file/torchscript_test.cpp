@@ -11,30 +11,15 @@
 #include <tuple>
 
 #include "../catch.hpp"
+#include "../network_metadata.hpp"
 
 using namespace tstitch;
 
 namespace {
 
-using Metadata = std::map<std::string, std::string>;
-
-Metadata valid() {
-  return {{"format", "1"},
-          {"name", "tiny"},
-          {"input_channels", "3"},
-          {"input_height", "8"},
-          {"input_width", "8"},
-          {"prediction", "epsilon"},
-          {"timestep_type", "int64"},
-          {"noise_schedule", "linear"},
-          {"num_train_timesteps", "1000"},
-          {"beta_start", "0.0001"},
-          {"beta_end", "0.02"}};
-}
-
 /// The metadata with one entry changed, or taken out where the value is "-".
 Metadata with(std::string const& key, std::string const& value) {
-  Metadata metadata = valid();
+  Metadata metadata = network_metadata();
   if (value == "-")
     metadata.erase(key);
   else
@@ -138,7 +123,7 @@ TEST_CASE("the bundled files keep the names of their parameters") {
 }
 
 TEST_CASE("networks load from a file and from a stream, and compute in the type asked for") {
-  const std::string bytes = saved(tiny(), valid());
+  const std::string bytes = saved(tiny(), network_metadata());
   const std::string path = path_of("tiny.pt", bytes);
   const at::Tensor x = noise({1, 2}, NoiseAddress::initial(), {3, 8, 8}, at::kFloat);
   const at::Tensor t = tstitch::detail::to_device({5, 5}, at::kCPU);
@@ -165,7 +150,7 @@ TEST_CASE("a network without metadata loads when the caller states what it is") 
 
 TEST_CASE("schedules of every kind come back from files") {
   const auto schedule = [](Metadata metadata) { return from_memory(saved(tiny(), metadata)).noise_schedule(); };
-  CHECK(schedule(valid()).distance(NoiseSchedule::linear()) == 0);
+  CHECK(schedule(network_metadata()).distance(NoiseSchedule::linear()) == 0);
   CHECK(schedule(with("noise_schedule", "scaled_linear")).distance(NoiseSchedule::scaled_linear(1000, 0.0001, 0.02)) ==
         0);
   CHECK(schedule(with("noise_schedule", "cosine")).distance(NoiseSchedule::cosine()) == 0);
@@ -229,7 +214,7 @@ TEST_CASE("files that are not TorchScript are refused in one line") {
              ContainsSubstring("must be a TorchScript file, got an empty file or a folder"));
   CHECK_THAT(message(path_of("text.pt", "this is a text, and a long one, but no model\n")),
              ContainsSubstring("text.pt': must be a TorchScript file, got 'no zip archive, or one that is cut off'"));
-  const std::string whole = saved(tiny(), valid());
+  const std::string whole = saved(tiny(), network_metadata());
   for (std::size_t share = 1; share < 10; ++share) {
     const std::string text = message(path_of("truncated.pt", whole.substr(0, whole.size() * share / 10)));
     CHECK_THAT(text, ContainsSubstring("truncated.pt': must be a TorchScript file, got"));
@@ -249,7 +234,7 @@ TEST_CASE("only real numbers are rounded to the type of the network") {
       "def forward(self, x, t):\n"
       "  number = torch.imag(self.turn) * self.last\n"
       "  return torch.zeros_like(x).masked_fill(self.mask, 1.0).float() * number + self.third.float() * 3e4\n");
-  const Network network = from_memory(saved(module, valid()), {.dtype = at::kBFloat16});
+  const Network network = from_memory(saved(module, network_metadata()), {.dtype = at::kBFloat16});
   const at::Tensor x = tstitch::detail::host_tensor({1, 3, 8, 8}, at::kFloat).zero_();
   const at::Tensor output = network(x, tstitch::detail::to_device({7}, at::kCPU), {});
   CHECK(output.min().item<float>() == 999 + 3e4f * 0.333984375f);  // a third in bfloat16
@@ -257,7 +242,7 @@ TEST_CASE("only real numbers are rounded to the type of the network") {
 }
 
 TEST_CASE("a file with a damaged byte is refused or gives the same network, but never crashes") {
-  const std::string whole = saved(tiny(), valid());
+  const std::string whole = saved(tiny(), network_metadata());
   int refused = 0;
   for (std::size_t position = 0; position < whole.size(); position += 7) {
     std::string damaged = whole;
@@ -377,8 +362,8 @@ TEST_CASE("text of metadata is what can be shown, and messages cut it") {
 }
 
 TEST_CASE("a file says how its makers sample") {
-  CHECK(from_memory(saved(tiny(), valid())).info().profile.empty());
-  CHECK(from_memory(saved(tiny(), valid())).info().steps == 0);
+  CHECK(from_memory(saved(tiny(), network_metadata())).info().profile.empty());
+  CHECK(from_memory(saved(tiny(), network_metadata())).info().steps == 0);
   Metadata metadata = with("profile", "diffusers_dpmpp");
   metadata["steps"] = "25";
   const NetworkInfo info = from_memory(saved(tiny(), metadata)).info();
@@ -400,11 +385,11 @@ TEST_CASE("a module that cannot be frozen runs as it is, and diagnostics say so"
 }
 
 TEST_CASE("a set of files that does not fit together is refused before weights are read") {
-  Metadata other = valid();
+  Metadata other = network_metadata();
   other["name"] = "other";
   other["input_channels"] = "4";
   other["noise_schedule"] = "cosine";
-  const std::string a = path_of("a.pt", saved(tiny(), valid())), b = path_of("b.pt", saved(tiny(), other));
+  const std::string a = path_of("a.pt", saved(tiny(), network_metadata())), b = path_of("b.pt", saved(tiny(), other));
   CHECK(message_of<std::runtime_error>([&] {
           load_torchscript_networks({a, b});
         }) ==
@@ -429,8 +414,8 @@ TEST_CASE("networks that load at the same time are those that load one by one") 
 }
 
 TEST_CASE("of networks that load at the same time the first that fails is named") {
-  const std::string bytes = saved(tiny("def forward(self, x):\n  return x\n"), valid());
-  const std::string good = path_of("good.pt", saved(tiny(), valid())), first = path_of("first.pt", bytes),
+  const std::string bytes = saved(tiny("def forward(self, x):\n  return x\n"), network_metadata());
+  const std::string good = path_of("good.pt", saved(tiny(), network_metadata())), first = path_of("first.pt", bytes),
                     second = path_of("second.pt", bytes);
   const auto message = [](std::vector<std::string> const& paths) {
     return message_of<std::runtime_error>([&] { load_torchscript_networks(paths); });

@@ -8,16 +8,15 @@
 #include <fstream>
 #include <iterator>
 #include <string>
-#include <utility>
 #include <vector>
+
+#include "../network_metadata.hpp"
 
 namespace {
 
-using Metadata = std::vector<std::pair<char const*, std::string>>;
-
 void save(std::string const& path, std::string const& definition, Metadata const& metadata) {
   torch::jit::ExtraFilesMap files;
-  for (auto const& [key, value] : metadata) files[std::string("tstitch/") + key] = value;
+  for (auto const& [key, value] : metadata) files["tstitch/" + key] = value;
   torch::jit::Module module("small");
   module.define(definition);
   module.save(path, files);
@@ -25,23 +24,16 @@ void save(std::string const& path, std::string const& definition, Metadata const
 
 /// Of a network that makes pictures of 32x32 pixels.
 Metadata of_pixels(std::string const& name, std::string const& channels) {
-  return {{"format", "1"},
-          {"name", name},
-          {"input_channels", channels},
-          {"input_height", "32"},
-          {"input_width", "32"},
-          {"prediction", "epsilon"},
-          {"timestep_type", "int64"},
-          {"noise_schedule", "linear"},
-          {"num_train_timesteps", "1000"},
-          {"beta_start", "0.0001"},
-          {"beta_end", "0.02"},
-          {"decoding", "pixels"}};
+  return network_metadata({{"name", name},
+                           {"input_channels", channels},
+                           {"input_height", "32"},
+                           {"input_width", "32"},
+                           {"decoding", "pixels"}});
 }
 
 void save(std::string const& path, std::string const& forward, std::string const& channels, bool with_metadata = true) {
   Metadata metadata = of_pixels("bad", channels);
-  metadata.insert(metadata.end(), {{"num_classes", "10"}, {"null_class", "10"}});
+  metadata.insert({{"num_classes", "10"}, {"null_class", "10"}});
   if (!with_metadata) metadata.clear();
   save(path, "def forward(self, x, t, labels):\n  " + forward + "\n", metadata);
 }
@@ -50,20 +42,14 @@ void save(std::string const& path, std::string const& forward, std::string const
 /// size, and two prompts.
 void save_latent_models(std::string const& folder) {
   save(folder + "/latent.pt", "def forward(self, x, t, text):\n  return x - text.mean()\n",
-       {{"format", "1"},
-        {"name", "latent"},
-        {"input_channels", "4"},
-        {"input_height", "8"},
-        {"input_width", "8"},
-        {"prediction", "epsilon"},
-        {"timestep_type", "int64"},
-        {"noise_schedule", "scaled_linear"},
-        {"num_train_timesteps", "1000"},
-        {"beta_start", "0.00085"},
-        {"beta_end", "0.012"},
-        {"conditions", "text_embedding float 2 3"},
-        {"latent_scale", "0.5"},
-        {"guidance_scale", "3"}});
+       network_metadata({{"name", "latent"},
+                         {"input_channels", "4"},
+                         {"noise_schedule", "scaled_linear"},
+                         {"beta_start", "0.00085"},
+                         {"beta_end", "0.012"},
+                         {"conditions", "text_embedding float 2 3"},
+                         {"latent_scale", "0.5"},
+                         {"guidance_scale", "3"}}));
   const std::string doubled =
       "def forward(self, z):\n  return z[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3)";
   const auto decoder = [&](char const* name, char const* channels, char const* scale, char const* factor = "1") {
@@ -115,12 +101,12 @@ void save_many_classes(std::string const& path) {
   std::string names = "tench, Tinca tinca\ncrane\ncrane\nGolden Retriever\n";
   for (int i = 4; i < 100; ++i) names += "class of number " + std::to_string(i) + "\n";
   Metadata metadata = of_pixels("many classes", "3");
-  metadata.insert(metadata.end(), {{"num_classes", "100"},
-                                   {"null_class", "100"},
-                                   {"class_names", names},
-                                   {"guidance_scale", "4.5"},
-                                   {"profile", "dit_ddim"},
-                                   {"steps", "7"}});
+  metadata.insert({{"num_classes", "100"},
+                   {"null_class", "100"},
+                   {"class_names", names},
+                   {"guidance_scale", "4.5"},
+                   {"profile", "dit_ddim"},
+                   {"steps", "7"}});
   save(path, "def forward(self, x, t, labels):\n  return x\n", metadata);
 }
 
@@ -142,14 +128,14 @@ void save_flow(std::string const& path) {
 /// A network that says it is a DiT and has none of its weights.
 void save_false_dit(std::string const& path) {
   Metadata metadata = of_pixels("false dit", "3");
-  metadata.insert(metadata.end(), {{"architecture", "dit"},
-                                   {"width", "8"},
-                                   {"depth", "1"},
-                                   {"heads", "1"},
-                                   {"patch_size", "2"},
-                                   {"mlp_ratio", "4"},
-                                   {"e4m3_inputs", "1.5\n0\n2\n3\n"},
-                                   {"e4m3_weight_scales", "0.5\n0\n0\n0.25\n"}});
+  metadata.insert({{"architecture", "dit"},
+                   {"width", "8"},
+                   {"depth", "1"},
+                   {"heads", "1"},
+                   {"patch_size", "2"},
+                   {"mlp_ratio", "4"},
+                   {"e4m3_inputs", "1.5\n0\n2\n3\n"},
+                   {"e4m3_weight_scales", "0.5\n0\n0\n0.25\n"}});
   save(path, "def forward(self, x, t):\n  return x\n", metadata);
 }
 
@@ -180,7 +166,7 @@ int main(int count, char** arguments) {
   save(folder + "/not_alone.pt", "assert x.size(0) > 1, 'not alone'\n  return x", "3");
   save(folder + "/wrong_shape.pt", "return x[:, :1]", "3");
   Metadata no_null = of_pixels("no null", "3");
-  no_null.push_back({"num_classes", "10"});
+  no_null["num_classes"] = "10";
   save(folder + "/no_null.pt", "def forward(self, x, t, labels):\n  return x\n", no_null);
   std::filesystem::copy_file(folder + "/identity.pt", folder + "/report_model.json",
                              std::filesystem::copy_options::overwrite_existing);
