@@ -16,6 +16,10 @@ namespace euler_family {
 
 using namespace tstitch;
 
+inline const NoiseSchedule exact = NoiseSchedule::linear();
+inline const NoiseSchedule f32 = golden::float32_linear();  ///< as diffusers computes it
+inline const Network eps = golden::network(exact, {.timestep_type = TimestepType::float32});
+
 /// diffusers' linspace for these rules: t is not rounded, and between timesteps sigma / alpha is linear in t.
 inline Spacing linspace() {
   return {"linspace of diffusers", [](NoiseSchedule const& noise, int steps) {
@@ -80,6 +84,18 @@ void check(std::string const& name, Network const& network, auto const& make, Re
   }
 }
 
+/// Of flow matching, which diffusers has with two shifts.
+/// @param make (noise schedule, options) -> sampler
+void check_flow(std::string const& name, auto const& make, Reading const& reading) {
+  const NoiseSchedule noise = NoiseSchedule::flow();
+  const Network velocity =
+      golden::network(noise, {.prediction_type = PredictionType::flow, .timestep_type = TimestepType::float32});
+  for (int shift : {1, 3}) {
+    const auto of_steps = [&](int n) { return make(noise, SamplingOptions{.steps = n, .spacing = flow(shift)}); };
+    check(name + "_shift" + std::to_string(shift), velocity, of_steps, reading);
+  }
+}
+
 /// The Gaussian mixture (channel 1) at the end of the exact probability-flow ODE, by the classical Runge-Kutta method
 /// in lambda on y = x / alpha: dy/ds = eps, s = exp(-lambda).
 inline double exact_end(NoiseSchedule const& noise, NoiseLevel from, NoiseLevel to, double x) {
@@ -131,11 +147,11 @@ double order_of(NoiseSchedule const& noise, auto const& make, int steps = 200) {
   const Network network = golden::network(noise, info);
   const NoiseLevel from = noise.at(600), to = noise.is_flow() ? NoiseLevel::clean() : noise.at(0);
   const FinalSigma end = noise.is_flow() ? FinalSigma::zero : FinalSigma::sigma_min;
-  const double exact = exact_end(noise, from, to, -0.5);
+  const double solution = exact_end(noise, from, to, -0.5);
   const auto error = [&](int count) {
     const auto sampler = make(noise, SamplingOptions{.steps = count, .spacing = short_start(), .final_sigma = end});
     const at::Tensor x = sampler.sample({network}, {.initial_noise = golden::start()}).images;
-    return std::abs(x.template const_data_ptr<double>()[1] - exact);
+    return std::abs(x.template const_data_ptr<double>()[1] - solution);
   };
   const double coarse = error(steps), fine = error(2 * steps);
   return std::log2(coarse / fine);

@@ -7,13 +7,7 @@
 
 using namespace tstitch;
 
-namespace {
-
-const NoiseSchedule exact = NoiseSchedule::linear();
-const NoiseSchedule f32 = golden::float32_linear();
-const Network eps = golden::network(exact, {.timestep_type = TimestepType::float32});
-
-}  // namespace
+using euler_family::exact, euler_family::f32, euler_family::eps;
 
 TEST_CASE("Euler of diffusers and k-diffusion") {
   const auto euler = [](Spacing const& spacing) {
@@ -30,16 +24,10 @@ TEST_CASE("Euler of diffusers and k-diffusion") {
 }
 
 TEST_CASE("Euler of diffusers on flow matching") {
-  const NoiseSchedule flow = NoiseSchedule::flow();
-  const Network velocity =
-      golden::network(flow, {.prediction_type = PredictionType::flow, .timestep_type = TimestepType::float32});
-  for (int shift : {1, 3}) {
-    euler_family::check("diffusers_flow_euler_shift" + std::to_string(shift), velocity,
-                        [&](int n) {
-                          return Euler{flow, SingleNetwork{}, {.steps = n, .spacing = euler_family::flow(shift)}};
-                        },
-                        {.tolerance = 1e-5});
-  }
+  const auto make = [](NoiseSchedule const& noise, SamplingOptions const& options) {
+    return Euler{noise, SingleNetwork{}, options};
+  };
+  euler_family::check_flow("diffusers_flow_euler", make, {.tolerance = 1e-5});
 }
 
 TEST_CASE("ancestral Euler of diffusers and k-diffusion") {

@@ -6,13 +6,7 @@
 
 using namespace tstitch;
 
-namespace {
-
-const NoiseSchedule exact = NoiseSchedule::linear();
-const NoiseSchedule f32 = golden::float32_linear();
-const Network eps = golden::network(exact, {.timestep_type = TimestepType::float32});
-
-}  // namespace
+using euler_family::exact, euler_family::f32, euler_family::eps;
 
 TEST_CASE("Heun of diffusers and k-diffusion") {
   const euler_family::Reading reading{.tolerance = 1e-5, .two_a_step = true, .begins_at_sigma = true};
@@ -29,16 +23,10 @@ TEST_CASE("Heun of diffusers and k-diffusion") {
 }
 
 TEST_CASE("Heun of diffusers on flow matching") {
-  const NoiseSchedule flow = NoiseSchedule::flow();
-  const Network velocity =
-      golden::network(flow, {.prediction_type = PredictionType::flow, .timestep_type = TimestepType::float32});
-  for (int shift : {1, 3}) {
-    euler_family::check("diffusers_flow_heun_shift" + std::to_string(shift), velocity,
-                        [&](int n) {
-                          return Heun{flow, SingleNetwork{}, {.steps = n, .spacing = euler_family::flow(shift)}};
-                        },
-                        {.tolerance = 1e-5, .two_a_step = true});
-  }
+  const auto make = [](NoiseSchedule const& noise, SamplingOptions const& options) {
+    return Heun{noise, SingleNetwork{}, options};
+  };
+  euler_family::check_flow("diffusers_flow_heun", make, {.tolerance = 1e-5, .two_a_step = true});
 }
 
 TEST_CASE("DPM-Solver-2 of k-diffusion and diffusers' KDPM2, deterministic and ancestral") {

@@ -6,17 +6,11 @@
 
 using namespace tstitch;
 
-namespace {
-
-const NoiseSchedule exact = NoiseSchedule::linear();
-const Network eps = golden::network(exact, {.timestep_type = TimestepType::float32});
-
-}  // namespace
+using euler_family::exact, euler_family::eps, euler_family::f32;
 
 TEST_CASE("LMS of diffusers and k-diffusion") {
-  const NoiseSchedule f32 = golden::float32_linear();
-  const auto lms = [&](Spacing const& spacing) {
-    return [&f32, spacing](int n) { return LMS{f32, SingleNetwork{}, {.steps = n, .spacing = spacing}}; };
+  const auto lms = [](Spacing const& spacing) {
+    return [spacing](int n) { return LMS{f32, SingleNetwork{}, {.steps = n, .spacing = spacing}}; };
   };
   euler_family::check("diffusers_lms", eps, lms(euler_family::linspace()),
                       {.tolerance = 1e-5, .begins_at_sigma = true});
