@@ -288,7 +288,7 @@ inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
   require_compatible(stated);
   if (paths.empty()) return {};
   std::vector<Network> networks =
-      detail::at_once(of(0).device, paths.size(), [&](std::size_t k) { return detail::load_plain(paths[k], of(k)); });
+      at_once(of(0).device, paths.size(), [&](std::size_t k) { return detail::load_plain(paths[k], of(k)); });
   for (std::size_t k = 0; k < paths.size(); ++k) networks[k] = with_graphs(networks[k], of(k));
   return networks;
 }

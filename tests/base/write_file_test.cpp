@@ -16,8 +16,8 @@
 
 #include "../skip.hpp"
 
-using tstitch::detail::require_writable;
-using tstitch::detail::write_file;
+using tstitch::require_writable;
+using tstitch::write_file;
 
 namespace {
 
@@ -87,18 +87,18 @@ TEST_CASE("a file is on the disk before it has its name, and then the name is") 
   write_file("/dev/null", "text");
   CHECK(events.empty());
   // Of many files each need not wait.
-  write_file(folder + "/a", "b", tstitch::detail::Sync::later);
+  write_file(folder + "/a", "b", tstitch::Sync::later);
   CHECK(read(folder + "/a") == "b");
   CHECK(events == std::vector<std::string>{"rename"});
-  CHECK_NOTHROW(tstitch::detail::sync_disk(folder));
-  CHECK_THAT(message_of<std::runtime_error>([&] { tstitch::detail::sync_disk(folder + "/nowhere"); }),
+  CHECK_NOTHROW(tstitch::sync_disk(folder));
+  CHECK_THAT(message_of<std::runtime_error>([&] { tstitch::sync_disk(folder + "/nowhere"); }),
              ContainsSubstring("/nowhere': must be a folder, got 'No such file or directory'"));
   // A disk that only notices then that it failed.
   write_file(folder + "/a", "old");
   sync_error = EIO;
   CHECK_THAT(message_of<std::runtime_error>([&] { write_file(folder + "/a", "new"); }),
              ContainsSubstring("/a': must fit on the disk, got 'Input/output error'"));
-  CHECK(message_of<std::runtime_error>([&] { tstitch::detail::sync_disk(folder); }) ==
+  CHECK(message_of<std::runtime_error>([&] { tstitch::sync_disk(folder); }) ==
         "tstitch::write_file: '" + folder +
             "': must be on a disk that keeps what is written, got 'Input/output error'");
   sync_error = 0;

@@ -429,7 +429,7 @@ TEST_CASE("of networks that load at the same time the first that fails is named"
 
 TEST_CASE("what is done at once is done in threads like this one") {
   const c10::AutoGradMode no_gradients(false);
-  const auto threads = tstitch::detail::at_once(at::kCPU, 3, [](std::size_t k) {
+  const auto threads = tstitch::at_once(at::kCPU, 3, [](std::size_t k) {
     return std::tuple(k, std::this_thread::get_id(), c10::GradMode::is_enabled());
   });
   REQUIRE(threads.size() == 3);
@@ -438,11 +438,11 @@ TEST_CASE("what is done at once is done in threads like this one") {
     CHECK((std::get<1>(threads[k]) == std::this_thread::get_id()) == (k == 0));
     CHECK_FALSE(std::get<2>(threads[k]));
   }
-  CHECK(tstitch::detail::at_once(at::kCPU, 0, [](std::size_t k) { return k; }).empty());
+  CHECK(tstitch::at_once(at::kCPU, 0, [](std::size_t k) { return k; }).empty());
 
   std::atomic<int> ended = 0;
   CHECK(message_of<std::runtime_error>([&] {
-          tstitch::detail::at_once(at::kCPU, 4, [&](std::size_t k) -> int {
+          tstitch::at_once(at::kCPU, 4, [&](std::size_t k) -> int {
             std::this_thread::sleep_for(std::chrono::milliseconds(20 * (4 - k)));
             ++ended;
             if (k > 0) throw std::runtime_error(std::to_string(k));

@@ -124,13 +124,13 @@ TEST_CASE("what can be written is told before the work, and left as it is") {
   const std::string here = folder + "-told";
   std::filesystem::create_directories(here + "/folder");
   for (const std::string name : {"/there.png", "/there.png.part"}) std::ofstream(here + name) << "mine";
-  for (const std::string name : {"/there.png", "/new.png"}) CHECK_NOTHROW(detail::require_writable(here + name));
-  CHECK_NOTHROW(detail::require_writable("/dev/null"));
+  for (const std::string name : {"/there.png", "/new.png"}) CHECK_NOTHROW(require_writable(here + name));
+  CHECK_NOTHROW(require_writable("/dev/null"));
   CHECK(read(here + "/there.png") == "mine");
   CHECK(read(here + "/there.png.part") == "mine");
   CHECK(std::distance(std::filesystem::directory_iterator(here), {}) == 3);
   const auto message = [&](std::string const& name) {
-    return message_of<std::runtime_error>([&] { detail::require_writable(here + name); });
+    return message_of<std::runtime_error>([&] { require_writable(here + name); });
   };
   CHECK_THAT(message("/folder"), ContainsSubstring("/folder': must be a file that can be written, got 'a folder'"));
   CHECK_THAT(message("/nowhere/new.png"), ContainsSubstring("got 'No such file or directory'"));

@@ -1,5 +1,6 @@
 /// @file
-/// How the library refuses: every message names the place, the rule and the value it got.
+/// How the library refuses: every message names the place, the rule and the value it got. And what it shows such values
+/// with, for programs that print the same names and numbers.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +10,10 @@
 #include <string_view>
 #include <type_traits>
 
-namespace tstitch::detail {
+namespace tstitch {
+
+/// Words and numbers in text, as people write them, for programs whose options and messages go with the library's.
+namespace words {
 
 /// `value` as a person would write it: the shortest of up to 10 significant digits.
 inline std::string text(double value) {
@@ -72,6 +76,15 @@ inline std::string printable(std::string_view text, std::size_t most = 200) {
   return shown;
 }
 
+}  // namespace words
+
+namespace detail {
+
+using words::is_utf8;
+using words::printable;
+using words::printable_character;
+using words::text;
+
 /// A path or a name of others for a message.
 inline std::string quoted(std::string const& path) {
   return "'" + printable(path, 1000) + "'";
@@ -93,4 +106,5 @@ void require_callable(std::string const& place, Callable const& callable) {
   }
 }
 
-}  // namespace tstitch::detail
+}  // namespace detail
+}  // namespace tstitch

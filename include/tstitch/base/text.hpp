@@ -1,5 +1,5 @@
 /// @file
-/// Words and numbers in text, as people write them.
+/// Words and numbers in text, as people write them: what command lines and the library's functions "by name" read.
 #pragma once
 
 #include <algorithm>
@@ -16,36 +16,26 @@
 
 #include "error.hpp"
 
-namespace tstitch::detail {
+namespace tstitch::words {
 
 /// What was written, for a message: short, and without what terminals obey.
 inline std::string in_quotes(std::string_view text) {
   return "'" + printable(text, 60) + "'";
 }
 
-/// "a, b, c".
+/// "a, b, c"; empty for none.
 inline std::string joined(std::vector<std::string> const& words) {
   std::string text;
   for (std::string const& word : words) text += (text.empty() ? "" : ", ") + word;
   return text;
 }
 
-/// The names of a table's entries.
+/// The names of a table's entries, such as tstitch::routing::named(), in order.
 template <class Entry>
 std::vector<std::string> names_in(std::vector<Entry> const& table) {
   std::vector<std::string> names;
   for (Entry const& entry : table) names.push_back(entry.name);
   return names;
-}
-
-/// The entry of this name.
-/// @throws std::invalid_argument in the name of `place`, with all names that there are
-template <class Entry>
-Entry const& find_named(std::string const& place, std::vector<Entry> const& table, std::string const& name) {
-  for (Entry const& entry : table) {
-    if (entry.name == name) return entry;
-  }
-  refuse(place, "name must be one of " + joined(names_in(table)), in_quotes(name));
 }
 
 /// What is between separators, which may be nothing: "a,,b" is a, nothing and b.
@@ -72,6 +62,7 @@ std::optional<Number> number_of(std::string_view text) {
   return number;
 }
 
+/// What number_of takes, for a message: "a whole number".
 template <class Number>
 std::string kind_of_number() {
   if (std::is_unsigned_v<Number>) return "a whole number that is not negative";
@@ -99,6 +90,28 @@ std::vector<Number> numbers_of(std::string const& option, std::string_view text,
                                 (separator == ':' ? "colons" : "commas") + " between, got " + in_quotes(text));
   }
   return numbers;
+}
+
+}  // namespace tstitch::words
+
+namespace tstitch::detail {
+
+using words::in_quotes;
+using words::joined;
+using words::kind_of_number;
+using words::names_in;
+using words::number_of;
+using words::numbers_of;
+using words::split;
+
+/// The entry of this name.
+/// @throws std::invalid_argument in the name of `place`, with all names that there are
+template <class Entry>
+Entry const& find_named(std::string const& place, std::vector<Entry> const& table, std::string const& name) {
+  for (Entry const& entry : table) {
+    if (entry.name == name) return entry;
+  }
+  refuse(place, "name must be one of " + joined(names_in(table)), in_quotes(name));
 }
 
 }  // namespace tstitch::detail

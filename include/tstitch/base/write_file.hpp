@@ -22,7 +22,8 @@
 
 #include "error.hpp"
 
-namespace tstitch::detail {
+namespace tstitch {
+namespace detail {
 
 [[noreturn]] inline void fail_to_write(std::string const& path, char const* rule, std::string const& got) {
   throw std::runtime_error("tstitch::write_file: '" + printable(path, 1000) + "': " + rule + ", got '" + got + "'");
@@ -68,18 +69,20 @@ struct Destination {
   bool is_replaced = true;     ///< by another file, rather than written to
 };
 
+}  // namespace detail
+
 /// What write_file would say of this place, before the work whose result it is to take. Leaves it as it is.
 /// @param bytes that the file will have, as far as that is known
 /// @throws std::runtime_error
 inline void require_writable(std::string const& path, std::uint64_t bytes = 0) {
-  const Destination to(path);
+  const detail::Destination to(path);
   if (!to.is_replaced) {
-    if (access(to.file.c_str(), W_OK) != 0) fail_to_write(path, must_be_writable, std::strerror(errno));
+    if (access(to.file.c_str(), W_OK) != 0) detail::fail_to_write(path, detail::must_be_writable, std::strerror(errno));
     return;
   }
   std::string probe = to.file + ".XXXXXX";  // a name that nobody has
   const int opened = mkstemp(probe.data());
-  if (opened < 0) fail_to_write(path, must_be_writable, std::strerror(errno));
+  if (opened < 0) detail::fail_to_write(path, detail::must_be_writable, std::strerror(errno));
   close(opened);
   unlink(probe.c_str());
   std::uint64_t room = bytes;
@@ -91,9 +94,12 @@ inline void require_writable(std::string const& path, std::uint64_t bytes = 0) {
   rlimit limit = {};
   if (getrlimit(RLIMIT_FSIZE, &limit) == 0) room = std::min<std::uint64_t>(room, limit.rlim_cur);
   if (bytes > room) {
-    fail_to_write(path, must_fit, std::to_string(bytes) + " bytes, with room for " + std::to_string(room));
+    detail::fail_to_write(path, detail::must_fit,
+                          std::to_string(bytes) + " bytes, with room for " + std::to_string(room));
   }
 }
+
+namespace detail {
 
 /// While it lives, a write beyond the limit on file sizes fails, rather than end the program and leave half a file.
 class WithoutFileSizeSignal {
@@ -120,6 +126,8 @@ class WithoutFileSizeSignal {
   sigset_t signal_, before_;
 };
 
+}  // namespace detail
+
 /// Whether write_file waits until the disk has the file, which costs the time of about a hundred small ones; or leaves
 /// it to a later sync_disk, for all of many.
 enum class Sync { now, later };
@@ -128,25 +136,25 @@ enum class Sync { now, later };
 /// Where the power fails that holds for files with Sync::now.
 /// @throws std::runtime_error
 inline void write_file(std::string const& path, std::string_view bytes, Sync sync = Sync::now) {
-  const Destination to(path);
+  const detail::Destination to(path);
   std::string part = to.is_replaced ? to.file + ".part" : to.file;
   std::FILE* file = std::fopen(part.c_str(), to.is_replaced ? "wbx" : "wb");
   for (int taken = 1; !file && errno == EEXIST && taken < 1000; ++taken) {
     part = to.file + ".part" + std::to_string(taken);
     file = std::fopen(part.c_str(), "wbx");
   }
-  if (!file) fail_to_write(path, must_be_writable, std::strerror(errno));
+  if (!file) detail::fail_to_write(path, detail::must_be_writable, std::strerror(errno));
   const auto fail = [&](char const* rule, int error) {
     if (to.is_replaced) std::remove(part.c_str());
-    fail_to_write(path, rule, std::strerror(error));
+    detail::fail_to_write(path, rule, std::strerror(error));
   };
   if (to.mode) fchmod(fileno(file), *to.mode);
-  const WithoutFileSizeSignal guard;
+  const detail::WithoutFileSizeSignal guard;
   const bool written = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size() && std::fflush(file) == 0 &&
                        (sync == Sync::later || !to.is_replaced || fsync(fileno(file)) == 0);
   const int error = errno;
-  if (std::fclose(file) != 0 && written) fail(must_fit, errno);
-  if (!written) fail(must_fit, error);
+  if (std::fclose(file) != 0 && written) fail(detail::must_fit, errno);
+  if (!written) fail(detail::must_fit, error);
   if (!to.is_replaced) return;
   if (std::rename(part.c_str(), to.file.c_str()) != 0) fail("must be a name that can be replaced", errno);
   if (sync == Sync::later) return;
@@ -161,7 +169,7 @@ inline void write_file(std::string const& path, std::string_view bytes, Sync syn
 /// @throws std::runtime_error
 inline void sync_disk(std::string const& folder) {
   const int opened = open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (opened < 0) fail_to_write(folder, "must be a folder", std::strerror(errno));
+  if (opened < 0) detail::fail_to_write(folder, "must be a folder", std::strerror(errno));
 #if defined(__linux__)
   const bool synced = syncfs(opened) == 0;
 #else
@@ -169,7 +177,7 @@ inline void sync_disk(std::string const& folder) {
 #endif
   const int error = errno;
   close(opened);
-  if (!synced) fail_to_write(folder, "must be on a disk that keeps what is written", std::strerror(error));
+  if (!synced) detail::fail_to_write(folder, "must be on a disk that keeps what is written", std::strerror(error));
 }
 
-}  // namespace tstitch::detail
+}  // namespace tstitch

@@ -67,6 +67,16 @@ struct AOTInductorOptions {
   std::vector<std::int64_t> warm_up_rows = {};
 };
 
+/// What a package was compiled for.
+struct CompiledFor {
+  at::ScalarType dtype = at::kFloat;
+  std::string device = {};              ///< "cpu" or "cuda"
+  std::string compute_capability = {};  ///< of the GPU, "9.0"
+  std::string cpu_capability = {};      ///< empty where it is not said
+  std::string torch = {};               ///< empty where it is not said
+  std::string batch = {};               ///< the numbers of rows that it takes, "1-512" or "1 2 8"
+};
+
 namespace detail {
 
 inline constexpr FileKind aot_inductor_file{"load_aot_inductor", "an AOTInductor package"};
@@ -117,15 +127,6 @@ inline BatchSizes read_batch_sizes(MetadataReader const& file) {
   return batch;
 }
 
-/// What a package was compiled for, besides batch sizes.
-struct CompiledFor {
-  at::ScalarType dtype = at::kFloat;
-  std::string device = {};              ///< "cpu" or "cuda"
-  std::string compute_capability = {};  ///< of the GPU
-  std::string cpu_capability = {};      ///< empty where it is not said
-  std::string torch = {};               ///< empty where it is not said
-};
-
 /// What a package can compute in, by the names that it has for it.
 inline std::vector<std::pair<char const*, at::ScalarType>> const& compiled_types() {
   static const std::vector<std::pair<char const*, at::ScalarType>> types{
@@ -143,6 +144,7 @@ inline CompiledFor read_compiled_for(MetadataReader const& file) {
   }
   compiled.cpu_capability = file.line("cpu_capability", "");
   compiled.torch = file.line("torch", "");
+  compiled.batch = file.text("batch");
   return compiled;
 }
 
@@ -348,6 +350,17 @@ inline bool is_aot_inductor(std::string const& path) {
   }
 }
 
+/// What a package says that it was compiled for. No code of it runs.
+/// @throws std::runtime_error naming the file and what is wrong with it
+inline CompiledFor read_compiled_for(std::string const& path) {
+  const std::string source = detail::quoted(path);
+  const auto file = detail::open_file(detail::aot_inductor_file, path);
+  return detail::reading(detail::aot_inductor_file, source, [&] {
+    return detail::read_compiled_for(
+        detail::MetadataReader(*detail::open_network(detail::aot_inductor_file, source, file), source));
+  });
+}
+
 /// Loads a network and runs it once.
 ///
 /// It is called as one of load_torchscript is. A batch must not have more rows than it was compiled for; where it was
@@ -361,7 +374,7 @@ inline Network load_aot_inductor(std::string const& path, AOTInductorOptions con
   if (options.dtype) detail::require_type("load_aot_inductor", *options.dtype);
   struct Stated {
     NetworkInfo info;
-    detail::CompiledFor compiled;
+    CompiledFor compiled;
     detail::BatchSizes batch;
     std::shared_ptr<detail::Archive> archive;
   };
@@ -373,7 +386,7 @@ inline Network load_aot_inductor(std::string const& path, AOTInductorOptions con
     if (detail::has_open_sizes(info)) metadata.fail("conditions", "must have all sizes of a compiled network", "*");
     return Stated{std::move(info), detail::read_compiled_for(metadata), detail::read_batch_sizes(metadata), archive};
   });
-  detail::require_device(options.device, "load_aot_inductor");
+  require_device(options.device, "load_aot_inductor");
   detail::require_compiled_for(stated.compiled, options, source);
   for (const std::int64_t rows : options.warm_up_rows) {
     if (rows >= 1 && rows <= stated.batch.largest()) continue;

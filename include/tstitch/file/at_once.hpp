@@ -18,7 +18,7 @@
 
 #include "loading.hpp"
 
-namespace tstitch::detail {
+namespace tstitch {
 
 /// Does something for several networks at once: one in this thread, each other in one of its own, which has this one's
 /// modes and, on a GPU, its stream, so that what comes after may use what they queued.
@@ -34,7 +34,8 @@ std::vector<std::invoke_result_t<Action const&, std::size_t>> at_once(at::Device
   if (count == 0) return results;
   const at::ThreadLocalState modes;
   std::optional<c10::Stream> stream;
-  if (device.is_cuda() && cuda_device_count() > std::max(0, int(device.index()))) {  // else the action will refuse it
+  // The action will refuse a GPU that is not there.
+  if (device.is_cuda() && detail::cuda_device_count() > std::max(0, int(device.index()))) {
     stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
   }
   std::vector<std::future<Result>> others;  // waits for them at its end
@@ -50,4 +51,4 @@ std::vector<std::invoke_result_t<Action const&, std::size_t>> at_once(at::Device
   return results;
 }
 
-}  // namespace tstitch::detail
+}  // namespace tstitch

@@ -203,7 +203,7 @@ inline bool is_dit(NetworkInfo const& info) {
 inline Network load_dit(std::string const& path, TorchScriptOptions const& options = {}, DiTOptions const& how = {}) {
   const auto file = detail::open_file(detail::torchscript_file, path);
   const std::string source = detail::quoted(path);
-  detail::require_device(options.device);
+  require_device(options.device);
   return detail::reading(detail::torchscript_file, source, [&] {
     const auto archive = detail::open_torchscript(source, file);
     NetworkInfo info = detail::read_network_info(*archive, source, options.info);

@@ -17,22 +17,29 @@
 #include "../model/network.hpp"
 #include "../tensor/host_tensor.hpp"
 
-namespace tstitch::detail {
+namespace tstitch {
+namespace detail {
 
 inline int cuda_device_count() {
   return at::detail::getCUDAHooks().hasCUDA() ? at::detail::getCUDAHooks().deviceCount() : 0;
 }
 
-/// @param place the loader, for messages
+}  // namespace detail
+
+/// Refuses a device on which no network can run: what is neither the CPU nor a GPU of this machine.
+/// @param place what asks, for messages
+/// @throws std::invalid_argument for another kind of device, std::runtime_error for a GPU that is not there
 inline void require_device(at::Device device, char const* place = "load_torchscript") {
   if (device.is_cpu()) return;
-  if (!device.is_cuda()) refuse(place, "device must be cpu or cuda", device.str());
-  const int count = cuda_device_count();
+  if (!device.is_cuda()) detail::refuse(place, "device must be cpu or cuda", device.str());
+  const int count = detail::cuda_device_count();
   if (count == 0 || device.index() >= count) {
     throw std::runtime_error("tstitch::" + std::string(place) + ": device " + device.str() +
                              " must exist, got a machine with " + std::to_string(count) + " CUDA devices");
   }
 }
+
+namespace detail {
 
 /// @param place the loader, for messages
 inline void require_type(char const* place, at::ScalarType type) {
@@ -105,9 +112,7 @@ inline at::Tensor run_on_zeros(Network const& network, std::int64_t rows, int ru
   return output;
 }
 
-}  // namespace tstitch::detail
-
-namespace tstitch {
+}  // namespace detail
 
 /// The first GPU where there is one, else the CPU.
 inline at::Device default_device() {

@@ -285,6 +285,17 @@ inline Network load_torchscript(std::istream& stream, TorchScriptOptions const& 
   });
 }
 
+/// The module of a TorchScript file as it is: on the host, not frozen, in the types that it has. For looking into it.
+///
+/// Runs code of the file, so load what you trust.
+/// @throws std::runtime_error naming the file and what is wrong with it
+inline torch::jit::Module load_torchscript_module(std::string const& path) {
+  const auto file = detail::open_file(detail::torchscript_file, path);
+  const std::string source = detail::quoted(path);
+  return detail::reading(detail::torchscript_file, source,
+                         [&] { return detail::load_module(detail::open_torchscript(source, file)); });
+}
+
 /// Loads the networks of one run, in the order of use, and refuses those that do not fit together before any weights
 /// are read. They load at the same time, each in a thread, so that the host needs memory for all files at once.
 /// @throws std::runtime_error naming every mismatch; what load_torchscript throws for the first that fails, in order
@@ -298,7 +309,7 @@ inline std::vector<Network> load_torchscript_networks(std::vector<std::string> c
     require_compatible(stated);
   }
   std::vector<Network> networks =
-      detail::at_once(options.device, paths.size(), [&](std::size_t k) { return load_torchscript(paths[k], options); });
+      at_once(options.device, paths.size(), [&](std::size_t k) { return load_torchscript(paths[k], options); });
   require_compatible(networks);
   return networks;
 }

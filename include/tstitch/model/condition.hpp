@@ -53,9 +53,7 @@ struct BatchCondition {
   Condition guided = {};  ///< 2n rows, the condition and then its null counterpart; empty if guidance is never on
 };
 
-namespace detail {
-
-/// "[77, 768]", with * for any size.
+/// The sizes for one sample: "[77, 768]", with * for any.
 inline std::string text_of(ConditionInfo const& info) {
   std::string text = "[";
   for (std::size_t d = 0; d < info.shape.size(); ++d) {
@@ -72,6 +70,8 @@ inline bool fits(ConditionInfo const& info, at::IntArrayRef sizes) {
   }
   return true;
 }
+
+namespace detail {
 
 /// Whether one tensor can be what both ask for.
 inline bool can_be_one(ConditionInfo const& a, ConditionInfo const& b) {

@@ -52,8 +52,6 @@ struct EvaluationGuidance {
   GradientGuidance const* gradient = nullptr;
 };
 
-namespace detail {
-
 /// The timestep as the network is told it.
 inline double network_timestep(Network const& network, double t) {
   return network.info().timestep_type == TimestepType::int64 ? std::nearbyint(t) : t;
@@ -65,7 +63,7 @@ inline at::Tensor timestep_rows(Network const& network, at::Tensor const& x, dou
   const at::ScalarType type = integer ? at::kLong : x.scalar_type();
   t = network_timestep(network, t);
   if (x.is_cpu() && (integer || type == at::kFloat)) {  // an operation costs more than the numbers
-    const at::Tensor host = host_tensor({rows}, type);
+    const at::Tensor host = detail::host_tensor({rows}, type);
     if (integer) {
       std::fill_n(host.mutable_data_ptr<std::int64_t>(), rows, std::int64_t(t));
     } else {
@@ -75,6 +73,8 @@ inline at::Tensor timestep_rows(Network const& network, at::Tensor const& x, dou
   }
   return x.new_full({rows}, t, x.options().dtype(type));
 }
+
+namespace detail {
 
 /// Numbers, one for each image, to a tensor [n] of this type on this device, without waiting for it.
 inline at::Tensor one_each(std::vector<double> const& values, at::Device device, at::ScalarType type) {

@@ -365,9 +365,8 @@ class Network {
   std::shared_ptr<const Self> self_;
 };
 
-namespace detail {
-
-inline std::string text(PredictionType type) {
+/// As files and command lines have it: "epsilon", "v_prediction".
+inline std::string to_string(PredictionType type) {
   switch (type) {
     case PredictionType::epsilon: return "epsilon";
     case PredictionType::sample: return "sample";
@@ -376,6 +375,8 @@ inline std::string text(PredictionType type) {
   }
   return "unknown";
 }
+
+namespace detail {
 
 inline std::string name_of(Network const& network, std::size_t index) {
   return "network " + std::to_string(index) +
@@ -429,7 +430,7 @@ inline std::vector<std::string> mismatches(std::vector<Network> const& networks)
     for (ConditionInfo const& left : a.conditions) {
       for (ConditionInfo const& right : b.conditions) {
         if (left.name != right.name || detail::can_be_one(left, right)) continue;
-        differ("condition '" + left.name + "'", detail::text_of(left), detail::text_of(right));
+        differ("condition '" + left.name + "'", text_of(left), text_of(right));
       }
     }
     if (networks[0].device() != networks[k].device()) {

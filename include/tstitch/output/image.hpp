@@ -145,28 +145,30 @@ inline Picture enlarge(Picture const& picture, int factor) {
   return large;
 }
 
-namespace detail {
-
+/// How large a grid is.
 struct GridSize {
   int columns, rows;
   int width, height;  ///< of the whole, in pixels
 };
 
-/// How large a grid will be; see make_grid.
+/// How large make_grid will make a grid, and whether it can, before its pictures are drawn.
 /// @param count of pictures, at least 1
 /// @param width, height, channels of each
-/// @throws std::invalid_argument for more than a PNG can have here
-inline GridSize grid_size(char const* place, std::int64_t count, std::int64_t width, std::int64_t height,
-                          std::int64_t channels, std::int64_t columns, std::int64_t gap) {
+/// @param columns, gap see make_grid
+/// @throws std::invalid_argument for more than a PNG can have here (1300 MiB)
+inline GridSize grid_size(std::int64_t count, std::int64_t width, std::int64_t height, std::int64_t channels,
+                          std::int64_t columns = 0, std::int64_t gap = 2) {
+  constexpr auto place = "make_grid";
+  if (count < 1) detail::refuse(place, "at least one picture is needed", double(count));
+  if (columns < 0) detail::refuse(place, "columns must not be negative", double(columns));
+  if (gap < 0) detail::refuse(place, "gap must not be negative", double(gap));
   if (columns == 0) columns = std::int64_t(std::ceil(std::sqrt(double(count))));
   columns = std::min(columns, count);
   const std::int64_t rows = (count + columns - 1) / columns;
-  require_encodable(place, width, height, channels);  // else the products could be beyond 64 bits
-  require_encodable(place, columns * (width + gap), rows * (height + gap), channels);
+  detail::require_encodable(place, width, height, channels);  // else the products could be beyond 64 bits
+  detail::require_encodable(place, columns * (width + gap), rows * (height + gap), channels);
   return {int(columns), int(rows), int(columns * (width + gap) - gap), int(rows * (height + gap) - gap)};
 }
-
-}  // namespace detail
 
 /// Pictures of one size side by side, row after row, on white.
 /// @param columns 1 makes a column, pictures.size() a strip, 0 about a square
@@ -175,12 +177,9 @@ inline GridSize grid_size(char const* place, std::int64_t count, std::int64_t wi
 ///   (1300 MiB)
 inline Picture make_grid(std::vector<Picture> const& pictures, int columns = 0, int gap = 2) {
   if (pictures.empty()) detail::refuse("make_grid", "at least one picture is needed", 0);
-  if (columns < 0) detail::refuse("make_grid", "columns must not be negative", columns);
-  if (gap < 0) detail::refuse("make_grid", "gap must not be negative", gap);
   detail::require_encodable("make_grid", pictures[0]);
   const int width = pictures[0].width, height = pictures[0].height, channels = pictures[0].channels;
-  const detail::GridSize size =
-      detail::grid_size("make_grid", std::int64_t(pictures.size()), width, height, channels, columns, gap);
+  const GridSize size = grid_size(std::int64_t(pictures.size()), width, height, channels, columns, gap);
   Picture grid{size.width, size.height, channels};
   grid.pixels.assign(std::size_t(grid.width) * std::size_t(grid.height) * std::size_t(channels), 255);
   for (int i = 0; i < int(pictures.size()); ++i) {
@@ -258,7 +257,7 @@ inline std::string encode_png(Picture const& picture, PngText const& text = {}) 
 /// @throws std::runtime_error when the file cannot be written; then there is no partial file. It is path.part until it
 ///   is whole, or path.part1 and so on where that is taken.
 inline void write_png(std::string const& path, Picture const& picture, PngText const& text = {}) {
-  detail::write_file(path, encode_png(picture, text));
+  write_file(path, encode_png(picture, text));
 }
 
 /// All images of a tensor in one PNG; see to_pictures, make_grid and write_png.

@@ -38,7 +38,7 @@ inline std::string encode_npy(at::Tensor const& tensor) {
 
 /// @throws as encode_npy does; std::runtime_error when the file cannot be written; then there is no partial file
 inline void write_npy(std::string const& path, at::Tensor const& tensor) {
-  detail::write_file(path, encode_npy(tensor));
+  write_file(path, encode_npy(tensor));
 }
 
 }  // namespace tstitch

@@ -76,6 +76,8 @@ inline std::string progress_text(int columns, std::int64_t done, std::int64_t al
   return "[" + std::string(std::size_t(filled), '#') + std::string(std::size_t(width - filled), '.') + "] " + text;
 }
 
+}  // namespace detail
+
 /// Shows progress. On a terminal it redraws one line, never wider than the window. Elsewhere, such as in a log file, it
 /// prints a plain line after one second, at each tenth of the work, and after ten seconds without a line.
 class ProgressLine {
@@ -89,7 +91,10 @@ class ProgressLine {
   /// Since this object was made.
   double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
 
-  /// @param done, all, about see progress_text
+  /// @param done how much of the work is done, in [0, all]
+  /// @param all the whole work, in [1, 10^16], in the same unit
+  /// @param about texts behind the percentage, the most important first: where there is no room for all, the others are
+  ///   left out before it
   /// @param now draw even if little has changed since the last time
   void show(std::int64_t done, std::int64_t all, std::vector<std::string> about, bool now = false) {
     all_ = std::max<std::int64_t>(all, 1);
@@ -154,16 +159,17 @@ class ProgressLine {
 
   void draw() {
     const double share = double(done_) / double(all_);
-    const std::string left = done_ ? time_left(seconds() / share * (1 - share)) : "";
+    const std::string left = done_ ? detail::time_left(seconds() / share * (1 - share)) : "";
     if (!terminal_) {
-      std::string line = progress_text(4, done_, all_, {}, "");
+      std::string line = detail::progress_text(4, done_, all_, {}, "");
       for (std::string const& part : about_) line += "  " + part;
       std::fprintf(stream_, "%s%s%s\n", line.c_str(), left.empty() ? "" : "  ", left.c_str());
     } else {
       // The last column stays free: some terminals begin a new line after it. The cursor is left at the beginning, so
       // that the next line is drawn over this one even if the window became narrower and wrapped it.
       const int width = columns();
-      std::fprintf(stream_, "\r%s%s\r", progress_text(width - 1, done_, all_, about_, left).c_str(), rest(width));
+      std::fprintf(stream_, "\r%s%s\r", detail::progress_text(width - 1, done_, all_, about_, left).c_str(),
+                   rest(width));
       drawn_columns_ = width;
       drawn_ = true;
     }
@@ -180,8 +186,6 @@ class ProgressLine {
   Clock::time_point start_ = Clock::now();
   Clock::time_point shown_ = start_;
 };
-
-}  // namespace detail
 
 /// An observer that shows the progress of a run: step, network, images per second, time left. On a terminal it redraws
 /// one line, never wider than the window; elsewhere it prints a plain line after one second, at each tenth of the run,
@@ -218,7 +222,7 @@ class ProgressBar {
  private:
   std::int64_t images_;
   std::vector<std::string> names_;
-  detail::ProgressLine line_;
+  ProgressLine line_;
 };
 
 }  // namespace tstitch
