@@ -27,6 +27,11 @@ inline at::Device device_of(std::string const& name) {
   throw std::invalid_argument("--device: must be auto, cpu, cuda or cuda:N, got " + in_quotes(name));
 }
 
+/// Until the device has done all that it was given.
+inline void wait(at::Device device) {
+  if (device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device.index());
+}
+
 /// "tstitch_sample 0.2.0, torch 2.11.0, CUDA 13.0".
 inline std::string version_of(std::string const& program) {
   const auto& cuda = at::detail::getCUDAHooks();

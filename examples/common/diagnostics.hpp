@@ -11,7 +11,7 @@
 
 /// As much of a sentence as a note on stderr has; reports have all of it.
 inline std::string in_a_note(std::string const& sentence) {
-  return tstitch::detail::printable(sentence, 300);
+  return tstitch::words::printable(sentence, 300);
 }
 
 /// Prints `tstitch::diagnostics()` on stderr where a program ends, before the error if there is one.

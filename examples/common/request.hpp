@@ -2,6 +2,7 @@
 /// A request that networks accept, where it does not matter what is drawn.
 #pragma once
 
+#include <ATen/ops/zeros.h>
 #include <tstitch/sampler/trajectory.hpp>
 #include <tstitch/tensor/host_tensor.hpp>
 
@@ -19,7 +20,7 @@ inline tstitch::Request request_for(std::vector<tstitch::Network> const& network
     for (at::Tensor const* tensor : {&each.value, &each.null}) {
       if (!tensor->defined() || (tensor->dim() > 0 && tensor->size(0) > 0)) continue;
       throw std::invalid_argument("--condition: '" + each.name + "' must have a row at least, got " +
-                                  tstitch::detail::shape_text(tensor->sizes()));
+                                  tstitch::words::shape_text(tensor->sizes()));
     }
   }
   tstitch::Request request{.conditions = given, .count = rows};
@@ -34,7 +35,7 @@ inline tstitch::Request request_for(std::vector<tstitch::Network> const& network
       std::vector<std::int64_t> sizes{1};
       for (const std::int64_t size : wanted.shape) sizes.push_back(size ? size : info.height);
       const at::ScalarType type = wanted.floating ? at::kFloat : at::kLong;
-      request.conditions.push_back({wanted.name, tstitch::detail::host_tensor(sizes, type).zero_()});
+      request.conditions.push_back({wanted.name, at::zeros(sizes, type)});
     }
   }
   for (tstitch::NamedCondition& each : request.conditions) {

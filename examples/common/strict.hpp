@@ -21,13 +21,13 @@
 #include <utility>
 #include <vector>
 
-using tstitch::detail::in_quotes;
-using tstitch::detail::joined;
-using tstitch::detail::kind_of_number;
-using tstitch::detail::names_in;
-using tstitch::detail::number_of;
-using tstitch::detail::numbers_of;
-using tstitch::detail::split;
+using tstitch::words::in_quotes;
+using tstitch::words::joined;
+using tstitch::words::kind_of_number;
+using tstitch::words::names_in;
+using tstitch::words::number_of;
+using tstitch::words::numbers_of;
+using tstitch::words::split;
 
 /// "a, b and c".
 inline std::string joined_with_and(std::vector<std::string> words) {
@@ -43,8 +43,7 @@ std::string counted(Number number, std::string const& what) {
   return std::to_string(number) + " " + what + (number == 1 ? "" : "s");
 }
 
-namespace strict_detail {
-
+/// The number that an option's value is.
 template <class Value>
 struct NumberIn {
   using type = Value;
@@ -52,13 +51,12 @@ struct NumberIn {
 template <class Value>
 struct NumberIn<std::optional<Value>> : NumberIn<Value> {};
 
+/// "[0, 1]".
 template <class Number>
 std::string range_text(Number least, Number most) {
   if constexpr (std::is_integral_v<Number>) return "[" + std::to_string(least) + ", " + std::to_string(most) + "]";
-  return "[" + tstitch::detail::text(double(least)) + ", " + tstitch::detail::text(double(most)) + "]";
+  return "[" + tstitch::words::text(double(least)) + ", " + tstitch::words::text(double(most)) + "]";
 }
-
-}  // namespace strict_detail
 
 /// Refuses what is empty, and what is no number where `value` is one. CLI11 by itself takes "" for 0, "010" for 8 and
 /// "-1" for 18446744073709551615.
@@ -67,7 +65,7 @@ CLI::Option* strict(CLI::Option* option, Value const&) {
   return option->transform(CLI::Validator(
       [](std::string& text) -> std::string {
         if (text.empty()) return "must not be empty, got ''";
-        using Number = typename strict_detail::NumberIn<Value>::type;
+        using Number = typename NumberIn<Value>::type;
         if constexpr (std::is_arithmetic_v<Number>) {
           const std::optional<Number> number = number_of<Number>(text);
           if (!number) return "must be " + kind_of_number<Number>() + ", got " + in_quotes(text);
@@ -85,7 +83,7 @@ CLI::Validator in_range(Number least, Number most) {
       [least, most](std::string& text) -> std::string {
         const std::optional<Number> number = number_of<Number>(text);
         if (number && *number >= least && *number <= most) return {};
-        return "must be in " + strict_detail::range_text(least, most) + ", got " + in_quotes(text);
+        return "must be in " + range_text(least, most) + ", got " + in_quotes(text);
       },
       "");
 }
@@ -101,8 +99,8 @@ CLI::Option* add_numbers(CLI::App& app, std::string const& name, std::vector<Num
     for (std::string const& text : texts) {
       for (const Number number : numbers_of<Number>(name, text)) {
         if (!(number >= least && number <= most)) {
-          throw std::invalid_argument(name + ": must be in " + strict_detail::range_text(least, most) + ", got " +
-                                      tstitch::detail::text(double(number)));
+          throw std::invalid_argument(name + ": must be in " + range_text(least, most) + ", got " +
+                                      tstitch::words::text(double(number)));
         }
         values.push_back(number);
       }
@@ -228,7 +226,7 @@ inline std::optional<int> read_arguments(CLI::App& app, int count, char** values
   } catch (CLI::Success const& printed) {
     return app.exit(printed);
   } catch (CLI::ParseError const& error) {
-    throw std::invalid_argument(tstitch::detail::printable(plain_sentence(app, error), 400));
+    throw std::invalid_argument(tstitch::words::printable(plain_sentence(app, error), 400));
   }
   return {};
 }

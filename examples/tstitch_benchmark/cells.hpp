@@ -79,8 +79,8 @@ class Forward {
     const bool guided = guidance_scale(arguments, networks) != 1;
     x_ = guided ? start.x.repeat({2, 1, 1, 1}) : start.x;
     condition_ = guided ? start.condition.guided : start.condition.conditional;
-    timestep_ = tstitch::detail::network_timestep(network_, network_.noise_schedule().noisiest() / 2);
-    t_ = tstitch::detail::timestep_rows(network_, x_, timestep_, x_.size(0));
+    timestep_ = tstitch::network_timestep(network_, network_.noise_schedule().noisiest() / 2);
+    t_ = tstitch::timestep_rows(network_, x_, timestep_, x_.size(0));
     if (network_.prepares()) network_.prepare({&timestep_, 1}, condition_);
   }
 

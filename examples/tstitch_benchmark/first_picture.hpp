@@ -51,7 +51,7 @@ inline void draw_first_picture(Arguments const& arguments, Clock::time_point mai
   const auto warm = [&](std::size_t k) {
     return run.calls[k] > 0 ? Forward(arguments, networks, k, cell.batch)() : at::Tensor();
   };
-  tstitch::detail::at_once(device, networks.size(), warm);
+  tstitch::at_once(device, networks.size(), warm);
   wait(device);
   for (std::size_t k = 0; k < networks.size(); ++k) {
     if (options.graphs == tstitch::Graphs::never) continue;
@@ -73,10 +73,10 @@ inline void draw_first_picture(Arguments const& arguments, Clock::time_point mai
 inline Json run_first_picture(Arguments const& arguments, Cell const& cell) {
   std::vector<std::string> words{"tstitch_benchmark"};
   for (std::string const& path : arguments.models) words.insert(words.end(), {"--model", path});
-  words.insert(words.end(), {"--batch", std::to_string(cell.batch), "--ratio", tstitch::detail::text(cell.ratio),
+  words.insert(words.end(), {"--batch", std::to_string(cell.batch), "--ratio", tstitch::words::text(cell.ratio),
                              "--dtype", cell.dtype, "--backend", cell.backend, "--sampler", arguments.sampler,
                              "--steps", std::to_string(arguments.steps), "--device", arguments.device.str()});
-  if (arguments.guidance) words.insert(words.end(), {"--guidance", tstitch::detail::text(*arguments.guidance)});
+  if (arguments.guidance) words.insert(words.end(), {"--guidance", tstitch::words::text(*arguments.guidance)});
   if (!arguments.spacing.empty()) words.insert(words.end(), {"--spacing", arguments.spacing});
   words.insert(words.end(), {"--started", std::to_string(Clock::now().time_since_epoch().count())});
   std::vector<char*> values;

@@ -36,10 +36,10 @@
 #include <cmath>
 #include <ctime>
 #include <filesystem>
-#include <iostream>
 #include <thread>
 
 #include "../common/diagnostics.hpp"
+#include "../common/program.hpp"
 #include "cells.hpp"
 #include "first_picture.hpp"
 #include "report.hpp"
@@ -79,7 +79,7 @@ Json describe(Arguments const& arguments) {
 /// Names come from files, which may hold bytes that are not UTF-8.
 void write_json(Arguments const& arguments, Json const& report) {
   if (arguments.json.empty()) return;
-  tstitch::detail::write_file(arguments.json, report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+  tstitch::write_file(arguments.json, report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
 /// @param expected the output in float32, or undefined
@@ -104,6 +104,21 @@ Json measure_forward(Arguments const& arguments, std::vector<tstitch::Network> c
             {"all_milliseconds", milliseconds}};
   if (expected.defined()) json["error"] = relative_error(forward(), expected);
   return json;
+}
+
+/// What is the sampler's, and memory, of one more trajectory by itself.
+/// @param draw draws it with the clock's networks; returns its seconds
+void add_shares(Arguments const& arguments, Json& json, auto const& draw) {
+  const ForwardClock clock(arguments.device);
+  const bool restarted = restart_peak_memory(arguments.device);
+  const double whole = draw(clock);
+  json["sampler_share"] = 1 - clock.seconds() / whole;
+  json["sampler_microseconds_a_step"] = (whole - clock.seconds()) * 1e6 / arguments.steps;
+  if (const auto peak = peak_memory(arguments.device, restarted)) {
+    json["peak_memory_bytes"] = peak->bytes;
+    if (arguments.device.is_cuda()) json["reserved_memory_bytes"] = peak->reserved;
+    json["peak_memory_of"] = peak->restarted ? "the trajectory" : "the process";
+  }
 }
 
 /// All ratios of one batch size.
@@ -151,16 +166,7 @@ std::vector<Json> measure_trajectories(Arguments const& arguments, std::vector<t
       json["line_seconds"] = line;
       json["line_deviation"] = typical / line - 1;
     }
-    const ForwardClock clock(device);
-    const bool restarted = restart_peak_memory(device);
-    const double whole = draw(runs[i], clock.watch(networks));
-    json["sampler_share"] = 1 - clock.seconds() / whole;
-    json["sampler_microseconds_a_step"] = (whole - clock.seconds()) * 1e6 / arguments.steps;
-    if (const auto peak = peak_memory(device, restarted)) {
-      json["peak_memory_bytes"] = peak->bytes;
-      if (device.is_cuda()) json["reserved_memory_bytes"] = peak->reserved;
-      json["peak_memory_of"] = peak->restarted ? "the trajectory" : "the process";
-    }
+    add_shares(arguments, json, [&](ForwardClock const& clock) { return draw(runs[i], clock.watch(networks)); });
     cells.push_back(json);
   }
   return cells;
@@ -178,58 +184,73 @@ Json measure_first_picture(Arguments const& arguments, Cell const& cell) {
   return json;
 }
 
+/// What is measured and printed, once for all backends and dtypes.
+void print_setting(Arguments const& arguments, std::vector<tstitch::Network> const& networks, Json& report) {
+  for (tstitch::Network const& network : networks) report["networks"].push_back(network.info().name);
+  report["guidance"] = guidance_scale(arguments, networks);
+  Json const& machine = report["machine"];
+  std::printf("'%s' and '%s' on %s, %s, torch %s\n", networks[0].info().name.c_str(), networks[1].info().name.c_str(),
+              arguments.device.str().c_str(), machine.value("gpu", machine["processor"].get<std::string>()).c_str(),
+              TORCH_VERSION);
+  std::printf("%s, %d steps, guidance %g, %d threads; medians of %d\n",
+              report["sampler_name"].get<std::string>().c_str(), arguments.steps, guidance_scale(arguments, networks),
+              at::get_num_threads(), arguments.repeats);
+}
+
+/// Everything at one batch size.
+/// @param expected the outputs of the networks in float32, or undefined ones
+void measure_batch(Arguments const& arguments, std::vector<tstitch::Network> const& networks,
+                   std::vector<Run> const& runs, Cell const& cell, std::vector<at::Tensor> const& expected,
+                   Json& report) {
+  for (std::size_t k = 0; k < networks.size(); ++k) {
+    report["forwards"].push_back(measure_forward(arguments, networks, k, cell, expected[k]));
+    print_forward(report["forwards"].back());
+  }
+  const std::vector<Json> cells = measure_trajectories(arguments, networks, runs, cell);
+  print_cell_header();
+  for (Json const& each : cells) {
+    print_cell(each);
+    report["cells"].push_back(each);
+  }
+  std::fflush(stdout);
+  write_json(arguments, report);
+}
+
+/// All ratios at all batch sizes, by one backend in one type of numbers.
+/// @returns the ratio of the first picture: the first at which both networks have steps, or else the first
+double measure_networks(Arguments const& arguments, std::string const& backend, std::string const& dtype,
+                        std::vector<at::Tensor> const& expected, Json& report) {
+  const std::vector<tstitch::Network> networks = load_networks(arguments, backend, dtype);
+  std::vector<Run> runs;
+  for (const double each : arguments.ratios) runs.push_back(make_run(arguments, networks, each));
+  double ratio = arguments.ratios[0];
+  for (auto run = runs.rbegin(); run != runs.rend(); ++run) {
+    if (run->calls[0] > 0 && run->calls[1] > 0) ratio = run->ratio;
+  }
+  if (!report.contains("networks")) print_setting(arguments, networks, report);
+  give_back_memory(arguments.device);
+  const std::vector<at::Tensor> none(networks.size());
+  for (const std::int64_t batch : arguments.batches) {
+    const Cell cell{backend, dtype, batch, ratio};
+    measure_batch(arguments, networks, runs, cell, batch == arguments.batches[0] ? expected : none, report);
+  }
+  return ratio;
+}
+
 int tstitch_benchmark(Arguments const& arguments) {
   if (arguments.started) {
     draw_first_picture(arguments, main_began);
     return 0;
   }
   for (std::string const& path : {arguments.json, arguments.plot, arguments.latents}) {
-    if (!path.empty()) tstitch::detail::require_writable(path);  // now rather than after the work
+    if (!path.empty()) tstitch::require_writable(path);  // now rather than after the work
   }
   Json report = describe(arguments);
   std::vector<at::Tensor> expected(arguments.models.size());
   if (arguments.accuracy) expected = float32_outputs(arguments);
-  bool described = false;
   for (std::string const& backend : arguments.backends) {
     for (std::string const& dtype : arguments.dtypes) {
-      double ratio = arguments.ratios[0];  // of the first picture
-      {
-        const std::vector<tstitch::Network> networks = load_networks(arguments, backend, dtype);
-        std::vector<Run> runs;
-        for (const double each : arguments.ratios) runs.push_back(make_run(arguments, networks, each));
-        for (auto run = runs.rbegin(); run != runs.rend(); ++run) {
-          if (run->calls[0] > 0 && run->calls[1] > 0) ratio = run->ratio;
-        }
-        if (!described) {
-          described = true;
-          for (tstitch::Network const& network : networks) report["networks"].push_back(network.info().name);
-          report["guidance"] = guidance_scale(arguments, networks);
-          Json const& machine = report["machine"];
-          std::printf("'%s' and '%s' on %s, %s, torch %s\n", networks[0].info().name.c_str(),
-                      networks[1].info().name.c_str(), arguments.device.str().c_str(),
-                      machine.value("gpu", machine["processor"].get<std::string>()).c_str(), TORCH_VERSION);
-          std::printf("%s, %d steps, guidance %g, %d threads; medians of %d\n",
-                      report["sampler_name"].get<std::string>().c_str(), arguments.steps,
-                      guidance_scale(arguments, networks), at::get_num_threads(), arguments.repeats);
-        }
-        give_back_memory(arguments.device);
-        for (const std::int64_t batch : arguments.batches) {
-          const Cell cell{backend, dtype, batch, ratio};
-          for (std::size_t k = 0; k < networks.size(); ++k) {
-            report["forwards"].push_back(measure_forward(arguments, networks, k, cell,
-                                                         batch == arguments.batches[0] ? expected[k] : at::Tensor()));
-            print_forward(report["forwards"].back());
-          }
-          const std::vector<Json> cells = measure_trajectories(arguments, networks, runs, cell);
-          print_cell_header();
-          for (Json const& each : cells) {
-            print_cell(each);
-            report["cells"].push_back(each);
-          }
-          std::fflush(stdout);
-          write_json(arguments, report);
-        }
-      }
+      const double ratio = measure_networks(arguments, backend, dtype, expected, report);
       if (!arguments.first_picture) continue;
       give_back_memory(arguments.device);
       report["first_pictures"].push_back(
@@ -250,19 +271,10 @@ int tstitch_benchmark(Arguments const& arguments) {
 }  // namespace
 
 int main(int count, char** values) {
-  try {
+  return exit_code("tstitch_benchmark", [&] {
     Arguments arguments;
     if (const std::optional<int> code = parse(count, values, arguments)) return *code;
     const DiagnosticsAtEnd diagnostics("tstitch_benchmark");
     return tstitch_benchmark(arguments);
-  } catch (std::invalid_argument const& error) {
-    std::cerr << "tstitch_benchmark: " << error.what() << "\n";
-    return 2;
-  } catch (c10::Error const& error) {  // what() would add pages of stack trace
-    std::cerr << "tstitch_benchmark: " << error.what_without_backtrace() << "\n";
-    return 1;
-  } catch (std::exception const& error) {
-    std::cerr << "tstitch_benchmark: " << error.what() << "\n";
-    return 1;
-  }
+  });
 }

@@ -2,7 +2,6 @@
 /// Clocks and memory. Nothing here waits for a GPU but `wait`.
 #pragma once
 
-#include <ATen/detail/CUDAHooksInterface.h>
 #include <malloc.h>
 #include <sys/resource.h>
 #include <tstitch/model/network_wrapper.hpp>
@@ -19,17 +18,13 @@
 #include <utility>
 #include <vector>
 
+#include "../common/device.hpp"
 #include "../common/moment.hpp"
 
 #ifdef TSTITCH_WITH_CUDA
 #include <c10/cuda/CUDACachingAllocator.h>
 #include <cuda_runtime_api.h>
 #endif
-
-/// Until the device has done all that it was given.
-inline void wait(at::Device device) {
-  if (device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device.index());
-}
 
 /// Seconds of wall time from an idle device to an idle device.
 template <class Action>

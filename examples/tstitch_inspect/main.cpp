@@ -9,14 +9,14 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <chrono>
-#include <iostream>
 #include <nlohmann/json.hpp>
 
 #include "../common/device.hpp"
 #include "../common/diagnostics.hpp"
+#include "../common/moment.hpp"
 #include "../common/network.hpp"
 #include "../common/plot.hpp"
+#include "../common/program.hpp"
 #include "../common/request.hpp"
 #include "../common/strict.hpp"
 #include "flops.hpp"
@@ -80,7 +80,7 @@ std::optional<int> parse(int count, char** values, Arguments& arguments) {
 }
 
 void print(std::string const& key, std::string const& value) {
-  std::printf("  %-16s %s\n", key.c_str(), tstitch::detail::printable(value).c_str());
+  std::printf("  %-16s %s\n", key.c_str(), tstitch::words::printable(value).c_str());
 }
 
 std::string grouped(std::int64_t number) {
@@ -109,7 +109,7 @@ class Progress {
 
  private:
   std::int64_t done_ = 0, all_ = 0;
-  tstitch::detail::ProgressLine line_;
+  tstitch::ProgressLine line_;
 };
 
 /// A network whose evaluations are shown, where each is a step.
@@ -143,15 +143,14 @@ struct Call {
     const tstitch::Trajectory run = sampler.begin({network}, request_for({network}, given, rows));
     x = run.x;
     condition = run.condition.conditional;
-    t = tstitch::detail::timestep_rows(network, x, network.noise_schedule().noisiest() / 2, rows);
+    t = tstitch::timestep_rows(network, x, network.noise_schedule().noisiest() / 2, rows);
   }
 };
 
 /// Weights and operations of a TorchScript file.
 void describe_module(std::string const& path, tstitch::Network const& network,
                      std::vector<tstitch::NamedCondition> const& conditions, Json& json) {
-  const torch::jit::Module module = tstitch::detail::load_module(tstitch::detail::open_torchscript(
-      tstitch::detail::quoted(path), tstitch::detail::open_file(tstitch::detail::torchscript_file, path)));
+  const torch::jit::Module module = tstitch::load_torchscript_module(path);
   std::int64_t parameters = 0;
   std::string type;
   for (at::Tensor const& parameter : module.parameters()) {
@@ -174,54 +173,83 @@ void describe_module(std::string const& path, tstitch::Network const& network,
   const FlopCounter counter;
   plain.forward(std::move(inputs));
   json["gflop"] = counter.count() / 1e9;
-  print("GFLOP a row", tstitch::detail::text(std::round(counter.count() / 1e6) / 1e3));
+  print("GFLOP a row", tstitch::words::text(std::round(counter.count() / 1e6) / 1e3));
 }
 
 /// What an AOTInductor package was compiled for.
 void describe_package(std::string const& path, Json& json) {
-  const tstitch::detail::Archive archive(tstitch::detail::open_file(tstitch::detail::aot_inductor_file, path));
-  const tstitch::detail::MetadataReader file(archive, path);
-  std::string target = file.text("device");
-  if (target == "cuda") target += " " + file.text("compute_capability");
-  print("compiled for", target + ", " + file.text("dtype") + ", batches of " + file.text("batch"));
-  for (char const* key : {"device", "dtype", "batch"}) json["compiled_for"][key] = file.text(key);
+  const tstitch::CompiledFor compiled = tstitch::read_compiled_for(path);
+  std::string dtype;
+  for (std::string const& name : tstitch::dtype_names()) {
+    if (tstitch::dtype_named(name) == compiled.dtype) dtype = name;
+  }
+  const std::string target = compiled.device + (compiled.device == "cuda" ? " " + compiled.compute_capability : "");
+  print("compiled for", target + ", " + dtype + ", batches of " + compiled.batch);
+  json["compiled_for"] = {{"device", compiled.device}, {"dtype", dtype}, {"batch", compiled.batch}};
 }
 
-Json describe(std::string const& path, tstitch::Network const& network, Arguments const& arguments,
-              std::vector<tstitch::NamedCondition> const& conditions, Progress& progress) {
+/// How many layers can compute in 8 bits, and how many of them have weights for it.
+void describe_eight_bits(tstitch::NetworkInfo::Architecture const& architecture, Json& json) {
+  std::vector<double> const& inputs = architecture.e4m3_inputs;
+  if (inputs.empty()) return;
+  const auto layers = [](std::vector<double> const& of) {
+    return std::int64_t(of.size()) - std::ranges::count(of, 0.0);
+  };
+  const std::int64_t eighth = layers(inputs), weights = layers(architecture.e4m3_weight_scales);
+  print("8 bits", std::to_string(eighth) + " of " + std::to_string(inputs.size()) + " layers, " +
+                      std::to_string(weights) + " with weights for it");
+  json["e4m3_layers"] = eighth;
+  json["e4m3_weights"] = weights;
+}
+
+/// What the file says of itself.
+void describe_info(tstitch::Network const& network, Json& json) {
   tstitch::NetworkInfo const& info = network.info();
-  Json json{{"file", path}, {"name", info.name}};
-  std::printf("%s\n", tstitch::detail::printable(path).c_str());
   print("name", info.name);
-  std::string input = tstitch::detail::shape_text({info.channels, info.height, info.width});
+  std::string input = tstitch::words::shape_text({info.channels, info.height, info.width});
   if (info.num_classes) input += ", " + std::to_string(info.num_classes) + " classes";
   if (info.null_class) input += ", null class " + std::to_string(*info.null_class);
   for (tstitch::ConditionInfo const& wanted : info.conditions) {
-    input += ", " + wanted.name + " " + tstitch::detail::text_of(wanted);
-    json["conditions"].push_back(wanted.name + " " + tstitch::detail::text_of(wanted));
+    input += ", " + wanted.name + " " + tstitch::text_of(wanted);
+    json["conditions"].push_back(wanted.name + " " + tstitch::text_of(wanted));
   }
   print("input", input);
   json["input"] = {info.channels, info.height, info.width};
   json["num_classes"] = info.num_classes;
-  print("predicts", tstitch::detail::text(info.prediction_type) + (info.learned_variance ? " and a variance" : ""));
-  json["prediction"] = tstitch::detail::text(info.prediction_type);
+  print("predicts", to_string(info.prediction_type) + (info.learned_variance ? " and a variance" : ""));
+  json["prediction"] = to_string(info.prediction_type);
   print("noise schedule", network.noise_schedule().name());
   json["noise_schedule"] = network.noise_schedule().name();
   print("makes", info.decoding == tstitch::Decoding::pixels ? "pictures" : "latents");
-  if (std::vector<double> const& inputs = info.architecture.e4m3_inputs; !inputs.empty()) {
-    const auto layers = [](std::vector<double> const& of) {
-      return std::int64_t(of.size()) - std::ranges::count(of, 0.0);
-    };
-    const std::int64_t eighth = layers(inputs), weights = layers(info.architecture.e4m3_weight_scales);
-    print("8 bits", std::to_string(eighth) + " of " + std::to_string(inputs.size()) + " layers, " +
-                        std::to_string(weights) + " with weights for it");
-    json["e4m3_layers"] = eighth;
-    json["e4m3_weights"] = weights;
-  }
+  describe_eight_bits(info.architecture, json);
   for (auto const& [key, value] : {std::pair{"trained on", info.training_data}, std::pair{"licence", info.license}}) {
     if (!value.empty()) print(key, value);
   }
+}
 
+/// Milliseconds of one evaluation of so many rows, the median.
+double time_rows(tstitch::Network const& network, std::vector<tstitch::NamedCondition> const& conditions,
+                 std::int64_t rows, Progress& progress) {
+  const Call call(network, conditions, rows);
+  std::vector<double> milliseconds;
+  for (int run = 0; run < timed_runs; ++run) {
+    wait(network.device());
+    const Clock::time_point start = Clock::now();
+    network(call.x, call.t, call.condition);
+    wait(network.device());
+    if (run > 3) milliseconds.push_back(1e3 * seconds_since(start));  // TorchScript compiles in the first ones
+    progress.add(rows, "timing " + std::to_string(rows) + " rows");
+  }
+  progress.clear();
+  std::nth_element(milliseconds.begin(), milliseconds.begin() + 4, milliseconds.end());
+  return milliseconds[4];
+}
+
+Json describe(std::string const& path, tstitch::Network const& network, Arguments const& arguments,
+              std::vector<tstitch::NamedCondition> const& conditions, Progress& progress) {
+  Json json{{"file", path}, {"name", network.info().name}};
+  std::printf("%s\n", tstitch::words::printable(path).c_str());
+  describe_info(network, json);
   const c10::AutoGradMode no_gradients(false);
   if (tstitch::is_aot_inductor(path)) {
     describe_package(path, json);
@@ -229,24 +257,8 @@ Json describe(std::string const& path, tstitch::Network const& network, Argument
     describe_module(path, network, conditions, json);
   }
   for (const std::int64_t rows : arguments.rows) {
-    const Call call(network, conditions, rows);
-    std::vector<double> milliseconds;
-    for (int run = 0; run < timed_runs; ++run) {
-      const auto wait = [&] {
-        if (network.device().is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(network.device().index());
-      };
-      wait();
-      const auto start = std::chrono::steady_clock::now();
-      network(call.x, call.t, call.condition);
-      wait();
-      const std::chrono::duration<double, std::milli> spent = std::chrono::steady_clock::now() - start;
-      if (run > 3) milliseconds.push_back(spent.count());  // TorchScript compiles in the first ones
-      progress.add(rows, "timing " + std::to_string(rows) + " rows");
-    }
-    progress.clear();
-    std::nth_element(milliseconds.begin(), milliseconds.begin() + 4, milliseconds.end());
-    const double each = milliseconds[4] / double(rows);
-    print("ms a row", tstitch::detail::text(std::round(each * 1e3) / 1e3) + " of " + std::to_string(rows) + " on " +
+    const double each = time_rows(network, conditions, rows, progress) / double(rows);
+    print("ms a row", tstitch::words::text(std::round(each * 1e3) / 1e3) + " of " + std::to_string(rows) + " on " +
                           network.device().str());
     json["milliseconds_a_row"][std::to_string(rows)] = each;
   }
@@ -267,7 +279,7 @@ Json probe(std::vector<tstitch::Network> networks, Arguments const& arguments,
   const std::vector<double> differences = tstitch::Agreement::means(agreement.differences);
   const std::vector<double> shares = agreement.cumulative_share();
   Json json{{"steps", arguments.steps}, {"images", arguments.count}};
-  const auto name = [&](std::size_t k) { return tstitch::detail::printable(networks[k].info().name, 60); };
+  const auto name = [&](std::size_t k) { return tstitch::words::printable(networks[k].info().name, 60); };
   std::printf("agreement of '%s' with '%s' along the trajectory of '%s', %lld images\n", name(0).c_str(),
               name(last).c_str(), name(last).c_str(), static_cast<long long>(arguments.count));
   std::printf("  %8s %8s %12s %8s\n", "t", "cosine", "difference", "sum");
@@ -312,7 +324,7 @@ int inspect(Arguments const& arguments) {
   for (std::string const& path : arguments.conditions) read.emplace_back("--condition", path);
   require_different({{"--json", arguments.json}, {"--plot", arguments.plot}}, read);
   for (std::string const& path : {arguments.json, arguments.plot}) {
-    if (!path.empty()) tstitch::detail::require_writable(path);
+    if (!path.empty()) tstitch::require_writable(path);
   }
   const tstitch::LoadOptions options{.device = device_of(arguments.device),
                                      .dtype = tstitch::dtype_named(arguments.dtype)};
@@ -338,7 +350,7 @@ int inspect(Arguments const& arguments) {
   }
   if (!arguments.json.empty()) {
     json["diagnostics"] = tstitch::diagnostics();
-    tstitch::detail::write_file(arguments.json, json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+    tstitch::write_file(arguments.json, json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
   }
   return mismatches.empty() ? 0 : 1;
 }
@@ -346,19 +358,10 @@ int inspect(Arguments const& arguments) {
 }  // namespace
 
 int main(int count, char** values) {
-  try {
+  return exit_code("tstitch_inspect", [&] {
     Arguments arguments;
     if (const std::optional<int> code = parse(count, values, arguments)) return *code;
     const DiagnosticsAtEnd diagnostics("tstitch_inspect");
     return inspect(arguments);
-  } catch (std::invalid_argument const& error) {
-    std::cerr << "tstitch_inspect: " << error.what() << "\n";
-    return 2;
-  } catch (c10::Error const& error) {  // what() would add pages of stack trace
-    std::cerr << "tstitch_inspect: " << error.what_without_backtrace() << "\n";
-    return 1;
-  } catch (std::exception const& error) {
-    std::cerr << "tstitch_inspect: " << error.what() << "\n";
-    return 1;
-  }
+  });
 }

@@ -33,7 +33,7 @@ inline std::string file_word(std::string const& name) {
   const std::string_view text = words.empty() ? std::string_view(name) : std::string_view(words[0]);
   std::string word;
   for (std::size_t i = 0; i < text.size() && word.size() < 60;) {
-    const std::size_t size = tstitch::detail::printable_character(text.substr(i));
+    const std::size_t size = tstitch::words::printable_character(text.substr(i));
     const char c = text[i];
     const bool plain = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '-';
     word += plain || size > 1 ? std::string(text.substr(i, size)) : "_";
@@ -101,9 +101,11 @@ struct Job {
   /// Of prompts, those of pictures [first, first + count): every prompt once, then again.
   static at::Tensor rows(at::Tensor const& prompts, std::int64_t first, std::int64_t count) {
     if (!prompts.defined() || prompts.size(0) == 1) return prompts;
-    std::vector<std::int64_t> which;
-    for (std::int64_t i = first; i < first + count; ++i) which.push_back(i % prompts.size(0));
-    return prompts.index_select(0, tstitch::detail::to_device(which, at::kCPU));
+    const at::Tensor which = prompts.new_empty({count}, at::kLong);
+    for (std::int64_t i = 0; i < count; ++i) {
+      which.mutable_data_ptr<std::int64_t>()[i] = (first + i) % prompts.size(0);
+    }
+    return prompts.index_select(0, which);
   }
 
   std::string class_name(std::int64_t image) const {
@@ -159,12 +161,12 @@ inline void require_rows(std::string const& path, std::string const& name, at::T
                          std::vector<tstitch::NetworkInfo> const& infos) {
   for (tstitch::NetworkInfo const& info : infos) {
     for (tstitch::ConditionInfo const& wanted : info.conditions) {
-      if (wanted.name != name || tstitch::detail::fits(wanted, given.sizes())) continue;
-      std::string sizes = tstitch::detail::text_of(wanted);
+      if (wanted.name != name || tstitch::fits(wanted, given.sizes())) continue;
+      std::string sizes = tstitch::text_of(wanted);
       sizes = "[n" + std::string(wanted.shape.empty() ? "" : ", ") + sizes.substr(1);
       throw std::invalid_argument("--condition: " + in_quotes(path) + ": " + in_quotes(name) + " must be " + sizes +
                                   " for " + in_quotes(info.name) + ", a row for each prompt, got " +
-                                  tstitch::detail::shape_text(given.sizes()) + ", which is read as " +
+                                  tstitch::words::shape_text(given.sizes()) + ", which is read as " +
                                   std::to_string(given.size(0)) + " prompts");
     }
   }
@@ -274,8 +276,8 @@ inline Job prepare(Arguments arguments) {
   Job job;
   job.device = device_of(arguments.device);
   for (std::string const& path : arguments.models) {
-    job.infos.push_back(tstitch::detail::info_of(path, {}));
-    job.names.push_back(tstitch::detail::printable(job.infos.back().name, 60));
+    job.infos.push_back(tstitch::load_network_info(path));
+    job.names.push_back(tstitch::words::printable(job.infos.back().name, 60));
   }
   tstitch::NetworkInfo const& info = job.infos.back();
   note_order(job.notes, job.infos);
@@ -317,7 +319,7 @@ inline tstitch::AnyModelSchedule routing(Job const& job, std::string const& rule
   if (networks > 2 && shares) {
     throw std::invalid_argument("--fractions: must be given for more than two networks, got none");
   }
-  return tstitch::detail::find_named("--routing", tstitch::routing::named(), rule)
+  return tstitch::routing::by_name(rule, "--routing")
       .make({.ratio = arguments.ratio,
              .fractions = arguments.fractions,
              .boundaries = arguments.boundaries,

@@ -16,6 +16,7 @@
 
 #include "../common/diagnostics.hpp"
 #include "../common/network.hpp"
+#include "../common/program.hpp"
 #include "../common/signals.hpp"
 #include "arguments.hpp"
 #include "job.hpp"
@@ -42,7 +43,7 @@ std::optional<tstitch::Decoder> load_decoder(Job& job) {
   }
   if (info.latent_scale != 0 && (info.latent_scale != known.latent_scale || info.latent_shift != known.latent_shift)) {
     const auto text = [](double scale, double shift) {
-      return "scale " + tstitch::detail::text(scale) + " and shift " + tstitch::detail::text(shift);
+      return "scale " + tstitch::words::text(scale) + " and shift " + tstitch::words::text(shift);
     };
     // Tiny autoencoders are trained on latents as diffusion networks know them, and say a scale of 1.
     if (known.latent_scale == 1 && known.latent_shift == 0) {
@@ -93,7 +94,7 @@ std::string summary(Job const& job, tstitch::Plan const& plan) {
   if (job.arguments.routing != "stitch") text += " by the routing " + job.arguments.routing;
   std::string scales;
   for (const double scale : job.guidance.scale.values()) {
-    scales += (scales.empty() ? "" : ",") + tstitch::detail::text(scale);
+    scales += (scales.empty() ? "" : ",") + tstitch::words::text(scale);
   }
   return text + ", guidance " + scales;
 }
@@ -135,7 +136,7 @@ int tstitch_sample(Arguments arguments) {
   require_apart(job);
   // Who no longer reads what is printed gets the pictures all the same.
   for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
-  tstitch::detail::require_device(job.device);
+  tstitch::require_device(job.device);
   require_writable(job);
   say(job, summary(job, plan));
 
@@ -167,19 +168,10 @@ int tstitch_sample(Arguments arguments) {
 
 int main(int count, char** values) {
   watch_for_signals();
-  try {
+  return exit_code("tstitch_sample", [&] {
     Arguments arguments;
     if (const std::optional<int> code = parse(count, values, arguments)) return *code;
     const DiagnosticsAtEnd diagnostics("tstitch_sample", arguments.quiet);
     return tstitch_sample(std::move(arguments));
-  } catch (std::invalid_argument const& error) {
-    std::cerr << "tstitch_sample: " << error.what() << "\n";
-    return 2;
-  } catch (c10::Error const& error) {  // what() would add pages of stack trace
-    std::cerr << "tstitch_sample: " << error.what_without_backtrace() << "\n";
-    return 1;
-  } catch (std::exception const& error) {
-    std::cerr << "tstitch_sample: " << error.what() << "\n";
-    return 1;
-  }
+  });
 }

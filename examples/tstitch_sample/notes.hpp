@@ -49,7 +49,7 @@ inline void note_classes(Notes& notes, Arguments const& arguments, tstitch::Netw
 
 /// What a scale does that is none of the usual; empty where it is.
 inline std::string guidance_note(double scale, bool consistency_model) {
-  const std::string text = "--guidance " + tstitch::detail::text(scale);
+  const std::string text = "--guidance " + tstitch::words::text(scale);
   if (scale < 0) return text + " leads away from the class or prompt; no guidance is 1 here";
   if (scale == 0) return text + " draws as if there were no class or prompt; no guidance is 1 here";
   if (scale < 1) return text + " is between no class or prompt, 0, and no guidance, 1";
@@ -83,6 +83,6 @@ inline void note_shares(Notes& notes, std::vector<double> const& wanted, tstitch
   for (std::size_t k = 0; k < infos.size(); ++k) {
     if (calls[k] > 0 || (!wanted.empty() && wanted[k] == 0)) continue;
     notes.push_back(in_quotes(infos[k].name) + " takes none of the " + std::to_string(plan.steps.size()) + " steps" +
-                    (wanted.empty() ? "" : ": its share of " + tstitch::detail::text(wanted[k]) + " rounds to 0"));
+                    (wanted.empty() ? "" : ": its share of " + tstitch::words::text(wanted[k]) + " rounds to 0"));
   }
 }

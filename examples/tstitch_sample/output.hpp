@@ -80,7 +80,7 @@ inline void write_report(Job const& job, Json report) {
   if (job.arguments.report.empty()) return;
   report["notes"] = job.notes;
   report["diagnostics"] = tstitch::diagnostics();
-  tstitch::detail::write_file(job.arguments.report, text_of(report, 2) + "\n");
+  tstitch::write_file(job.arguments.report, text_of(report, 2) + "\n");
 }
 
 /// For what describes all pictures; each by itself says which of them is its own.
@@ -103,9 +103,8 @@ inline void write_pictures(Job const& job, Json const& made_with, std::string co
       text["image_seed"] = job.seed(first + i);
       job.describe(first + i, text);
       if (!job.texts.empty()) text["prompt_text"] = job.text(first + i);
-      tstitch::detail::write_file(folder + "/" + job.file_name(first + i),
-                                  tstitch::encode_png(pictures[std::size_t(i)], png_text(text)),
-                                  tstitch::detail::Sync::later);
+      tstitch::write_file(folder + "/" + job.file_name(first + i),
+                          tstitch::encode_png(pictures[std::size_t(i)], png_text(text)), tstitch::Sync::later);
       written[std::size_t(first + i)] = true;
     }
   });
@@ -191,7 +190,7 @@ inline void write_latents(Job const& job, std::vector<at::Tensor> const& batches
   std::vector<std::int64_t> shape = batches[0].sizes().vec();
   shape[0] = 0;
   for (at::Tensor const& batch : batches) shape[0] += batch.size(0);
-  const at::Tensor all = tstitch::detail::host_tensor(shape, at::kFloat);
+  const at::Tensor all = batches[0].new_empty(shape, at::kFloat);
   std::int64_t first = 0;
   for (at::Tensor const& batch : batches) {
     all.narrow(0, first, batch.size(0)).copy_(batch);

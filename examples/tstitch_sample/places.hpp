@@ -36,7 +36,7 @@ inline void require_writable(Job const& job) {
     tstitch::NetworkInfo const& info = job.infos.back();
     const std::int64_t numbers =
         file == job.arguments.latents ? job.images() * info.channels * info.height * info.width : 0;
-    tstitch::detail::require_writable(file, std::uint64_t(numbers) * sizeof(float));
+    tstitch::require_writable(file, std::uint64_t(numbers) * sizeof(float));
   }
   if (std::string const& folder = job.arguments.output; !folder.empty()) {
     constexpr auto rule = "folder that can be written to";
@@ -63,10 +63,9 @@ inline void require_grid(Job const& job, std::optional<tstitch::Decoder> const& 
   const bool sweep = !job.arguments.sweep.empty();
   const std::int64_t rows = sweep ? std::int64_t(sweep_ratios(job.arguments.sweep).size()) : 1;
   try {
-    const tstitch::detail::GridSize size =
-        tstitch::detail::grid_size("make_grid", job.images() * rows, info.width * scale, info.height * scale, channels,
-                                   grid_columns(job), grid_gap);
-    if (sweep) tstitch::detail::require_encodable("make_grid", size.width + caption_margin, size.height, channels);
+    const tstitch::GridSize size = tstitch::grid_size(job.images() * rows, info.width * scale, info.height * scale,
+                                                      channels, grid_columns(job), grid_gap);
+    if (sweep) tstitch::grid_size(1, size.width + caption_margin, size.height, channels, 1, 0);
   } catch (std::invalid_argument const& error) {
     throw std::invalid_argument("--grid: " + std::string(error.what()) + "; --output writes each picture by itself");
   }

@@ -82,7 +82,7 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
   if (finished == 0 && latents.empty()) failure.rethrow();
   const double seconds = seconds_since(start);
   if (progress) progress->finish();
-  if (files) failure.watch([&] { tstitch::detail::sync_disk(job.arguments.output); });
+  if (files) failure.watch([&] { tstitch::sync_disk(job.arguments.output); });
 
   Json json = parameters(job);
   list_texts(job, json);
@@ -116,11 +116,11 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
     });
   }
 
-  say(job, counted(finished, "picture"), " in ", tstitch::detail::text(std::round(seconds * 100) / 100), " s, ",
-      tstitch::detail::text(std::round(double(finished) / seconds * 100) / 100), " images/s on ", job.device.str());
+  say(job, counted(finished, "picture"), " in ", tstitch::words::text(std::round(seconds * 100) / 100), " s, ",
+      tstitch::words::text(std::round(double(finished) / seconds * 100) / 100), " images/s on ", job.device.str());
   for (std::size_t k = 0; k < job.names.size(); ++k) {
     say(job, "  ", job.names[k], ": ", counted(calls[k], "step"), ", ",
-        tstitch::detail::text(std::round(clock.seconds()[k] * 100) / 100), " s");
+        tstitch::words::text(std::round(clock.seconds()[k] * 100) / 100), " s");
   }
   if (files && finished) say(job, "pictures: ", location(job.arguments.output));
   for (std::string const& each : left) say(job, each);

@@ -24,9 +24,6 @@ inline int run_sweep(Job const& job, std::vector<tstitch::Network> const& networ
                      std::optional<tstitch::Decoder> const& decoder) {
   const std::vector<double> ratios = sweep_ratios(job.arguments.sweep);
   const std::vector<std::string> ratio_texts = ratio_names(ratios);
-  const auto wait = [&] {
-    if (job.device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(job.device.index());
-  };
   // What is wrong with the large network is said before the small one's work. This fork has most of the large one's.
   sampler_of(job, tstitch::Stitch{ratios.front()}).begin(networks, job.request(0, 1));
   std::vector<std::vector<double>> seconds(ratios.size());  // of each batch
@@ -34,7 +31,7 @@ inline int run_sweep(Job const& job, std::vector<tstitch::Network> const& networ
   std::int64_t done = 0;
   std::vector<Flags> finished(ratios.size(), Flags(std::size_t(job.images())));
   std::vector<std::string> folders(ratios.size());  // of those that have one
-  std::optional<tstitch::detail::ProgressLine> progress;
+  std::optional<tstitch::ProgressLine> progress;
   if (!job.arguments.quiet) progress.emplace();
   const tstitch::AnySampler small_only = sampler_of(job, tstitch::SingleNetwork{0});
   const int steps = small_only.options().steps;
@@ -50,7 +47,7 @@ inline int run_sweep(Job const& job, std::vector<tstitch::Network> const& networ
     picture_steps += run.x.size(0);
     if (!progress) return;
     progress->show(picture_steps, job.images() * steps_a_picture,
-                   {"ratio " + tstitch::detail::text(ratio),
+                   {"ratio " + tstitch::words::text(ratio),
                     "step " + std::to_string(run.next) + "/" + std::to_string(run.count), job.names[network]});
   };
   BackgroundWriter writer;
@@ -69,7 +66,7 @@ inline int run_sweep(Job const& job, std::vector<tstitch::Network> const& networ
           small_only.advance(networks, shared);
           show(ratios[r], 0, shared);
         }
-        wait();
+        wait(job.device);
         shared_seconds += seconds_since(start);
         start = Clock::now();
         tstitch::Trajectory fork = shared;
@@ -77,7 +74,7 @@ inline int run_sweep(Job const& job, std::vector<tstitch::Network> const& networ
           stitched.advance(networks, fork);
           show(ratios[r], 1, fork);
         }
-        wait();
+        wait(job.device);
         if (stopped_by) break;
         const double fork_seconds = seconds_since(start);
         // sample() says which step made values that are not numbers.
@@ -114,7 +111,7 @@ inline int run_sweep(Job const& job, std::vector<tstitch::Network> const& networ
   for (std::size_t r = 0; r < ratios.size(); ++r) {
     if (!folders[r].empty()) failure.watch([&] { forget_missing(job, folders[r], finished[r]); });
   }
-  if (!job.arguments.output.empty()) failure.watch([&] { tstitch::detail::sync_disk(job.arguments.output); });
+  if (!job.arguments.output.empty()) failure.watch([&] { tstitch::sync_disk(job.arguments.output); });
   std::vector<std::int64_t> images;
   for (Flags const& each : finished) images.push_back(std::count(each.begin(), each.end(), true));
   if (std::all_of(images.begin(), images.end(), [](std::int64_t count) { return count == 0; })) failure.rethrow();

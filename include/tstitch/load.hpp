@@ -179,12 +179,6 @@ inline FileReader const* reader_of(std::string const& path, LoadOptions const& o
   return nullptr;
 }
 
-/// What a file is, without its weights.
-inline NetworkInfo info_of(std::string const& path, LoadOptions const& options) {
-  if (FileReader const* const reader = reader_of(path, options)) return reader->info(path);
-  return is_aot_inductor(path) ? tstitch::read_network_info(path) : tstitch::read_network_info(path, options.info);
-}
-
 /// The network as it is before graphs.
 inline Network load_plain(std::string const& path, LoadOptions const& options) {
   if (FileReader const* const reader = reader_of(path, options)) {
@@ -225,6 +219,13 @@ inline void require_graphs(LoadOptions const& options, bool with_cuda) {
 }
 
 }  // namespace detail
+
+/// What load_network would load, without its weights.
+/// @throws std::runtime_error naming the file and what is wrong with it
+inline NetworkInfo load_network_info(std::string const& path, LoadOptions const& options = {}) {
+  if (FileReader const* const reader = detail::reader_of(path, options)) return reader->info(path);
+  return is_aot_inductor(path) ? read_network_info(path) : read_network_info(path, options.info);
+}
 
 // Translation units with and without it have other functions.
 #ifdef TSTITCH_WITH_CUDA
@@ -282,7 +283,7 @@ inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
   std::vector<Network> stated;
   for (std::size_t k = 0; k < paths.size(); ++k) {
     detail::require_graphs(of(k), captures_graphs);
-    stated.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; }, detail::info_of(paths[k], of(k)),
+    stated.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; }, load_network_info(paths[k], of(k)),
                         of(k).device);
   }
   require_compatible(stated);
