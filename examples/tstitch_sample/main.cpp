@@ -99,34 +99,49 @@ std::string summary(Job const& job, tstitch::Plan const& plan) {
   return text + ", guidance " + scales;
 }
 
+tstitch::Plan plan_by(Job const& job, tstitch::AnyModelSchedule const& schedule) {
+  return sampler_of(job, schedule).plan(job.guidance);
+}
+
+/// What one may not expect of how the networks share the steps.
+void note_routing(Job& job, tstitch::Plan const& plan) {
+  Arguments const& arguments = job.arguments;
+  std::vector<double> shares = arguments.fractions;
+  if (!arguments.boundaries.empty()) {
+    shares = {};
+  } else if (shares.empty()) {
+    shares = {arguments.ratio, 1 - arguments.ratio};
+  }
+  note_shares(job.notes, shares, plan, job.infos);
+  const std::string published = job.way->routing;
+  if (arguments.routing != "stitch" || published.empty() || !arguments.fractions.empty()) return;
+  const tstitch::Plan theirs = plan_by(job, routing(job, published));
+  if (theirs.calls(job.infos.size()) == plan.calls(job.infos.size())) return;
+  job.notes.push_back("--routing: stitch gives " + steps_text(job, plan) + "; the code that came with T-Stitch gives " +
+                      steps_text(job, theirs) + " (--routing " + published + ")");
+}
+
+/// Times batches, and draws in those that are the fastest.
+void take_fastest_batch(Job& job, tstitch::Plan const& plan, std::vector<tstitch::Network> const& networks) {
+  const std::vector<tstitch::BatchTime> times = tstitch::time_batches(plan, networks, job.arguments.batch);
+  job.arguments.batch = tstitch::fastest_batch(times);
+  std::string found;
+  for (tstitch::BatchTime const& time : times) {
+    char text[64];
+    std::snprintf(text, sizeof text, "%s%lld: %.4g", found.empty() ? "" : ", ", static_cast<long long>(time.batch),
+                  time.seconds);
+    found += text;
+  }
+  say(job, "seconds a picture by batch: ", found, "; drawing in batches of ", job.arguments.batch);
+}
+
 int tstitch_sample(Arguments arguments) {
   Job job = prepare(std::move(arguments));
   const bool sweep = !job.arguments.sweep.empty();
   // The plan, of a sweep's first ratio, checks ratios, steps and guidance before any weights are read.
-  const auto plan_by = [&](tstitch::AnyModelSchedule const& schedule) {
-    return sampler_of(job, schedule).plan(job.guidance);
-  };
-  std::string const& rule = job.arguments.routing;
   const tstitch::Plan plan =
-      plan_by(sweep ? tstitch::Stitch{sweep_ratios(job.arguments.sweep)[0]} : routing(job, rule));
-  if (!sweep && job.infos.size() > 1) {
-    const double ratio = job.arguments.ratio;
-    const bool shares = job.arguments.boundaries.empty();
-    note_shares(job.notes,
-                !shares                           ? std::vector<double>{}
-                : job.arguments.fractions.empty() ? std::vector<double>{ratio, 1 - ratio}
-                                                  : job.arguments.fractions,
-                plan, job.infos);
-    const std::string published = job.way->routing;
-    if (rule == "stitch" && !published.empty() && job.arguments.fractions.empty()) {
-      const tstitch::Plan theirs = plan_by(routing(job, published));
-      if (theirs.calls(job.infos.size()) != plan.calls(job.infos.size())) {
-        job.notes.push_back("--routing: stitch gives " + steps_text(job, plan) +
-                            "; the code that came with T-Stitch gives " + steps_text(job, theirs) + " (--routing " +
-                            published + ")");
-      }
-    }
-  }
+      plan_by(job, sweep ? tstitch::Stitch{sweep_ratios(job.arguments.sweep)[0]} : routing(job, job.arguments.routing));
+  if (!sweep && job.infos.size() > 1) note_routing(job, plan);
   for (std::string const& sentence : std::exchange(job.notes, {})) note(job, sentence);
   if (job.arguments.plan) {
     std::cout << plan << std::flush;
@@ -148,18 +163,7 @@ int tstitch_sample(Arguments arguments) {
   const std::optional<tstitch::Decoder> decoder = load_decoder(job);
   require_grid(job, decoder);
   const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
-  if (job.arguments.fastest_batch) {
-    const std::vector<tstitch::BatchTime> times = tstitch::time_batches(plan, networks, job.arguments.batch);
-    job.arguments.batch = tstitch::fastest_batch(times);
-    std::string found;
-    for (tstitch::BatchTime const& time : times) {
-      char text[64];
-      std::snprintf(text, sizeof text, "%s%lld: %.4g", found.empty() ? "" : ", ", static_cast<long long>(time.batch),
-                    time.seconds);
-      found += text;
-    }
-    say(job, "seconds a picture by batch: ", found, "; drawing in batches of ", job.arguments.batch);
-  }
+  if (job.arguments.fastest_batch) take_fastest_batch(job, plan, networks);
   has_begun = true;
   return sweep ? run_sweep(job, networks, decoder) : run(job, networks, decoder);
 }

@@ -7,17 +7,123 @@
 #include <tstitch/output/progress.hpp>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
-#include <numeric>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "../common/signals.hpp"
+#include "grid.hpp"
 #include "network_clock.hpp"
 #include "output.hpp"
-#include "places.hpp"
+
+/// Pictures on their way from what is sampled to files and the grid. Latents are decoded, and their pictures written,
+/// behind the sampling of the next batch.
+class Pictures {
+ public:
+  Pictures(Job const& job, std::optional<tstitch::Decoder> const& decoder)
+      : job_(job), done_(std::size_t(job.images())) {
+    if (decoder) queue_.emplace(*decoder, tstitch::Tiling{.rows = 1, .tile = job.arguments.tile});
+  }
+
+  /// Whether there are to be any, and not latents alone.
+  bool wanted() const { return files() || !job_.arguments.grid.empty(); }
+  /// Whether each is to be a file.
+  bool files() const { return !job_.arguments.output.empty(); }
+
+  /// The next batch of the job.
+  void push(at::Tensor const& sampled) {
+    const std::int64_t first = sampled_;
+    sampled_ += sampled.size(0);
+    if (!wanted()) {
+      std::fill_n(done_.begin() + first, sampled.size(0), true);
+    } else if (queue_) {
+      queue_->push(sampled);
+      if (queue_->size() > 1) draw([&] { return queue_->pop(); });
+    } else {
+      draw([&] { return tstitch::to_pictures(sampled); });
+    }
+  }
+
+  /// What is still on its way.
+  void finish(FirstFailure& failure) {
+    while (queue_ && queue_->size() > 0) failure.watch([&] { draw([&] { return queue_->pop(); }); });
+    failure.watch([&] { writer_.wait(); });
+    if (files()) failure.watch([&] { forget_missing(job_, job_.arguments.output, done_); });
+  }
+
+  /// Whether the picture is where it is to be.
+  bool done(std::int64_t image) const { return done_[std::size_t(image)]; }
+  std::int64_t count() const { return std::count(done_.begin(), done_.end(), true); }
+  std::vector<tstitch::Picture> const& for_grid() const { return for_grid_; }
+
+ private:
+  /// @param next makes the pictures of the next batch
+  template <class Next>
+  void draw(Next next) {
+    const std::int64_t first = drawn_, count = std::min(job_.arguments.batch, sampled_ - drawn_);
+    drawn_ += count;
+    std::vector<tstitch::Picture> pictures = next();
+    if (!job_.arguments.grid.empty()) for_grid_.insert(for_grid_.end(), pictures.begin(), pictures.end());
+    if (files()) {
+      writer_([this, first, pictures = std::move(pictures)] {
+        write_pictures(job_, parameters(job_), job_.arguments.output, pictures, first, done_);
+      });
+    } else {
+      std::fill_n(done_.begin() + first, count, true);
+    }
+  }
+
+  Job const& job_;
+  Flags done_;
+  std::vector<tstitch::Picture> for_grid_ = {};
+  std::int64_t sampled_ = 0, drawn_ = 0;
+  BackgroundWriter writer_ = {};
+  std::optional<tstitch::DecodeQueue> queue_ = {};
+};
+
+/// Batch after batch, until all are sampled or the program is to stop.
+/// @param latents x_0 of each batch on the host, where they are to be written
+inline void sample_batches(Job const& job, std::vector<tstitch::Network> const& networks,
+                           tstitch::AnySampler const& sampler, NetworkClock& clock,
+                           std::optional<tstitch::ProgressBar>& progress, Pictures& pictures,
+                           std::vector<at::Tensor>& latents) {
+  for (std::int64_t sampled = 0; sampled < job.images() && !stopped_by;) {
+    const std::int64_t first = sampled, count = std::min(job.arguments.batch, job.images() - first);
+    clock.start();
+    const tstitch::Samples samples =
+        sampler.sample(networks, job.request(first, count), [&](tstitch::StepReport report) {
+          clock(report);
+          report.first += first;
+          if (progress) (*progress)(report);
+          return stopped_by ? tstitch::Control::cancel : tstitch::Control::proceed;
+        });
+    if (!samples.finished) break;
+    sampled += count;
+    if (!job.arguments.latents.empty()) latents.push_back(samples.images.cpu());
+    pictures.push(samples.images);
+  }
+}
+
+/// For the report: every picture that is there.
+inline Json list_pictures(Job const& job, Pictures const& pictures) {
+  Json list = Json::array();
+  for (std::int64_t i = 0; pictures.wanted() && i < job.images(); ++i) {
+    if (!pictures.done(i)) continue;
+    Json entry{{"seed", job.seed(i)}};
+    job.describe(i, entry);
+    if (pictures.files()) entry["file"] = job.file_name(i);
+    list.push_back(entry);
+  }
+  return list;
+}
+
+/// "0.52", for people.
+inline std::string hundredths(double value) {
+  return tstitch::words::text(std::round(value * 100) / 100);
+}
 
 inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
                std::optional<tstitch::Decoder> const& decoder) {
@@ -27,102 +133,47 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
   const std::vector<int> calls = plan.calls(networks.size());
   std::optional<tstitch::ProgressBar> progress;
   if (!job.arguments.quiet) progress.emplace(job.images(), job.names).begin();
-  std::vector<tstitch::Picture> for_grid;
   const Clock::time_point start = Clock::now();
   std::vector<at::Tensor> latents;
-  std::int64_t sampled = 0, drawn = 0;
-  const bool files = !job.arguments.output.empty(), pictured = files || !job.arguments.grid.empty();
-  Flags done(std::size_t(job.images()));  // what is where it is to be
-  BackgroundWriter writer;
-  const auto finish = [&](auto draw) {  // the next batch
-    const std::int64_t first = drawn, count = std::min(job.arguments.batch, sampled - drawn);
-    drawn += count;
-    std::vector<tstitch::Picture> pictures = draw();
-    if (!job.arguments.grid.empty()) for_grid.insert(for_grid.end(), pictures.begin(), pictures.end());
-    if (files) {
-      writer([&job, &done, first, pictures = std::move(pictures)] {
-        write_pictures(job, parameters(job), job.arguments.output, pictures, first, done);
-      });
-    } else {
-      std::fill_n(done.begin() + first, count, true);
-    }
-  };
-  // Latents are decoded, and their pictures written, behind the sampling of the next batch.
-  std::optional<tstitch::DecodeQueue> queue;
-  if (decoder) queue.emplace(*decoder, tstitch::Tiling{.rows = 1, .tile = job.arguments.tile});
+  Pictures pictures(job, decoder);
   FirstFailure failure;  // what is finished by then is still written
-  failure.watch([&] {
-    while (sampled < job.images() && !stopped_by) {
-      const std::int64_t first = sampled, count = std::min(job.arguments.batch, job.images() - first);
-      clock.start();
-      const tstitch::Samples samples =
-          sampler.sample(networks, job.request(first, count), [&](tstitch::StepReport report) {
-            clock(report);
-            report.first += first;
-            if (progress) (*progress)(report);
-            return stopped_by ? tstitch::Control::cancel : tstitch::Control::proceed;
-          });
-      if (!samples.finished) break;
-      sampled += count;
-      if (!job.arguments.latents.empty()) latents.push_back(samples.images.cpu());
-      if (!pictured) {
-        std::fill_n(done.begin() + first, count, true);
-      } else if (queue) {
-        queue->push(samples.images);
-        if (queue->size() > 1) finish([&] { return queue->pop(); });
-      } else {
-        finish([&] { return tstitch::to_pictures(samples.images); });
-      }
-    }
-  });
-  while (queue && queue->size() > 0) failure.watch([&] { finish([&] { return queue->pop(); }); });
-  failure.watch([&] { writer.wait(); });
-  if (files) failure.watch([&] { forget_missing(job, job.arguments.output, done); });
-  const std::int64_t finished = std::count(done.begin(), done.end(), true);
+  failure.watch([&] { sample_batches(job, networks, sampler, clock, progress, pictures, latents); });
+  pictures.finish(failure);
+  const std::int64_t finished = pictures.count();
   if (finished == 0 && latents.empty()) failure.rethrow();
   const double seconds = seconds_since(start);
   if (progress) progress->finish();
-  if (files) failure.watch([&] { tstitch::sync_disk(job.arguments.output); });
+  if (pictures.files()) failure.watch([&] { tstitch::sync_disk(job.arguments.output); });
 
   Json json = parameters(job);
   list_texts(job, json);
   const tstitch::PngText text = png_text(json);
   std::vector<std::string> left;  // what there is now
-  if (!latents.empty()) {
+  const auto leave = [&](std::string const& what, std::string const& path, auto write) {
     failure.watch([&] {
-      write_latents(job, latents);
-      left.push_back("latents: " + location(job.arguments.latents));
+      write();
+      left.push_back(what + ": " + location(path));
     });
-  }
+  };
+  if (!latents.empty()) leave("latents", job.arguments.latents, [&] { write_latents(job, latents); });
   json["calls"] = calls;
   json["seconds_by_network"] = clock.seconds();
   json["seconds"] = seconds;
   json["images_per_second"] = double(finished) / seconds;
   json["finished_images"] = finished;
-  json["pictures"] = Json::array();
-  for (std::int64_t i = 0; pictured && i < job.images(); ++i) {
-    if (!done[std::size_t(i)]) continue;
-    Json entry{{"seed", job.seed(i)}};
-    job.describe(i, entry);
-    if (!job.arguments.output.empty()) entry["file"] = job.file_name(i);
-    json["pictures"].push_back(entry);
-  }
+  json["pictures"] = list_pictures(job, pictures);
   failure.watch([&] { write_report(job, json); });
-  if (!for_grid.empty()) {  // last, for it may be too large
-    failure.watch([&] {
-      for (tstitch::Picture& picture : for_grid) picture = tstitch::enlarge(picture, job.arguments.scale);
-      tstitch::write_png(job.arguments.grid, tstitch::make_grid(for_grid, int(grid_columns(job)), grid_gap), text);
-      left.push_back("grid: " + location(job.arguments.grid));
-    });
+  // Last, for it may be too large.
+  if (!pictures.for_grid().empty()) {
+    leave("grid", job.arguments.grid, [&] { write_grid(job, pictures.for_grid(), text); });
   }
 
-  say(job, counted(finished, "picture"), " in ", tstitch::words::text(std::round(seconds * 100) / 100), " s, ",
-      tstitch::words::text(std::round(double(finished) / seconds * 100) / 100), " images/s on ", job.device.str());
+  say(job, counted(finished, "picture"), " in ", hundredths(seconds), " s, ", hundredths(double(finished) / seconds),
+      " images/s on ", job.device.str());
   for (std::size_t k = 0; k < job.names.size(); ++k) {
-    say(job, "  ", job.names[k], ": ", counted(calls[k], "step"), ", ",
-        tstitch::words::text(std::round(clock.seconds()[k] * 100) / 100), " s");
+    say(job, "  ", job.names[k], ": ", counted(calls[k], "step"), ", ", hundredths(clock.seconds()[k]), " s");
   }
-  if (files && finished) say(job, "pictures: ", location(job.arguments.output));
+  if (pictures.files() && finished) say(job, "pictures: ", location(job.arguments.output));
   for (std::string const& each : left) say(job, each);
   failure.rethrow();
   return stopped_by ? 128 + stopped_by : 0;
