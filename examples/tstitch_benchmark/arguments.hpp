@@ -44,20 +44,40 @@ struct Arguments {
   std::optional<std::int64_t> started;
 };
 
-/// @returns nothing when the program is to go on, else its exit code; help and errors have been printed then
-/// @throws std::invalid_argument for options that do not suit each other
-inline std::optional<int> parse(int count, char** values, Arguments& arguments) {
-  CLI::App app{
-      "Measures two networks and stitched trajectories of them: time of a forward pass, of whole trajectories at "
-      "several ratios, of the sampler by itself, of the first picture from the start of a process, and memory.\n"
-      "Figures are medians after a warm-up. Without arguments: the bundled pair.",
-      "tstitch_benchmark"};
-  char const* group = "";
-  const auto option = [&](char const* name, auto& value, std::string const& help) {
-    return strict(app.add_option(name, value, help)->group(group), value);
+/// Refuses what cannot be measured, and decides what is not given.
+inline void complete(Arguments& arguments) {
+  if (!arguments.spacing.empty()) tstitch::spacing_by_name(arguments.spacing, "--spacing");  // before networks load
+  if (arguments.models.size() != 2) {
+    throw std::invalid_argument("--model: must be two networks, got " + std::to_string(arguments.models.size()));
+  }
+  arguments.device = device_of(arguments.device_name);
+  const bool gpu = arguments.device.is_cuda();
+  if (arguments.batches.empty()) {
+    arguments.batches = gpu ? std::vector<std::int64_t>{1, 2, 8, 32} : std::vector<std::int64_t>{1, 4};
+  }
+  if (arguments.dtypes.empty()) arguments.dtypes = {gpu ? "bfloat16" : "float32"};
+  if (arguments.steps == 0) arguments.steps = gpu ? 100 : 10;
+  const auto ascending = [](auto& measured) {
+    std::sort(measured.begin(), measured.end());
+    measured.erase(std::unique(measured.begin(), measured.end()), measured.end());
   };
-  group = "Cells (comma-separated lists; every combination is measured)";
-  option("--model", arguments.models, "network's file; twice, the small one first")
+  ascending(arguments.batches);
+  ascending(arguments.ratios);
+  std::vector<std::pair<std::string, std::string>> read;
+  for (std::string const& path : arguments.models) read.emplace_back("--model", path);
+  require_different({{"--json", arguments.json}, {"--plot", arguments.plot}, {"--latents", arguments.latents}}, read);
+  const std::size_t cells =
+      arguments.batches.size() * arguments.ratios.size() * arguments.dtypes.size() * arguments.backends.size();
+  if (!arguments.latents.empty() && cells != 1) {
+    throw std::invalid_argument("--latents: is for one batch size, ratio, number format and backend, got " +
+                                std::to_string(cells) + " combinations");
+  }
+}
+
+inline void add_cells(CLI::App& app, Arguments& arguments) {
+  constexpr auto group = "Cells (comma-separated lists; every combination is measured)";
+  strict(app.add_option("--model", arguments.models, "network's file; twice, the small one first"), arguments.models)
+      ->group(group)
       ->type_name("FILE")
       ->allow_extra_args(false);
   add_numbers<std::int64_t>(app, "--batch", arguments.batches, "pictures at once [1,2,8,32 on a GPU, 1,4 on the CPU]",
@@ -76,6 +96,21 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
             tstitch::backend_names())
       ->group(group)
       ->default_str("auto");
+}
+
+/// @returns nothing when the program is to go on, else its exit code; help and errors have been printed then
+/// @throws std::invalid_argument for options that do not suit each other
+inline std::optional<int> parse(int count, char** values, Arguments& arguments) {
+  CLI::App app{
+      "Measures two networks and stitched trajectories of them: time of a forward pass, of whole trajectories at "
+      "several ratios, of the sampler by itself, of the first picture from the start of a process, and memory.\n"
+      "Figures are medians after a warm-up. Without arguments: the bundled pair.",
+      "tstitch_benchmark"};
+  char const* group = "";
+  const auto option = [&](char const* name, auto& value, std::string const& help) {
+    return strict(app.add_option(name, value, help)->group(group), value);
+  };
+  add_cells(app, arguments);
 
   group = "Trajectories";
   const std::vector<std::string> samplers = names_in(tstitch::update_rules());
@@ -113,32 +148,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
 
   set_up(app, version_of("tstitch_benchmark"));
   if (const std::optional<int> code = read_arguments(app, count, values)) return code;
-  if (!arguments.spacing.empty()) tstitch::spacing_by_name(arguments.spacing, "--spacing");  // before networks load
-  if (arguments.models.size() != 2) {
-    throw std::invalid_argument("--model: must be two networks, got " + std::to_string(arguments.models.size()));
-  }
   arguments.first_picture = !no_first_picture;
-  arguments.device = device_of(arguments.device_name);
-  const bool gpu = arguments.device.is_cuda();
-  if (arguments.batches.empty()) {
-    arguments.batches = gpu ? std::vector<std::int64_t>{1, 2, 8, 32} : std::vector<std::int64_t>{1, 4};
-  }
-  if (arguments.dtypes.empty()) arguments.dtypes = {gpu ? "bfloat16" : "float32"};
-  if (arguments.steps == 0) arguments.steps = gpu ? 100 : 10;
-  const auto ascending = [](auto& measured) {
-    std::sort(measured.begin(), measured.end());
-    measured.erase(std::unique(measured.begin(), measured.end()), measured.end());
-  };
-  ascending(arguments.batches);
-  ascending(arguments.ratios);
-  std::vector<std::pair<std::string, std::string>> read;
-  for (std::string const& path : arguments.models) read.emplace_back("--model", path);
-  require_different({{"--json", arguments.json}, {"--plot", arguments.plot}, {"--latents", arguments.latents}}, read);
-  const std::size_t cells =
-      arguments.batches.size() * arguments.ratios.size() * arguments.dtypes.size() * arguments.backends.size();
-  if (!arguments.latents.empty() && cells != 1) {
-    throw std::invalid_argument("--latents: is for one batch size, ratio, number format and backend, got " +
-                                std::to_string(cells) + " combinations");
-  }
+  complete(arguments);
   return std::nullopt;
 }

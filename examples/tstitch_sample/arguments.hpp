@@ -27,7 +27,8 @@ struct Arguments {
   std::vector<double> fractions;
   std::string sweep;
   std::string routing = "stitch";
-  std::vector<double> boundaries;  ///< behind the colon of timestep and logsnr
+  std::vector<double> boundaries;  ///< behind the colon of --routing
+  bool between = true;             ///< see NamedRouting::between
 
   std::string profile;  ///< takes the place of sampler, order, spacing and eta
   std::string sampler = "ddim";
@@ -163,89 +164,109 @@ inline std::vector<std::string> routings_by_fractions() {
 }
 
 /// Takes the boundaries behind the colon of --routing.
-/// @returns its entry in the table
 /// @throws std::invalid_argument for a routing that there is not
-inline tstitch::NamedRouting read_routing(Arguments& arguments) {
+inline void read_routing(Arguments& arguments) {
   std::string text = arguments.routing;
   std::replace(text.begin(), text.begin() + std::ptrdiff_t(std::min(text.find(':'), text.size())), '_', '-');
   auto [routing, boundaries] = tstitch::read_routing(text, tstitch::routing::named(), "--routing");
   arguments.routing = routing.name;
   arguments.boundaries = std::move(boundaries);
-  return routing;
+  arguments.between = routing.between;
 }
 
-/// @returns nothing when the program is to go on, else its exit code; help and version have been printed then
-/// @throws std::invalid_argument for options that are not what they must be, or do not suit each other
-inline std::optional<int> parse(int count, char** values, Arguments& arguments) {
-  CLI::App app{
-      "Samples class-conditional pictures with several diffusion transformers in turn: the first, noisy steps go to "
-      "the first network, the later ones to the next (T-Stitch, arXiv 2402.14167).\n"
-      "Without arguments: one picture of each class from the bundled pair, into samples.png.\n"
-      "Networks and decoders are programs: TorchScript files and .pt2 packages run code that they contain, so take "
-      "them from whom you trust.",
-      "tstitch_sample"};
-  char const* group = "";
-  const auto option = [&](char const* name, auto& value, std::string const& help) {
-    return strict(app.add_option(name, value, help)->group(group), value);
-  };
-  const auto shown = [&](char const* name, auto& value, std::string const& help) {  // help shows the default
-    return option(name, value, help)->capture_default_str();
-  };
-  const auto numbers = [&](char const* name, std::vector<double>& value, char const* help) {
-    return add_numbers(app, name, value, help)->group(group);
-  };
-  const auto flag = [&](char const* name, bool& value, char const* help) {
-    return app.add_flag(name, value, help)->group(group);
-  };
+/// Whether what is behind the colon lies between networks, one fewer than they are.
+inline bool has_boundaries_between(Arguments const& arguments) {
+  return !arguments.boundaries.empty() && arguments.between;
+}
 
+/// The options in their groups, and what they must be together.
+struct CommandLine {
+  CLI::App& app;
+  Arguments& arguments;
+  char const* group = "";
+  // Those that others go with or without, or that it matters whether they are given.
+  CLI::Option *ratio = nullptr, *fractions = nullptr, *sweep = nullptr, *routing = nullptr;
+  CLI::Option *profile = nullptr, *sampler = nullptr, *order = nullptr, *steps = nullptr, *spacing = nullptr;
+  CLI::Option *timesteps = nullptr, *sigmas = nullptr, *eta = nullptr, *batch = nullptr, *pad = nullptr;
+
+  CLI::Option* option(char const* name, auto& value, std::string const& help) const {
+    return strict(app.add_option(name, value, help)->group(group), value);
+  }
+  /// The same with its default in the help.
+  CLI::Option* shown(char const* name, auto& value, std::string const& help) const {
+    return option(name, value, help)->capture_default_str();
+  }
+  CLI::Option* numbers(char const* name, std::vector<double>& value, char const* help) const {
+    return add_numbers(app, name, value, help)->group(group);
+  }
+  CLI::Option* flag(char const* name, bool& value, char const* help) const {
+    return app.add_flag(name, value, help)->group(group);
+  }
+
+  void add_routing();
+  void add_sampling();
+  void add_pictures();
+  void add_machine();
+  void add_output();
+
+  /// Takes what the options say beside their values.
+  void take_given() const;
+  /// Refuses what would have no effect, rather than ignore it.
+  void require_effect() const;
+  /// Refuses numbers that are too many, too few, too large or too small.
+  void require_numbers() const;
+};
+
+inline void CommandLine::add_routing() {
   group = "Routing";
   option("--model", arguments.models,
          "TorchScript file or AOTInductor package; repeat in the order of use, small first")
       ->type_name("FILE")
       ->allow_extra_args(false);
-  const auto ratio = shown("--ratio", arguments.ratio, "share of the steps for the first of two networks");
-  const auto fractions =
+  ratio = shown("--ratio", arguments.ratio, "share of the steps for the first of two networks");
+  fractions =
       numbers("--fractions", arguments.fractions, "share of the steps for each network, adding up to 1: 0.3,0.3,0.4");
-  const auto sweep =
-      option("--sweep", arguments.sweep, "many ratios from the same noise, FROM:TO:STEP, one row of the grid each");
+  sweep = option("--sweep", arguments.sweep, "many ratios from the same noise, FROM:TO:STEP, one row of the grid each");
   fractions->excludes(ratio)->excludes(sweep);
   sweep->type_name("A:B:C")->excludes(ratio);
-  const auto routing = shown("--routing", arguments.routing, "how networks share the steps: " + routings_help());
+  routing = shown("--routing", arguments.routing, "how networks share the steps: " + routings_help());
   routing->type_name("RULE")->excludes(sweep);
   flag("--plan", arguments.plan, "print what each step would do, and stop");
+}
 
+inline void CommandLine::add_sampling() {
   group = "Sampling";
   const std::vector<std::string> profile_names = names_in(tstitch::profiles());
-  const auto profile =
-      option("--profile", arguments.profile,
-             "instead of sampler, order, spacing and eta, this library's choice or what another program does: " +
-                 joined(profile_names) + " [what the last network recommends]")
-          ->type_name("NAME");
+  profile = option("--profile", arguments.profile,
+                   "instead of sampler, order, spacing and eta, this library's choice or what another program does: " +
+                       joined(profile_names) + " [what the last network recommends]")
+                ->type_name("NAME");
   one_of(profile, profile_names);
   const std::vector<std::string> sampler_names = names_in(tstitch::update_rules());
-  const auto sampler =
-      shown("--sampler", arguments.sampler, "update rule: " + joined(sampler_names))->type_name("NAME");
+  sampler = shown("--sampler", arguments.sampler, "update rule: " + joined(sampler_names))->type_name("NAME");
   one_of(sampler, sampler_names);
-  const auto order = option("--order", arguments.order,
-                            "1 to 3, of the adaptive ones 2 or 3, of lms 1 to 8: " + samplers_help("order"));
-  const auto steps = option("--steps", arguments.steps,
-                            "50, or what the last network recommends where no other sampling option is given; some "
-                            "samplers evaluate a network more than once in each, as --plan shows");
-  const auto spacing = option("--spacing", arguments.spacing,
-                              tstitch::spacings_text() +
-                                  ", or a list of timesteps; shifted is for flow matching [linspace; shifted for flow "
-                                  "matching]")
-                           ->type_name("NAME");
-  const auto timesteps = numbers("--timesteps", arguments.timesteps,
-                                 "instead of steps and spacing: where each step begins, the noisiest first");
-  const auto sigmas = numbers("--sigmas", arguments.sigmas,
-                              "the same by noise levels, sigma / alpha; a last one of 0 is where the last step ends");
-  const auto eta = option("--eta", arguments.eta,
-                          "how much noise a step renews, 0 to 1, of dpm-solver++ 0 or more: " + samplers_help("eta"));
+  order = option("--order", arguments.order,
+                 "1 to 3, of the adaptive ones 2 or 3, of lms 1 to 8: " + samplers_help("order"));
+  steps = option("--steps", arguments.steps,
+                 "50, or what the last network recommends where no other sampling option is given; some "
+                 "samplers evaluate a network more than once in each, as --plan shows");
+  spacing = option("--spacing", arguments.spacing,
+                   tstitch::spacings_text() +
+                       ", or a list of timesteps; shifted is for flow matching [linspace; shifted for flow "
+                       "matching]")
+                ->type_name("NAME");
+  timesteps = numbers("--timesteps", arguments.timesteps,
+                      "instead of steps and spacing: where each step begins, the noisiest first");
+  sigmas = numbers("--sigmas", arguments.sigmas,
+                   "the same by noise levels, sigma / alpha; a last one of 0 is where the last step ends");
+  eta = option("--eta", arguments.eta,
+               "how much noise a step renews, 0 to 1, of dpm-solver++ 0 or more: " + samplers_help("eta"));
   for (auto const& list : {timesteps, sigmas}) list->excludes(steps)->excludes(spacing);
   timesteps->excludes(sigmas);
   for (auto const& part : {sampler, order, spacing, eta}) profile->excludes(part);
+}
 
+inline void CommandLine::add_pictures() {
   group = "Pictures";
   option("--class", arguments.classes,
          "name, one of its synonyms, or number; repeat for more; all for each [all of up to 10 classes, else 10]")
@@ -262,7 +283,9 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   shown("--guidance-interval", arguments.guidance_interval, "share of the steps at which guidance begins and ends")
       ->type_name("A:B");
   shown("--seed", arguments.seed, "picture i has seed SEED + i, and its noise depends on nothing else");
+}
 
+inline void CommandLine::add_machine() {
   group = "Machine";
   shown("--device", arguments.device, "auto, cpu, cuda or cuda:N");
   one_of(shown("--dtype", arguments.dtype,
@@ -277,13 +300,15 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
             tstitch::backend_names())
       ->group(group)
       ->default_str("auto");
-  const auto batch = option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
-  const auto pad = flag("--pad-batches", arguments.pad_batches,
-                        "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them");
+  batch = option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
+  pad = flag("--pad-batches", arguments.pad_batches,
+             "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them");
   flag("--fastest-batch", arguments.fastest_batch,
        "measure batches of 1, 2, 4 ... pictures up to --batch first, and draw in the fastest")
       ->excludes(pad);
+}
 
+inline void CommandLine::add_output() {
   group = "Output";
   const auto decoder =
       option("--decoder", arguments.decoder, "decoder of the autoencoder, for networks that make latents");
@@ -303,10 +328,9 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   shown("--scale", arguments.scale, "the grid's pictures are so many times larger")->check(in_range(1, 64));
   option("--report", arguments.report, "parameters, calls and seconds as JSON")->type_name("FILE");
   flag("--quiet", arguments.quiet, "print errors only");
+}
 
-  set_up(app, version_of("tstitch_sample"));
-  if (const std::optional<int> code = read_arguments(app, count, values)) return code;
-  const tstitch::NamedRouting named_routing = read_routing(arguments);
+inline void CommandLine::take_given() const {
   for (CLI::Option const* const part : {profile, sampler, order, spacing, timesteps, sigmas, eta}) {
     arguments.sampling_given = arguments.sampling_given || part->count() > 0;
   }
@@ -315,8 +339,9 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   if (const std::size_t listed = arguments.timesteps.size() + arguments.sigmas.size(); listed > 0) {
     arguments.steps = int(listed);
   }
+}
 
-  // What would have no effect is refused rather than ignored.
+inline void CommandLine::require_effect() const {
   const auto only = [](CLI::Option const* given, bool useful, std::string const& rule, std::string const& got) {
     if (given->count() && !useful) {
       throw std::invalid_argument(given->get_name() + ": is for " + rule + ", got " + got);
@@ -330,8 +355,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   const std::vector<std::string> by_fractions = routings_by_fractions();
   only(fractions, std::ranges::count(by_fractions, arguments.routing) > 0,
        "the routings " + joined_with_and(by_fractions), arguments.routing);
-  const bool between = bounded && named_routing.between;
-  const bool several = between || !arguments.fractions.empty();
+  const bool several = has_boundaries_between(arguments) || !arguments.fractions.empty();
   only(routing, several ? networks > 1 : networks == 2, several ? "several networks" : "two networks",
        std::to_string(networks));
   only(timesteps, arguments.profile.empty(), "runs without --profile", arguments.profile);
@@ -339,7 +363,11 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   only(order, takes(arguments, "order"), joined_with_and(samplers_with("order")), arguments.sampler);
   only(pad, arguments.sweep.empty(), "runs without --sweep", in_quotes(arguments.sweep));
   only(eta, takes(arguments, "eta"), joined_with_and(samplers_with("eta")), arguments.sampler);
-  if (between && arguments.boundaries.size() + 1 != networks) {
+}
+
+inline void CommandLine::require_numbers() const {
+  const std::size_t networks = arguments.models.size();
+  if (has_boundaries_between(arguments) && arguments.boundaries.size() + 1 != networks) {
     throw std::invalid_argument("--routing: must have a boundary between each two of the " + std::to_string(networks) +
                                 " networks, got " + std::to_string(arguments.boundaries.size()));
   }
@@ -357,5 +385,29 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
                                 (arguments.pad_batches ? " with --pad-batches" : "") + ", got " +
                                 std::to_string(arguments.batch));
   }
+}
+
+/// @returns nothing when the program is to go on, else its exit code; help and version have been printed then
+/// @throws std::invalid_argument for options that are not what they must be, or do not suit each other
+inline std::optional<int> parse(int count, char** values, Arguments& arguments) {
+  CLI::App app{
+      "Samples class-conditional pictures with several diffusion transformers in turn: the first, noisy steps go to "
+      "the first network, the later ones to the next (T-Stitch, arXiv 2402.14167).\n"
+      "Without arguments: one picture of each class from the bundled pair, into samples.png.\n"
+      "Networks and decoders are programs: TorchScript files and .pt2 packages run code that they contain, so take "
+      "them from whom you trust.",
+      "tstitch_sample"};
+  CommandLine line{app, arguments};
+  line.add_routing();
+  line.add_sampling();
+  line.add_pictures();
+  line.add_machine();
+  line.add_output();
+  set_up(app, version_of("tstitch_sample"));
+  if (const std::optional<int> code = read_arguments(app, count, values)) return code;
+  read_routing(arguments);
+  line.take_given();
+  line.require_effect();
+  line.require_numbers();
   return std::nullopt;
 }
