@@ -319,12 +319,13 @@ inline tstitch::AnyModelSchedule routing(Job const& job, std::string const& rule
   if (networks > 2 && shares) {
     throw std::invalid_argument("--fractions: must be given for more than two networks, got none");
   }
-  return tstitch::routing::by_name(rule, "--routing")
-      .make({.ratio = arguments.ratio,
-             .fractions = arguments.fractions,
-             .boundaries = arguments.boundaries,
-             .num_train_timesteps = timesteps,
-             .seed = std::uint32_t(arguments.seed)});
+  return tstitch::model_schedule_by_name(rule,
+                                         {.ratio = arguments.ratio,
+                                          .fractions = arguments.fractions,
+                                          .boundaries = arguments.boundaries,
+                                          .num_train_timesteps = timesteps,
+                                          .seed = std::uint32_t(arguments.seed)},
+                                         tstitch::routing::named());
 }
 
 /// "20 steps of 'small', 30 of 'large'".

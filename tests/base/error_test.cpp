@@ -4,7 +4,7 @@
 
 #include "../catch.hpp"
 
-using tstitch::detail::printable;
+using tstitch::words::printable;
 
 TEST_CASE("text of others is shown without what terminals obey") {
   CHECK(printable("cat \xC3\xA9 \xE2\x82\xAC \xF0\x9F\x98\x80") == "cat \xC3\xA9 \xE2\x82\xAC \xF0\x9F\x98\x80");

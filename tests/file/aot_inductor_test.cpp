@@ -57,6 +57,25 @@ TEST_CASE("a package says what it is, and is told from other files by its conten
         "/package.pt2': must be a TorchScript file, got a package of torch.export (see aot_inductor.hpp)");
 }
 
+TEST_CASE("a package says what it was compiled for") {
+  const CompiledFor cpu = read_compiled_for(package(with({{"cpu_capability", "AVX2"}, {"torch", "2.11.0"}})));
+  CHECK(cpu.dtype == at::kHalf);
+  CHECK(cpu.device == "cpu");
+  CHECK(cpu.compute_capability.empty());
+  CHECK(cpu.cpu_capability == "AVX2");
+  CHECK(cpu.torch == "2.11.0");
+  CHECK(cpu.batch == "1-512");
+  const CompiledFor gpu =
+      read_compiled_for(package(with({{"device", "cuda"}, {"compute_capability", "9.0"}, {"batch", "1 2 8"}})));
+  CHECK(gpu.device == "cuda");
+  CHECK(gpu.compute_capability == "9.0");
+  CHECK(gpu.batch == "1 2 8");
+  CHECK_THAT(message_of<std::runtime_error>([] { read_compiled_for(TSTITCH_MODELS "/cifar10_dit_small.pt"); }),
+             ContainsSubstring("cifar10_dit_small.pt': must be an AOTInductor package, got another archive"));
+  CHECK_THAT(message_of<std::runtime_error>([] { read_compiled_for("/nowhere/model.pt2"); }),
+             ContainsSubstring("'/nowhere/model.pt2': must be a file that can be read, got none"));
+}
+
 TEST_CASE("files that are no packages are refused in one line") {
   CHECK(refusal("/nowhere/model.pt2") ==
         "tstitch::load_aot_inductor: '/nowhere/model.pt2': must be a file that can be read, got none");
@@ -149,7 +168,7 @@ TEST_CASE("a package for another kind of GPU is refused where the driver tells w
   const std::string found = tstitch::detail::capability_text({at::kCUDA, 0});
   CAPTURE(found);
   CHECK((found.empty() || found.find('.') != std::string::npos));
-  tstitch::detail::CompiledFor compiled{.device = "cuda", .compute_capability = "1.0"};
+  CompiledFor compiled{.device = "cuda", .compute_capability = "1.0"};
   const auto message = [&] {
     return message_of<std::runtime_error>([&] {
       tstitch::detail::require_compiled_for(compiled, {.device = at::Device(at::kCUDA, 0)}, "'file'");

@@ -86,6 +86,19 @@ TEST_CASE("the type that a file has on a GPU must be one that networks run in, u
   }
 }
 
+TEST_CASE("the module of a file is as it was written") {
+  const torch::jit::Module module = load_torchscript_module(path_of("module.pt", saved(tiny(), network_metadata())));
+  const auto parameters = module.named_parameters();
+  REQUIRE(parameters.size() == 1);
+  CHECK((*parameters.begin()).name == "scale");
+  CHECK((*parameters.begin()).value.item<float>() == 0.5F);
+  CHECK_THAT(message_of<std::runtime_error>([] { load_torchscript_module("/nowhere/model.pt"); }),
+             ContainsSubstring("'/nowhere/model.pt': must be a file that can be read, got none"));
+  CHECK_THAT(
+      message_of<std::runtime_error>([] { load_torchscript_module(path_of("no_module.pt", "no archive at all")); }),
+      ContainsSubstring("no_module.pt': must be a TorchScript file, got "));
+}
+
 TEST_CASE("a file says what it is") {
   const NetworkInfo info = read_network_info(small_path);
   CHECK(info.name == "cifar10-dit-small");

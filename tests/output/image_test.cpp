@@ -68,6 +68,17 @@ TEST_CASE("grids, strips and columns lay pictures out row by row on white") {
   CHECK(make_grid(three, 1, 0).height == 6);
   CHECK(make_grid(three).width == 2 * 2 + 2);
   CHECK(make_grid(three, 5, 0).width == 6);  // no room for pictures that are not there
+  for (int columns : {0, 1, 2, 5}) {
+    const Picture made = make_grid(three, columns, 3);
+    const GridSize size = grid_size(3, 2, 2, 1, columns, 3);
+    CHECK(std::pair(size.width, size.height) == std::pair(made.width, made.height));
+    CHECK(size.columns * size.rows >= 3);
+  }
+  CHECK_THROWS_WITH(grid_size(0, 2, 2, 1), "tstitch::make_grid: at least one picture is needed, got 0");
+  CHECK_THROWS_WITH(grid_size(1, 2, 2, 1, -1), "tstitch::make_grid: columns must not be negative, got -1");
+  CHECK_THROWS_WITH(grid_size(1, 2, 2, 1, 1, -1), "tstitch::make_grid: gap must not be negative, got -1");
+  CHECK_THAT(message_of<std::invalid_argument>([] { grid_size(1'000'000, 512, 512, 3); }),
+             ContainsSubstring("tstitch::make_grid: a picture must have less than 1300 MiB, got "));
   CHECK(enlarge(three[0], 2).pixels == std::vector<std::uint8_t>{0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3});
 }
 

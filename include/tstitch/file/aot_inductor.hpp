@@ -339,6 +339,15 @@ auto loading(CompiledFor const& compiled, std::string const& source, Action acti
                            ": must hold a network that runs as its metadata says, got " + got);
 }
 
+/// @param file how messages call it: `source`
+/// @throws std::runtime_error for what is no package
+inline std::shared_ptr<Archive> open_package(std::string const& source,
+                                             std::shared_ptr<caffe2::serialize::ReadAdapterInterface> const& file) {
+  const auto archive = open_network(aot_inductor_file, source, file);
+  if (!is_package(*archive)) refuse_file(aot_inductor_file, source, "another archive");
+  return archive;
+}
+
 }  // namespace detail
 
 /// Whether this file is one for load_aot_inductor, whatever it is called.
@@ -356,8 +365,8 @@ inline CompiledFor read_compiled_for(std::string const& path) {
   const std::string source = detail::quoted(path);
   const auto file = detail::open_file(detail::aot_inductor_file, path);
   return detail::reading(detail::aot_inductor_file, source, [&] {
-    return detail::read_compiled_for(
-        detail::MetadataReader(*detail::open_network(detail::aot_inductor_file, source, file), source));
+    const auto archive = detail::open_package(source, file);
+    return detail::read_compiled_for(detail::MetadataReader(*archive, source));
   });
 }
 
@@ -379,8 +388,7 @@ inline Network load_aot_inductor(std::string const& path, AOTInductorOptions con
     std::shared_ptr<detail::Archive> archive;
   };
   Stated stated = detail::reading(detail::aot_inductor_file, source, [&] {
-    const auto archive = detail::open_network(detail::aot_inductor_file, source, file);
-    if (!detail::is_package(*archive)) detail::refuse_file(detail::aot_inductor_file, source, "another archive");
+    const auto archive = detail::open_package(source, file);
     NetworkInfo info = detail::read_network_info(*archive, source);
     const detail::MetadataReader metadata(*archive, source);
     if (detail::has_open_sizes(info)) metadata.fail("conditions", "must have all sizes of a compiled network", "*");

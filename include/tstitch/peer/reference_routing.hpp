@@ -134,12 +134,6 @@ inline std::vector<NamedRouting> const& named() {
   return list;
 }
 
-/// @param place what asks, for messages
-/// @throws std::invalid_argument for a name that there is not, with all that there are
-inline NamedRouting const& by_name(std::string const& name, std::string const& place = "routing::by_name") {
-  return tstitch::detail::find_named(place, named(), name);
-}
-
 }  // namespace tstitch::routing
 
 TSTITCH_USUAL_CONTRACTION
