@@ -1,0 +1,68 @@
+/// @file
+/// What tstitch_inspect is asked.
+#pragma once
+
+#include <tstitch/load.hpp>
+
+#include <CLI/CLI.hpp>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "../common/device.hpp"
+#include "../common/strict.hpp"
+
+struct Arguments {
+  std::vector<std::string> files{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};
+  std::string device = "auto";
+  std::string dtype = "auto";
+  std::vector<std::int64_t> rows{1, 8};
+  std::vector<std::string> conditions;
+  int steps = 50;
+  std::int64_t count = 8;
+  double tolerance = 0.1;
+  bool no_probe = false;
+  std::string json;
+  std::string plot;
+};
+
+/// @returns nothing when the program is to go on, else its exit code; help and version have been printed then
+/// @throws std::invalid_argument for options that are not what they must be
+inline std::optional<int> parse(int count, char** values, Arguments& arguments) {
+  CLI::App app{
+      "What networks of files are, whether they fit together, what they cost, and how far into a trajectory "
+      "the first agrees with the last. Without files: the bundled pair.\n"
+      "Networks are programs: TorchScript files and .pt2 packages run code that they contain, so take them from whom "
+      "you trust.",
+      "tstitch_inspect"};
+  const auto option = [&](char const* name, auto& value, char const* help) {
+    return strict(app.add_option(name, value, help), value);
+  };
+  option("files", arguments.files, "TorchScript files or AOTInductor packages in the order of use, small first")
+      ->type_name("FILE");
+  option("--device", arguments.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
+  one_of(option("--dtype", arguments.dtype, "of the networks: auto, float32, float16 or bfloat16")
+             ->type_name("TYPE")
+             ->capture_default_str(),
+         tstitch::dtype_names());
+  add_numbers<std::int64_t>(app, "--rows", arguments.rows, "batch sizes that are timed", 1, 1'000'000)
+      ->default_str("1,8");
+  option("--condition", arguments.conditions, "file of tensors by name; zeros for what is not given")
+      ->type_name("FILE")
+      ->allow_extra_args(false);
+  option("--steps", arguments.steps, "of the trajectory along which they are compared")
+      ->check(in_range(1, 1'000'000))
+      ->capture_default_str();
+  option("--count", arguments.count, "images that are compared")
+      ->check(in_range<std::int64_t>(1, 1'000'000))
+      ->capture_default_str();
+  option("--tolerance", arguments.tolerance, "share of all differences that the suggested steps may have")
+      ->check(in_range(0.0, 1.0))
+      ->capture_default_str();
+  app.add_flag("--no-probe", arguments.no_probe, "describe and time, but do not compare");
+  option("--json", arguments.json, "everything, as JSON")->type_name("FILE");
+  file_of(option("--plot", arguments.plot, "the agreement as a PNG")->type_name("FILE"), ".png");
+  set_up(app, version_of("tstitch_inspect"));
+  return read_arguments(app, count, values);
+}

@@ -1,0 +1,34 @@
+/// @file
+/// What networks are asked, where it does not matter what is drawn.
+#pragma once
+
+#include <tstitch/method/ddim.hpp>
+#include <tstitch/model/denoiser.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "../common/request.hpp"
+
+/// So many steps of a network's trajectory, evenly spaced as networks of its kind are sampled.
+/// @param k which of several it is
+inline tstitch::DDIM<tstitch::SingleNetwork> even_sampler(tstitch::NoiseSchedule const& schedule, std::size_t k,
+                                                          int steps) {
+  const tstitch::Spacing spacing = schedule.is_flow() ? tstitch::Spacing::shifted() : tstitch::Spacing::linspace();
+  return tstitch::DDIM{schedule, tstitch::SingleNetwork{k}, {.steps = steps, .spacing = spacing}};
+}
+
+/// The arguments of one evaluation of this many rows.
+struct Call {
+  at::Tensor x, t;
+  tstitch::Condition condition;
+
+  Call(tstitch::Network const& network, std::vector<tstitch::NamedCondition> const& given, std::int64_t rows) {
+    const auto sampler = even_sampler(network.noise_schedule(), 0, 2);
+    const tstitch::Trajectory run = sampler.begin({network}, request_for({network}, given, rows));
+    x = run.x;
+    condition = run.condition.conditional;
+    t = tstitch::timestep_rows(network, x, network.noise_schedule().noisiest() / 2, rows);
+  }
+};

@@ -1,0 +1,85 @@
+/// @file
+/// How far into a trajectory the first network will do for the last.
+#pragma once
+
+#include <tstitch/model/network_wrapper.hpp>
+#include <tstitch/output/image.hpp>
+#include <tstitch/study/agreement.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../common/plot.hpp"
+#include "arguments.hpp"
+#include "call.hpp"
+#include "progress.hpp"
+
+using Json = nlohmann::ordered_json;
+
+/// A network whose evaluations are shown, where each is a step.
+struct Watched : tstitch::NetworkWrapper<Watched> {
+  Watched(tstitch::Network network, Progress& shown) : NetworkWrapper(std::move(network)), progress(&shown) {}
+
+  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, tstitch::Condition const& condition,
+                        tstitch::Evaluation const& evaluation) const {
+    const at::Tensor output = inner()(x, t, condition, evaluation);
+    progress->add(x.size(0), "comparing along the trajectory");
+    return output;
+  }
+
+  Progress* progress;
+};
+
+/// Where the first network agrees with the last, along the last one's trajectory.
+inline Json probe(std::vector<tstitch::Network> networks, Arguments const& arguments,
+                  std::vector<tstitch::NamedCondition> const& conditions, Progress& progress) {
+  const std::size_t last = networks.size() - 1;
+  const auto sampler = even_sampler(networks[last].noise_schedule(), last, arguments.steps);
+  tstitch::Request request = request_for(networks, conditions, arguments.count);
+  request.guidance.scale = networks[last].info().null_class ? networks[last].info().guidance_scale : 1;
+  networks[0] = Watched(networks[0], progress).network();
+  const tstitch::Agreement agreement = tstitch::measure_agreement(sampler, networks, request, 0, last);
+  progress.clear();
+  const std::vector<double> means = tstitch::Agreement::means(agreement.cosines);
+  const std::vector<double> differences = tstitch::Agreement::means(agreement.differences);
+  const std::vector<double> shares = agreement.cumulative_share();
+  Json json{{"steps", arguments.steps}, {"images", arguments.count}};
+  const auto name = [&](std::size_t k) { return tstitch::words::printable(networks[k].info().name, 60); };
+  std::printf("agreement of '%s' with '%s' along the trajectory of '%s', %lld images\n", name(0).c_str(),
+              name(last).c_str(), name(last).c_str(), static_cast<long long>(arguments.count));
+  std::printf("  %8s %8s %12s %8s\n", "t", "cosine", "difference", "sum");
+  Curve cosine{.color = {31, 119, 180}}, sum{.color = {214, 90, 20}};
+  const std::size_t every = std::max<std::size_t>(1, means.size() / 10);
+  for (std::size_t i = 0; i < means.size(); ++i) {
+    const double t = agreement.steps[i].step.t;
+    if (i % every == 0 || i + 1 == means.size()) {
+      std::printf("  %8.1f %8.4f %12.6f %7.1f%%\n", t, means[i], differences[i], 100 * shares[i]);
+    }
+    json["timesteps"].push_back(t);
+    json["cosines"].push_back(means[i]);
+    json["differences"].push_back(differences[i]);
+    cosine.x.push_back(double(i) / double(means.size()));
+    cosine.y.push_back(means[i]);
+    sum.x.push_back(double(i + 1) / double(means.size()));
+    sum.y.push_back(shares[i]);
+  }
+  std::printf("cosine: of the noise that they predict; difference: of x after the step, root mean square\n");
+  const double ratio = agreement.ratio(arguments.tolerance);
+  json["tolerance"] = arguments.tolerance;
+  json["suggested_ratio"] = ratio;
+  std::printf("suggested ratio: %.2f (steps with %g of the difference that the first network would make in all)\n",
+              ratio, arguments.tolerance);
+  if (!arguments.plot.empty()) {
+    char title[128];
+    std::snprintf(title, sizeof title, "cosine of noise (blue), sum of differences (orange), ratio %.2f", ratio);
+    const Plot plot{.title = title, .x_label = "share of the steps", .curves = {cosine, sum}, .marks = {ratio}};
+    tstitch::write_png(arguments.plot, plot.draw());
+    std::printf("plot: %s\n", arguments.plot.c_str());
+  }
+  return json;
+}
