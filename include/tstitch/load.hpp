@@ -64,6 +64,8 @@ struct LoadOptions {
   /// Batch sizes to run before a network is handed out, so that what is done once for a shape is done. Guidance doubles
   /// the rows of a batch.
   std::vector<std::int64_t> warm_up_rows = {};
+  /// Sizes that networks leave open, which warming up must know.
+  InputSizes warm_up_sizes = {};
   /// What a network is, for TorchScript files without metadata; files that have it are believed instead.
   std::optional<NetworkInfo> info = {};
   /// Where no backend is named, these are asked in their order before anything else is tried.
@@ -150,7 +152,7 @@ inline bool wants_graphs(LoadOptions const& options) {
 /// A DiT by the library's own engine, warmed up, which load_dit leaves to others.
 inline Network load_engine(std::string const& path, TorchScriptOptions const& options, DiTOptions const& how = {}) {
   Network network = load_dit(path, options, how);
-  reading(torchscript_file, quoted(path), [&] { warm_up(network, options.warm_up_rows); });
+  reading(torchscript_file, quoted(path), [&] { warm_up(network, options.warm_up_rows, options.warm_up_sizes); });
   return network;
 }
 
@@ -179,15 +181,31 @@ inline FileReader const* reader_of(std::string const& path, LoadOptions const& o
   return nullptr;
 }
 
+}  // namespace detail
+
+/// What load_network would load, without its weights.
+/// @throws std::runtime_error naming the file and what is wrong with it
+inline NetworkInfo load_network_info(std::string const& path, LoadOptions const& options = {}) {
+  if (FileReader const* const reader = detail::reader_of(path, options)) return reader->info(path);
+  return is_aot_inductor(path) ? read_network_info(path) : read_network_info(path, options.info);
+}
+
+namespace detail {
+
 /// The network as it is before graphs.
 inline Network load_plain(std::string const& path, LoadOptions const& options) {
+  // Before weights are read, and also where a package leaves nothing open.
+  if (!options.warm_up_rows.empty()) closed("load_network", load_network_info(path, options), options.warm_up_sizes);
   if (FileReader const* const reader = reader_of(path, options)) {
     Network network = reader->load(path, options);
-    warm_up(network, options.warm_up_rows);
+    warm_up(network, options.warm_up_rows, options.warm_up_sizes);
     return network;
   }
-  const TorchScriptOptions script{
-      .device = options.device, .dtype = options.dtype, .warm_up_rows = options.warm_up_rows, .info = options.info};
+  const TorchScriptOptions script{.device = options.device,
+                                  .dtype = options.dtype,
+                                  .warm_up_rows = options.warm_up_rows,
+                                  .warm_up_sizes = options.warm_up_sizes,
+                                  .info = options.info};
   const bool choose = options.backend == Backend::automatic;
   Backend backend = options.backend;
   if (choose) {
@@ -220,13 +238,6 @@ inline void require_graphs(LoadOptions const& options, bool with_cuda) {
 
 }  // namespace detail
 
-/// What load_network would load, without its weights.
-/// @throws std::runtime_error naming the file and what is wrong with it
-inline NetworkInfo load_network_info(std::string const& path, LoadOptions const& options = {}) {
-  if (FileReader const* const reader = detail::reader_of(path, options)) return reader->info(path);
-  return is_aot_inductor(path) ? read_network_info(path) : read_network_info(path, options.info);
-}
-
 // Translation units with and without it have other functions.
 #ifdef TSTITCH_WITH_CUDA
 inline namespace with_cuda {
@@ -252,7 +263,7 @@ inline Network with_graphs(Network const& plain, LoadOptions const& options) {
   Network network = captured(plain, {.on_fallback = [name](std::string const& reason) {
                                detail::diagnose("load_network", "runs " + name + " without graphs: " + reason);
                              }});
-  warm_up(network, options.warm_up_rows);
+  warm_up(network, options.warm_up_rows, options.warm_up_sizes);
   return network;
 #else
   detail::diagnose("load_network", "runs " + name + " without graphs: the program was built without TSTITCH_WITH_CUDA");
@@ -263,6 +274,7 @@ inline Network with_graphs(Network const& plain, LoadOptions const& options) {
 /// A network from a file of any kind.
 /// @throws std::runtime_error naming the file and what is wrong with it, or that it is none for this backend; and for
 /// Graphs::always in a program without CUDA
+/// @throws std::invalid_argument where it is to be warmed up and sizes that it leaves open are not given
 inline Network load_network(std::string const& path, LoadOptions const& options = {}) {
   detail::require_graphs(options, captures_graphs);
   return with_graphs(detail::load_plain(path, options), options);

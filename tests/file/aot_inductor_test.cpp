@@ -126,6 +126,11 @@ TEST_CASE("packages without metadata, or with metadata that makes no sense, are 
   CHECK(message("device", "cuda") == "tstitch/compute_capability is required, got nothing");
   CHECK(message("conditions", "text float * 4") ==
         "tstitch/conditions must have all sizes of a compiled network, got *");
+  Metadata open = valid();
+  for (char const* key : {"input_channels", "input_height", "input_width"}) open.erase(key);
+  open["input_shape"] = "3 * 8";
+  CHECK_THAT(refusal(package(open)),
+             ContainsSubstring("tstitch/input_shape must have all sizes of a compiled network, got *"));
   for (char const* batch : {"1-0", "1-1000001", "2 2", "2 1", "0 1", "1 1000001"}) {
     CHECK(message("batch", batch) ==
           "tstitch/batch must be 1-N, or rising numbers, all in [1, 1000000], got '" + std::string(batch) + "'");

@@ -407,7 +407,7 @@ TEST_CASE("a set of files that does not fit together is refused before weights a
           load_torchscript_networks({a, b});
         }) ==
         "tstitch::require_compatible: these networks cannot share a trajectory\n"
-        "  input channels: network 0 ('tiny') has 3, network 1 ('other') has 4\n"
+        "  input shape: network 0 ('tiny') has [3, 8, 8], network 1 ('other') has [4, 8, 8]\n"
         "  noise schedule: network 0 ('tiny') has linear(1000, 0.0001, 0.02), network 1 ('other') has cosine(1000)");
   CHECK(load_torchscript_networks({a, a}).size() == 2);
 }

@@ -60,6 +60,42 @@ TEST_CASE("networks that do not fit together are refused with every mismatch nam
       {a, network({.prediction_type = PredictionType::v_prediction, .learned_variance = true, .num_classes = 10})}));
 }
 
+TEST_CASE("a network that states a shape has its channels, height and width") {
+  const auto network = [](NetworkInfo info) {
+    return Network([](at::Tensor const& x, at::Tensor const&) { return x; }, std::move(info));
+  };
+  const auto sizes = [&](NetworkInfo info) {
+    const NetworkInfo found = network(std::move(info)).info();
+    return std::vector<std::int64_t>{found.channels, found.height, found.width};
+  };
+  CHECK(sizes({.shape = {4, 0, 16, 24}}) == std::vector<std::int64_t>{4, 16, 24});
+  CHECK(sizes({.channels = 4, .height = 16, .shape = {4, 16, 24}}) == std::vector<std::int64_t>{4, 16, 24});
+  CHECK(sizes({.shape = {1, 16000}}) == std::vector<std::int64_t>{1, 0, 0});
+  CHECK(sizes({.shape = {24}}) == std::vector<std::int64_t>{24, 0, 0});
+  CHECK(sizes({.channels = 3}) == std::vector<std::int64_t>{3, 0, 0});
+  const auto message = [&](NetworkInfo const& info) {
+    return message_of<std::invalid_argument>([&] { network(info); });
+  };
+  const std::string rule = "tstitch::Network: shape must be [C, ...], with channels from 1 on and 0 for any size, got ";
+  CHECK(message({.shape = {0, 8}}) == rule + "[0, 8]");
+  CHECK(message({.shape = {4, -8}}) == rule + "[4, -8]");
+  CHECK(message({.channels = 3, .shape = {4, 8, 8}}) ==
+        "tstitch::Network: channels must be what the shape [4, 8, 8] says, or not stated, got 3");
+  CHECK(message({.height = 8, .shape = {4, 0, 8}}) ==
+        "tstitch::Network: height must be what the shape [4, *, 8] says, or not stated, got 8");
+  CHECK(message({.width = 16, .shape = {4, 16}}) ==
+        "tstitch::Network: width must be what the shape [4, 16] says, or not stated, got 16");
+  const auto found = [&](NetworkInfo left, NetworkInfo right) {
+    return mismatches({network(std::move(left)), network(std::move(right))});
+  };
+  CHECK(found({.shape = {4, 0, 16, 16}}, {.shape = {4, 8, 0, 16}}).empty());
+  CHECK(found({.shape = {4, 16, 16}}, {.shape = {4, 8, 16, 16}}) ==
+        std::vector<std::string>{"input shape: network 0 has [4, 16, 16], network 1 has [4, 8, 16, 16]"});
+  CHECK(found({.shape = {1, 16000}}, {.shape = {1, 8000}}).size() == 1);
+  CHECK(found({.shape = {4, 8, 16, 16}}, {.channels = 4, .height = 8}) ==
+        std::vector<std::string>{"input height: network 0 has 16, network 1 has 8"});
+}
+
 TEST_CASE("what is no network is refused") {
   CHECK(message_of<std::invalid_argument>([] {
           Network{std::function<at::Tensor(at::Tensor const&, at::Tensor const&)>()};

@@ -148,8 +148,7 @@ TEST_CASE("shapes that the networks or the rest of the request contradict are re
     return message_of<std::invalid_argument>([&] { sampler.sample(networks, request); });
   };
   CHECK(message(open, {}) ==
-        "tstitch::Request: shape or initial_noise is needed where the networks do not state their channels, height "
-        "and width, got none");
+        "tstitch::Request: shape or initial_noise must say the sizes that the networks leave open, got none");
   const std::string rule =
       "tstitch::Request: shape must be [C, ...] of what the networks state, with 1 to 2^34 elements";
   CHECK(message(open, {.shape = {3, 0}}) == rule + ", got [3, 0]");

@@ -526,9 +526,7 @@ TEST_CASE("samplers refuse what does not fit, with place, rule and value") {
   CHECK(message({without_null, without_null}, {.labels = {0}, .guidance = {.scale = 2}}) ==
         "tstitch::Guidance: needs networks that were trained with a null class, got network 0");
   CHECK(message({oracle::gaussian(noise_schedule, 0, 1), oracle::gaussian(noise_schedule, 0, 1)}, {}) ==
-        "tstitch::Request: shape or initial_noise is needed where the networks do not state their channels, height and "
-        "width, "
-        "got none");
+        "tstitch::Request: shape or initial_noise must say the sizes that the networks leave open, got none");
   const Network other_schedule = oracle::gaussian(NoiseSchedule::cosine(), 0, 1);
   CHECK(message({other_schedule, other_schedule}, {.initial_noise = normal({1})}) ==
         "tstitch::Sampler: the sampler's noise schedule must be the one that the networks were trained with "

@@ -105,6 +105,6 @@ TEST_CASE("what cannot be timed is refused") {
   open.conditions.push_back({.name = "text", .shape = {0, 3}, .floating = true});
   CHECK_THROWS_WITH(time_batches(sampler.plan(),
                                  {network, Network([](at::Tensor const& x, at::Tensor const&) { return x; }, open)}, 4),
-                    "tstitch::time_batches: networks must have conditions of known sizes, got 'open'");
+                    "tstitch::time_batches: the input sizes must give 'text' of 'open' sizes of [*, 3], got none");
   CHECK_THROWS_WITH(fastest_batch({}), "tstitch::fastest_batch: times must be at least one, got none");
 }

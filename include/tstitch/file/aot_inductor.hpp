@@ -174,14 +174,14 @@ class CompiledNetwork {
         signature_(info),
         batch_(std::move(batch)),
         name_(info.name),
-        picture_{info.channels, info.height, info.width},
+        shape_(info.shape),
         type_(type),
         timestep_type_(info.timestep_type == TimestepType::int64 ? at::kLong : at::kFloat),
         device_(device) {}
 
   at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition) const {
     const std::int64_t rows = x.defined() && x.dim() > 0 ? x.size(0) : 0;
-    require(x, "x", rows, picture_, {});
+    require(x, "x", rows, shape_, {});
     if (rows < 1 || rows > batch_.largest()) {
       refuse(place(), "a batch must have 1 to " + std::to_string(batch_.largest()) + " rows, which it was compiled for",
              std::to_string(rows));
@@ -236,7 +236,7 @@ class CompiledNetwork {
   Signature signature_;
   BatchSizes batch_;
   std::string name_;
-  std::vector<std::int64_t> picture_;
+  std::vector<std::int64_t> shape_;  // of x for one sample
   at::ScalarType type_, timestep_type_;
   at::Device device_;
 };
@@ -293,7 +293,10 @@ inline Network load_aot_inductor(std::string const& path, AOTInductorOptions con
     const auto archive = detail::open_package(source, file);
     NetworkInfo info = detail::read_network_info(*archive, source);
     const detail::MetadataReader metadata(*archive, source);
-    if (detail::has_open_sizes(info)) metadata.fail("conditions", "must have all sizes of a compiled network", "*");
+    if (detail::has_open_sizes(info)) {
+      metadata.fail(detail::is_closed(info.shape) ? "conditions" : "input_shape",
+                    "must have all sizes of a compiled network", "*");
+    }
     return Stated{std::move(info), detail::read_compiled_for(metadata), detail::read_batch_sizes(metadata), archive};
   });
   require_device(options.device, "load_aot_inductor");
@@ -307,21 +310,21 @@ inline Network load_aot_inductor(std::string const& path, AOTInductorOptions con
   // The loader of torch reads the file by itself, and compares nothing.
   detail::reading(detail::aot_inductor_file, source, [&] { stated.archive->require_intact(); });
   const c10::AutoGradMode no_gradients(false);
-  const std::vector<std::int64_t> picture{stated.info.channels * (stated.info.learned_variance ? 2 : 1),
-                                          stated.info.height, stated.info.width};
   return detail::loading(stated.compiled, source, [&] {
     const at::Device device = detail::with_index(options.device);
     detail::CompiledNetwork compiled(std::make_shared<detail::CompiledModels>(path, stated.batch, device), stated.info,
                                      stated.batch, stated.compiled.dtype, device);
     Network network(std::move(compiled), std::move(stated.info), options.device);
-    std::vector<std::int64_t> sizes{stated.batch.smallest()};
-    sizes.insert(sizes.end(), picture.begin(), picture.end());
-    const at::Tensor output = detail::run_on_zeros(network, sizes[0], 1);
+    NetworkInfo const& info = network.info();
+    std::vector<std::int64_t> sizes = info.shape;
+    if (info.learned_variance) sizes[0] *= 2;
+    sizes.insert(sizes.begin(), stated.batch.smallest());
+    const at::Tensor output = detail::run_on_zeros(network, info, sizes[0], 1);
     if (output.sizes() != at::IntArrayRef(sizes)) {
       throw std::runtime_error("an output of " + detail::shape_text(output.sizes()) + " for " +
                                detail::shape_text(sizes));
     }
-    for (const std::int64_t rows : options.warm_up_rows) detail::run_on_zeros(network, rows, 1);
+    for (const std::int64_t rows : options.warm_up_rows) detail::run_on_zeros(network, info, rows, 1);
     return network;
   });
 }

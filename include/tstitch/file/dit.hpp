@@ -216,6 +216,11 @@ inline Network load_dit(std::string const& path, TorchScriptOptions const& optio
       throw std::runtime_error("tstitch::load_dit: " + source + ": must take no conditions but a label, got '" +
                                detail::printable(info.conditions[0].name) + "'");
     }
+    const std::vector<std::int64_t> shape = detail::shape_of(info);
+    if (shape.size() != 3 || !detail::is_closed(shape)) {
+      throw std::runtime_error("tstitch::load_dit: " + source +
+                               ": must take x of one size, [n, C, H, W], got [n, ...] of " + detail::sizes_text(shape));
+    }
     const c10::AutoGradMode no_gradients(false);
     const torch::jit::Module module = detail::load_module(archive);
     const at::ScalarType type = detail::type_of(module, options);

@@ -6,7 +6,6 @@
 #include <ATen/detail/CUDAHooksInterface.h>
 #include <c10/core/GradMode.h>
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
@@ -79,21 +78,16 @@ struct Signature {
   std::vector<ConditionInfo> conditions;
 };
 
-/// Whether x or a condition may have any size, so that only calls tell the shapes.
-inline bool has_open_sizes(NetworkInfo const& info) {
-  if (!info.channels || !info.height || !info.width) return true;
-  return std::any_of(info.conditions.begin(), info.conditions.end(), [](ConditionInfo const& wanted) {
-    return std::find(wanted.shape.begin(), wanted.shape.end(), 0) != wanted.shape.end();
-  });
-}
-
 /// Runs a network on zeros, so that later runs of so many rows are fast.
-/// @param network whose info has no open sizes
+/// @param info of the network, with nothing open (`closed`)
 /// @returns the output of the last run
-inline at::Tensor run_on_zeros(Network const& network, std::int64_t rows, int runs) {
-  NetworkInfo const& info = network.info();
+inline at::Tensor run_on_zeros(Network const& network, NetworkInfo const& info, std::int64_t rows, int runs) {
+  const auto zeros = [&](std::vector<std::int64_t> sizes, at::ScalarType type) {
+    sizes.insert(sizes.begin(), rows);
+    return host_tensor(sizes, type).zero_().to(network.device());
+  };
   const at::Device device = network.device();
-  const at::Tensor x = host_tensor({rows, info.channels, info.height, info.width}, at::kFloat).zero_().to(device);
+  const at::Tensor x = zeros(info.shape, at::kFloat);
   const at::Tensor integers = to_device(std::vector<std::int64_t>(std::size_t(rows), 0), device);
   const at::Tensor t = info.timestep_type == TimestepType::int64 ? integers : integers.to(at::kFloat);
   Condition condition;
@@ -102,10 +96,7 @@ inline at::Tensor run_on_zeros(Network const& network, std::int64_t rows, int ru
     condition.host_labels.assign(std::size_t(rows), 0);
   }
   for (ConditionInfo const& wanted : info.conditions) {
-    std::vector<std::int64_t> sizes{rows};
-    for (const std::int64_t size : wanted.shape) sizes.push_back(size);
-    const at::ScalarType kind = wanted.floating ? at::kFloat : at::kLong;
-    condition.tensors.emplace_back(wanted.name, host_tensor(sizes, kind).zero_().to(device));
+    condition.tensors.emplace_back(wanted.name, zeros(wanted.shape, wanted.floating ? at::kFloat : at::kLong));
   }
   at::Tensor output;
   for (int run = 0; run < runs; ++run) output = network(x, t, condition, 0.0);
@@ -120,12 +111,15 @@ inline at::Device default_device() {
 }
 
 /// Asks a network for zeros, so that what it does once for each shape (compiling, choosing kernels, capturing a graph)
-/// is done before a run. Nothing for networks that leave sizes open, whose shapes only a run tells.
+/// is done before a run.
 /// @param rows of the batches that it will see; under guidance twice the pictures
-inline void warm_up(Network const& network, std::vector<std::int64_t> const& rows) {
-  if (detail::has_open_sizes(network.info())) return;
+/// @param sizes that the network leaves open
+/// @throws std::invalid_argument for rows, where they are not given or not what the network states
+inline void warm_up(Network const& network, std::vector<std::int64_t> const& rows, InputSizes const& sizes = {}) {
+  if (rows.empty()) return;
   const c10::AutoGradMode no_gradients(false);
-  for (const std::int64_t count : rows) detail::run_on_zeros(network, count, 3);
+  const NetworkInfo info = detail::closed("warm_up", network.info(), sizes);
+  for (const std::int64_t count : rows) detail::run_on_zeros(network, info, count, 3);
 }
 
 }  // namespace tstitch

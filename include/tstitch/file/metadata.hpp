@@ -8,7 +8,12 @@
 ///     tstitch/format *                  1
 ///     tstitch/kind                      network (default), or what autoencoder.hpp describes: decoder or encoder
 ///     tstitch/name *                    shown in messages and plans
-///     tstitch/input_channels *, input_height *, input_width *
+///     tstitch/input_shape *             the sizes of x for one sample, channels first, then * for any size: "4 32 32",
+///     a
+///                                       video "4 8 16 16", a signal "1 *"
+///     tstitch/input_channels, input_height, input_width
+///                                       the same for x of [n, C, H, W] of one size, in its place or beside it; version
+///                                       0.1 reads these alone, so exporters write them where they can
 ///     tstitch/prediction *              epsilon | sample | v_prediction | flow
 ///     tstitch/variance                  fixed (default) | learned_range: twice the channels come out
 ///     tstitch/num_classes               0 (default): the network takes (x, t); else (x, t, labels)
@@ -64,6 +69,7 @@
 #include <vector>
 
 #include "../base/error.hpp"
+#include "../base/text.hpp"
 #include "../model/autoencoder.hpp"
 #include "../model/network.hpp"
 #include "archive.hpp"
@@ -107,35 +113,73 @@ inline NoiseSchedule read_noise_schedule(MetadataReader const& file) {
 /// The most elements that a tensor may have for one image. Products with a batch size then stay far from overflow.
 inline constexpr std::int64_t most_elements = std::int64_t(1) << 32;
 
+/// Sizes for one sample: numbers, or * for any, which is 0.
+/// @param rule what the line must be, for messages
+/// @param words of the line, from `first` on sizes
+inline std::vector<std::int64_t> read_sizes(MetadataReader const& file, std::string const& key, std::string const& rule,
+                                            std::string const& line, std::vector<std::string> const& words,
+                                            std::size_t first) {
+  std::vector<std::int64_t> sizes;
+  std::int64_t elements = 1;
+  for (std::size_t i = first; i < words.size(); ++i) {
+    const std::int64_t size = words[i] == "*" ? 0 : file.parse<std::int64_t>(key, words[i]);
+    if (size < 0 || (size == 0 && words[i] != "*")) file.fail(key, rule, file.quote(line));
+    if (size > most_elements / elements) {
+      file.fail(key, "must have at most " + std::to_string(most_elements) + " elements an image", file.quote(line));
+    }
+    elements *= std::max<std::int64_t>(size, 1);
+    sizes.push_back(size);
+  }
+  return sizes;
+}
+
+inline constexpr std::size_t most_dimensions = 16;  // of a tensor for one image
+
 inline std::vector<ConditionInfo> read_conditions(MetadataReader const& file) {
   constexpr auto key = "conditions", rule = "must be lines of a name, float or int64, and sizes";
-  const std::string too_large = "must have at most " + std::to_string(most_elements) + " elements an image";
   std::vector<ConditionInfo> conditions;
   for (std::string const& line : file.lines(key, 64)) {
     file.require_line(key, line);
-    std::vector<std::string> words;
-    for (std::size_t begin = 0; begin <= line.size();) {
-      const std::size_t end = std::min(line.find(' ', begin), line.size());
-      words.push_back(line.substr(begin, end - begin));
-      begin = end + 1;
+    const std::vector<std::string> words = split(line, ' ');
+    if (words.size() < 2 || words.size() > 2 + most_dimensions || words[0].empty()) {
+      file.fail(key, rule, file.quote(line));
     }
-    if (words.size() < 2 || words.size() > 18 || words[0].empty()) file.fail(key, rule, file.quote(line));
     ConditionInfo condition{.name = words[0]};
     condition.floating = file.choice<bool>(key, words[1], {{"float", true}, {"int64", false}});
-    std::int64_t elements = 1;
-    for (std::size_t i = 2; i < words.size(); ++i) {
-      const std::int64_t size = words[i] == "*" ? 0 : file.parse<std::int64_t>(key, words[i]);
-      if (size < 0 || (size == 0 && words[i] != "*")) file.fail(key, rule, file.quote(line));
-      if (size > most_elements / elements) file.fail(key, too_large, file.quote(line));
-      elements *= std::max<std::int64_t>(size, 1);
-      condition.shape.push_back(size);
-    }
+    condition.shape = read_sizes(file, key, rule, line, words, 2);
     for (ConditionInfo const& other : conditions) {
       if (other.name == condition.name) file.fail(key, "must have different names", file.quote(other.name) + " twice");
     }
     conditions.push_back(std::move(condition));
   }
   return conditions;
+}
+
+/// [C, ...] of x for one sample, by its key or by the three of pictures.
+inline std::vector<std::int64_t> read_shape(MetadataReader const& file) {
+  constexpr std::array old_keys{"input_channels", "input_height", "input_width"};
+  const auto has = [&](char const* key) { return file.has(key); };
+  if (!file.has("input_shape") && std::any_of(old_keys.begin(), old_keys.end(), has)) {
+    std::vector<std::int64_t> shape;
+    for (char const* const key : old_keys) shape.push_back(file.in_range<std::int64_t>(key, 1, 65536));
+    if (const std::int64_t elements = shape[0] * shape[1] * shape[2]; elements > most_elements) {
+      file.fail("input_channels", "times height and width must be at most " + std::to_string(most_elements),
+                std::to_string(elements));
+    }
+    return shape;
+  }
+  constexpr auto key = "input_shape", rule = "must be 1 to 16 sizes, the number of channels and then numbers or *";
+  const std::string line = file.require_line(key, file.text(key));
+  const std::vector<std::string> words = split(line, ' ');
+  if (words.size() > most_dimensions || words[0] == "*") file.fail(key, rule, file.quote(line));
+  const std::vector<std::int64_t> shape = read_sizes(file, key, rule, line, words, 0);
+  for (std::size_t d = 0; d < old_keys.size(); ++d) {
+    if (!file.has(old_keys[d])) continue;
+    const std::int64_t size = file.in_range<std::int64_t>(old_keys[d], 1, 65536);
+    if (shape.size() == old_keys.size() && shape[d] == size) continue;
+    file.fail(old_keys[d], "must be what tstitch/input_shape says, " + file.quote(line), std::to_string(size));
+  }
+  return shape;
 }
 
 /// @param kind network, decoder or encoder
@@ -186,14 +230,8 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
                                                       {"flow", PredictionType::flow}});
   info.learned_variance =
       file.choice<bool>("variance", file.text("variance", "fixed"), {{"fixed", false}, {"learned_range", true}});
-  for (auto [key, value] : {std::pair{"input_channels", &info.channels}, std::pair{"input_height", &info.height},
-                            std::pair{"input_width", &info.width}}) {
-    *value = file.in_range<std::int64_t>(key, 1, 65536);
-  }
-  if (const std::int64_t elements = info.channels * info.height * info.width; elements > most_elements) {
-    file.fail("input_channels", "times height and width must be at most " + std::to_string(most_elements),
-              std::to_string(elements));
-  }
+  info.shape = read_shape(file);
+  fill_in_sizes(info);
   info.num_classes = file.in_range<std::int64_t>("num_classes", 0, 1'000'000, 0);
   if (file.text("null_class", "none") != "none") {
     info.null_class = file.number<std::int64_t>("null_class");

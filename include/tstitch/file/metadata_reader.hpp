@@ -35,6 +35,7 @@ inline constexpr std::array metadata_keys = std::to_array<MetadataKey>({
     {"format"},
     {"kind"},
     {"name"},
+    {"input_shape"},
     {"input_channels"},
     {"input_height"},
     {"input_width"},

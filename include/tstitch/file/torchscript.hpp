@@ -55,6 +55,8 @@ struct TorchScriptOptions {
   /// Batch sizes to run before the network is handed out: the first runs of each are slow, because TorchScript compiles
   /// then. Guidance doubles the rows of a batch. On a GPU other batch sizes are warmed up when they first come.
   std::vector<std::int64_t> warm_up_rows = {};
+  /// Sizes that the network leaves open, which warming up must know.
+  InputSizes warm_up_sizes = {};
   /// What the network is, for files without metadata; files that have it are believed instead.
   std::optional<NetworkInfo> info = {};
 };
@@ -250,10 +252,10 @@ inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchSc
         return ready->forward(std::move(arguments)).toTensor();
       },
       std::move(info), options.device);
-  // Sizes that may be anything are known when the network is asked; it warms up then.
-  if (has_open_sizes(network.info())) return network;
+  if (options.warm_up_rows.empty()) return network;
+  const NetworkInfo closed_info = closed("load_torchscript", network.info(), options.warm_up_sizes);
   // TorchScript has settled after three runs, two of which WarmUp makes.
-  for (const std::int64_t rows : options.warm_up_rows) run_on_zeros(network, rows, warm_up ? 1 : 3);
+  for (const std::int64_t rows : options.warm_up_rows) run_on_zeros(network, closed_info, rows, warm_up ? 1 : 3);
   return network;
 }
 
@@ -272,7 +274,8 @@ inline Network load_torchscript(std::shared_ptr<caffe2::serialize::ReadAdapterIn
 /// Loads a network, freezes it, and warms it up. One that cannot be frozen runs as it is, which diagnostics() says.
 ///
 /// Runs code of the file, so load what you trust.
-/// @throws std::runtime_error naming the file and what is wrong with it
+/// @throws std::runtime_error naming the file and what is wrong with it; std::invalid_argument where it is to be warmed
+/// up and sizes that it leaves open are not given
 inline Network load_torchscript(std::string const& path, TorchScriptOptions const& options = {}) {
   return detail::load_torchscript(detail::open_file(detail::torchscript_file, path), options, detail::quoted(path));
 }

@@ -53,33 +53,52 @@ struct BatchCondition {
   Condition guided = {};  ///< 2n rows, the condition and then its null counterpart; empty if guidance is never on
 };
 
-/// The sizes for one sample: "[77, 768]", with * for any.
-inline std::string text_of(ConditionInfo const& info) {
+namespace detail {
+
+/// "[77, 768]", with * for any size.
+inline std::string sizes_text(std::vector<std::int64_t> const& sizes) {
   std::string text = "[";
-  for (std::size_t d = 0; d < info.shape.size(); ++d) {
-    text += (d ? ", " : "") + (info.shape[d] ? std::to_string(info.shape[d]) : "*");
+  for (std::size_t d = 0; d < sizes.size(); ++d) {
+    text += (d ? ", " : "") + (sizes[d] ? std::to_string(sizes[d]) : "*");
   }
   return text + "]";
 }
 
-/// Whether [rows, sizes...] is what the network asks for.
-inline bool fits(ConditionInfo const& info, at::IntArrayRef sizes) {
-  if (sizes.size() != info.shape.size() + 1) return false;
-  for (std::size_t d = 0; d < info.shape.size(); ++d) {
-    if (info.shape[d] && info.shape[d] != sizes[d + 1]) return false;
+/// Whether the sizes for one sample are those stated, of which 0 is any.
+inline bool sizes_fit(std::vector<std::int64_t> const& stated, at::IntArrayRef sizes) {
+  if (sizes.size() != stated.size()) return false;
+  for (std::size_t d = 0; d < stated.size(); ++d) {
+    if (stated[d] && stated[d] != sizes[d]) return false;
   }
   return true;
+}
+
+/// Whether one tensor can be of both sizes, of which 0 is any.
+inline bool sizes_agree(std::vector<std::int64_t> const& a, std::vector<std::int64_t> const& b) {
+  if (a.size() != b.size()) return false;
+  for (std::size_t d = 0; d < a.size(); ++d) {
+    if (a[d] && b[d] && a[d] != b[d]) return false;
+  }
+  return true;
+}
+
+}  // namespace detail
+
+/// The sizes for one sample: "[77, 768]", with * for any.
+inline std::string text_of(ConditionInfo const& info) {
+  return detail::sizes_text(info.shape);
+}
+
+/// Whether [rows, sizes...] is what the network asks for.
+inline bool fits(ConditionInfo const& info, at::IntArrayRef sizes) {
+  return !sizes.empty() && detail::sizes_fit(info.shape, sizes.slice(1));
 }
 
 namespace detail {
 
 /// Whether one tensor can be what both ask for.
 inline bool can_be_one(ConditionInfo const& a, ConditionInfo const& b) {
-  if (a.shape.size() != b.shape.size() || a.floating != b.floating) return false;
-  for (std::size_t d = 0; d < a.shape.size(); ++d) {
-    if (a.shape[d] && b.shape[d] && a.shape[d] != b.shape[d]) return false;
-  }
-  return true;
+  return a.floating == b.floating && sizes_agree(a.shape, b.shape);
 }
 
 }  // namespace detail

@@ -1,5 +1,5 @@
 /// @file
-/// A network as it was trained, and what the library must know about it.
+/// A network as it was trained.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -27,6 +27,7 @@
 #include "../plan/noise_schedule.hpp"
 #include "condition.hpp"
 #include "evaluation.hpp"
+#include "network_info.hpp"
 
 TSTITCH_HAS_NAMED(captured)
 TSTITCH_HAS_NAMED(knows_timestep)
@@ -34,76 +35,6 @@ TSTITCH_HAS_NAMED(prepare)
 TSTITCH_HAS_NAMED(repeats_x)
 
 namespace tstitch {
-
-/// What a network's output means (diffusers' prediction_type).
-enum class PredictionType {
-  epsilon,       ///< the noise: x_t = alpha x_0 + sigma eps
-  sample,        ///< x_0
-  v_prediction,  ///< alpha eps - sigma x_0 (Salimans and Ho 2022, arXiv 2202.00512)
-  flow,          ///< eps - x_0, the velocity of flow matching (diffusers' flow_prediction)
-};
-
-/// What a network takes as its timestep.
-enum class TimestepType {
-  int64,    ///< int64; fractional timesteps are rounded, ties to even
-  float32,  ///< floating point, in the type of x
-};
-
-/// How x_0 becomes a picture.
-enum class Decoding {
-  none,    ///< not known here: a latent
-  pixels,  ///< x_0 is the picture, RGB or grey in [-1, 1]
-};
-
-/// What a network is. For files it is read from them (see torchscript.hpp); for a plain callable the caller states what
-/// differs from the defaults. Zero and empty mean "not stated".
-struct NetworkInfo {
-  std::string name = {};
-  PredictionType prediction_type = PredictionType::epsilon;
-  /// The output has twice the channels of x; the second half is Nichol and Dhariwal's v for DDPM's learned range.
-  bool learned_variance = false;
-
-  std::int64_t channels = 0;
-  std::int64_t height = 0;
-  std::int64_t width = 0;
-
-  std::int64_t num_classes = 0;                 ///< 0: the network takes no class label
-  std::optional<std::int64_t> null_class = {};  ///< the label that means "no class"; guidance needs it
-  std::vector<std::string> class_names = {};    ///< empty, or one a class
-  std::vector<ConditionInfo> conditions =
-      {};  ///< the other tensors that it asks for, in the order in which it takes them
-
-  TimestepType timestep_type = TimestepType::int64;
-  std::optional<NoiseSchedule> noise_schedule = {};
-  Decoding decoding = Decoding::none;
-  /// x is latent_scale (latent - latent_shift), where `latent` is what the autoencoder knows; 0: not stated.
-  double latent_scale = 0;
-  double latent_shift = 0;
-  double guidance_scale = 1.0;  ///< the scale that its makers recommend
-  std::string profile = {};     ///< the profile (peer/profile.hpp) that its makers sample with
-  int steps = 0;                ///< how many steps they take
-
-  std::string training_data = {};
-  std::string license = {};
-  std::int64_t images_seen = 0;
-
-  /// The shape of the network itself, for engines that run its weights in another way.
-  struct Architecture {
-    std::string kind = {};  ///< "dit", or empty when not stated
-    std::int64_t width = 0;
-    std::int64_t depth = 0;
-    std::int64_t heads = 0;
-    std::int64_t patch_size = 0;
-    double mlp_ratio = 0;
-    /// The largest absolute input of qkv, proj, fc1 and fc2 of the first block, then of the next, along trajectories:
-    /// what engines that compute in 8 bits divide by. 0: a layer that is better not in 8 bits. Empty when not stated.
-    std::vector<double> e4m3_inputs = {};
-    /// What the file's own e4m3 weights of these layers (tstitch/e4m3_weights) are multiplied by. 0: a layer without;
-    /// empty: the file has none.
-    std::vector<double> e4m3_weight_scales = {};
-  };
-  Architecture architecture = {};
-};
 
 /// Any function of tensors whose result depends on nothing else, and that never looks at their values on the host.
 using TensorFunction = std::function<at::Tensor(std::vector<at::Tensor> const&)>;
@@ -147,7 +78,7 @@ class Network {
   ///   Callable captured(Capture const&) const
   ///       for `captured`: replays only part of itself; else all of it is replayed
   /// @param device where x and t are to be; cuda without an index is the GPU that is current
-  /// @throws std::invalid_argument for an empty function, and for classes that make no sense
+  /// @throws std::invalid_argument for an empty function, and for classes and sizes that make no sense
   template <class Callable>
   requires(!std::is_same_v<std::remove_cvref_t<Callable>, Network>)
       Network(Callable callable, NetworkInfo info, at::Device device = at::kCPU)
@@ -277,6 +208,7 @@ class Network {
     if (info.null_class && info.num_classes == 0) {
       detail::refuse("Network", "null_class is for networks with classes", double(*info.null_class));
     }
+    detail::fill_in_sizes(info);
     Self self{{}, std::move(info), detail::with_index(device)};
     if constexpr (requires { bool(callable.knows_timestep); }) {
       static_assert(takes_timestep<Callable> || takes_evaluation<Callable>,
@@ -365,17 +297,6 @@ class Network {
   std::shared_ptr<const Self> self_;
 };
 
-/// As files and command lines have it: "epsilon", "v_prediction".
-inline std::string to_string(PredictionType type) {
-  switch (type) {
-    case PredictionType::epsilon: return "epsilon";
-    case PredictionType::sample: return "sample";
-    case PredictionType::v_prediction: return "v_prediction";
-    case PredictionType::flow: return "flow";
-  }
-  return "unknown";
-}
-
 namespace detail {
 
 inline std::string name_of(Network const& network, std::size_t index) {
@@ -401,9 +322,15 @@ inline std::vector<std::string> mismatches(std::vector<Network> const& networks)
       if (left && right && *left != *right) differ(what, std::to_string(*left), std::to_string(*right));
     };
     const auto stated = [](std::int64_t number) { return number ? std::optional(number) : std::nullopt; };
-    compare("input channels", stated(a.channels), stated(b.channels));
-    compare("input height", stated(a.height), stated(b.height));
-    compare("input width", stated(a.width), stated(b.width));
+    if (!a.shape.empty() && !b.shape.empty()) {
+      if (!detail::sizes_agree(a.shape, b.shape)) {
+        differ("input shape", detail::sizes_text(a.shape), detail::sizes_text(b.shape));
+      }
+    } else {
+      compare("input channels", stated(a.channels), stated(b.channels));
+      compare("input height", stated(a.height), stated(b.height));
+      compare("input width", stated(a.width), stated(b.width));
+    }
     compare("number of classes", stated(a.num_classes), stated(b.num_classes));
     compare("null class", a.null_class, b.null_class);
     if (!a.class_names.empty() && !b.class_names.empty() && a.class_names != b.class_names) {

@@ -31,15 +31,6 @@ inline constexpr std::int64_t most_elements_an_image = std::int64_t(1) << 34;
 /// Below it x / alpha does not fit into float32.
 inline constexpr double least_alpha = 1e-36;
 
-/// Whether x is [n, C, ...] of what the network states: its channels first, height and width last.
-inline bool has_shape_of(NetworkInfo const& info, at::IntArrayRef sizes) {
-  const auto fits = [](std::int64_t stated, std::int64_t size) { return stated == 0 || stated == size; };
-  const std::size_t dims = sizes.size();
-  if (dims < 2 || !fits(info.channels, sizes[1])) return false;
-  if (info.height == 0 && info.width == 0) return true;
-  return dims >= 4 && fits(info.height, sizes[dims - 2]) && fits(info.width, sizes[dims - 1]);
-}
-
 inline bool knows_label(NetworkInfo const& info, std::int64_t label) {
   return (label >= 0 && label < info.num_classes) || label == info.null_class;
 }
@@ -326,12 +317,23 @@ inline void require_editing(Request const& request, bool inverts) {
   require_mask(mask, image);
 }
 
+/// [C, ...] of an image as the networks state it together, 0 where none does; empty where none says how many dimensions
+/// there are.
+inline std::vector<std::int64_t> stated_shape(std::vector<Network> const& networks) {
+  std::vector<std::int64_t> stated;
+  for (Network const& network : networks) take_shape(stated, network.info());
+  return stated;
+}
+
 /// Checks what a run begins with, and fills in the shape of an image.
-/// @param info of a network that knows classes, if there is one
-inline void fill_in_images(NetworkInfo const& info, Request& request, bool inverts) {
+inline void fill_in_images(std::vector<Network> const& networks, Request& request, bool inverts) {
   const at::Tensor &noise = request.initial_noise, &image = request.initial_image;
+  const auto suits = [&](at::IntArrayRef sizes) {
+    return std::all_of(networks.begin(), networks.end(),
+                       [&](Network const& network) { return has_shape_of(network.info(), sizes); });
+  };
   const auto require_images = [&](std::string const& name, at::Tensor const& x, bool one_for_all) {
-    if (!has_shape_of(info, x.sizes()) || !(x.size(0) == request.count || (one_for_all && x.size(0) == 1)) ||
+    if (!suits(x.sizes()) || !(x.size(0) == request.count || (one_for_all && x.size(0) == 1)) ||
         (!request.shape.empty() && x.sizes().slice(1) != at::IntArrayRef(request.shape))) {
       refuse("Request",
              name + " must be [n, C, ...] with the shape of the networks and one row an image" +
@@ -355,18 +357,19 @@ inline void fill_in_images(NetworkInfo const& info, Request& request, bool inver
     return;
   }
   if (request.shape.empty()) {
-    if (!info.channels || !info.height || !info.width) {
+    request.shape = stated_shape(networks);
+    if (request.shape.empty() || !is_closed(request.shape)) {
       refuse("Request",
-             "shape or initial_noise is needed where the networks do not state their channels, height and width",
+             "shape or initial_noise must say the sizes that the networks leave open" +
+                 (request.shape.empty() ? "" : ", " + sizes_text(request.shape)),
              "none");
     }
-    request.shape = {info.channels, info.height, info.width};
   }
   std::vector<std::int64_t> sizes = request.shape;
   sizes.insert(sizes.begin(), request.count);
   std::int64_t room = most_elements_an_image;  // for the sizes that are left
   for (const std::int64_t size : request.shape) room = size > 0 ? room / size : 0;
-  if (room == 0 || !has_shape_of(info, sizes)) {
+  if (room == 0 || !suits(sizes)) {
     refuse("Request", "shape must be [C, ...] of what the networks state, with 1 to 2^34 elements",
            shape_text(request.shape));
   }

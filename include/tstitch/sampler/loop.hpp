@@ -98,7 +98,7 @@ class Loop {
     const auto with_classes = std::find_if(networks.begin(), networks.end(), knows_classes);
     NetworkInfo const& info = (with_classes == networks.end() ? networks.front() : *with_classes).info();
     fill_in_labels(info, request);
-    fill_in_images(info, request, rule.direction == Direction::to_noise);
+    fill_in_images(networks, request, rule.direction == Direction::to_noise);
     if (guided && request.guidance.channels > request.shape[0]) {
       refuse("Guidance", "channels must be at most " + std::to_string(request.shape[0]),
              double(request.guidance.channels));

@@ -35,8 +35,8 @@ struct Request {
   /// for all batch sizes that are filled up to the same number. On a CPU torch's own GELU and SiLU keep that where its
   /// number of threads is a power of two; the native engine has its own way with any.
   bool pad_batches = false;
-  /// [C, ...] of an image, where the networks leave sizes open (0 in NetworkInfo, or dimensions between C and H that it
-  /// does not have, such as the frames of a video). Empty: [C, H, W] of the networks.
+  /// [C, ...] of an image, where the networks leave sizes open (0 in NetworkInfo::shape, or no shape stated). Empty: as
+  /// the networks state it.
   std::vector<std::int64_t> shape = {};
   /// [n, C, ...] to start from instead of noise by address; float32 or float64. Also states the shape, as `shape` does.
   /// Undefined: drawn from the seeds.

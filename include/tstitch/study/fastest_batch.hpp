@@ -37,10 +37,12 @@ struct BatchTime {
 /// the size down, or pad batches (Request::pad_batches), where the bits matter.
 /// @param plan of the sampler, as its `plan` returns it
 /// @param most at least 1
+/// @param sizes that networks leave open
 /// @tparam Clock of the standard's kind
-/// @throws std::invalid_argument for networks with conditions of open sizes, and for fewer networks than the plan has
+/// @throws std::invalid_argument for open sizes that are not given, and for fewer networks than the plan has
 template <class Clock = std::chrono::steady_clock>
-std::vector<BatchTime> time_batches(Plan const& plan, std::vector<Network> const& networks, std::int64_t most) {
+std::vector<BatchTime> time_batches(Plan const& plan, std::vector<Network> const& networks, std::int64_t most,
+                                    InputSizes const& sizes = {}) {
   if (most < 1) detail::refuse("time_batches", "most must be at least 1", std::to_string(most));
   if (plan.calls().size() > networks.size()) {
     detail::refuse("time_batches", "networks must be at least " + std::to_string(plan.calls().size()),
@@ -53,23 +55,24 @@ std::vector<BatchTime> time_batches(Plan const& plan, std::vector<Network> const
         planned.evaluations;
     if (planned.guide_evaluations) evaluations[{planned.guide_network, 1}] += planned.guide_evaluations;
   }
+  std::map<std::size_t, NetworkInfo> infos;
   for (auto const& [asked, count] : evaluations) {
-    if (detail::has_open_sizes(networks[asked.first].info())) {
-      detail::refuse("time_batches", "networks must have conditions of known sizes",
-                     "'" + networks[asked.first].info().name + "'");
-    }
+    if (infos.contains(asked.first)) continue;
+    infos.emplace(asked.first, detail::closed("time_batches", networks[asked.first].info(), sizes));
   }
   const c10::AutoGradMode no_gradients(false);
-  const auto seconds_of = [&](Network const& network, std::int64_t rows) {
+  const auto seconds_of = [&](std::size_t k, std::int64_t rows) {
+    Network const& network = networks[k];
+    NetworkInfo const& info = infos.at(k);
     const auto wait = [&] {
       if (network.device().is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(network.device().index());
     };
-    detail::run_on_zeros(network, rows, 3);  // what is done once for a shape
+    detail::run_on_zeros(network, info, rows, 3);  // what is done once for a shape
     wait();
     double least = 0;
     for (int run = 0; run < 3; ++run) {
       const typename Clock::time_point start = Clock::now();
-      detail::run_on_zeros(network, rows, 1);
+      detail::run_on_zeros(network, info, rows, 1);
       wait();
       const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
       least = run ? std::min(least, seconds) : seconds;
@@ -82,7 +85,7 @@ std::vector<BatchTime> time_batches(Plan const& plan, std::vector<Network> const
     BatchTime time{.batch = batch};
     try {
       for (auto const& [asked, count] : evaluations) {
-        time.seconds += count * seconds_of(networks[asked.first], batch * asked.second) / double(batch);
+        time.seconds += count * seconds_of(asked.first, batch * asked.second) / double(batch);
       }
     } catch (std::exception const& error) {
       // TorchScript's interpreter makes another exception of what it caught, with the same words.
