@@ -22,3 +22,16 @@ inline Metadata network_metadata(Metadata changes = {}) {
                          {"beta_end", "0.02"}});
   return changes;
 }
+
+/// Likewise of a network on the cosine schedule whose x is of one shape, "3 8 8", or of any sizes at some places,
+/// "3 * *".
+inline Metadata metadata_of_shape(std::string const& shape, Metadata changes = {}) {
+  changes.merge(Metadata{{"format", "1"},
+                         {"name", "open"},
+                         {"input_shape", shape},
+                         {"prediction", "epsilon"},
+                         {"timestep_type", "int64"},
+                         {"noise_schedule", "cosine"},
+                         {"num_train_timesteps", "1000"}});
+  return changes;
+}

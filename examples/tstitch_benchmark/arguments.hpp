@@ -16,11 +16,13 @@
 
 #include "../common/device.hpp"
 #include "../common/network.hpp"
+#include "../common/shape.hpp"
 #include "../common/strict.hpp"
 
 struct Arguments {
   std::vector<std::string> models{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};
-  std::vector<std::int64_t> batches;                 ///< ascending
+  std::vector<std::int64_t> batches;  ///< ascending
+  std::vector<std::int64_t> shape;    ///< of x for one sample; until the files are read --shape, or empty
   std::vector<double> ratios{0, .2, .4, .6, .8, 1};  ///< ascending
   std::vector<std::string> dtypes;
   std::vector<std::string> backends{tstitch::backend_names().front()};
@@ -112,6 +114,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   };
   add_cells(app, arguments);
 
+  add_shape(app, arguments.shape)->group(group);
+
   group = "Trajectories";
   const std::vector<std::string> samplers = names_in(tstitch::update_rules());
   one_of(option("--sampler", arguments.sampler, "update rule: " + joined(samplers))
@@ -141,7 +145,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   file_of(option("--plot", arguments.plot, "time over ratio and images/s over batch as a PNG")->type_name("FILE"),
           ".png");
   file_of(
-      option("--latents", arguments.latents, "what the last trajectory made: .npy, float32 [n, C, H, W]; for one cell")
+      option("--latents", arguments.latents, "what the last trajectory made: .npy, float32 [n, C, ...]; for one cell")
           ->type_name("FILE"),
       ".npy");
   option("--started", arguments.started, "for the program's own use")->group("");  // not in the help

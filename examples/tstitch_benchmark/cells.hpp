@@ -2,6 +2,7 @@
 /// What is measured: networks, single forward passes, stitched trajectories.
 #pragma once
 
+#include <ATen/ops/cat.h>
 #include <tstitch/method/by_name.hpp>
 #include <tstitch/plan/by_name.hpp>
 
@@ -36,7 +37,7 @@ inline double guidance_scale(Arguments const& arguments, std::vector<tstitch::Ne
 /// Images with seeds 0, 1, ... and every class in turn.
 inline tstitch::Request make_request(Arguments const& arguments, std::vector<tstitch::Network> const& networks,
                                      std::int64_t batch) {
-  tstitch::Request request = request_for(networks, {}, batch);
+  tstitch::Request request = request_for(networks, {}, batch, arguments.shape);
   request.guidance.scale = guidance_scale(arguments, networks);
   return request;
 }
@@ -45,7 +46,7 @@ inline tstitch::Request make_request(Arguments const& arguments, std::vector<tst
 struct Run {
   double ratio;
   std::vector<int> calls;  ///< evaluations of each network
-  /// @returns x_0 [n, C, H, W] on the device, which may not have finished yet
+  /// @returns x_0 [n, C, ...] on the device, which may not have finished yet
   std::function<at::Tensor(std::vector<tstitch::Network> const&, tstitch::Request const&)> draw;
 
   /// The share of the evaluations that the small network makes.
@@ -77,7 +78,7 @@ class Forward {
     const tstitch::DDIM sampler{network_.noise_schedule(), tstitch::SingleNetwork{index}, {.steps = 2}};
     const tstitch::Trajectory start = sampler.begin(networks, make_request(arguments, networks, batch));
     const bool guided = guidance_scale(arguments, networks) != 1;
-    x_ = guided ? start.x.repeat({2, 1, 1, 1}) : start.x;
+    x_ = guided ? at::cat({start.x, start.x}) : start.x;
     condition_ = guided ? start.condition.guided : start.condition.conditional;
     timestep_ = tstitch::network_timestep(network_, network_.noise_schedule().noisiest() / 2);
     t_ = tstitch::timestep_rows(network_, x_, timestep_, x_.size(0));

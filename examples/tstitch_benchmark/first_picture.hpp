@@ -77,6 +77,7 @@ inline Json run_first_picture(Arguments const& arguments, Cell const& cell) {
                              "--dtype", cell.dtype, "--backend", cell.backend, "--sampler", arguments.sampler,
                              "--steps", std::to_string(arguments.steps), "--device", arguments.device.str()});
   if (arguments.guidance) words.insert(words.end(), {"--guidance", tstitch::words::text(*arguments.guidance)});
+  words.insert(words.end(), {"--shape", with_crosses(arguments.shape)});
   if (!arguments.spacing.empty()) words.insert(words.end(), {"--spacing", arguments.spacing});
   words.insert(words.end(), {"--started", std::to_string(Clock::now().time_since_epoch().count())});
   std::vector<char*> values;

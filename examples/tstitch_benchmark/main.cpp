@@ -66,6 +66,7 @@ Json describe(Arguments const& arguments) {
           {"date", date()},
           {"machine", machine},
           {"models", arguments.models},
+          {"shape", arguments.shape},
           {"sampler", arguments.sampler},
           {"sampler_name", tstitch::update_rule_by_name(arguments.sampler).name()},
           {"spacing", arguments.spacing.empty() ? "linspace, or shifted for flow matching" : arguments.spacing},
@@ -237,11 +238,14 @@ double measure_networks(Arguments const& arguments, std::string const& backend, 
   return ratio;
 }
 
-int tstitch_benchmark(Arguments const& arguments) {
+int tstitch_benchmark(Arguments arguments) {
   if (arguments.started) {
     draw_first_picture(arguments, main_began);
     return 0;
   }
+  std::vector<tstitch::NetworkInfo> infos;
+  for (std::string const& path : arguments.models) infos.push_back(tstitch::load_network_info(path));
+  arguments.shape = shape_for(infos, arguments.shape);
   for (std::string const& path : {arguments.json, arguments.plot, arguments.latents}) {
     if (!path.empty()) tstitch::require_writable(path);  // now rather than after the work
   }
@@ -275,6 +279,6 @@ int main(int count, char** values) {
     Arguments arguments;
     if (const std::optional<int> code = parse(count, values, arguments)) return *code;
     const DiagnosticsAtEnd diagnostics("tstitch_benchmark");
-    return tstitch_benchmark(arguments);
+    return tstitch_benchmark(std::move(arguments));
   });
 }

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../common/device.hpp"
+#include "../common/shape.hpp"
 #include "../common/strict.hpp"
 
 struct Arguments {
@@ -18,6 +19,7 @@ struct Arguments {
   std::string device = "auto";
   std::string dtype = "auto";
   std::vector<std::int64_t> rows{1, 8};
+  std::vector<std::int64_t> shape;  ///< empty: what the networks state
   std::vector<std::string> conditions;
   int steps = 50;
   std::int64_t count = 8;
@@ -48,6 +50,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
          tstitch::dtype_names());
   add_numbers<std::int64_t>(app, "--rows", arguments.rows, "batch sizes that are timed", 1, 1'000'000)
       ->default_str("1,8");
+  add_shape(app, arguments.shape);
   option("--condition", arguments.conditions, "file of tensors by name; zeros for what is not given")
       ->type_name("FILE")
       ->allow_extra_args(false);

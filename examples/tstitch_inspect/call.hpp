@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../common/request.hpp"
+#include "../common/shape.hpp"
 
 /// So many steps of a network's trajectory, evenly spaced as networks of its kind are sampled.
 /// @param k which of several it is
@@ -24,9 +25,12 @@ struct Call {
   at::Tensor x, t;
   tstitch::Condition condition;
 
-  Call(tstitch::Network const& network, std::vector<tstitch::NamedCondition> const& given, std::int64_t rows) {
+  /// @param shape --shape, or empty
+  Call(tstitch::Network const& network, std::vector<tstitch::NamedCondition> const& given, std::int64_t rows,
+       std::vector<std::int64_t> const& shape) {
     const auto sampler = even_sampler(network.noise_schedule(), 0, 2);
-    const tstitch::Trajectory run = sampler.begin({network}, request_for({network}, given, rows));
+    const tstitch::Trajectory run =
+        sampler.begin({network}, request_for({network}, given, rows, shape_for({network.info()}, shape)));
     x = run.x;
     condition = run.condition.conditional;
     t = tstitch::timestep_rows(network, x, network.noise_schedule().noisiest() / 2, rows);

@@ -34,7 +34,8 @@ inline std::string grouped(std::int64_t number) {
 
 /// Weights and operations of a TorchScript file.
 inline void describe_module(std::string const& path, tstitch::Network const& network,
-                            std::vector<tstitch::NamedCondition> const& conditions, Json& json) {
+                            std::vector<tstitch::NamedCondition> const& conditions,
+                            std::vector<std::int64_t> const& shape, Json& json) {
   const torch::jit::Module module = tstitch::load_torchscript_module(path);
   std::int64_t parameters = 0;
   std::string type;
@@ -49,7 +50,7 @@ inline void describe_module(std::string const& path, tstitch::Network const& net
   torch::jit::Module plain = module;
   plain.eval();
   plain.to(at::kCPU, at::kFloat);
-  const Call call(network, conditions, 1);
+  const Call call(network, conditions, 1, shape);
   std::vector<c10::IValue> inputs{call.x.cpu(), call.t.cpu()};
   if (network.info().num_classes) inputs.emplace_back(call.condition.labels.cpu());
   for (tstitch::ConditionInfo const& wanted : network.info().conditions) {
@@ -91,7 +92,7 @@ inline void describe_eight_bits(tstitch::NetworkInfo::Architecture const& archit
 inline void describe_info(tstitch::Network const& network, Json& json) {
   tstitch::NetworkInfo const& info = network.info();
   print("name", info.name);
-  std::string input = tstitch::words::shape_text({info.channels, info.height, info.width});
+  std::string input = tstitch::words::sizes_text(info.shape);
   if (info.num_classes) input += ", " + std::to_string(info.num_classes) + " classes";
   if (info.null_class) input += ", null class " + std::to_string(*info.null_class);
   for (tstitch::ConditionInfo const& wanted : info.conditions) {
@@ -99,7 +100,7 @@ inline void describe_info(tstitch::Network const& network, Json& json) {
     json["conditions"].push_back(wanted.name + " " + tstitch::text_of(wanted));
   }
   print("input", input);
-  json["input"] = {info.channels, info.height, info.width};
+  for (const std::int64_t size : info.shape) json["input"].push_back(size ? Json(size) : Json("*"));
   json["num_classes"] = info.num_classes;
   print("predicts", to_string(info.prediction_type) + (info.learned_variance ? " and a variance" : ""));
   json["prediction"] = to_string(info.prediction_type);
@@ -114,8 +115,8 @@ inline void describe_info(tstitch::Network const& network, Json& json) {
 
 /// Milliseconds of one evaluation of so many rows, the median.
 inline double time_rows(tstitch::Network const& network, std::vector<tstitch::NamedCondition> const& conditions,
-                        std::int64_t rows, Progress& progress) {
-  const Call call(network, conditions, rows);
+                        std::vector<std::int64_t> const& shape, std::int64_t rows, Progress& progress) {
+  const Call call(network, conditions, rows, shape);
   std::vector<double> milliseconds;
   for (int run = 0; run < timed_runs; ++run) {
     wait(network.device());
@@ -139,10 +140,10 @@ inline Json describe(std::string const& path, tstitch::Network const& network, A
   if (tstitch::is_aot_inductor(path)) {
     describe_package(path, json);
   } else {
-    describe_module(path, network, conditions, json);
+    describe_module(path, network, conditions, arguments.shape, json);
   }
   for (const std::int64_t rows : arguments.rows) {
-    const double each = time_rows(network, conditions, rows, progress) / double(rows);
+    const double each = time_rows(network, conditions, arguments.shape, rows, progress) / double(rows);
     print("ms a row", tstitch::words::text(std::round(each * 1e3) / 1e3) + " of " + std::to_string(rows) + " on " +
                           network.device().str());
     json["milliseconds_a_row"][std::to_string(rows)] = each;

@@ -74,15 +74,16 @@ class FlopCounter {
     if (name == "aten::scaled_dot_product_attention" && c.defined()) {
       return 2 * numel(a) * double(b.size(-2)) * (1 + double(c.size(-1)) / double(a.size(-1)));
     }
-    const bool convolution = name == "aten::convolution" || name == "aten::conv2d" || name == "aten::_convolution";
-    if (convolution && b.defined() && b.dim() == 4) {
+    const bool convolution = name == "aten::convolution" || name == "aten::conv1d" || name == "aten::conv2d" ||
+                             name == "aten::conv3d" || name == "aten::_convolution";
+    if (convolution && b.defined() && b.dim() >= 3 && b.dim() == a.dim()) {
       // Every output pixel takes a whole kernel; strides and paddings are inputs 3 and 4.
       const auto list = [&](std::size_t i) {
         return inputs[i].isIntList() ? inputs[i].toIntVector() : std::vector<std::int64_t>{};
       };
       const auto strides = list(3), paddings = list(4);
       double pixels = double(a.size(0));
-      for (int d = 0; d < 2; ++d) {
+      for (int d = 0; d < b.dim() - 2; ++d) {
         const auto entry = [&](std::vector<std::int64_t> const& values, std::int64_t otherwise) {
           return values.empty() ? otherwise : values[values.size() > 1 ? std::size_t(d) : 0];
         };

@@ -38,6 +38,7 @@ int inspect(Arguments const& arguments) {
   for (std::string const& path : arguments.conditions) {
     for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) conditions.push_back(std::move(each));
   }
+  for (std::string const& path : arguments.files) shape_for({tstitch::load_network_info(path)}, arguments.shape);
   Json json;
   Progress progress(arguments);
   std::vector<tstitch::Network> networks;

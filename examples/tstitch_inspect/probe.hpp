@@ -40,7 +40,9 @@ inline Json probe(std::vector<tstitch::Network> networks, Arguments const& argum
                   std::vector<tstitch::NamedCondition> const& conditions, Progress& progress) {
   const std::size_t last = networks.size() - 1;
   const auto sampler = even_sampler(networks[last].noise_schedule(), last, arguments.steps);
-  tstitch::Request request = request_for(networks, conditions, arguments.count);
+  std::vector<tstitch::NetworkInfo> infos;
+  for (tstitch::Network const& network : networks) infos.push_back(network.info());
+  tstitch::Request request = request_for(networks, conditions, arguments.count, shape_for(infos, arguments.shape));
   request.guidance.scale = networks[last].info().null_class ? networks[last].info().guidance_scale : 1;
   networks[0] = Watched(networks[0], progress).network();
   const tstitch::Agreement agreement = tstitch::measure_agreement(sampler, networks, request, 0, last);

@@ -19,6 +19,7 @@
 
 #include "../common/device.hpp"
 #include "../common/network.hpp"
+#include "../common/shape.hpp"
 #include "../common/strict.hpp"
 
 struct Arguments {
@@ -44,6 +45,7 @@ struct Arguments {
   std::vector<std::string> classes;
   std::vector<std::string> conditions;
   std::int64_t count = 1;
+  std::vector<std::int64_t> shape;  ///< empty: what the networks state
   std::vector<double> guidance;
   std::string guidance_interval = "0:1";
   std::uint64_t seed = 0;
@@ -277,6 +279,7 @@ inline void CommandLine::add_pictures() {
       ->type_name("FILE")
       ->allow_extra_args(false);
   shown("--count", arguments.count, "pictures of each class, or of each prompt");
+  add_shape(app, arguments.shape)->group(group);
   numbers("--guidance", arguments.guidance,
           "classifier-free guidance scale, 1 for none, or one for each network: 1.5,3 [what the last network "
           "recommends]");
@@ -317,7 +320,7 @@ inline void CommandLine::add_output() {
       ->needs(decoder)
       ->check(in_range<std::int64_t>(17, 65536));
   file_of(
-      option("--latents", arguments.latents, "what the networks made, before it is decoded: .npy, float32 [n, C, H, W]")
+      option("--latents", arguments.latents, "what the networks made, before it is decoded: .npy, float32 [n, C, ...]")
           ->type_name("FILE")
           ->excludes(sweep),
       ".npy");

@@ -72,6 +72,7 @@ struct Job {
   std::int64_t prompts = 1;                         ///< likewise taken in turn
   std::vector<std::string> texts;                   ///< of the prompts, or one for all; empty where no file has them
   std::int64_t image_count = 0;
+  std::vector<std::int64_t> shape;  ///< [C, ...] of one; empty where only the plan is shown
   tstitch::Guidance guidance;
   std::optional<tstitch::AnyProfile> way;  ///< how pictures are drawn: the profile, or what the arguments say
   Notes notes;
@@ -83,7 +84,7 @@ struct Job {
 
   /// Pictures [first, first + count) of the job.
   tstitch::Request request(std::int64_t first, std::int64_t count) const {
-    tstitch::Request request{.guidance = guidance};
+    tstitch::Request request{.guidance = guidance, .shape = shape};
     for (std::int64_t i = first; i < first + count; ++i) {
       request.seeds.push_back(seed(i));
       if (!labels.empty()) request.labels.push_back(label(i));
@@ -106,6 +107,18 @@ struct Job {
       which.mutable_data_ptr<std::int64_t>()[i] = (first + i) % prompts.size(0);
     }
     return prompts.index_select(0, which);
+  }
+
+  /// What is drawn, as lines call it.
+  std::string noun() const { return shape.size() == 3 ? "picture" : "sample"; }
+
+  /// For what must know them before there is a request.
+  tstitch::InputSizes input_sizes() const {
+    tstitch::InputSizes sizes{.shape = shape};
+    for (tstitch::NamedCondition const& each : conditions) {
+      sizes.conditions.push_back({.name = each.name, .shape = each.value.sizes().slice(1).vec()});
+    }
+    return sizes;
   }
 
   std::string class_name(std::int64_t image) const {
@@ -213,6 +226,22 @@ inline void take_conditions(Job& job, std::vector<std::string> const& paths) {
   }
 }
 
+/// Of x that is no picture there are latents only.
+/// @param shape [C, ...] of one
+inline void require_picture(Arguments const& arguments, std::vector<std::int64_t> const& shape) {
+  if (shape.size() == 3) return;
+  const std::string got = ", got x of " + tstitch::words::shape_text(shape);
+  if (!arguments.sweep.empty()) {
+    throw std::invalid_argument("--sweep: is for networks whose x is a picture, [C, H, W]" + got);
+  }
+  if (!arguments.latents.empty() && arguments.output.empty() && arguments.grid.empty() && arguments.decoder.empty())
+    return;
+  throw std::invalid_argument(
+      "--latents: must be given, without --output, --grid and --decoder, for networks whose x is no picture, [C, H, "
+      "W]" +
+      got);
+}
+
 /// Latents need a decoder, and pictures none.
 inline void require_decoder(Arguments const& arguments, tstitch::NetworkInfo const& info) {
   const bool draws = arguments.latents.empty() || !arguments.output.empty() || !arguments.grid.empty();
@@ -285,6 +314,8 @@ inline Job prepare(Arguments arguments) {
   job.labels = labels_of(arguments.classes, info);
   note_classes(job.notes, arguments, info, job.labels.size());
   take_conditions(job, arguments.conditions);
+  if (!arguments.plan || !arguments.shape.empty()) job.shape = shape_for(job.infos, arguments.shape);
+  if (!arguments.plan) require_picture(arguments, job.shape);
   require_decoder(arguments, info);
   job.image_count = count_pictures(job, arguments);
   if (arguments.batch == 0) arguments.batch = job.device.is_cpu() ? 16 : 256;

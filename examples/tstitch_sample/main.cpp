@@ -72,7 +72,7 @@ std::vector<std::int64_t> batch_rows(Job const& job, tstitch::Plan const& plan) 
 
 /// What is drawn how, in a line.
 std::string summary(Job const& job, tstitch::Plan const& plan) {
-  std::string text = "drawing " + counted(job.images(), "picture");
+  std::string text = "drawing " + counted(job.images(), job.noun());
   const std::int64_t drawn = std::int64_t(job.labels.size()), classes = job.infos.back().num_classes;
   if (drawn > 0) {
     if (drawn < classes) text += " of " + std::to_string(drawn);
@@ -123,7 +123,8 @@ void note_routing(Job& job, tstitch::Plan const& plan) {
 
 /// Times batches, and draws in those that are the fastest.
 void take_fastest_batch(Job& job, tstitch::Plan const& plan, std::vector<tstitch::Network> const& networks) {
-  const std::vector<tstitch::BatchTime> times = tstitch::time_batches(plan, networks, job.arguments.batch);
+  const std::vector<tstitch::BatchTime> times =
+      tstitch::time_batches(plan, networks, job.arguments.batch, job.input_sizes());
   job.arguments.batch = tstitch::fastest_batch(times);
   std::string found;
   for (tstitch::BatchTime const& time : times) {
@@ -160,6 +161,7 @@ int tstitch_sample(Arguments arguments) {
   if (options.dtype == at::kFloat) at::globalContext().setAllowTF32CuDNN(false);
   // TorchScript compiles for a GPU in its first runs of a shape; they are kept out of the figures.
   if (job.device.is_cuda() && !job.arguments.fastest_batch) options.warm_up_rows = batch_rows(job, plan);
+  options.warm_up_sizes = job.input_sizes();
   const std::optional<tstitch::Decoder> decoder = load_decoder(job);
   require_grid(job, decoder);
   const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);

@@ -55,6 +55,7 @@ inline Json parameters(Job const& job) {
   json["guidance_interval"] = a.guidance_interval;
   json["seed"] = a.seed;
   json["images"] = job.images();
+  if (!a.shape.empty()) json["shape"] = a.shape;
   if (!a.conditions.empty()) json["conditions"] = a.conditions;
   if (!a.decoder.empty()) json["decoder"] = a.decoder;
   if (a.tile) json["tile"] = a.tile;

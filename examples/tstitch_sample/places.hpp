@@ -33,9 +33,8 @@ inline void require_writable(Job const& job) {
   for (std::string const& file : {job.arguments.grid, job.arguments.report, job.arguments.latents}) {
     if (file.empty()) continue;
     make_folder(std::filesystem::path(file).parent_path(), file, "file that can be written");
-    tstitch::NetworkInfo const& info = job.infos.back();
-    const std::int64_t numbers =
-        file == job.arguments.latents ? job.images() * info.channels * info.height * info.width : 0;
+    std::int64_t numbers = file == job.arguments.latents ? job.images() : 0;
+    for (const std::int64_t size : job.shape) numbers *= size;
     tstitch::require_writable(file, std::uint64_t(numbers) * sizeof(float));
   }
   if (std::string const& folder = job.arguments.output; !folder.empty()) {
@@ -56,14 +55,13 @@ inline std::int64_t grid_columns(Job const& job) {
 /// Refuses a grid that cannot be written, before its pictures are drawn.
 inline void require_grid(Job const& job, std::optional<tstitch::Decoder> const& decoder) {
   if (job.arguments.grid.empty()) return;
-  tstitch::NetworkInfo const& info = job.infos.back();
   const std::int64_t pixels = decoder ? decoder->info().upsampling : 1;
-  const std::int64_t channels = decoder ? decoder->info().picture_channels : info.channels;
+  const std::int64_t channels = decoder ? decoder->info().picture_channels : job.shape[0];
   const std::int64_t scale = job.arguments.scale * pixels;
   const bool sweep = !job.arguments.sweep.empty();
   const std::int64_t rows = sweep ? std::int64_t(sweep_ratios(job.arguments.sweep).size()) : 1;
   try {
-    const tstitch::GridSize size = tstitch::grid_size(job.images() * rows, info.width * scale, info.height * scale,
+    const tstitch::GridSize size = tstitch::grid_size(job.images() * rows, job.shape[2] * scale, job.shape[1] * scale,
                                                       channels, grid_columns(job), grid_gap);
     if (sweep) tstitch::grid_size(1, size.width + caption_margin, size.height, channels, 1, 0);
   } catch (std::invalid_argument const& error) {

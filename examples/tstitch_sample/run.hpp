@@ -168,7 +168,7 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
     leave("grid", job.arguments.grid, [&] { write_grid(job, pictures.for_grid(), text); });
   }
 
-  say(job, counted(finished, "picture"), " in ", hundredths(seconds), " s, ", hundredths(double(finished) / seconds),
+  say(job, counted(finished, job.noun()), " in ", hundredths(seconds), " s, ", hundredths(double(finished) / seconds),
       " images/s on ", job.device.str());
   for (std::size_t k = 0; k < job.names.size(); ++k) {
     say(job, "  ", job.names[k], ": ", counted(calls[k], "step"), ", ", hundredths(clock.seconds()[k]), " s");

@@ -7,34 +7,22 @@
 
 #include <filesystem>
 #include <functional>
-#include <map>
 #include <numeric>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "../catch.hpp"
+#include "../network_metadata.hpp"
 
 using namespace tstitch;
 
 namespace {
 
-using Metadata = std::map<std::string, std::string>;
 using Sizes = std::vector<std::int64_t>;
 
-Metadata of_shape(std::string const& shape) {
-  return {{"format", "1"},
-          {"name", "open"},
-          {"input_shape", shape},
-          {"prediction", "epsilon"},
-          {"timestep_type", "int64"},
-          {"noise_schedule", "cosine"},
-          {"num_train_timesteps", "1000"}};
-}
-
 Metadata with(Metadata changes, std::string const& shape = "3 8 8") {
-  changes.merge(of_shape(shape));
-  return changes;
+  return metadata_of_shape(shape, std::move(changes));
 }
 
 std::string saved(std::string const& forward, Metadata const& metadata) {
@@ -104,7 +92,7 @@ TEST_CASE(
                            Case{"2 2 * *", {2, 2, 3, 4}}, Case{"2 * 3 4", {2, 2, 3, 4}}}) {
     INFO(each.stated);
     const Network network = affine(each.stated);
-    CHECK(tstitch::detail::sizes_text(network.info().shape).size() ==
+    CHECK(words::sizes_text(network.info().shape).size() ==
           std::string(each.stated).size() + 2 + each.shape.size() - 1);
     const Request request{.labels = {0, 1, 3}, .seed = 3, .guidance = {.scale = 2.5}, .shape = each.shape};
     const NoiseSchedule noise_schedule = NoiseSchedule::cosine();
@@ -157,7 +145,7 @@ TEST_CASE("a request that contradicts a file, or says too little for it, is refu
 TEST_CASE("shapes that make no sense are refused with key, rule and value") {
   const std::string place = "tstitch::read_network_info: the stream: tstitch/input_shape ";
   const std::string rule = place + "must be 1 to 16 sizes, the number of channels and then numbers or *, got ";
-  const auto message = [](std::string const& shape) { return refusal(of_shape(shape)); };
+  const auto message = [](std::string const& shape) { return refusal(metadata_of_shape(shape)); };
   for (char const* const shape : {"0", "0 8 8", "4 0 8", "4 -1 8", "-4 8 8", "* 8 8", "*",
                                   "1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1 1", "4 * * * * * * * * * * * * * * * *"}) {
     CHECK(message(shape) == rule + "'" + shape + "'");
@@ -184,7 +172,7 @@ TEST_CASE("shapes that make no sense are refused with key, rule and value") {
   }
   CHECK(message("4\n8") == place + "must be text without control characters, got '4\\x0a8'");
   CHECK(message(std::string(201, '1')) == place + "must have at most 200 bytes, got 201");
-  Metadata none = of_shape("4");
+  Metadata none = metadata_of_shape("4");
   none.erase("input_shape");
   CHECK(refusal(none) == place + "is required, got nothing");
   CHECK(message("4294967296") == "nothing was thrown");
@@ -196,13 +184,13 @@ TEST_CASE("the keys of version 0.1 say the same as the shape, or are refused") {
   const Metadata old{{"input_channels", "3"}, {"input_height", "8"}, {"input_width", "6"}};
   Metadata alone = with(old);
   alone.erase("input_shape");
-  const std::vector<Metadata> files{alone, with(old, "3 8 6"), of_shape("3 8 6")};
+  const std::vector<Metadata> files{alone, with(old, "3 8 6"), metadata_of_shape("3 8 6")};
   for (Metadata const& file : files) {
     const NetworkInfo found = info(file);
     CHECK(found.shape == Sizes{3, 8, 6});
     CHECK((found.channels == 3 && found.height == 8 && found.width == 6));
   }
-  const NetworkInfo video = info(of_shape("4 * 16 24")), signal = info(of_shape("1 16000"));
+  const NetworkInfo video = info(metadata_of_shape("4 * 16 24")), signal = info(metadata_of_shape("1 16000"));
   CHECK((video.channels == 4 && video.height == 16 && video.width == 24));
   CHECK((signal.channels == 1 && signal.height == 0 && signal.width == 0));
   const std::string place = "tstitch::read_network_info: the stream: tstitch/";
@@ -265,4 +253,22 @@ TEST_CASE("the native engine takes pictures of one size only") {
   CHECK(message_of<std::runtime_error>([&] { load_dit(path); }) ==
         "tstitch::load_dit: '" + path + "': must take x of one size, [n, C, H, W], got [n, ...] of [3, *, *]");
   CHECK(load_network(path, {.device = at::kCPU}).info().shape == Sizes{3, 0, 0});  // by TorchScript
+}
+
+TEST_CASE("a program learns of several networks what they leave open between them") {
+  const auto info = [](Sizes const& shape) { return NetworkInfo{.shape = shape}; };
+  Sizes shape;
+  take_shape(shape, NetworkInfo{});
+  CHECK(shape.empty());
+  take_shape(shape, info({4, 0, 0, 16}));
+  CHECK(shape == Sizes{4, 0, 0, 16});
+  take_shape(shape, info({4, 8, 0, 24}));
+  CHECK(shape == Sizes{4, 8, 0, 16});
+  take_shape(shape, NetworkInfo{.channels = 4, .height = 16, .width = 16});  // of another rank
+  CHECK(shape == Sizes{4, 8, 0, 16});
+  CHECK(words::sizes_text(shape) == "[4, 8, *, 16]");
+  CHECK(words::sizes_text({}) == "[]");
+  CHECK(sizes_fit(shape, {4, 8, 5, 16}));
+  CHECK_FALSE(sizes_fit(shape, {4, 8, 5, 17}));
+  CHECK_FALSE(sizes_fit(shape, {4, 8, 5}));
 }

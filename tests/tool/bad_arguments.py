@@ -22,6 +22,10 @@ PAIR = [*ONE, *ONE]
 # What is no number, or none that is finite and written in decimals.
 NO_NUMBERS = ["nan", "inf", "-inf", "0x1p1", "1e999", " 1", "1 ", "1,,1", "1;1", "", "ten"]
 
+# What is no shape of x.
+NO_SHAPES = ["", "0", "3x0x8", "3x-1", "3x", "x8", "3X8", "3x8x8x", "3,8,8", "3x*", "+3x8", "3.0x8", "nan"]
+NO_SHAPES += ["x".join("1" * 17), "65536x65537", "4294967296x4294967296x2", "99999999999999999999"]
+
 # Two options of each kind: numbers, lists of numbers, counts, lists of counts.
 NUMBERS = {
     sample: ["--ratio", "--eta", "--fractions", "--guidance", "--steps", "--seed", "--timesteps"],
@@ -32,6 +36,7 @@ NUMBERS = {
 REFUSED = {
     sample: [
         *[["--sweep", text] for text in ("0:1:inf", "nan:1:0.1", "0:nan:0.1", "0x0:1:0.1", "0:1", "0:1:0", "0:1:0.5:1")],
+        *[["--shape", text] for text in [*NO_SHAPES, "3x16x16", "3x2x32x32", "3x32", "4x32x32"]],
         *[["--guidance-interval", text] for text in ("0x0:0x1", "nan:1", "0:inf", "0", "0:1:2", ":")],
         *[["--spacing", text] for text in ("sections:", "sections:1,,1", "sections:nan", "shifted:nan", "shifted:", "9,,1")],
         *[["--routing", text] for text in ("timestep:", "timestep:nan", "timestep:600.5", "logsnr:inf", "logsnr", "dit:1")],
@@ -56,8 +61,8 @@ REFUSED = {
         ["--guidance", "1.5", "3"],
         ["--backend", "native,,native"],
     ],
-    inspect: [["--rows", "0"], ["--rows", "-1"], ["--rows", "1,,8"], ["--plot", "x.svg"], ["--tolerance", "2"]],
-    benchmark: [["--batch", "0"], ["--ratio", "1.5"], ["--ratio", "0,,1"], ["--plot", "x.jpg"], ["--steps", "0"], ["--dtype", ","]],
+    inspect: [*[["--shape", text] for text in NO_SHAPES], ["--rows", "0"], ["--rows", "-1"], ["--rows", "1,,8"], ["--plot", "x.svg"], ["--tolerance", "2"]],
+    benchmark: [*[["--shape", text] for text in NO_SHAPES], ["--batch", "0"], ["--ratio", "1.5"], ["--ratio", "0,,1"], ["--plot", "x.jpg"], ["--steps", "0"], ["--dtype", ","]],
 }
 
 # Some of each are right.

@@ -125,6 +125,31 @@ void save_flow(std::string const& path) {
         {"decoding", "pixels"}});
 }
 
+/// Networks whose x has sizes that only a request says, or is no picture.
+void save_open_models(std::string const& folder) {
+  const auto save_open = [&](std::string const& name, char const* shape, Metadata changes = {}) {
+    const bool conditioned = changes.contains("conditions");
+    changes["name"] = name;
+    save(folder + "/" + name + ".pt",
+         conditioned ? "def forward(self, x, t, text):\n  return x * 0.5 + text.mean()\n"
+                     : "def forward(self, x, t):\n  return x * 0.5\n",
+         metadata_of_shape(shape, changes));
+  };
+  save_open("open", "3 * *", {{"decoding", "pixels"}});
+  save_open("closed", "3 6 8", {{"decoding", "pixels"}});
+  save_open("open_latent", "4 * *",
+            {{"latent_scale", "0.5"}, {"guidance_scale", "3"}, {"conditions", "text_embedding float * 3"}});
+  save_open("video", "4 * 16 16");
+  save_open("video_of_8", "4 8 16 16");
+  save_open("signal", "1 *");
+  // A convolution of 2 to 5 channels with a kernel of 3, over 10 places: 2 * 10 * 2 * 5 * 3 operations, and as many
+  // back.
+  save(folder + "/convolution.pt",
+       "def forward(self, x, t):\n  w = torch.ones([5, 2, 3])\n  y = torch.conv1d(x, w, None, [1], [1])\n"
+       "  return torch.conv1d(y, w.transpose(0, 1), None, [1], [1])\n",
+       metadata_of_shape("2 *", {{"name", "convolution"}}));
+}
+
 /// A network that says it is a DiT and has none of its weights.
 void save_false_dit(std::string const& path) {
   Metadata metadata = of_pixels("false dit", "3");
@@ -172,6 +197,7 @@ int main(int count, char** arguments) {
                              std::filesystem::copy_options::overwrite_existing);
   std::filesystem::create_directories(folder + "/taken/000001-cat-seed1.png");  // where a picture would be
   save_latent_models(folder);
+  save_open_models(folder);
   save_many_classes(folder + "/many_classes.pt");
   save(folder + "/long_name.pt", "def forward(self, x, t):\n  return x\n", of_pixels(std::string(80, 'n'), "3"));
   save_flow(folder + "/flow.pt");

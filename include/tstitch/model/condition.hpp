@@ -53,9 +53,9 @@ struct BatchCondition {
   Condition guided = {};  ///< 2n rows, the condition and then its null counterpart; empty if guidance is never on
 };
 
-namespace detail {
+namespace words {
 
-/// "[77, 768]", with * for any size.
+/// "[77, 768]", with * where a size is 0, which is any.
 inline std::string sizes_text(std::vector<std::int64_t> const& sizes) {
   std::string text = "[";
   for (std::size_t d = 0; d < sizes.size(); ++d) {
@@ -63,6 +63,8 @@ inline std::string sizes_text(std::vector<std::int64_t> const& sizes) {
   }
   return text + "]";
 }
+
+}  // namespace words
 
 /// Whether the sizes for one sample are those stated, of which 0 is any.
 inline bool sizes_fit(std::vector<std::int64_t> const& stated, at::IntArrayRef sizes) {
@@ -72,6 +74,10 @@ inline bool sizes_fit(std::vector<std::int64_t> const& stated, at::IntArrayRef s
   }
   return true;
 }
+
+namespace detail {
+
+using words::sizes_text;
 
 /// Whether one tensor can be of both sizes, of which 0 is any.
 inline bool sizes_agree(std::vector<std::int64_t> const& a, std::vector<std::int64_t> const& b) {
@@ -86,12 +92,12 @@ inline bool sizes_agree(std::vector<std::int64_t> const& a, std::vector<std::int
 
 /// The sizes for one sample: "[77, 768]", with * for any.
 inline std::string text_of(ConditionInfo const& info) {
-  return detail::sizes_text(info.shape);
+  return words::sizes_text(info.shape);
 }
 
 /// Whether [rows, sizes...] is what the network asks for.
 inline bool fits(ConditionInfo const& info, at::IntArrayRef sizes) {
-  return !sizes.empty() && detail::sizes_fit(info.shape, sizes.slice(1));
+  return !sizes.empty() && sizes_fit(info.shape, sizes.slice(1));
 }
 
 namespace detail {

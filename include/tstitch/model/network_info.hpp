@@ -126,14 +126,19 @@ inline std::vector<std::int64_t> shape_of(NetworkInfo const& info) {
   return {info.channels, info.height, info.width};
 }
 
-/// Gives a shape the sizes that it leaves open and the network states; an empty one is left open whole.
+}  // namespace detail
+
+/// Gives a shape the sizes that it leaves open and the network states. Where networks disagree it keeps what it has.
+/// @param shape [C, ...] of x for one sample, 0 where any size will do; an empty one is left open whole
 inline void take_shape(std::vector<std::int64_t>& shape, NetworkInfo const& info) {
-  const std::vector<std::int64_t> stated = shape_of(info);
+  const std::vector<std::int64_t> stated = detail::shape_of(info);
   if (shape.empty()) shape = stated;
   for (std::size_t d = 0; d < shape.size() && shape.size() == stated.size(); ++d) {
     if (shape[d] == 0) shape[d] = stated[d];
   }
 }
+
+namespace detail {
 
 /// Gives a network that states its shape the channels, height and width of that.
 /// @throws std::invalid_argument for sizes that no x has, and where both are stated and differ
