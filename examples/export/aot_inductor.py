@@ -78,10 +78,12 @@ def cause(error: Exception) -> str:
     return next((line[:300] for line in lines if re.search(r"\b(fatal )?error: ", line)), first_line(error))
 
 
-def require_sizes(form: "TorchScript | AOTInductor", tokens: int | None) -> None:
-    """@tokens: of text, None for any number."""
+def require_sizes(form: "TorchScript | AOTInductor", tokens: int | None, size: tuple[int | None, ...]) -> None:
+    """@tokens: of text, None for any number. @size: of x, likewise."""
     if isinstance(form, AOTInductor) and tokens is None:
         fail("--text-tokens: must be a number for --format aot-inductor, got *")
+    if isinstance(form, AOTInductor) and None in size:
+        fail("--size: must be numbers for --format aot-inductor, got *")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ from torch import Tensor, nn  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
 from common import (  # noqa: E402
+    INPUT_KEYS,
     TOLERANCE,
     fail,
     fill,
@@ -368,6 +369,13 @@ def read_shape(file: Metadata) -> DiTConfig:
     """What the metadata tells of it."""
     file.only("format", "1")
     file.only("architecture", "dit", "dit_diffusers", "sit")
+    if (whole := file.values.get("input_shape")) is not None:
+        sizes = dict(zip(INPUT_KEYS, whole.split(" ")))
+        if len(whole.split(" ")) != 3 or "*" in whole:
+            file.refuse("input_shape", "must be the channels, height and width of x", f"'{whole}'")
+        for key, text in sizes.items():
+            if file.values.setdefault(key, text) != text:
+                file.refuse(key, f"must be what tstitch/input_shape says, '{whole}'", f"'{file.values[key]}'")
     size, patch = file.integer("input_height"), file.integer("patch_size")
     width, heads, ratio = file.integer("width"), file.integer("heads"), file.real("mlp_ratio")
     classes = file.integer("num_classes")

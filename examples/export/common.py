@@ -345,9 +345,19 @@ def read_network(
 # ------------------------------------------------------------------------------------------------ writing
 
 
+INPUT_KEYS = ("input_channels", "input_height", "input_width")
+
+
 def metadata(values: Mapping[str, object]) -> dict[str, str | bytes]:
     """The `tstitch/` keys. Numbers are written with repr(), so that reading them back gives the same double."""
     return {f"tstitch/{key}": v if isinstance(v, (str, bytes)) else repr(v) for key, v in values.items()}
+
+
+def shape_of_x(channels: int, *sizes: int | None) -> dict[str, object]:
+    """The keys for x [n, channels, *sizes]; None is any size. Of pictures of one size those that version 0.1 reads."""
+    if len(sizes) == 2 and None not in sizes:
+        return dict(zip(INPUT_KEYS, (channels, *sizes)))
+    return {"input_shape": " ".join("*" if size is None else str(size) for size in (channels, *sizes))}
 
 
 def sort_constants(code: bytes) -> bytes:
@@ -417,13 +427,14 @@ def belief(values: Mapping[str, object]) -> str:
             f"  pictures        {of('picture_channels')} channels, {of('upsampling')} times as high and wide",
         ))  # fmt: skip
     pixels = values.get("decoding") == "pixels"
+    sizes = str(of("input_shape")).split() if "input_shape" in values else map(of, INPUT_KEYS)
     what = "a picture" if pixels else f"latents, scale {of('latent_scale', 'not known')}, shift {of('latent_shift', 0)}"
     shape = ", ".join(f"{key} {values[key]}" for key in ("depth", "width", "heads", "patch_size") if key in values)
     schedule = " ".join(str(values[k]) for k in ("noise_schedule", "num_train_timesteps", "beta_start", "beta_end") if k in values)
     sampler = f"{of('profile', 'not known')}, steps {of('steps', 'not known')}"
     return "\n".join((
         f"taken for: {of('architecture')}" + (f" of {shape}" if shape else ""),
-        f"  x               {of('input_channels')} x {of('input_height')} x {of('input_width')}: {what}",
+        f"  x               {' x '.join(map(str, sizes))}: {what}",
         f"  predicts        {of('prediction')}, variance {of('variance', 'fixed')}",
         f"  noise schedule  {schedule}, timesteps {of('timestep_type')}",
         f"  classes         {of('num_classes', 0)}, no class: {of('null_class', 'none')}, names: {first(of('class_names', 'none'))}",

@@ -48,6 +48,7 @@ from common import (  # noqa: E402
     require_place,
     require_tensors,
     say,
+    shape_of_x,
     some,
     write,
 )
@@ -590,9 +591,7 @@ def metadata(source: Source, args: argparse.Namespace) -> dict[str, object]:
     values = {
         "format": 1,
         "name": args.name or args.output.stem,
-        "input_channels": shape.channels,
-        "input_height": shape.size,
-        "input_width": shape.size,
+        **shape_of_x(shape.channels, shape.size, shape.size),
         "variance": "learned_range" if shape.learned_variance else "fixed",
         "num_classes": shape.num_classes,
         "null_class": "none" if shape.null_label is None else shape.null_label,

@@ -9,6 +9,7 @@ below say it for a network without, and are believed where both do.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import packages
@@ -18,8 +19,8 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
-from common import IGNORED, Config, Inputs, component, fail, in_diffusers, read_network, write  # noqa: E402
-from options import finite_real, folder_parser, sides, token_count  # noqa: E402
+from common import IGNORED, Config, Inputs, component, fail, in_diffusers, read_network, shape_of_x, write  # noqa: E402
+from options import finite_real, folder_parser, open_sides, token_count  # noqa: E402
 from pipeline import add_noise, is_consistency_model, latents, noise, sampler_of  # noqa: E402
 from pixart import PixArtConfig, conditions, make_pixart  # noqa: E402
 
@@ -142,12 +143,17 @@ def peer(config: Config, network: nn.Module) -> nn.Module | None:
     return Peer(model)
 
 
-def check_inputs(shape: PixArtConfig, size: tuple[int, int], timesteps: int, tokens: int, whole: bool) -> Inputs:
-    """@whole: of the network's own size; else any will do, and small ones are quick."""
-    height, width = size if whole else (min(side, patches * shape.patch) for side, patches in zip(size, (4, 6)))
+def check_inputs(
+    shape: PixArtConfig, size: tuple[int | None, int | None], timesteps: int, tokens: int, whole: bool
+) -> Inputs:
+    """@size: None for any. @whole: of the network's own size; else any will do, and small ones are quick."""
     generator = torch.Generator().manual_seed(0)
 
     def inputs(rows: int) -> tuple[Tensor, ...]:
+        small = (min(side or math.inf, patches * shape.patch) for side, patches in zip(size, (4, 6)))
+        height, width = size if whole else small
+        if None in size:  # another for each number of rows, so that a size that is stuck shows
+            width = (3 + rows) * shape.patch
         lengths = torch.randint(1, tokens + 1, (rows, 1), generator=generator)
         values = [
             torch.randn(rows, shape.channels, height, width, generator=generator),
@@ -169,7 +175,11 @@ def check_inputs(shape: PixArtConfig, size: tuple[int, int], timesteps: int, tok
 def parse_arguments() -> argparse.Namespace:
     parser = folder_parser(__doc__, "transformer", ".pt or .pt2", "float16")
     parser.add_argument(
-        "--size", type=sides, metavar="N", help="height and width of x, N or HxW (default: config.json's sample_size)"
+        "--size",
+        type=open_sides,
+        metavar="N",
+        help="height and width of x, N or HxW, * for any that are multiples of the network's patches (default: "
+        "config.json's sample_size)",
     )
     add_noise(parser)
     parser.add_argument(
@@ -200,19 +210,17 @@ def main() -> None:
     config = Config(folder / "config.json")
     shape = read_config(config)
     size = args.size or (shape.size, shape.size)
-    if any(side % shape.patch for side in size):
+    if any(side is not None and side % shape.patch for side in size):
         fail(f"--size: must be multiples of the network's patches of {shape.patch}, got {size[0]} and {size[1]}")
     # 0 is what was not given; None is any number.
     tokens = tokens_of(args.folder) if args.text_tokens == 0 else args.text_tokens
-    require_sizes(form, tokens)
+    require_sizes(form, tokens, size)
     found = conditions(shape, tokens)
     lines = (f"{name} {kind} {' '.join('*' if n is None else str(n) for n in sizes)}" for name, kind, sizes in found)
     values = {
         "format": 1,
         "name": args.name or args.output.stem,
-        "input_channels": shape.channels,
-        "input_height": size[0],
-        "input_width": size[1],
+        **shape_of_x(shape.channels, *size),
         "variance": "learned_range" if shape.learned_variance else "fixed",
         "num_classes": 0,
         "conditions": "\n".join(lines),

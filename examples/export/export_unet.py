@@ -9,6 +9,7 @@ below say it for a network without, and are believed where both do.
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import packages
@@ -19,8 +20,8 @@ from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
 from autoencoder import modern_names  # noqa: E402
-from common import IGNORED, Config, Inputs, component, fail, in_diffusers, read_network, write  # noqa: E402
-from options import finite_real, folder_parser, positive, sides, token_count  # noqa: E402
+from common import IGNORED, Config, Inputs, component, fail, in_diffusers, read_network, shape_of_x, write  # noqa: E402
+from options import finite_real, folder_parser, open_sides, positive, token_count  # noqa: E402
 from pipeline import add_noise, is_consistency_model, latents, noise, sampler_of  # noqa: E402
 from unet import CLASSES, UNetConfig, conditions, make_unet  # noqa: E402
 
@@ -287,13 +288,17 @@ def peer(config: Config, network: nn.Module, shape: UNetConfig) -> nn.Module | N
     return None if model is None else Peer(model, shape)
 
 
-def check_inputs(shape: UNetConfig, size: tuple[int, int], timesteps: int, tokens: int, whole: bool) -> Inputs:
-    """@whole: of the network's own size; else any will do, and small ones are quick."""
+def check_inputs(
+    shape: UNetConfig, size: tuple[int | None, int | None], timesteps: int, tokens: int, whole: bool
+) -> Inputs:
+    """@size: None for any. @whole: of the network's own size; else any will do, and small ones are quick."""
     unit = 2 ** (len(shape.widths) - 1)  # diffusers' unconditional network wants them even on all levels
-    height, width = size if whole else (min(side, 2 * unit) for side in size)
     generator = torch.Generator().manual_seed(0)
 
     def inputs(rows: int) -> tuple[Tensor, ...]:
+        height, width = size if whole else (min(side or math.inf, 2 * unit) for side in size)
+        if None in size:  # another for each number of rows, so that a size that is stuck shows
+            width = (1 + rows) * unit
         values = [
             torch.randn(rows, shape.channels, height, width, generator=generator),
             torch.randint(timesteps, (rows,), generator=generator),
@@ -314,7 +319,10 @@ def check_inputs(shape: UNetConfig, size: tuple[int, int], timesteps: int, token
 def main() -> None:
     parser = folder_parser(__doc__, "unet", ".pt or .pt2", "float16")
     parser.add_argument(
-        "--size", type=sides, metavar="N", help="height and width of x, N or HxW (default: config.json's sample_size)"
+        "--size",
+        type=open_sides,
+        metavar="N",
+        help="height and width of x, N or HxW, * for any (default: config.json's sample_size)",
     )
     add_noise(parser)
     parser.add_argument(
@@ -346,7 +354,7 @@ def main() -> None:
     add_form(parser)
     args = parser.parse_args()
     form = form_of(args)
-    require_sizes(form, args.text_tokens)
+    require_sizes(form, args.text_tokens, args.size or ())
 
     folder = component(args.folder, "unet")
     config = Config(folder / "config.json")
@@ -361,9 +369,7 @@ def main() -> None:
     values = {
         "format": 1,
         "name": args.name or args.output.stem,
-        "input_channels": shape.channels,
-        "input_height": size[0],
-        "input_width": size[1],
+        **shape_of_x(shape.channels, *size),
         "variance": "fixed",
         "timestep_type": "int64",
         "decoding": decoding,

@@ -42,6 +42,11 @@ def sides(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[-1])
 
 
+def open_sides(text: str) -> tuple[int | None, int | None]:
+    """The same, or "*" for any."""
+    return (None, None) if text == "*" else sides(text)
+
+
 def token_count(text: str) -> int | None:
     if text == "*":
         return None

@@ -15,7 +15,7 @@ import packages  # noqa: E402
 packages.require(__file__, "torch", beside=("numpy", "PIL"))
 import torch  # noqa: E402
 from aot_inductor import add_form, form_of  # noqa: E402
-from common import TOLERANCE, fill, say, write  # noqa: E402
+from common import TOLERANCE, fill, say, shape_of_x, write  # noqa: E402
 from dit import DiT, DiTConfig, random_inputs  # noqa: E402
 from options import finite_real  # noqa: E402
 
@@ -28,9 +28,7 @@ def metadata(config: DiTConfig, checkpoint: dict, args: argparse.Namespace) -> d
     return {
         "format": 1,
         "name": args.name,
-        "input_channels": config.channels,
-        "input_height": config.size,
-        "input_width": config.size,
+        **shape_of_x(config.channels, config.size, config.size),
         "prediction": "epsilon",
         "variance": "learned_range",
         "num_classes": config.num_classes,

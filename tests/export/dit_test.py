@@ -409,6 +409,8 @@ def check_calibrated_weights() -> None:
         ({"num_train_timesteps": 0}, "num_train_timesteps must be an integer in [1, 1000000], got '0'"),
         ({"width": 50}, "tstitch/width must be a multiple of 4 and of heads 3, got 50"),
         ({"patch_size": 3}, "tstitch/input_height must be a multiple of patch_size 3, got 16"),
+        ({"input_shape": "4 * *"}, "tstitch/input_shape must be the channels, height and width of x, got '4 * *'"),
+        ({"input_shape": "4 16 8"}, "tstitch/input_width must be what tstitch/input_shape says, '4 16 8', got '16'"),
         ({"null_class": "6"}, "tstitch/null_class must be in [0, 5] or none, got '6'"),
         ({"null_class": "none"}, "y_embedder.embedding_table.weight must be [5, 48], got [6, 48]"),
         ({"mlp_ratio": "nan"}, "tstitch/mlp_ratio must be a number, got 'nan'"),

@@ -25,7 +25,7 @@ import pixart  # noqa: E402
 from harness import relative, shaken  # noqa: E402
 
 KEYS = (
-    "format", "name", "input_channels", "input_height", "input_width", "prediction", "variance", "num_classes",
+    "format", "name", "input_shape", "input_channels", "input_height", "input_width", "prediction", "variance", "num_classes",
     "null_class", "conditions", "timestep_type", "noise_schedule", "num_train_timesteps", "beta_start", "beta_end",
     "alphas_cumprod", "decoding", "latent_scale", "latent_shift", "guidance_scale", "license", "architecture", "width",
     "depth", "heads", "patch_size", "mlp_ratio",
@@ -206,6 +206,12 @@ got = exported("--text-tokens", 50, "--size", "16x24", "--guidance-scale", 3, "-
 assert got["conditions"] == lines("50 16", "50") and got["guidance_scale"] == "3.0", got
 assert (got["input_height"], got["input_width"], got["prediction"]) == ("16", "24", "v_prediction"), got
 assert exported("--text-tokens", "*")["conditions"] == lines("* 16", "*")
+got = exported("--size", "*")
+assert got["input_shape"] == "4 * *" and not {"input_channels", "input_height", "input_width"} & set(got), got
+ours, fixed = torch.jit.load(out).eval(), torch.jit.load(scratch / "alpha_float32.pt").eval()
+for height, width in ((8, 8), (4, 14), (10, 2)):
+    values = inputs(diffusers.PixArtTransformer2DModel.from_pretrained(scratch / "alpha"), 2, height, width)
+    assert torch.equal(ours(*values), fixed(*values))
 make_pipeline("PixArtSigmaPipeline", beta_schedule="scaled_linear", beta_start=0.001, num_train_timesteps=500)
 got = exported()
 assert got["conditions"] == lines("300 16", "300"), got

@@ -25,7 +25,7 @@ from harness import relative, shaken  # noqa: E402
 torch.manual_seed(0)
 
 KEYS = (
-    "format", "name", "input_channels", "input_height", "input_width", "prediction", "variance", "num_classes",
+    "format", "name", "input_shape", "input_channels", "input_height", "input_width", "prediction", "variance", "num_classes",
     "null_class", "conditions", "timestep_type", "noise_schedule", "num_train_timesteps", "beta_start", "beta_end",
     "alphas_cumprod", "decoding", "latent_scale", "latent_shift", "guidance_scale", "license", "architecture",
     "profile", "steps",
@@ -217,6 +217,36 @@ got = unconditional("classes", {"num_class_embeds": 5, "in_channels": 4, "out_ch
 assert got["num_classes"] == "5" and "null_class" not in got, got
 unconditional("no_attention", {"add_attention": False, "layers_per_block": 1})
 unconditional("no_middle", {"mid_block_type": None})
+
+# ---------------------------------------------------------------------------------------- any height and width
+
+
+def of_any_size(name: str, options: list[object], sizes: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """Exports it with open sizes: the same network as that of one size, of which `compare` has seen several."""
+    path = scratch / f"{name}_any.pt"
+    message = run(scratch / name, path, "--dtype", "float32", "--size", "*", *SCHEDULE, *options)
+    assert not message, message
+    ours, fixed = (torch.jit.load(file).eval() for file in (path, scratch / f"{name}_float32.pt"))
+    assert all(torch.equal(value, fixed.state_dict()[key]) for key, value in ours.state_dict().items())
+    for height, width in ((8, 8), (12, 20), (20, 4)):
+        given = [torch.randn(2, *({-1: height, -2: width}.get(n, n) for n in shape)) for shape in sizes.values()]
+        given.insert(1, torch.tensor([3, 500]))
+        assert torch.equal(ours(*given), fixed(*given))
+    got = metadata(path)
+    assert not {"input_channels", "input_height", "input_width"} & set(got), got
+    return got
+
+
+latent = {"x": (4, -1, -2)}
+got = of_any_size("sd1", [], latent | text)
+assert got["input_shape"] == "4 * *" and got["conditions"] == lines(text_embedding="77 12"), got
+got = of_any_size("inpainting", ["--text-tokens", "*"], latent | text | painting)
+assert got["conditions"] == lines(text_embedding="* 12", mask="1 * *", masked_latents="4 * *"), got
+assert of_any_size("ddpm", ["--decoding", "pixels"], {"x": (3, -1, -2)})["input_shape"] == "3 * *"
+must_refuse(scratch / "sd1", *SCHEDULE, "--size", "8x*", words=("--size", "must be N or HEIGHTxWIDTH", "got '8x*'"))
+must_refuse(scratch / "sd1", *SCHEDULE, "--size", "*", "--format", "aot-inductor", words=(
+    "--size: must be numbers for --format aot-inductor, got *",
+))  # fmt: skip
 
 # ---------------------------------------------------------------------------------------- pipelines
 
