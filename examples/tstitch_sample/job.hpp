@@ -226,6 +226,26 @@ inline void take_conditions(Job& job, std::vector<std::string> const& paths) {
   }
 }
 
+/// The first condition that the network takes and no file of --condition has; empty where they have all.
+inline std::string missing_condition(Job const& job, tstitch::NetworkInfo const& info) {
+  for (tstitch::ConditionInfo const& wanted : info.conditions) {
+    const auto is_it = [&](tstitch::NamedCondition const& each) { return each.name == wanted.name; };
+    if (std::none_of(job.conditions.begin(), job.conditions.end(), is_it)) return wanted.name;
+  }
+  return "";
+}
+
+/// What the networks of the plan take is given, before their weights are read.
+inline void require_conditions(Job const& job, tstitch::Plan const& plan) {
+  const std::vector<int> calls = plan.calls(job.infos.size());
+  for (std::size_t k = 0; k < calls.size(); ++k) {
+    const std::string missing = missing_condition(job, job.infos[k]);
+    if (calls[k] == 0 || missing.empty()) continue;
+    throw std::invalid_argument("--condition: must give " + in_quotes(missing) + ", which network " +
+                                std::to_string(k) + " (" + in_quotes(job.names[k]) + ") takes, got none");
+  }
+}
+
 /// Of x that is no picture there are latents only.
 /// @param shape [C, ...] of one
 inline void require_picture(Arguments const& arguments, std::vector<std::int64_t> const& shape) {

@@ -5,6 +5,7 @@
 
 #include <ATen/Context.h>
 
+#include <algorithm>
 #include <csignal>
 #include <exception>
 #include <iostream>
@@ -149,6 +150,7 @@ int tstitch_sample(Arguments arguments) {
     if (!std::cout) throw std::runtime_error("--plan: must be able to print, got an output that takes nothing");
     return 0;
   }
+  require_conditions(job, plan);
   require_apart(job);
   // Who no longer reads what is printed gets the pictures all the same.
   for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
@@ -160,7 +162,10 @@ int tstitch_sample(Arguments arguments) {
   // Else torch lets convolutions round to 10 bits.
   if (options.dtype == at::kFloat) at::globalContext().setAllowTF32CuDNN(false);
   // TorchScript compiles for a GPU in its first runs of a shape; they are kept out of the figures.
-  if (job.device.is_cuda() && !job.arguments.fastest_batch) options.warm_up_rows = batch_rows(job, plan);
+  // All are warmed up or none: a network that takes no steps may lack conditions, and with them sizes.
+  const bool known = std::ranges::all_of(
+      job.infos, [&](tstitch::NetworkInfo const& info) { return missing_condition(job, info).empty(); });
+  if (job.device.is_cuda() && !job.arguments.fastest_batch && known) options.warm_up_rows = batch_rows(job, plan);
   options.warm_up_sizes = job.input_sizes();
   const std::optional<tstitch::Decoder> decoder = load_decoder(job);
   require_grid(job, decoder);

@@ -14,6 +14,7 @@
 /// A package for any number of rows holds one model, called "model". One for a list of sizes holds a model for each,
 /// called "1_rows", "2_rows", "8_rows"; the weights are in the first, and in memory once. Inputs are contiguous: x in
 /// the network's type, t as int64 or, for timestep_type float32, as float32, labels as int64, and the conditions.
+/// All have the sizes that the metadata says, none of which is open.
 ///
 /// Loading runs code of the file, so load what you trust. It is unpacked into a folder of its own in /tmp, which must
 /// allow programs to run and is removed with the last copy of the network.
