@@ -95,7 +95,7 @@ TEST_CASE("a kind of file of one's own goes through the door") {
   CHECK_THAT(message_of<std::runtime_error>([&] {
                load_networks({"gain:1", "gain:3"}, options);
              }),
-             ContainsSubstring("input height: network 0 ('gain:1') has 2, network 1 ('gain:3') has 3"));
+             ContainsSubstring("input shape: network 0 ('gain:1') has [1, 2, 2], network 1 ('gain:3') has [1, 3, 2]"));
   CHECK(loaded == 2);
   CHECK(message_of<std::invalid_argument>([] { load_network("gain:1", {.device = at::kCPU, .readers = {{}}}); }) ==
         "tstitch::load_network: a reader must have reads, info and load, got one without");
