@@ -18,6 +18,7 @@
 #include "method/unipc.hpp"
 #include "model/autoencoder.hpp"
 #include "model/guidance.hpp"
+#include "model/split_network.hpp"
 #include "peer/profile.hpp"
 #include "peer/reference_routing.hpp"
 #include "plan/baseline_schedules.hpp"

@@ -21,6 +21,7 @@
 #include "../tensor/shape.hpp"
 #include "../tensor/weighted_sum.hpp"
 #include "evaluation.hpp"
+#include "feature_memory.hpp"
 #include "guidance.hpp"
 #include "network.hpp"
 #include "thresholding.hpp"
@@ -48,7 +49,9 @@ struct EvaluationGuidance {
   at::Tensor momentum = {};        ///< Prediction::momentum of an earlier step
   Network const* guide = nullptr;  ///< see Guidance::guide_network
   Memory* guide_memory = nullptr;  ///< see Evaluation::memory
-  Evaluation told = {};            ///< to the network, but for the timestep
+  Evaluation told = {};            ///< to the network, but for the timestep and the halves
+  StepForecast const* forecast = nullptr;  ///< what of the guidance is forecast or kept; null: nothing
+  KeptSteps* differences = nullptr;        ///< of earlier steps, with a forecast
   GradientGuidance const* gradient = nullptr;
 };
 
@@ -148,13 +151,54 @@ inline OutputHalves split(Network const& network, at::Tensor const& all, std::in
   return {all.narrow(1, 0, channels), all.narrow(1, channels, channels)};
 }
 
-/// With the condition, and the output [n, C, ...] without it, in one evaluation of 2n rows.
+/// Remembers a difference of computed guidance, if that is asked for.
+template <class Difference>
+void keep_difference(EvaluationGuidance const& guidance, Difference const& difference) {
+  StepForecast const* const forecast = guidance.forecast;
+  if (!forecast || forecast->keep_difference == 0) return;
+  guidance.differences->keep(guidance.told.step->index, guidance.told.number, difference(), forecast->keep_difference);
+}
+
+/// Whether the difference is forecast.
+inline bool forecasts_guidance(EvaluationGuidance const& guidance) {
+  return guidance.forecast && guidance.forecast->guidance;
+}
+
+/// What a network answers with the condition, and without it.
+struct WithAndWithout {
+  OutputHalves with;
+  std::vector<std::pair<double, at::Tensor>> without = {};  ///< [n, C, ...], a sum of weight times tensor
+
+  /// Adds the first so many channels of the second, times `factor`, to a sum.
+  void add_without(WeightedSum& sum, double factor, std::int64_t channels) const {
+    for (auto const& [weight, tensor] : without) {
+      sum.add(factor * weight, channels == tensor.size(1) ? tensor : tensor.narrow(1, 0, channels));
+    }
+  }
+};
+
+/// Both in one evaluation of 2n rows; or the second is the first less a difference that is forecast.
 template <class Points>
-std::pair<OutputHalves, at::Tensor> with_and_without(Network const& network, at::Tensor const& x, Points const& points,
-                                                     BatchCondition const& condition, Evaluation const& told) {
+WithAndWithout with_and_without(Network const& network, at::Tensor const& x, Points const& points,
+                                BatchCondition const& condition, EvaluationGuidance const& guidance) {
   const std::int64_t n = x.size(0), channels = x.size(1);
+  if (forecasts_guidance(guidance)) {
+    const at::Tensor all = evaluate(network, x, n, points, condition.conditional, guidance.told);
+    WithAndWithout made{split(network, all, channels)};
+    made.without.emplace_back(1, made.with.output);
+    guidance.differences->each(
+        guidance.forecast->difference, guidance.told.number,
+        [&](double weight, at::Tensor const& difference) { made.without.emplace_back(-weight, difference); });
+    return made;
+  }
+  Evaluation told = guidance.told;
+  told.both_halves = true;
   const at::Tensor all = evaluate(network, x, 2 * n, points, condition.guided, told);
-  return {split(network, all.narrow(0, 0, n), channels), all.narrow(0, n, n).narrow(1, 0, channels)};
+  const at::Tensor without = all.narrow(0, n, n).narrow(1, 0, channels);
+  WithAndWithout made{split(network, all.narrow(0, 0, n), channels), {{1, without}}};
+  keep_difference(guidance,
+                  [&] { return WeightedSum().add(1, made.with.output).add(-1, without).value(x.scalar_type()); });
+  return made;
 }
 
 /// The network's output under classifier-free guidance.
@@ -168,11 +212,13 @@ RawOutput guided_output(Network const& network, at::Tensor const& x, Points cons
     const OutputHalves halves = split(network, all, channels);
     return {WeightedSum().add(1, halves.output), halves.variance_fraction};
   }
-  const auto [with, without] = with_and_without(network, x, points, condition, guidance.told);
+  const WithAndWithout both = with_and_without(network, x, points, condition, guidance);
+  OutputHalves const& with = both.with;
   const std::int64_t guided = guidance.channels ? guidance.channels : channels;
-  const at::Tensor conditional = with.output.narrow(1, 0, guided);
+  const at::Tensor conditional = guided == channels ? with.output : with.output.narrow(1, 0, guided);
   WeightedSum sum;
-  sum.add(guidance.scale, conditional).add(1 - guidance.scale, without.narrow(1, 0, guided));
+  sum.add(guidance.scale, conditional);
+  both.add_without(sum, 1 - guidance.scale, guided);
   if (guided == channels && guidance.rescale == 0) return {std::move(sum), with.variance_fraction};
   at::Tensor part = sum.value(x.scalar_type());
   if (guidance.rescale > 0) {
@@ -267,22 +313,29 @@ Prediction guided_x_0(Network const& network, at::Tensor const& x, Points const&
     auto [output, variance_fraction] = guided_output(network, x, points, condition, guidance);
     return {points.x_0(network, x, std::move(output)), {}, std::move(variance_fraction)};
   }
-  RawOutput with;
-  at::Tensor worse;  // than x_0, which moves away from it
-  if (guidance.guide) {
-    const EvaluationGuidance plain{.told = guidance.told};
-    with = guided_output(network, x, points, condition, plain);
-    const EvaluationGuidance of_guide{.told = {.step = guidance.told.step, .memory = guidance.guide_memory}};
-    worse = points.x_0(*guidance.guide, x, guided_output(*guidance.guide, x, points, condition, of_guide).output);
-  } else {
-    const auto [conditional, unconditional] = with_and_without(network, x, points, condition, guidance.told);
-    with = {WeightedSum().add(1, conditional.output), conditional.variance_fraction};
-    worse = points.x_0(network, x, WeightedSum().add(1, unconditional));
-  }
-  Prediction prediction{points.x_0(network, x, with.output), {}, with.variance_fraction};
   const std::int64_t guided = guidance.channels ? guidance.channels : x.size(1);
+  Prediction prediction;
+  at::Tensor update;  // away from what is worse than x_0
+  if (guidance.guide) {
+    RawOutput with = guided_output(network, x, points, condition, {.told = guidance.told});
+    prediction = {points.x_0(network, x, std::move(with.output)), {}, std::move(with.variance_fraction)};
+    if (forecasts_guidance(guidance)) {
+      update = guidance.differences->sum(guidance.forecast->difference, guidance.told.number);
+    } else {
+      const EvaluationGuidance of_guide{.told = {.step = guidance.told.step, .memory = guidance.guide_memory}};
+      const RawOutput worse = guided_output(*guidance.guide, x, points, condition, of_guide);
+      update = prediction.x_0.narrow(1, 0, guided)
+                   .sub(points.x_0(*guidance.guide, x, worse.output).narrow(1, 0, guided));
+      keep_difference(guidance, [&] { return update; });
+    }
+  } else {
+    const WithAndWithout both = with_and_without(network, x, points, condition, guidance);
+    WeightedSum without;
+    both.add_without(without, 1, x.size(1));
+    prediction = {points.x_0(network, x, WeightedSum().add(1, both.with.output)), {}, both.with.variance_fraction};
+    update = prediction.x_0.narrow(1, 0, guided).sub(points.x_0(network, x, without).narrow(1, 0, guided));
+  }
   const at::Tensor first = prediction.x_0.narrow(1, 0, guided);
-  at::Tensor update = first.sub(worse.narrow(1, 0, guided));
   if (!guidance.projected) {
     prediction.x_0 = with_first_channels(prediction.x_0, first.add(update, guidance.scale - 1));
     return prediction;

@@ -6,6 +6,7 @@
 #include <optional>
 #include <utility>
 
+#include "../plan/forecast.hpp"
 #include "../plan/step.hpp"
 
 namespace tstitch {
@@ -40,6 +41,11 @@ struct Evaluation {
   /// The step that asks; null outside of a run. Earlier ones may ask again after a switch (SwitchPolicy::re_evaluate).
   Step const* step = nullptr;
   Memory* memory = nullptr;  ///< the network's own in this run; null outside of a run
+  /// For networks that forecast (Network::forecasts): what they are to forecast, or to keep for later; null: neither.
+  /// Where it is given, so are step and memory.
+  StepForecast const* forecast = nullptr;
+  int number = 0;            ///< which of the step's evaluations, from 0
+  bool both_halves = false;  ///< the second half of the rows is without the condition
 };
 
 }  // namespace tstitch

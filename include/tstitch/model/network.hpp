@@ -30,6 +30,7 @@
 #include "network_info.hpp"
 
 TSTITCH_HAS_NAMED(captured)
+TSTITCH_HAS_NAMED(forecasts)
 TSTITCH_HAS_NAMED(knows_timestep)
 TSTITCH_HAS_NAMED(prepare)
 TSTITCH_HAS_NAMED(repeats_x)
@@ -73,6 +74,8 @@ class Network {
   ///       true: t may be undefined where the timestep is given, and costs nothing then
   ///   bool repeats_x
   ///       true: x may have half of the rows of the condition, [n / 2, C, ...], which come twice
+  ///   bool forecasts
+  ///       true: does what Evaluation::forecast says, as SplitNetwork does (model/split_network.hpp)
   ///   void prepare(std::span<const double> timesteps, Condition const&) const
   ///       is told of a run before it begins, and may compute ahead what depends on timestep and condition alone
   ///   Callable captured(Capture const&) const
@@ -110,6 +113,9 @@ class Network {
 
   /// Whether x may have half of the rows of the condition, which come twice.
   bool repeats_x() const { return self_->repeats_x; }
+
+  /// Whether it can forecast what it would compute, see SamplingOptions::forecast.
+  bool forecasts() const { return self_->forecasts; }
 
   /// Whether it wants to be told of runs before they begin.
   bool prepares() const { return bool(self_->prepare); }
@@ -150,6 +156,7 @@ class Network {
     at::Device device;
     bool knows_timestep = false;
     bool repeats_x = false;
+    bool forecasts = false;
     bool takes_evaluation = false;
     std::function<void(std::span<const double>, Condition const&)> prepare = {};
     std::function<Network(Capture const&, Network const&)> capture = {};
@@ -191,6 +198,12 @@ class Network {
             },
         "tstitch::Network: repeats_x must be 'bool repeats_x'");
     static_assert(
+        !detail::HasNamed_forecasts<Callable> ||
+            requires(Callable const& callable) {
+              { callable.forecasts } -> std::convertible_to<bool>;
+            },
+        "tstitch::Network: forecasts must be 'bool forecasts'");
+    static_assert(
         !detail::HasNamed_prepare<Callable> || requires(Callable const& callable, std::span<const double> t,
                                                         Condition const& c) { callable.prepare(t, c); },
         "tstitch::Network: prepare must be 'void prepare(std::span<const double>, tstitch::Condition const&) const'");
@@ -217,6 +230,11 @@ class Network {
       self.knows_timestep = callable.knows_timestep;
     }
     if constexpr (requires { bool(callable.repeats_x); }) self.repeats_x = callable.repeats_x;
+    if constexpr (requires { bool(callable.forecasts); }) {
+      static_assert(takes_evaluation<Callable>,
+                    "tstitch::Network: a callable that forecasts must take (x, t, condition, evaluation)");
+      self.forecasts = callable.forecasts;
+    }
     const auto shared = std::make_shared<Callable>(std::move(callable));  // below, only its type is looked at
     if constexpr (requires(std::span<const double> t, Condition const& c) { std::as_const(callable).prepare(t, c); }) {
       self.prepare = [shared](std::span<const double> t, Condition const& c) { std::as_const(*shared).prepare(t, c); };

@@ -10,7 +10,7 @@
 namespace tstitch {
 
 /// Forwards all that Network may ask of a callable to the network inside, so that nothing of it is lost on the way:
-/// what it knows of the timestep, that it repeats x, what it prepares, and what of it is captured.
+/// what it knows of the timestep, that it repeats x or forecasts, what it prepares, and what of it is captured.
 ///
 /// `Derived` is called as (x, t, condition, evaluation) and asks `inner()` with the same, the evaluation above all.
 /// What it does beside that stays outside of what is captured, and so is done in every call.
@@ -31,9 +31,12 @@ class NetworkWrapper {
   using IsNetworkWrapper = void;  ///< so that Network(wrapper), without what the one inside says, does not compile
 
   explicit NetworkWrapper(Network inner)
-      : knows_timestep(inner.knows_timestep()), repeats_x(inner.repeats_x()), inner_(std::move(inner)) {}
+      : knows_timestep(inner.knows_timestep()),
+        repeats_x(inner.repeats_x()),
+        forecasts(inner.forecasts()),
+        inner_(std::move(inner)) {}
 
-  bool knows_timestep, repeats_x;
+  bool knows_timestep, repeats_x, forecasts;
 
   void prepare(std::span<const double> timesteps, Condition const& condition) const {
     inner_.prepare(timesteps, condition);

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "../base/error.hpp"
+#include "forecast.hpp"
 #include "step.hpp"
 
 namespace tstitch {
@@ -82,6 +83,11 @@ struct Guidance {
   /// guide with each of the network. In steps that are the guide's own, guidance is classifier-free; the scales {1, 2}
   /// leave it out there where the guide is network 0.
   std::optional<std::size_t> guide_network = {};
+  /// When what guidance adds, the difference of the two outputs (with guide_network, of the two x_0), is not computed
+  /// but extrapolated from the last steps that computed it: the network then runs with the condition alone, at half of
+  /// the rows. Any forecast schedule; begins anew when another network takes over and after steps without guidance.
+  /// Steps in which the network itself is forecast (SamplingOptions::forecast) do it whenever they can.
+  Forecast forecast = {};
 
   /// The scale at a step: 1 outside of the interval.
   double at(Step const& step, std::size_t network) const {
@@ -93,6 +99,12 @@ struct Guidance {
   /// Whether the guide network is asked too when this network takes this step.
   bool uses_guide(Step const& step, std::size_t network) const {
     return guide_network && *guide_network != network && at(step, network) != 1;
+  }
+
+  /// What guides this network in a step.
+  GuidedBy by(Step const& step, std::size_t network) const {
+    if (at(step, network) == 1) return GuidedBy::nothing;
+    return uses_guide(step, network) ? GuidedBy::guide : GuidedBy::null_half;
   }
 
   /// @throws std::invalid_argument

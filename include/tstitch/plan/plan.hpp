@@ -11,6 +11,7 @@
 #include <ostream>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "../base/contraction.hpp"
@@ -43,6 +44,16 @@ struct PlannedStep {
   int evaluations = 1;            ///< network evaluations that the update rule makes
   std::size_t guide_network = 0;  ///< see Guidance::guide_network
   int guide_evaluations = 0;      ///< of the guide, beside them
+  GuidedBy guided = GuidedBy::nothing;
+  StepForecast forecast = {};
+  int rows = 1;  ///< that an image has in all computed evaluations of the network in this step
+};
+
+/// What a network does in a run.
+struct NetworkWork {
+  int computed = 0;  ///< evaluations
+  int forecast = 0;  ///< evaluations in which its blocks do not run
+  int rows = 0;      ///< an image has in those that are computed: two where both halves of guidance are
 };
 
 struct Plan {
@@ -51,19 +62,39 @@ struct Plan {
   std::vector<PlannedStep> steps;
   std::string sampler = {};  ///< its name with its options; empty where it has none
 
-  /// Evaluations of each network, indexed by network.
+  /// What each network does, indexed by network.
   /// @param networks how many there are; without, the last is the last one that the plan asks
-  std::vector<int> calls(std::size_t networks = 0) const {
-    std::vector<int> calls(networks);
-    const auto add = [&](std::size_t network, int evaluations) {
-      if (network >= calls.size()) calls.resize(network + 1);
-      calls[network] += evaluations;
+  std::vector<NetworkWork> work(std::size_t networks = 0) const {
+    std::vector<NetworkWork> work(networks);
+    const auto of = [&](std::size_t network) -> NetworkWork& {
+      if (network >= work.size()) work.resize(network + 1);
+      return work[network];
     };
     for (PlannedStep const& planned : steps) {
-      add(planned.network, planned.evaluations);
-      if (planned.guide_evaluations > 0) add(planned.guide_network, planned.guide_evaluations);
+      NetworkWork& own = of(planned.network);
+      (planned.forecast.network ? own.forecast : own.computed) += planned.evaluations;
+      own.rows += planned.rows;
+      if (planned.guide_evaluations == 0) continue;
+      NetworkWork& guide = of(planned.guide_network);
+      guide.computed += planned.guide_evaluations;
+      guide.rows += planned.guide_evaluations;
     }
+    return work;
+  }
+
+  /// Computed evaluations of each network, indexed by network.
+  /// @param networks see work
+  std::vector<int> calls(std::size_t networks = 0) const {
+    std::vector<int> calls;
+    for (NetworkWork const& each : work(networks)) calls.push_back(each.computed);
     return calls;
+  }
+
+  /// Whether anything in it is forecast.
+  bool has_forecasts() const {
+    return std::any_of(steps.begin(), steps.end(), [](PlannedStep const& planned) {
+      return planned.forecast.network || planned.forecast.guidance;
+    });
   }
 };
 
@@ -123,8 +154,15 @@ inline std::uint64_t fingerprint(Plan const& plan) {
   for (PlannedStep const& planned : plan.steps) {
     fingerprint.add(std::uint64_t(planned.network)).add(planned.guidance_scale);
     fingerprint.add(std::uint64_t(planned.evaluations));
-    if (planned.guide_evaluations == 0) continue;
-    fingerprint.add(std::uint64_t(planned.guide_network)).add(std::uint64_t(planned.guide_evaluations));
+    if (planned.guide_evaluations > 0) {
+      fingerprint.add(std::uint64_t(planned.guide_network)).add(std::uint64_t(planned.guide_evaluations));
+    }
+    StepForecast const& forecast = planned.forecast;
+    if (!forecast.network && !forecast.guidance) continue;
+    for (auto const& terms : {forecast.conditional, forecast.unconditional, forecast.difference}) {
+      fingerprint.add(std::uint64_t(terms.size()));
+      for (ForecastTerm const& term : terms) fingerprint.add(std::uint64_t(term.step)).add(term.weight);
+    }
   }
   return fingerprint.value();
 }
@@ -168,7 +206,23 @@ inline PlannedStep planned_step(Step const& step, std::size_t network, Guidance 
           .network = network,
           .guidance_scale = guidance.at(step, network),
           .guide_network = guide,
-          .guide_evaluations = guidance.uses_guide(step, network) ? 1 : 0};
+          .guide_evaluations = guidance.uses_guide(step, network) ? 1 : 0,
+          .guided = guidance.by(step, network)};
+}
+
+/// Fills in what is forecast, and the rows.
+/// @param plan its evaluations are those of the update rule, its steps in the order in which they are taken
+inline void add_forecasts(Plan& plan, Forecast const& forecast, Forecast const& of_guidance) {
+  ForecastHistory history;
+  for (std::size_t i = 0; i < plan.steps.size(); ++i) {
+    PlannedStep& planned = plan.steps[i];
+    planned.forecast = history.next({planned.step, planned.network, planned.evaluations, planned.guided,
+                                     i + 1 == plan.steps.size()},
+                                    forecast, of_guidance);
+    const bool both_halves = planned.guided == GuidedBy::null_half && !planned.forecast.guidance;
+    planned.rows = planned.forecast.network ? 0 : planned.evaluations * (both_halves ? 2 : 1);
+    if (planned.forecast.guidance) planned.guide_evaluations = 0;
+  }
 }
 
 inline Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& spacing, FinalSigma final_sigma,
@@ -206,33 +260,58 @@ Plan make_plan(NoiseSchedule const& noise_schedule, int steps, Spacing const& sp
   static_assert(
       ModelSchedule<Schedule>,
       "tstitch::make_plan: the model schedule must be callable as 'std::size_t (tstitch::Step const&) const'");
-  return detail::make_plan(noise_schedule, steps, spacing, final_sigma, std::cref(model_schedule), guidance, previous);
+  Plan plan =
+      detail::make_plan(noise_schedule, steps, spacing, final_sigma, std::cref(model_schedule), guidance, previous);
+  detail::add_forecasts(plan, {}, guidance.forecast);
+  return plan;
 }
+
+namespace detail {
+
+/// The line below a plan's table.
+inline std::string text_of_work(Plan const& plan) {
+  const std::vector<NetworkWork> work = plan.work();
+  const bool one_each = std::all_of(plan.steps.begin(), plan.steps.end(), [](PlannedStep const& planned) {
+    return planned.evaluations == 1 && planned.guide_evaluations == 0;
+  });
+  const bool forecasts = plan.has_forecasts();
+  std::string line = one_each && !forecasts ? "steps: " : "evaluations: ";
+  for (std::size_t k = 0; k < work.size(); ++k) {
+    line += (k ? ", network " : "network ") + std::to_string(k) + " takes " + std::to_string(work[k].computed);
+    if (!forecasts) continue;
+    line += " (" + std::to_string(work[k].rows) + (work[k].rows == 1 ? " row" : " rows") + " an image)";
+    if (work[k].forecast > 0) line += " and forecasts " + std::to_string(work[k].forecast);
+  }
+  return line + "\n";
+}
+
+}  // namespace detail
 
 /// The plan as a table, one line a step, and the calls per network below it.
 inline std::string to_string(Plan const& plan) {
   std::string table = (plan.sampler.empty() ? "" : "sampler " + plan.sampler + "\n") + "noise schedule " +
                       plan.noise_schedule + ", spacing " + plan.spacing + ", " + std::to_string(plan.steps.size()) +
                       " steps\n";
-  table += " step         t     alpha     sigma    lambda  network  guidance\n";
+  const bool forecasts = plan.has_forecasts();
+  table += std::string(" step         t     alpha     sigma    lambda  network") + (forecasts ? "  forecast" : "") +
+           "  guidance\n";
   for (PlannedStep const& planned : plan.steps) {
     Step const& step = planned.step;
+    auto const& forecast = planned.forecast;
+    char const* const what = forecast.network ? forecast.guidance ? "both" : "network"
+                             : forecast.guidance ? "guidance"
+                                                 : "-";
     char line[128];
-    std::snprintf(line, sizeof line, "%5d  %8.3f  %8.6f  %8.6f  %8.4f  %7zu  %8.4g", step.index, step.t,
-                  step.from.alpha, step.from.sigma, step.from.lambda(), planned.network, planned.guidance_scale);
+    std::snprintf(line, sizeof line, "%5d  %8.3f  %8.6f  %8.6f  %8.4f  %7zu", step.index, step.t, step.from.alpha,
+                  step.from.sigma, step.from.lambda(), planned.network);
+    table += line;
+    if (forecasts) table += std::string(10 - std::string_view(what).size(), ' ') + what;
+    std::snprintf(line, sizeof line, "  %8.4g", planned.guidance_scale);
     table += line;
     if (planned.guide_evaluations > 0) table += " by network " + std::to_string(planned.guide_network);
     table += '\n';
   }
-  const std::vector<int> calls = plan.calls();
-  const bool one_each = std::all_of(plan.steps.begin(), plan.steps.end(), [](PlannedStep const& planned) {
-    return planned.evaluations == 1 && planned.guide_evaluations == 0;
-  });
-  table += one_each ? "steps: " : "evaluations: ";
-  for (std::size_t k = 0; k < calls.size(); ++k) {
-    table += (k ? ", network " : "network ") + std::to_string(k) + " takes " + std::to_string(calls[k]);
-  }
-  return table + "\n";
+  return table + detail::text_of_work(plan);
 }
 
 inline std::ostream& operator<<(std::ostream& stream, Plan const& plan) {

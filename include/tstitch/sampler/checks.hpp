@@ -44,6 +44,14 @@ inline void require_network(std::vector<Network> const& networks, int step, std:
   }
 }
 
+inline void require_forecasts(Network const& network, std::size_t index) {
+  if (network.forecasts()) return;
+  refuse("Forecast",
+         "is for networks whose parts can be asked one by one (of load_dit, of files with parts, SplitNetwork); "
+         "ForecastEvery::first_network leaves out those before it",
+         name_of(network, index));
+}
+
 /// What a callable of others returned must be like x.
 inline void require_like(char const* what, at::Tensor const& returned, at::Tensor const& x) {
   if (returned.defined() && returned.sizes() == x.sizes() && returned.scalar_type() == x.scalar_type() &&
@@ -145,9 +153,14 @@ bool require_plan(std::vector<Network> const& networks, Plan const& plan, NoiseS
     require_network(networks, planned.step.index, planned.network);
     validate(networks[planned.network].info());
     require_defined_there(networks, planned, request);
-    if (planned.guidance_scale == 1) continue;
+    if (planned.forecast.network) require_forecasts(networks[planned.network], planned.network);
+    if (planned.guided == GuidedBy::nothing) continue;
     guided = true;
-    if (planned.guide_evaluations == 0) require_null(networks[planned.network], planned.network, request);
+    if (planned.guided == GuidedBy::null_half) require_null(networks[planned.network], planned.network, request);
+  }
+  if (request.gradient && request.gradient.of == DensityOf::x_0 && plan.has_forecasts()) {
+    refuse("GradientGuidance", "of x_0 must go through every step's network, and so have no forecasts",
+           "a plan with forecasts");
   }
   for (std::size_t k = 0; k < networks.size(); ++k) {
     const auto& stated = networks[k].info().noise_schedule;

@@ -60,16 +60,24 @@ class Loop {
     plan.sampler = rule.name(rule.rule);
     plan.steps.erase(plan.steps.begin(), plan.steps.begin() + first_step(strength, inverts));
     if (inverts) std::reverse(plan.steps.begin(), plan.steps.end());
-    for (std::size_t i = 0; i < plan.steps.size(); ++i) {
-      PlannedStep& planned = plan.steps[i];
+    for (PlannedStep& planned : plan.steps) {
       planned.evaluations = rule.evaluations(rule.rule, planned.step);
       if (planned.evaluations < 0) refuse("UpdateRule", "evaluations must not be negative", planned.evaluations);
       planned.guide_evaluations *= planned.evaluations;
+    }
+    if (rule.long_steps && (parts_.options.forecast || guidance.forecast)) {
+      refuse("Sampler", "forecasts are for update rules whose evaluations are known before the run", plan.sampler);
+    }
+    add_forecasts(plan, parts_.options.forecast, guidance.forecast);
+    for (std::size_t i = 0; i < plan.steps.size(); ++i) {
+      PlannedStep& planned = plan.steps[i];
       const bool switches = i > 0 && planned.network != plan.steps[i - 1].network;
       if (!switches || parts_.options.at_switch != SwitchPolicy::re_evaluate) continue;
       for (std::size_t back = 1; back <= std::min(i, rule.history); ++back) {
+        const GuidedBy guided = guidance.by(plan.steps[i - back].step, planned.network);
         ++planned.evaluations;
-        planned.guide_evaluations += guidance.uses_guide(plan.steps[i - back].step, planned.network);
+        planned.guide_evaluations += guided == GuidedBy::guide;
+        planned.rows += guided == GuidedBy::null_half ? 2 : 1;
       }
     }
     return plan;
@@ -82,7 +90,7 @@ class Loop {
     const Guidance none;
     // Most often the plan is there already.
     const bool is_plain = request.strength == 1 && request.guidance.scale.values() == none.scale.values() &&
-                          !request.guidance.guide_network;
+                          !request.guidance.guide_network && !request.guidance.forecast;
     std::optional<Plan> own;
     if (!is_plain) own = this->plan(schedule, rule, request.guidance, request.strength);
     Plan const& plan = own ? *own : parts_.plan;

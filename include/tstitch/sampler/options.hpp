@@ -22,6 +22,10 @@ struct SamplingOptions {
   Thresholding thresholding = Thresholding::automatic();
   PreviousTimestep previous_timestep = PreviousTimestep::in_plan;
   SwitchPolicy at_switch = SwitchPolicy::keep;
+  /// When the blocks of a network do not run, and what they would add is extrapolated from its last computed steps. For
+  /// networks that can (Network::forecasts), and update rules whose evaluations are known before the run; each of the
+  /// evaluations of a step is extrapolated from the same one of earlier steps.
+  Forecast forecast = {};
 };
 
 }  // namespace tstitch

@@ -52,7 +52,14 @@ class TakenStep {
         index_(parts.plan.steps[std::size_t(trajectory.next)].network) {
     require_network(networks, step_.index, index_);
     memory_ = memory_of(index_);
+    plan_forecast();
     guidance_ = guidance_of(step_);
+    if (forecast_.network || forecast_.guidance || forecast_.keep > 0 || forecast_.keep_difference > 0) {
+      differences_ = trajectory.differences;
+      guidance_.differences = &differences_;
+      guidance_.forecast = &forecast_;
+      if (networks[index_].forecasts()) guidance_.told.forecast = &forecast_;
+    }
     require_suits(networks[index_], index_, trajectory, guidance_);
     thresholding_ = parts.options.thresholding.resolve(networks[index_].info());
   }
@@ -83,6 +90,17 @@ class TakenStep {
     return network < trajectory_.memories.size() ? trajectory_.memories[network] : Memory();
   }
 
+  /// What of the step is forecast, which is what the plan says.
+  void plan_forecast() {
+    Forecast const &forecast = parts_.options.forecast, &of_guidance = trajectory_.guidance.forecast;
+    forecasts_ = trajectory_.forecasts;
+    forecast_ = forecasts_.next({step_, index_, rule_.evaluations(rule_.rule, step_),
+                                 trajectory_.guidance.by(step_, index_),
+                                 std::size_t(trajectory_.next) + 1 == parts_.plan.steps.size()},
+                                forecast, of_guidance);
+    if (forecast_.network) require_forecasts(networks_[index_], index_);
+  }
+
   /// How the network is guided in a step of the run.
   EvaluationGuidance guidance_of(Step const& step) {
     Guidance const& all = trajectory_.guidance;
@@ -100,6 +118,7 @@ class TakenStep {
 
   template <class Where>
   Prediction denoise(at::Tensor const& x, Where const& where) {
+    guidance_.told.number = evaluations_++;
     Prediction prediction =
         tstitch::denoise(networks_[index_], x, where, trajectory_.condition, guidance_, thresholding_);
     if (!x_0_.defined()) {
@@ -167,6 +186,8 @@ class TakenStep {
     trajectory_.level = level;
     if (momentum_.defined()) trajectory_.momentum = std::move(momentum_);
     trajectory_.rule_state = std::move(state);
+    trajectory_.forecasts = std::move(forecasts_);
+    if (guidance_.differences) trajectory_.differences = std::move(differences_);
     if (!memory_.empty()) trajectory_.memories[index_] = std::move(memory_);
     if (!guide_memory_.empty()) trajectory_.memories[*trajectory_.guidance.guide_network] = std::move(guide_memory_);
     ++trajectory_.next;
@@ -182,6 +203,10 @@ class TakenStep {
   EvaluationGuidance guidance_;
   Thresholding thresholding_ = Thresholding::none();
   Memory memory_, guide_memory_;
+  ForecastHistory forecasts_ = {};
+  StepForecast forecast_ = {};
+  KeptSteps differences_ = {};
+  int evaluations_ = 0;  // so far
   std::span<const Past> history_ = {};  // what the rule may see
   std::vector<Past> renewed_ = {};      // where that differs from the trajectory's
   std::vector<int> drawn_;

@@ -9,6 +9,7 @@
 
 #include "../model/condition.hpp"
 #include "../model/evaluation.hpp"
+#include "../model/feature_memory.hpp"
 #include "../model/guidance.hpp"
 #include "../tensor/noise.hpp"
 #include "../tensor/weighted_sum.hpp"
@@ -46,6 +47,8 @@ struct Trajectory {
   at::Tensor momentum = {};           ///< newest Prediction::momentum of a step's first evaluation
   Memory rule_state = {};             ///< the update rule's State
   std::vector<Memory> memories = {};  ///< one a network, see Evaluation::memory
+  ForecastHistory forecasts = {};     ///< of the steps so far
+  KeptSteps differences = {};         ///< that guidance made in them, as far as they are needed for forecasts
   std::vector<std::uint64_t> seeds;
   BatchCondition condition;
   Guidance guidance;

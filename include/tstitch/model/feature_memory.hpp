@@ -1,0 +1,129 @@
+/// @file
+/// What of a run's computed steps is kept for forecasts, and forecasts made of it.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/cat.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../plan/forecast.hpp"
+#include "../tensor/weighted_sum.hpp"
+#include "evaluation.hpp"
+
+namespace tstitch {
+
+/// A tensor of each of the last computed steps of a run: a value, copied with the run. Rules that evaluate a network
+/// several times in a step have one for each evaluation.
+class KeptSteps {
+ public:
+  /// @param number of the evaluation in the step, from 0
+  /// @param most how many steps are kept with this one
+  void keep(int step, int number, at::Tensor tensor, std::size_t most) {
+    std::size_t others = 0;
+    for (std::size_t k = kept_.size(); k-- > 0;) {
+      const bool again = kept_[k].step == step, same = kept_[k].number == number;
+      if (same && (again || ++others >= most)) kept_.erase(kept_.begin() + std::ptrdiff_t(k));
+    }
+    kept_.push_back({step, number, std::move(tensor)});
+  }
+
+  /// Calls `add` with the weight of each term and what was kept there.
+  /// @throws std::runtime_error where a step was not kept
+  template <class Add>
+  void each(std::span<const ForecastTerm> terms, int number, Add add) const {
+    for (ForecastTerm const& term : terms) {
+      Kept const* const kept = find(term.step, number);
+      if (!kept) {
+        throw std::runtime_error("tstitch::KeptSteps: a forecast must be made of steps that were kept, got step " +
+                                 std::to_string(term.step) + ", evaluation " + std::to_string(number));
+      }
+      add(term.weight, kept->tensor);
+    }
+  }
+
+  /// The sum of weight times what was kept, computed in float32 at least and of the type that was kept.
+  /// @throws std::runtime_error where a step was not kept
+  at::Tensor sum(std::span<const ForecastTerm> terms, int number) const {
+    WeightedSum all;
+    at::ScalarType type = at::kFloat;
+    each(terms, number, [&](double weight, at::Tensor const& tensor) {
+      all.add(weight, tensor);
+      type = tensor.scalar_type();
+    });
+    return all.value(type == at::kDouble ? at::kDouble : at::kFloat).to(type);
+  }
+
+  /// Whether all of the steps are there.
+  bool has(std::span<const ForecastTerm> terms, int number) const {
+    return std::all_of(terms.begin(), terms.end(), [&](ForecastTerm const& term) { return find(term.step, number); });
+  }
+
+ private:
+  struct Kept {
+    int step, number;
+    at::Tensor tensor;
+  };
+
+  Kept const* find(int step, int number) const {
+    for (Kept const& each : kept_) {
+      if (each.step == step && each.number == number) return &each;
+    }
+    return nullptr;
+  }
+
+  std::vector<Kept> kept_;
+};
+
+/// What a network that forecasts keeps in Evaluation::memory: what its blocks made of each computed step. Rows with the
+/// condition and rows without it have a history each, so that one which was not computed is never extrapolated from.
+class FeatureMemory {
+ public:
+  /// Whether this evaluation is to be forecast.
+  static bool forecasts(Evaluation const& evaluation) { return evaluation.forecast && evaluation.forecast->network; }
+
+  /// Whether this evaluation is to be kept.
+  static bool keeps(Evaluation const& evaluation) {
+    return evaluation.forecast && !evaluation.forecast->network && evaluation.forecast->keep > 0;
+  }
+
+  /// @param feature [rows, ...] of a computed step
+  void keep(Evaluation const& evaluation, at::Tensor const& feature) {
+    const int step = evaluation.step->index, number = evaluation.number;
+    const std::size_t most = evaluation.forecast->keep;
+    if (!evaluation.both_halves) {
+      conditional_.keep(step, number, feature, most);
+      return;
+    }
+    const std::int64_t half = feature.size(0) / 2;
+    conditional_.keep(step, number, feature.narrow(0, 0, half), most);
+    unconditional_.keep(step, number, feature.narrow(0, half, half), most);
+    both_.keep(step, number, feature, most);
+  }
+
+  /// What the blocks would make.
+  /// @returns [rows, ...]
+  /// @throws std::runtime_error where a step was not kept
+  at::Tensor forecast(Evaluation const& evaluation) const {
+    auto const& [with, without] = std::pair(std::span(evaluation.forecast->conditional),
+                                            std::span(evaluation.forecast->unconditional));
+    const int number = evaluation.number;
+    if (!evaluation.both_halves) return conditional_.sum(with, number);
+    const auto same = [](ForecastTerm const& a, ForecastTerm const& b) { return a.step == b.step; };
+    if (std::equal(with.begin(), with.end(), without.begin(), without.end(), same) && both_.has(with, number)) {
+      return both_.sum(with, number);
+    }
+    return at::cat({conditional_.sum(with, number), unconditional_.sum(without, number)});
+  }
+
+ private:
+  KeptSteps conditional_, unconditional_, both_;  // which share their tensors
+};
+
+}  // namespace tstitch

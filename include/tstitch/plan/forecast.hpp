@@ -1,0 +1,234 @@
+/// @file
+/// Forecast schedules: at which steps a network's work is not done but extrapolated from its last computed steps. Host
+/// only; includes no torch.
+///
+/// From one step to the next, what the blocks of a large network add to their input changes smoothly. A forecast step
+/// runs the small parts before and after them and extrapolates the rest (Liu et al. 2025, arXiv 2503.06923, who do it
+/// for each module and by finite differences). All of it is known before the run: which steps, from which others, with
+/// which weights.
+///
+/// A forecast schedule is any callable `bool (Step const&, std::size_t network) const`, or `bool (Step const&,
+/// std::size_t network, ForecastPlace const&) const`: true asks for a forecast. It is asked once a step. What it cannot
+/// have, because too few steps were computed, is computed. The same kind of schedule says when guidance is forecast,
+/// see Guidance::forecast.
+#pragma once
+
+#include <concepts>
+#include <cstddef>
+#include <functional>
+#include <optional>
+#include <span>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "../base/error.hpp"
+#include "../base/member_name.hpp"
+#include "step.hpp"
+
+TSTITCH_HAS_NAMED(order)
+
+namespace tstitch {
+
+/// Where in a run a forecast schedule is asked.
+struct ForecastPlace {
+  /// Steps that the network has taken in a row before this one. Where guidance is to be forecast: those of them that
+  /// were guided, in a row, and not forecast.
+  int taken;
+  bool last;  ///< step of the run
+};
+
+/// One of `every` steps is computed. Forecasts begin anew when another network takes over.
+struct ForecastEvery {
+  int every = 2;    ///< at least 1, which forecasts nothing
+  int order = 1;    ///< in [0, 8], of the polynomial; 0 repeats what was computed last
+  int warm_up = 3;  ///< at least 0: steps that are computed before the first forecast; order + 1 are needed anyway
+  bool last = true;               ///< whether the last step of a run is always computed
+  std::size_t first_network = 0;  ///< networks before this one, small ones that cost little, are always computed
+
+  bool operator()(Step const& step, std::size_t network, ForecastPlace const& place) const;
+};
+
+/// Step by step, as measured for a pair of networks or made elsewhere.
+struct ForecastTable {
+  std::vector<bool> forecast;  ///< one a step of the whole plan, by Step::index
+  int order = 1;               ///< in [0, 8]
+
+  bool operator()(Step const& step, std::size_t network) const;
+};
+
+/// Any forecast schedule, or none.
+class Forecast {
+ public:
+  Forecast() = default;
+
+  /// @param schedule its `int order`, if it has one, is the order of the polynomial; else that is 1
+  /// @throws std::invalid_argument for an order outside of [0, 8]
+  template <class Schedule>
+  requires(!std::is_same_v<std::remove_cvref_t<Schedule>, Forecast>)
+      Forecast(Schedule schedule) {  // NOLINT: conversion is the purpose
+    using Place = ForecastPlace const&;
+    constexpr bool placed = requires(Schedule const& given, Step const& step, Place place) {
+      { given(step, std::size_t(), place) } -> std::same_as<bool>;
+    };
+    constexpr bool plain = requires(Schedule const& given, Step const& step) {
+      { given(step, std::size_t()) } -> std::same_as<bool>;
+    };
+    static_assert(placed || plain,
+                  "tstitch::Forecast: the schedule must be callable as 'bool (tstitch::Step const&, std::size_t) "
+                  "const' or 'bool (tstitch::Step const&, std::size_t, tstitch::ForecastPlace const&) const'");
+    constexpr bool ordered = requires(Schedule const& given) {
+      { given.order } -> std::same_as<int const&>;
+    };
+    static_assert(ordered || !detail::HasNamed_order<Schedule>, "tstitch::Forecast: order must be 'int order'");
+    detail::require_callable("Forecast", schedule);
+    if constexpr (ordered) order_ = schedule.order;
+    if (!(order_ >= 0 && order_ <= 8)) detail::refuse("Forecast", "order must be in [0, 8]", order_);
+    if constexpr (placed) {
+      schedule_ = std::move(schedule);
+    } else if constexpr (plain) {
+      schedule_ = [schedule = std::move(schedule)](Step const& step, std::size_t network, Place) {
+        return schedule(step, network);
+      };
+    }
+  }
+
+  explicit operator bool() const { return bool(schedule_); }
+  bool operator()(Step const& step, std::size_t network, ForecastPlace const& place) const {
+    return schedule_(step, network, place);
+  }
+  int order() const { return order_; }
+
+ private:
+  std::function<bool(Step const&, std::size_t, ForecastPlace const&)> schedule_;
+  int order_ = 1;
+};
+
+/// One of the computed steps that a forecast is made of.
+struct ForecastTerm {
+  int step;  ///< Step::index
+  double weight;
+};
+
+/// The polynomial through what was at the nodes, at another place, as the sum of weight times what was there (Lagrange).
+/// @param nodes one at least, each another
+inline std::vector<ForecastTerm> extrapolation(std::span<const int> nodes, int at) {
+  std::vector<ForecastTerm> terms;
+  for (const int node : nodes) {
+    double above = 1, below = 1;  // products of whole numbers, and so exact
+    for (const int other : nodes) {
+      if (other == node) continue;
+      above *= at - other;
+      below *= node - other;
+    }
+    terms.push_back({node, above / below});
+  }
+  return terms;
+}
+
+/// What of a step is forecast, and from what.
+struct StepForecast {
+  bool network = false;   ///< the network's blocks do not run
+  bool guidance = false;  ///< the network runs with the condition alone; what guidance adds is forecast
+  /// Of a network that forecasts, for rows with the condition and for those without.
+  std::vector<ForecastTerm> conditional = {}, unconditional = {};
+  std::vector<ForecastTerm> difference = {};  ///< of guidance that is forecast
+  /// How many of the last computed steps are to be remembered with this one, of the network and of guidance.
+  std::size_t keep = 0, keep_difference = 0;
+};
+
+/// What guides a step.
+enum class GuidedBy {
+  nothing,
+  null_half,  ///< twice the rows, the second half without the condition
+  guide,      ///< Guidance::guide_network
+};
+
+/// How one step of a run is taken, as far as forecasts go.
+struct ForecastInput {
+  Step const& step;
+  std::size_t network;
+  int evaluations;  ///< that the update rule makes in it
+  GuidedBy guided;
+  bool last;  ///< of the run
+};
+
+/// Tells step after step of a run what is forecast: for plans, and for the run itself, which therefore does what its
+/// plan says. A value that holds host numbers only.
+class ForecastHistory {
+ public:
+  /// The next step.
+  /// @param forecast, of_guidance  the schedules, or none
+  StepForecast next(ForecastInput const& in, Forecast const& forecast, Forecast const& of_guidance) {
+    if (network_ != in.network || evaluations_ != in.evaluations) *this = {};
+    if (guided_ != in.guided) begin_guidance();  // what is long ago foretells nothing
+    network_ = in.network;
+    evaluations_ = in.evaluations;
+    guided_ = in.guided;
+
+    StepForecast made;
+    const std::size_t nodes = std::size_t(forecast.order()) + 1, of_difference = std::size_t(of_guidance.order()) + 1;
+    if (forecast) made.keep = nodes;
+    const bool differs = of_guidance && in.guided != GuidedBy::nothing;
+    if (differs) made.keep_difference = of_difference;
+    const bool has_difference = differs && differences_.size() >= of_difference;
+    const bool has_halves = conditional_.size() >= nodes && (in.guided != GuidedBy::null_half || has_difference ||
+                                                             unconditional_.size() >= nodes);
+    // Asked of every step, so that what a schedule refuses is refused wherever it stands.
+    made.network = forecast && forecast(in.step, in.network, {taken_, in.last}) && has_halves;
+    ++taken_;
+    if (made.network) {
+      made.guidance = has_difference;  // it costs nothing, and the half without the condition may be long ago
+      made.conditional = extrapolation(std::span(conditional_).last(nodes), in.step.index);
+      if (in.guided == GuidedBy::null_half && !made.guidance) {
+        made.unconditional = extrapolation(std::span(unconditional_).last(nodes), in.step.index);
+      }
+    } else {
+      made.guidance = differs && of_guidance(in.step, in.network, {guided_taken_, in.last}) && has_difference;
+      if (in.guided != GuidedBy::nothing) ++guided_taken_;
+      if (made.keep > 0) remember(conditional_, in.step.index, nodes);
+      if (made.keep > 0 && in.guided == GuidedBy::null_half && !made.guidance) {
+        remember(unconditional_, in.step.index, nodes);
+      }
+      if (differs && !made.guidance) remember(differences_, in.step.index, of_difference);
+    }
+    if (made.guidance) made.difference = extrapolation(std::span(differences_).last(of_difference), in.step.index);
+    return made;
+  }
+
+ private:
+  static void remember(std::vector<int>& steps, int step, std::size_t most) {
+    steps.push_back(step);
+    if (steps.size() > most) steps.erase(steps.begin(), steps.end() - std::ptrdiff_t(most));
+  }
+
+  void begin_guidance() {
+    unconditional_.clear();
+    differences_.clear();
+    guided_taken_ = 0;
+  }
+
+  std::optional<std::size_t> network_;
+  int evaluations_ = 0, taken_ = 0, guided_taken_ = 0;
+  GuidedBy guided_ = GuidedBy::nothing;
+  std::vector<int> conditional_, unconditional_, differences_;  // steps that are remembered, oldest first
+};
+
+inline bool ForecastEvery::operator()(Step const&, std::size_t network, ForecastPlace const& place) const {
+  if (every < 1) detail::refuse("ForecastEvery", "every must be at least 1", every);
+  if (warm_up < 0) detail::refuse("ForecastEvery", "warm_up must not be negative", warm_up);
+  if (network < first_network || place.taken < warm_up || (place.last && last)) return false;
+  return (place.taken - warm_up) % every != every - 1;
+}
+
+inline bool ForecastTable::operator()(Step const& step, std::size_t) const {
+  if (forecast.size() != std::size_t(step.count)) {
+    detail::refuse("ForecastTable", "forecast must have one value for each of the " + std::to_string(step.count) +
+                                        " steps",
+                   std::to_string(forecast.size()));
+  }
+  return forecast[std::size_t(step.index)];
+}
+
+}  // namespace tstitch

@@ -1,0 +1,300 @@
+// Forecast steps and forecast guidance, for every sampler and guidance: what a polynomial foretells is exact, and the
+// run does what its plan says.
+
+#include <tstitch/method/by_name.hpp>
+#include <tstitch/tstitch.hpp>
+
+#include <atomic>
+#include <cmath>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../catch.hpp"
+
+using namespace tstitch;
+
+namespace {
+
+const NoiseSchedule schedule = NoiseSchedule::linear();
+
+/// What a network of parts was asked.
+struct Counts {
+  std::atomic<int> blocks{0}, heads{0}, rows{0};
+};
+
+/// A network whose blocks add a polynomial in t, another one for rows of another class; 5 is "no class". It predicts
+/// x_0, so that what guidance adds is a polynomial too.
+Network network(int degree, double gain, Counts* counts = nullptr) {
+  SplitNetwork parts;
+  parts.embed = [](at::Tensor const& x, at::Tensor const& t, Condition const& condition) {
+    return std::vector{x.mul(0.25), t, condition.labels};
+  };
+  parts.blocks = [=](std::vector<at::Tensor> const& embedded) {
+    if (counts) {
+      ++counts->blocks;
+      counts->rows += int(embedded[0].size(0));
+    }
+    at::Tensor value = embedded[1].new_zeros(embedded[1].sizes());
+    const at::Tensor u = embedded[1].to(at::kDouble).div(500).sub(1);
+    for (int d = 0; d <= degree; ++d) value = value.mul(u).add(embedded[2].to(at::kDouble).mul(gain).add(d).cos());
+    return embedded[0].add_(value.view({-1, 1, 1, 1}));  // in place, as blocks may
+  };
+  parts.head = [=](std::vector<at::Tensor> const&, at::Tensor const& feature) {
+    if (counts) ++counts->heads;
+    return feature.mul(0.7);
+  };
+  return Network(parts, {.name = "polynomial",
+                         .prediction_type = PredictionType::sample,
+                         .num_classes = 5,
+                         .null_class = 5,
+                         .timestep_type = TimestepType::float32,
+                         .noise_schedule = schedule});
+}
+
+Request request_of(Guidance const& guidance, std::int64_t count = 2) {
+  const at::Tensor noise = tstitch::noise({1, 2, 3, 4, 5, 6, 7}, NoiseAddress::initial(), {2, 2, 3}, at::kFloat);
+  return {.labels = {1},
+          .count = count,
+          .guidance = guidance,
+          .initial_noise = noise.narrow(0, 0, count).to(at::kDouble)};
+}
+
+/// 28 timesteps at equal distances, so that a polynomial in t is one in the step.
+SamplingOptions options(Forecast const& forecast) {
+  return {.steps = 28, .thresholding = Thresholding::none(), .forecast = forecast};
+}
+
+struct NamedGuidance {
+  std::string name;
+  Guidance guidance;
+};
+
+const std::vector<NamedGuidance> guidances{
+    {"none", {}},
+    {"plain", {.scale = 2.5}},
+    {"below one", {.scale = 0.25}},
+    {"each its own", {.scale = {1, 3}}},
+    {"an interval", {.scale = 2, .begin = 0.2, .end = 0.8}},
+    {"one channel", {.scale = 2, .channels = 1}},
+    {"rescaled", {.scale = 2, .rescale = 0.7}},
+    {"projected", {.scale = 3, .projected = ProjectedGuidance{.eta = 0.3, .norm_threshold = 2, .momentum = -0.5}}},
+    {"by a guide", {.scale = {1, 2}, .guide_network = 0}},
+    {"projected, by a guide",
+     {.scale = {1, 2}, .projected = ProjectedGuidance{.momentum = -0.3}, .guide_network = 0}},
+};
+
+bool near(at::Tensor const& a, at::Tensor const& b) {
+  return a.sub(b).abs().max().item<double>() < 1e-11 * std::max(1.0, b.abs().max().item<double>());
+}
+
+/// Asks somewhere else than at the timesteps of the plan.
+bool asks_between(std::string const& name) {
+  return name.find("singlestep") != std::string::npos || name == "dpm-solver++-2s-ancestral" ||
+         name == "dpm-solver++-sde" || name == "dpm2";
+}
+
+}  // namespace
+
+TEST_CASE("every sampler and guidance with forecasts: as without, where a polynomial foretells all") {
+  for (NamedRule const& named : update_rules()) {
+    if (named.name.find("adaptive") != std::string::npos) continue;
+    for (auto const& [name, guidance] : guidances) {
+      for (const int order : {0, 1, 2}) {
+        const int degree = asks_between(named.name) ? 0 : order;
+        const AnySampler plain{schedule, Stitch{.ratio = 0.3}, options({}), named.make({})};
+        const std::vector<Network> networks{network(degree, 1), network(degree, 1.3)};
+        const at::Tensor expected = plain.sample(networks, request_of(guidance)).images;
+        for (const int kind : {1, 2, 3}) {  // steps, guidance, both
+          INFO(named.name << ", guidance " << name << ", order " << order << ", kind " << kind);
+          const Forecast every = ForecastEvery{.every = 3, .order = order, .warm_up = 1};
+          Guidance forecast = guidance;
+          if (kind & 2) forecast.forecast = ForecastEvery{.every = 2, .order = order, .warm_up = 0};
+          const AnySampler sampler{schedule, Stitch{.ratio = 0.3}, options(kind & 1 ? every : Forecast()),
+                                   named.make({})};
+          Counts counts[2];
+          const std::vector<Network> counted{network(degree, 1, &counts[0]), network(degree, 1.3, &counts[1])};
+          const Samples samples = sampler.sample(counted, request_of(forecast));
+          CHECK(near(samples.images, expected));
+          const Plan plan = sampler.plan(forecast);
+          const std::vector<NetworkWork> work = plan.work(2);
+          for (const std::size_t k : {0, 1}) {
+            CHECK(counts[k].blocks == work[k].computed);
+            CHECK(counts[k].heads == work[k].computed + work[k].forecast);
+            CHECK(counts[k].rows == 2 * work[k].rows);
+          }
+          CHECK((work[1].forecast > 0) == bool(kind & 1));
+          CHECK((plan.has_forecasts() || (kind == 2 && guidance.scale.values() == std::vector{1.0})));
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("what is no polynomial is forecast with an error that its order makes smaller") {
+  const auto waves = [](bool parts) -> Network {
+    const auto value = [](at::Tensor const& t) { return t.to(at::kDouble).div(150).sin().view({-1, 1, 1, 1}); };
+    SplitNetwork split;
+    split.embed = [](at::Tensor const& x, at::Tensor const& t, Condition const&) { return std::vector{x, t}; };
+    split.blocks = [=](std::vector<at::Tensor> const& embedded) { return embedded[0].add(value(embedded[1])); };
+    split.head = [](std::vector<at::Tensor> const&, at::Tensor const& feature) { return feature.mul(0.5); };
+    const NetworkInfo info{.prediction_type = PredictionType::sample, .noise_schedule = schedule};
+    if (parts) return Network(split, info);
+    return Network([=](at::Tensor const& x, at::Tensor const& t) { return x.add(value(t)).mul(0.5); }, info);
+  };
+  Request request = request_of({});
+  request.labels.clear();
+  const auto draw = [&](Network const& by, int steps, Forecast const& forecast) {
+    const DDIM sampler{schedule, SingleNetwork{}, {.steps = steps, .forecast = forecast}};
+    return sampler.sample({by}, request).images;
+  };
+  const at::Tensor exact = draw(waves(false), 200, {});
+  CHECK(draw(waves(true), 200, ForecastEvery{.every = 1}).equal(exact));
+  CHECK(draw(waves(true), 200, {}).equal(exact));
+  double before = 1;
+  for (const int order : {0, 1, 2, 3}) {
+    const at::Tensor forecast = draw(waves(true), 200, ForecastEvery{.order = order});
+    const double error = forecast.sub(exact).abs().max().item<double>();
+    CHECK(error > 0);
+    CHECK(error < 0.5 * before);
+    before = error;
+  }
+}
+
+TEST_CASE("forks, threads, padded batches, single images and steps that throw: the same bits with forecasts") {
+  const Forecast every = ForecastEvery{.every = 3};
+  Guidance guidance{.scale = 2, .forecast = ForecastEvery{.every = 2, .warm_up = 2}};
+  const std::vector<Network> networks{network(3, 1), network(4, 1.3)};
+  const AnySampler sampler{schedule, Stitch{.ratio = 0.3}, options(every), DPMSolverUpdate{}};
+  const Request request = request_of(guidance, 7);
+  const at::Tensor alone = sampler.sample(networks, request).images;
+
+  // A fork at each step, which goes on after the original has ended.
+  Trajectory run = sampler.begin(networks, request);
+  std::vector<Trajectory> forks;
+  while (!run.finished()) {
+    forks.push_back(run);
+    sampler.advance(networks, run);
+  }
+  CHECK(run.x.equal(alone));
+  for (Trajectory& fork : forks) {
+    while (!fork.finished()) sampler.advance(networks, fork);
+    CHECK(fork.x.equal(alone));
+  }
+
+  std::vector<at::Tensor> together(8);
+  std::vector<std::thread> threads;
+  for (std::size_t i = 0; i < 8; ++i) {
+    threads.emplace_back([&, i] { together[i] = sampler.sample(networks, request).images; });
+  }
+  for (std::thread& thread : threads) thread.join();
+  for (at::Tensor const& images : together) CHECK(images.equal(alone));
+
+  Request padded = request;
+  padded.pad_batches = true;
+  for (const std::int64_t size : {1, 3, 8}) {
+    padded.batch_size = size;
+    CHECK(sampler.sample(networks, padded).images.equal(alone));
+  }
+
+  // Each step throws once, after its network has kept what it made.
+  bool throws = true;
+  const AnySampler failing{schedule, Stitch{.ratio = 0.3}, options(every),
+                           [&throws](StepInput const& in) -> at::Tensor {
+                             const at::Tensor x_0 = in.predict().x_0;
+                             throws = !throws;
+                             if (!throws) throw std::runtime_error("once");
+                             return in.x.lerp(x_0, 0.2);
+                           }};
+  Trajectory retried = failing.begin(networks, request);
+  int failures = 0;
+  while (!retried.finished()) {
+    try {
+      failing.advance(networks, retried);
+    } catch (std::runtime_error const&) {
+      ++failures;
+    }
+  }
+  CHECK(failures == 28);
+  const AnySampler sound{schedule, Stitch{.ratio = 0.3}, options(every), [](StepInput const& in) {
+                           return in.x.lerp(in.predict().x_0, 0.2);
+                         }};
+  CHECK(retried.x.equal(sound.sample(networks, request).images));
+}
+
+TEST_CASE("runs that begin later, and other samplers that take over, forecast from what was computed") {
+  Counts counts;
+  const std::vector<Network> networks{network(1, 1), network(1, 1.3, &counts)};
+  const DDIM sampler{schedule, Stitch{.ratio = 0.3}, options(ForecastEvery{.warm_up = 0})};
+  const DDIM plain{schedule, Stitch{.ratio = 0.3}, options({})};
+  Request request = request_of({.scale = 2});
+  const at::Tensor expected = plain.sample(networks, request).images;
+  request.initial_image = request.initial_noise.mul(0.2);
+  for (const double strength : {0.1, 0.5, 0.9}) {
+    request.strength = strength;
+    const at::Tensor from_image = plain.sample(networks, request).images;
+    counts.blocks = 0;
+    CHECK(near(sampler.sample(networks, request).images, from_image));
+    CHECK(counts.blocks == sampler.plan(request.guidance, strength).work(2)[1].computed);
+  }
+  request = request_of({.scale = 2});
+  for (int at = 0; at <= 28; ++at) {
+    Trajectory run = plain.begin(networks, request);
+    for (int i = 0; i < at; ++i) plain.advance(networks, run);
+    while (!run.finished()) sampler.advance(networks, run);
+    CHECK(near(run.x, expected));
+  }
+}
+
+TEST_CASE("a switch that predicts the history again leaves forecasts as they are") {
+  const std::vector<Network> networks{network(1, 1), network(1, 1.3)};
+  for (const SwitchPolicy policy : {SwitchPolicy::keep, SwitchPolicy::reset, SwitchPolicy::re_evaluate}) {
+    SamplingOptions with = options(ForecastEvery{.warm_up = 0}), without = options({});
+    with.at_switch = without.at_switch = policy;
+    const auto turns = [](Step const& step) { return std::size_t(step.index / 6 % 2); };
+    const DPMSolver sampler{schedule, turns, with}, plain{schedule, turns, without};
+    CHECK(near(sampler.sample(networks, request_of({.scale = 2})).images,
+               plain.sample(networks, request_of({.scale = 2})).images));
+  }
+}
+
+TEST_CASE("what cannot be forecast is refused") {
+  const auto message = [](auto const& sampler, Network const& by, Request const& request) {
+    return message_of<std::invalid_argument>([&] { sampler.sample({by, by}, request); });
+  };
+  const Network whole([](at::Tensor const& x, at::Tensor const&) { return x; }, {.name = "whole"});
+  Request request = request_of({});
+  request.labels.clear();
+  const DDIM sampler{schedule, SingleNetwork{}, options(ForecastEvery{})};
+  CHECK(message(sampler, whole, request) ==
+        "tstitch::Forecast: is for networks whose parts can be asked one by one (of load_dit, of files with parts, "
+        "SplitNetwork); ForecastEvery::first_network leaves out those before it, got network 0 ('whole')");
+  // A network that is left out may be whole.
+  const DDIM stitched{schedule, Stitch{.ratio = 0.5}, options(ForecastEvery{.first_network = 1})};
+  CHECK(stitched.sample({whole, network(1, 1)}, request_of({})).images.defined());
+  CHECK(message_of<std::invalid_argument>([] {
+          AdaptiveDPMSolver{schedule, SingleNetwork{}, options(ForecastEvery{})};
+        }).starts_with("tstitch::Sampler: forecasts are for update rules whose evaluations are known before the run"));
+  const AdaptiveDPMSolver adaptive{schedule, SingleNetwork{}, options({})};
+  CHECK(message(adaptive, network(1, 1), request_of({.scale = 2, .forecast = ForecastEvery{}}))
+            .starts_with("tstitch::Sampler: forecasts are for update rules"));
+  Request gradient = request_of({});
+  gradient.gradient = {.log_density = [](at::Tensor const& x, at::Tensor const&, Condition const&) {
+    return x.square().sum({1, 2, 3}).neg();
+  }};
+  CHECK(message(sampler, network(1, 1), gradient) ==
+        "tstitch::GradientGuidance: of x_0 must go through every step's network, and so have no forecasts, got a plan "
+        "with forecasts");
+  gradient.gradient.of = DensityOf::x;
+  CHECK(sampler.sample({network(1, 1)}, gradient).images.defined());
+
+  SplitNetwork parts;
+  const auto of_parts = [&] {
+    return message_of<std::exception>([&] { DDIM{schedule, SingleNetwork{}}.sample({Network(parts)}, request); });
+  };
+  CHECK(of_parts() == "tstitch::SplitNetwork: embed, blocks and head must be callable, got an empty function");
+  parts.embed = [](at::Tensor const& x, at::Tensor const&, Condition const&) { return std::vector{x}; };
+  parts.blocks = [](std::vector<at::Tensor> const& embedded) { return embedded[0].narrow(1, 0, 1); };
+  parts.head = [](std::vector<at::Tensor> const&, at::Tensor const& feature) { return feature; };
+  CHECK(of_parts() == "tstitch::SplitNetwork: blocks must return [2, 2, 2, 3], got [2, 1, 2, 3]");
+}
