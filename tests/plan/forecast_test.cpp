@@ -86,10 +86,9 @@ TEST_CASE("forecasts begin anew with another network, and guidance after steps w
     // Two nodes are needed for a line; then every second one.
     CHECK(planned.forecast.network == (planned.step.index % 4 == 2));
   }
-  const Plan guided = make_plan(noise, 12, Spacing::linspace(), FinalSigma::zero, SingleNetwork{},
-                                {.scale = 2, .begin = 0.25, .end = 0.75, .forecast = [](Step const&, std::size_t) {
-                                   return true;
-                                 }});
+  const Plan guided =
+      make_plan(noise, 12, Spacing::linspace(), FinalSigma::zero, SingleNetwork{},
+                {.scale = 2, .begin = 0.25, .end = 0.75, .forecast = [](Step const&, std::size_t) { return true; }});
   for (PlannedStep const& planned : guided.steps) {
     CHECK(planned.forecast.guidance == (planned.step.index >= 5 && planned.step.index < 9));
   }
@@ -144,8 +143,8 @@ TEST_CASE("a plan shows what is forecast") {
                                   ContainsSubstring("        1  guidance         2\n") &&
                                   ContainsSubstring("evaluations: network 0 takes 3 (6 rows an image), network 1 takes "
                                                     "3 (5 rows an image)\n"));
-  const std::uint64_t without = fingerprint(make_plan(noise, 6, Spacing::linspace(), FinalSigma::zero, Stitch{0.5},
-                                                      {.scale = 2}));
+  const std::uint64_t without =
+      fingerprint(make_plan(noise, 6, Spacing::linspace(), FinalSigma::zero, Stitch{0.5}, {.scale = 2}));
   CHECK(fingerprint(plan) != without);
   CHECK(timesteps_fingerprint(plan) ==
         timesteps_fingerprint(make_plan(noise, 6, Spacing::linspace(), FinalSigma::zero, Stitch{0.5})));

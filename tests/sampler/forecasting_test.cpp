@@ -54,10 +54,8 @@ Network network(int degree, double gain, Counts* counts = nullptr) {
 
 Request request_of(Guidance const& guidance, std::int64_t count = 2) {
   const at::Tensor noise = tstitch::noise({1, 2, 3, 4, 5, 6, 7}, NoiseAddress::initial(), {2, 2, 3}, at::kFloat);
-  return {.labels = {1},
-          .count = count,
-          .guidance = guidance,
-          .initial_noise = noise.narrow(0, 0, count).to(at::kDouble)};
+  return {
+      .labels = {1}, .count = count, .guidance = guidance, .initial_noise = noise.narrow(0, 0, count).to(at::kDouble)};
 }
 
 /// 28 timesteps at equal distances, so that a polynomial in t is one in the step.
@@ -80,8 +78,7 @@ const std::vector<NamedGuidance> guidances{
     {"rescaled", {.scale = 2, .rescale = 0.7}},
     {"projected", {.scale = 3, .projected = ProjectedGuidance{.eta = 0.3, .norm_threshold = 2, .momentum = -0.5}}},
     {"by a guide", {.scale = {1, 2}, .guide_network = 0}},
-    {"projected, by a guide",
-     {.scale = {1, 2}, .projected = ProjectedGuidance{.momentum = -0.3}, .guide_network = 0}},
+    {"projected, by a guide", {.scale = {1, 2}, .projected = ProjectedGuidance{.momentum = -0.3}, .guide_network = 0}},
 };
 
 bool near(at::Tensor const& a, at::Tensor const& b) {
@@ -216,9 +213,8 @@ TEST_CASE("forks, threads, padded batches, single images and steps that throw: t
     }
   }
   CHECK(failures == 28);
-  const AnySampler sound{schedule, Stitch{.ratio = 0.3}, options(every), [](StepInput const& in) {
-                           return in.x.lerp(in.predict().x_0, 0.2);
-                         }};
+  const AnySampler sound{schedule, Stitch{.ratio = 0.3}, options(every),
+                         [](StepInput const& in) { return in.x.lerp(in.predict().x_0, 0.2); }};
   CHECK(retried.x.equal(sound.sample(networks, request).images));
 }
 

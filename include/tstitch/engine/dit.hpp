@@ -10,6 +10,7 @@
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_addmm_activation.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
+#include <ATen/ops/sub.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -23,6 +24,8 @@
 
 #include "../base/error.hpp"
 #include "../model/condition.hpp"
+#include "../model/evaluation.hpp"
+#include "../model/feature_memory.hpp"
 #include "../model/network.hpp"
 #include "../tensor/cuda/kernels.hpp"
 #include "../tensor/host_tensor.hpp"
@@ -57,7 +60,7 @@ struct DiTOptions {
 /// A DiT (Peebles and Xie 2023, arXiv 2212.09748) with adaLN-zero: a callable for Network.
 class DiT {
  public:
-  static constexpr bool knows_timestep = true, repeats_x = true;  // see Network
+  static constexpr bool knows_timestep = true, repeats_x = true, forecasts = true;  // see Network
 
   /// @param weights on one device, in one floating type
   DiT(DiTWeights weights, DiTOptions options = {}) : self_(std::make_shared<Self>(std::move(weights), options)) {
@@ -87,9 +90,7 @@ class DiT {
         if (!options.plain) detail::pack(*each, self_->weights.pos_embed.size(1));
       }
     }
-    self_->forward = [self = self_.get()](std::vector<at::Tensor> const& given) {
-      return self->evaluate(given[0], given[1]);
-    };
+    self_->bind(self_.get(), [](TensorFunction function) { return function; });
   }
 
   /// @param x [n, channels, height, width]; or [n / 2, ...], which comes twice
@@ -98,8 +99,8 @@ class DiT {
   /// @returns [n, out_channels, height, width] in the type of the weights; without gradients
   /// @throws std::invalid_argument for other shapes, and where neither t nor the timestep is given
   at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
-                        std::optional<double> timestep) const {
-    return (*self_)(x, t, condition, timestep);
+                        Evaluation const& evaluation) const {
+    return (*self_)(x, t, condition, evaluation);
   }
 
   /// Computes the modulations of a run ahead.
@@ -112,8 +113,7 @@ class DiT {
     DiT made = *this;
     made.self_ = std::make_shared<Self>(self_->weights, self_->options);
     // The original owns what is captured, so that the graph has no reference to its own owner.
-    made.self_->forward = capture(
-        [original = self_](std::vector<at::Tensor> const& inputs) { return original->evaluate(inputs[0], inputs[1]); });
+    made.self_->bind(self_, capture);
     return made;
   }
 
@@ -129,13 +129,33 @@ class DiT {
     DiTOptions options;
     bool in_8_bits;  ///< whether the device multiplies so
     detail::Modulations table;
-    TensorFunction forward = {};
+    TensorFunction forward = {}, forward_and_keep = {}, forecast = {};
+
+    /// Of x and modulations; forecast also of what the blocks would make.
+    /// @param by whose weights do it
+    template <class Pointer>
+    void bind(Pointer by, Capture const& how) {
+      using Given = std::vector<at::Tensor> const&;
+      forward = how([by](Given given) { return by->evaluate(given[0], given[1]); });
+      forward_and_keep = how([by](Given given) { return by->evaluate_and_keep(given[0], given[1]); });
+      forecast = how([by](Given given) { return by->evaluate_forecast(given[0], given[1], given[2]); });
+    }
 
     at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
-                          std::optional<double> timestep) {
-      require(x, t, condition.labels, timestep);
-      const at::Tensor modulations = table(t, condition, timestep);
-      return forward({in_halves(x, modulations.size(0)), modulations});
+                          Evaluation const& evaluation) {
+      require(x, t, condition.labels, evaluation.timestep);
+      const at::Tensor modulations = table(t, condition, evaluation.timestep);
+      const std::int64_t n = modulations.size(0);
+      const at::Tensor halves = in_halves(x, n);
+      if (FeatureMemory::forecasts(evaluation)) {
+        return forecast({halves, modulations, evaluation.memory->as<FeatureMemory>().forecast(evaluation)});
+      }
+      if (!FeatureMemory::keeps(evaluation)) return forward({halves, modulations});
+      const at::Tensor both = forward_and_keep({halves, modulations});
+      const std::int64_t tokens = weights.pos_embed.size(1), width = weights.pos_embed.size(2),
+                         added = n * tokens * width;
+      evaluation.memory->as<FeatureMemory>().keep(evaluation, both.narrow(0, 0, added).view({n, tokens, width}));
+      return both.narrow(0, added, both.size(0) - added).view({n, -1, x.size(2), x.size(3)});
     }
 
     void require(at::Tensor const& x, at::Tensor const& t, at::Tensor const& labels,
@@ -173,31 +193,72 @@ class DiT {
     /// @param modulations [n, slots, width]
     /// @returns [n, out_channels, size, size]
     at::Tensor evaluate(at::Tensor const& x, at::Tensor const& modulations) const {
+      return head(run_blocks(embed(x), modulations), x);
+    }
+
+    /// The same, and what the blocks and the position embedding add to the patches.
+    /// @returns one vector: [n, tokens, width] of what they add, then the output
+    at::Tensor evaluate_and_keep(at::Tensor const& x, at::Tensor const& modulations) const {
+      const at::Tensor tokens = embed(x), before = tokens.clone();
+      const at::Tensor out = head(run_blocks(tokens, modulations), x);
+      const at::Tensor both = tokens.new_empty({tokens.numel() + out.numel()});
+      at::Tensor added = both.narrow(0, 0, tokens.numel()).view(tokens.sizes());
+      at::sub_out(added, tokens, before);
+      both.narrow(0, tokens.numel(), out.numel()).copy_(out.view(-1));
+      return both;
+    }
+
+    /// The same without the blocks.
+    /// @param added [n, tokens, width], what they would add
+    at::Tensor evaluate_forecast(at::Tensor const& x, at::Tensor const& modulations, at::Tensor const& added) const {
+      const at::Tensor tokens = embed(x).add_(added);
+      const int last = 6 * int(weights.blocks.size());
+      return head(norm(tokens, {}, modulations, 0, last, last_norm_eps, weights.final_layer), x);
+    }
+
+    static constexpr double last_norm_eps = 1e-6;
+
+    /// The patches of x.
+    /// @returns [n, tokens, width], to be changed in place
+    at::Tensor embed(at::Tensor const& x) const {
       DiTWeights const& w = weights;
-      const std::int64_t halves = x.size(0), rows = x.size(1), n = modulations.size(0), channels = x.size(2),
-                         p = w.patch, grid = x.size(3) / p, columns = x.size(4) / p;
+      const std::int64_t halves = x.size(0), rows = x.size(1), n = halves * rows, channels = x.size(2), p = w.patch,
+                         grid = x.size(3) / p, columns = x.size(4) / p;
       // [..., channel, row, y, column, x] -> [..., row, column, channel, y, x], and the type, in one copy
       const at::Tensor patches = w.pos_embed.new_empty({n, grid, columns, channels, p, p});
       patches.view({halves, rows, grid, columns, channels, p, p})
           .copy_(x.reshape({halves, rows, channels, grid, p, columns, p}).permute({0, 1, 3, 5, 2, 4, 6}));
-      const at::Tensor tokens = detail::linear(patches.view({n, grid * columns, channels * p * p}), w.x_embedder);
-      // Adds y and makes the input of the layer that follows.
-      const auto norm = [&](at::Tensor const& y, int gate, int shift, double eps, DiTLinear const& next) {
-        return detail::residual_norm_modulate(tokens, y, modulations, gate, shift, shift + 1, eps, options.plain,
-                                              next.eighth.defined() ? next.input_scale : 0);
-      };
-      constexpr double eps = 1e-6;
+      return detail::linear(patches.view({n, grid * columns, channels * p * p}), w.x_embedder);
+    }
+
+    /// Adds y to the tokens and makes the input of the layer that follows.
+    at::Tensor norm(at::Tensor const& tokens, at::Tensor const& y, at::Tensor const& modulations, int gate, int shift,
+                    double eps, DiTLinear const& next) const {
+      return detail::residual_norm_modulate(tokens, y, modulations, gate, shift, shift + 1, eps, options.plain,
+                                            next.eighth.defined() ? next.input_scale : 0);
+    }
+
+    /// Changes the tokens, and returns the input of the final layer.
+    at::Tensor run_blocks(at::Tensor const& tokens, at::Tensor const& modulations) const {
+      DiTWeights const& w = weights;
+      constexpr double eps = last_norm_eps;
       const std::size_t depth = w.blocks.size();
-      at::Tensor normed = norm(w.pos_embed, -1, 0, eps, w.blocks[0].qkv);
+      at::Tensor normed = norm(tokens, w.pos_embed, modulations, -1, 0, eps, w.blocks[0].qkv);
       for (std::size_t b = 0; b < depth; ++b) {
         DiTWeights::Block const& block = w.blocks[b];
         // Slots of a block: shift, scale and gate of the attention, then of the MLP.
         const int slot = 6 * int(b);
-        normed = norm(attention(normed, block, b), slot + 2, slot + 3, w.mlp_norm_eps, block.fc1);
+        normed = norm(tokens, attention(normed, block, b), modulations, slot + 2, slot + 3, w.mlp_norm_eps, block.fc1);
         DiTLinear const& next = b + 1 < depth ? w.blocks[b + 1].qkv : w.final_layer;
-        normed = norm(mlp(normed, block, b), slot + 5, slot + 6, eps, next);
+        normed = norm(tokens, mlp(normed, block, b), modulations, slot + 5, slot + 6, eps, next);
       }
-      const at::Tensor out = detail::linear(normed, w.final_layer);
+      return normed;
+    }
+
+    /// @param x as evaluate takes it
+    at::Tensor head(at::Tensor const& normed, at::Tensor const& x) const {
+      const std::int64_t n = normed.size(0), p = weights.patch, grid = x.size(3) / p, columns = x.size(4) / p;
+      const at::Tensor out = detail::linear(normed, weights.final_layer);
       const std::int64_t out_channels = out.size(2) / (p * p);
       // [n, row, column, y, x, channel] -> [n, channel, row, y, column, x]
       return out.view({n, grid, columns, p, p, out_channels})

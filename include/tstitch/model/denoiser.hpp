@@ -46,10 +46,10 @@ struct EvaluationGuidance {
   std::int64_t channels = 0;  ///< how many of the first channels are guided, 0 for all
   double rescale = 0;         ///< see Guidance::rescale
   std::optional<ProjectedGuidance> projected = {};
-  at::Tensor momentum = {};        ///< Prediction::momentum of an earlier step
-  Network const* guide = nullptr;  ///< see Guidance::guide_network
-  Memory* guide_memory = nullptr;  ///< see Evaluation::memory
-  Evaluation told = {};            ///< to the network, but for the timestep and the halves
+  at::Tensor momentum = {};                ///< Prediction::momentum of an earlier step
+  Network const* guide = nullptr;          ///< see Guidance::guide_network
+  Memory* guide_memory = nullptr;          ///< see Evaluation::memory
+  Evaluation told = {};                    ///< to the network, but for the timestep and the halves
   StepForecast const* forecast = nullptr;  ///< what of the guidance is forecast or kept; null: nothing
   KeptSteps* differences = nullptr;        ///< of earlier steps, with a forecast
   GradientGuidance const* gradient = nullptr;
@@ -324,8 +324,8 @@ Prediction guided_x_0(Network const& network, at::Tensor const& x, Points const&
     } else {
       const EvaluationGuidance of_guide{.told = {.step = guidance.told.step, .memory = guidance.guide_memory}};
       const RawOutput worse = guided_output(*guidance.guide, x, points, condition, of_guide);
-      update = prediction.x_0.narrow(1, 0, guided)
-                   .sub(points.x_0(*guidance.guide, x, worse.output).narrow(1, 0, guided));
+      update =
+          prediction.x_0.narrow(1, 0, guided).sub(points.x_0(*guidance.guide, x, worse.output).narrow(1, 0, guided));
       keep_difference(guidance, [&] { return update; });
     }
   } else {

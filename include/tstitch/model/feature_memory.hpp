@@ -111,12 +111,11 @@ class FeatureMemory {
   /// @returns [rows, ...]
   /// @throws std::runtime_error where a step was not kept
   at::Tensor forecast(Evaluation const& evaluation) const {
-    auto const& [with, without] = std::pair(std::span(evaluation.forecast->conditional),
-                                            std::span(evaluation.forecast->unconditional));
+    auto const& [with, without] =
+        std::pair(std::span(evaluation.forecast->conditional), std::span(evaluation.forecast->unconditional));
     const int number = evaluation.number;
     if (!evaluation.both_halves) return conditional_.sum(with, number);
-    const auto same = [](ForecastTerm const& a, ForecastTerm const& b) { return a.step == b.step; };
-    if (std::equal(with.begin(), with.end(), without.begin(), without.end(), same) && both_.has(with, number)) {
+    if (std::ranges::equal(with, without) && both_.has(with, number)) {
       return both_.sum(with, number);
     }
     return at::cat({conditional_.sum(with, number), unconditional_.sum(without, number)});

@@ -65,7 +65,8 @@ struct SplitNetwork {
     const at::Tensor before = keeps && residual ? embedded[0].clone() : at::Tensor();
     const at::Tensor feature = blocks(embedded);
     require(embedded[0], feature);
-    if (keeps) evaluation.memory->as<FeatureMemory>().keep(evaluation, residual ? feature.sub(before) : feature.clone());
+    if (keeps)
+      evaluation.memory->as<FeatureMemory>().keep(evaluation, residual ? feature.sub(before) : feature.clone());
     return head(embedded, feature);
   }
 
@@ -75,10 +76,10 @@ struct SplitNetwork {
         (residual ? feature.sizes() == embedded.sizes() : feature.size(0) == embedded.size(0))) {
       return;
     }
-    throw std::runtime_error("tstitch::SplitNetwork: blocks must return " +
-                             (residual ? detail::shape_text(embedded.sizes())
-                                       : "[" + std::to_string(embedded.size(0)) + ", ...]") +
-                             ", got " + (feature.defined() ? detail::shape_text(feature.sizes()) : "an undefined tensor"));
+    throw std::runtime_error(
+        "tstitch::SplitNetwork: blocks must return " +
+        (residual ? detail::shape_text(embedded.sizes()) : "[" + std::to_string(embedded.size(0)) + ", ...]") +
+        ", got " + (feature.defined() ? detail::shape_text(feature.sizes()) : "an undefined tensor"));
   }
 };
 

@@ -41,10 +41,10 @@ struct ForecastPlace {
 
 /// One of `every` steps is computed. Forecasts begin anew when another network takes over.
 struct ForecastEvery {
-  int every = 2;    ///< at least 1, which forecasts nothing
-  int order = 1;    ///< in [0, 8], of the polynomial; 0 repeats what was computed last
-  int warm_up = 3;  ///< at least 0: steps that are computed before the first forecast; order + 1 are needed anyway
-  bool last = true;               ///< whether the last step of a run is always computed
+  int every = 2;     ///< at least 1, which forecasts nothing
+  int order = 1;     ///< in [0, 8], of the polynomial; 0 repeats what was computed last
+  int warm_up = 3;   ///< at least 0: steps that are computed before the first forecast; order + 1 are needed anyway
+  bool last = true;  ///< whether the last step of a run is always computed
   std::size_t first_network = 0;  ///< networks before this one, small ones that cost little, are always computed
 
   bool operator()(Step const& step, std::size_t network, ForecastPlace const& place) const;
@@ -109,9 +109,12 @@ class Forecast {
 struct ForecastTerm {
   int step;  ///< Step::index
   double weight;
+
+  bool operator==(ForecastTerm const&) const = default;
 };
 
-/// The polynomial through what was at the nodes, at another place, as the sum of weight times what was there (Lagrange).
+/// The polynomial through what was at the nodes, at another place, as the sum of weight times what was there
+/// (Lagrange).
 /// @param nodes one at least, each another
 inline std::vector<ForecastTerm> extrapolation(std::span<const int> nodes, int at) {
   std::vector<ForecastTerm> terms;
@@ -173,8 +176,8 @@ class ForecastHistory {
     const bool differs = of_guidance && in.guided != GuidedBy::nothing;
     if (differs) made.keep_difference = of_difference;
     const bool has_difference = differs && differences_.size() >= of_difference;
-    const bool has_halves = conditional_.size() >= nodes && (in.guided != GuidedBy::null_half || has_difference ||
-                                                             unconditional_.size() >= nodes);
+    const bool has_halves = conditional_.size() >= nodes &&
+                            (in.guided != GuidedBy::null_half || has_difference || unconditional_.size() >= nodes);
     // Asked of every step, so that what a schedule refuses is refused wherever it stands.
     made.network = forecast && forecast(in.step, in.network, {taken_, in.last}) && has_halves;
     ++taken_;
@@ -224,8 +227,8 @@ inline bool ForecastEvery::operator()(Step const&, std::size_t network, Forecast
 
 inline bool ForecastTable::operator()(Step const& step, std::size_t) const {
   if (forecast.size() != std::size_t(step.count)) {
-    detail::refuse("ForecastTable", "forecast must have one value for each of the " + std::to_string(step.count) +
-                                        " steps",
+    detail::refuse("ForecastTable",
+                   "forecast must have one value for each of the " + std::to_string(step.count) + " steps",
                    std::to_string(forecast.size()));
   }
   return forecast[std::size_t(step.index)];

@@ -216,9 +216,9 @@ inline void add_forecasts(Plan& plan, Forecast const& forecast, Forecast const& 
   ForecastHistory history;
   for (std::size_t i = 0; i < plan.steps.size(); ++i) {
     PlannedStep& planned = plan.steps[i];
-    planned.forecast = history.next({planned.step, planned.network, planned.evaluations, planned.guided,
-                                     i + 1 == plan.steps.size()},
-                                    forecast, of_guidance);
+    planned.forecast =
+        history.next({planned.step, planned.network, planned.evaluations, planned.guided, i + 1 == plan.steps.size()},
+                     forecast, of_guidance);
     const bool both_halves = planned.guided == GuidedBy::null_half && !planned.forecast.guidance;
     planned.rows = planned.forecast.network ? 0 : planned.evaluations * (both_halves ? 2 : 1);
     if (planned.forecast.guidance) planned.guide_evaluations = 0;
@@ -298,7 +298,7 @@ inline std::string to_string(Plan const& plan) {
   for (PlannedStep const& planned : plan.steps) {
     Step const& step = planned.step;
     auto const& forecast = planned.forecast;
-    char const* const what = forecast.network ? forecast.guidance ? "both" : "network"
+    char const* const what = forecast.network    ? forecast.guidance ? "both" : "network"
                              : forecast.guidance ? "guidance"
                                                  : "-";
     char line[128];

@@ -94,10 +94,10 @@ class TakenStep {
   void plan_forecast() {
     Forecast const &forecast = parts_.options.forecast, &of_guidance = trajectory_.guidance.forecast;
     forecasts_ = trajectory_.forecasts;
-    forecast_ = forecasts_.next({step_, index_, rule_.evaluations(rule_.rule, step_),
-                                 trajectory_.guidance.by(step_, index_),
-                                 std::size_t(trajectory_.next) + 1 == parts_.plan.steps.size()},
-                                forecast, of_guidance);
+    forecast_ =
+        forecasts_.next({step_, index_, rule_.evaluations(rule_.rule, step_), trajectory_.guidance.by(step_, index_),
+                         std::size_t(trajectory_.next) + 1 == parts_.plan.steps.size()},
+                        forecast, of_guidance);
     if (forecast_.network) require_forecasts(networks_[index_], index_);
   }
 
@@ -206,7 +206,7 @@ class TakenStep {
   ForecastHistory forecasts_ = {};
   StepForecast forecast_ = {};
   KeptSteps differences_ = {};
-  int evaluations_ = 0;  // so far
+  int evaluations_ = 0;                 // so far
   std::span<const Past> history_ = {};  // what the rule may see
   std::vector<Past> renewed_ = {};      // where that differs from the trajectory's
   std::vector<int> drawn_;
