@@ -712,6 +712,45 @@ TEST_CASE("a stitched run of captured engines never waits, and is that of plain 
   CHECK(trajectory.x.equal(expected));
 }
 
+TEST_CASE("forecasts by captured engines never wait, and are those of plain ones and near the CPU's") {
+  const Forecast every = ForecastEvery{.every = 2, .warm_up = 2, .first_network = 1};
+  Request request{.labels = {1, 2, 3, 4}, .seed = 9};
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    const TorchScriptOptions options{.device = cuda, .dtype = type};
+    const std::vector<Network> plain{load_dit(small_file, options), load_dit(large_file, options)};
+    const std::vector<Network> graphs{captured(plain[0]), captured(plain[1])};
+    const std::vector<Network> host{load_dit(small_file), load_dit(large_file)};
+    for (const bool half : {false, true}) {
+      request.guidance = {.scale = 1.5, .begin = 0.1};
+      if (half) request.guidance.forecast = ForecastEvery{.every = 2, .warm_up = 2};
+      const DDIM sampler{plain[0].noise_schedule(), Stitch{0.4}, {.steps = 20, .forecast = every}};
+      const at::Tensor expected = sampler.sample(plain, request).images;
+      CHECK(sampler.sample(graphs, request).images.equal(expected));
+      // Float32 pictures, whose products are rounded in another order there.
+      if (type == at::kFloat) CHECK(rms(expected.cpu(), sampler.sample(host, request).images) < 1e-3);
+      Trajectory trajectory = sampler.begin(graphs, request);
+      {
+        const NoWaiting no_waiting;
+        trajectory = sampler.begin(graphs, request);
+        while (!trajectory.finished()) sampler.advance(graphs, trajectory);
+      }
+      CHECK(trajectory.x.equal(expected));
+      const DDIM unforecast{plain[0].noise_schedule(), Stitch{0.4}, {.steps = 20}};
+      const double change = rms(expected, unforecast.sample(plain, request).images);
+      std::printf("forecasts%s: changed by %.2g of the rms\n", half ? ", guidance too" : "", change);
+      CHECK(change < 0.1);
+      const auto memory = [] {
+        return c10::cuda::CUDACachingAllocator::getDeviceStats(0).allocated_bytes[0].current;
+      };
+      trajectory = {};
+      sampler.sample(graphs, request);
+      const std::int64_t before = memory();
+      for (int i = 0; i < 5; ++i) sampler.sample(graphs, request);
+      CHECK(memory() == before);
+    }
+  }
+}
+
 TEST_CASE("8 bits are rounded as torch rounds them") {
   for (const at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16}) {
     const at::Tensor x = normal(3, {7, 384}).mul(20).to(type);
