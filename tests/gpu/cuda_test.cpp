@@ -739,14 +739,11 @@ TEST_CASE("forecasts by captured engines never wait, and are those of plain ones
       const double change = rms(expected, unforecast.sample(plain, request).images);
       std::printf("forecasts%s: changed by %.2g of the rms\n", half ? ", guidance too" : "", change);
       CHECK(change < 0.1);
-      const auto memory = [] {
-        return c10::cuda::CUDACachingAllocator::getDeviceStats(0).allocated_bytes[0].current;
-      };
       trajectory = {};
       sampler.sample(graphs, request);
-      const std::int64_t before = memory();
+      const std::int64_t before = allocated();
       for (int i = 0; i < 5; ++i) sampler.sample(graphs, request);
-      CHECK(memory() == before);
+      CHECK(allocated() == before);
     }
   }
 }
