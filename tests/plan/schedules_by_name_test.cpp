@@ -137,3 +137,30 @@ TEST_CASE("what is no model schedule is refused with all that are") {
   CHECK(refusal([] { plan_of(model_schedule_by_name("stitch", {.ratio = 2})); }) ==
         "tstitch::Stitch: ratio must be in [0, 1], got 2");
 }
+
+TEST_CASE("forecast schedules by name") {
+  CHECK_FALSE(forecast_by_name("none"));
+  const auto computed = [](Forecast const& forecast, std::size_t network) {
+    const NoiseSchedule noise = NoiseSchedule::linear();
+    Plan plan = make_plan(noise, 20, Spacing::linspace(), FinalSigma::zero, SingleNetwork{network});
+    tstitch::detail::add_forecasts(plan, forecast, {});
+    return plan.calls(2)[network];
+  };
+  CHECK(computed(forecast_by_name("every:2"), 0) == computed(ForecastEvery{}, 0));
+  CHECK(computed(forecast_by_name("every:3,2"), 0) == computed(ForecastEvery{.every = 3, .order = 2}, 0));
+  CHECK(forecast_by_name("every:3,2").order() == 2);
+  CHECK(computed(forecast_by_name("every:4,0,7"), 0) ==
+        computed(ForecastEvery{.every = 4, .order = 0, .warm_up = 7}, 0));
+  CHECK(computed(forecast_by_name("every:2", {.first_network = 1}), 0) == 20);
+  CHECK(computed(forecast_by_name("every:2", {.first_network = 1}), 1) == computed(ForecastEvery{}, 1));
+  const auto message = [](std::string const& text) {
+    return message_of<std::invalid_argument>([&] { forecast_by_name(text, {}, "--forecast"); });
+  };
+  CHECK(message("each:2") == "--forecast: must be none or every:N[,ORDER[,WARM_UP]], got 'each:2'");
+  CHECK(message("every:x") == "--forecast: every: must be whole numbers with commas between, got 'x'");
+  CHECK(message("every:1,2,3,4") == "--forecast: every: must be 1 to 3 numbers, got 'every:1,2,3,4'");
+  CHECK(message("every:0") == "tstitch::ForecastEvery: every must be at least 1, got 0");
+  CHECK(message("every:2,9") == "tstitch::ForecastEvery: order must be in [0, 8], got 9");
+  CHECK(message("every:2,1,-1") == "tstitch::ForecastEvery: warm_up must not be negative, got -1");
+  CHECK(message("every:99999999999").starts_with("--forecast: every: must be whole numbers"));
+}

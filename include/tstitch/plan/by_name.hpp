@@ -13,6 +13,7 @@
 
 #include "../base/text.hpp"
 #include "baseline_schedules.hpp"
+#include "forecast.hpp"
 #include "model_schedule.hpp"
 #include "timesteps.hpp"
 
@@ -223,6 +224,39 @@ inline AnyModelSchedule model_schedule_by_name(std::string const& text, RoutingO
   }
   if (!boundaries.empty()) options.boundaries = std::move(boundaries);
   return routing.make(options);
+}
+
+namespace detail {
+
+inline constexpr auto forecast_place = "tstitch::forecast_by_name";
+
+}  // namespace detail
+
+/// How forecast schedules are written, for messages and help texts.
+inline std::string forecasts_text() {
+  return "none or every:N[,ORDER[,WARM_UP]]";
+}
+
+/// A forecast schedule as it is written: "none", "every:2", "every:3,2" with an order, "every:2,1,3" with a warm-up.
+/// @param preset what is not written
+/// @param place what messages begin with
+/// @throws std::invalid_argument for a name that there is not, with those that there are, and for wrong numbers
+inline Forecast forecast_by_name(std::string const& text, ForecastEvery preset = {},
+                                 std::string const& place = detail::forecast_place) {
+  if (text == "none") return {};
+  const std::string every = "every:";
+  if (!text.starts_with(every)) {
+    throw std::invalid_argument(place + ": must be " + forecasts_text() + ", got " + detail::in_quotes(text));
+  }
+  const std::vector<int> numbers = detail::numbers_of<int>(place + ": every", text.substr(every.size()));
+  if (numbers.size() > 3) {
+    throw std::invalid_argument(place + ": every: must be 1 to 3 numbers, got " + detail::in_quotes(text));
+  }
+  preset.every = numbers[0];
+  if (numbers.size() > 1) preset.order = numbers[1];
+  if (numbers.size() > 2) preset.warm_up = numbers[2];
+  preset.validate();
+  return preset;
 }
 
 }  // namespace tstitch

@@ -48,6 +48,9 @@ struct ForecastEvery {
   std::size_t first_network = 0;  ///< networks before this one, small ones that cost little, are always computed
 
   bool operator()(Step const& step, std::size_t network, ForecastPlace const& place) const;
+
+  /// @throws std::invalid_argument
+  void validate() const;
 };
 
 /// Step by step, as measured for a pair of networks or made elsewhere.
@@ -218,9 +221,15 @@ class ForecastHistory {
   std::vector<int> conditional_, unconditional_, differences_;  // steps that are remembered, oldest first
 };
 
+inline void ForecastEvery::validate() const {
+  constexpr auto where = "ForecastEvery";
+  if (every < 1) detail::refuse(where, "every must be at least 1", every);
+  if (!(order >= 0 && order <= 8)) detail::refuse(where, "order must be in [0, 8]", order);
+  if (warm_up < 0) detail::refuse(where, "warm_up must not be negative", warm_up);
+}
+
 inline bool ForecastEvery::operator()(Step const&, std::size_t network, ForecastPlace const& place) const {
-  if (every < 1) detail::refuse("ForecastEvery", "every must be at least 1", every);
-  if (warm_up < 0) detail::refuse("ForecastEvery", "warm_up must not be negative", warm_up);
+  validate();
   if (network < first_network || place.taken < warm_up || (place.last && last)) return false;
   return (place.taken - warm_up) % every != every - 1;
 }
