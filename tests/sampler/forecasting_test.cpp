@@ -218,6 +218,32 @@ TEST_CASE("forks, threads, padded batches, single images and steps that throw: t
   CHECK(retried.x.equal(sound.sample(networks, request).images));
 }
 
+TEST_CASE("what is captured of a network in parts answers as the parts do") {
+  int captures = 0, calls = 0;
+  const Capture counting = [&](TensorFunction function) -> TensorFunction {
+    ++captures;
+    return [&, function](std::vector<at::Tensor> const& given) {
+      ++calls;
+      return function(given);
+    };
+  };
+  const std::vector<Network> networks{network(2, 1), network(3, 1.3)};
+  const std::vector<Network> captured{networks[0].captured(counting), networks[1].captured(counting).captured(counting)};
+  for (const bool half : {false, true}) {
+    const DPMSolver sampler{schedule, Stitch{.ratio = 0.3}, options(ForecastEvery{.first_network = 1})};
+    Guidance guidance{.scale = 2};
+    if (half) guidance.forecast = ForecastEvery{.warm_up = 2};
+    const at::Tensor expected = sampler.sample(networks, request_of(guidance)).images;
+    calls = 0;
+    CHECK(sampler.sample(captured, request_of(guidance)).images.equal(expected));
+    CHECK(calls == 28);  // each way through a network is one call
+    const DPMSolver plain{schedule, Stitch{.ratio = 0.3}, options({})};
+    CHECK(plain.sample(captured, request_of({.scale = 2})).images.equal(
+        plain.sample(networks, request_of({.scale = 2})).images));
+  }
+  CHECK(captures > 0);
+}
+
 TEST_CASE("runs that begin later, and other samplers that take over, forecast from what was computed") {
   Counts counts;
   const std::vector<Network> networks{network(1, 1), network(1, 1.3, &counts)};

@@ -19,6 +19,7 @@
 #include <torch/csrc/jit/serialization/import.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -37,6 +38,7 @@
 #include "../base/error.hpp"
 #include "../model/autoencoder.hpp"
 #include "../model/network.hpp"
+#include "../model/split_network.hpp"
 #include "../tensor/cuda/kernels.hpp"
 #include "archive.hpp"
 #include "at_once.hpp"
@@ -218,16 +220,89 @@ inline torch::jit::Module load_module(std::shared_ptr<Archive> const& archive) {
   return torch::jit::load(archive, at::kCPU, /*load_debug_files=*/false);
 }
 
+/// The methods of a network that can be asked in parts (see SplitNetwork): embed takes what forward takes and returns a
+/// list of tensors, blocks takes that list, and head the list and what blocks returned.
+inline constexpr std::array<char const*, 3> part_names{"forecast_embed", "forecast_blocks", "forecast_head"};
+
 /// Freezing computes what is constant ahead, in which tensors of other types than the module was traced with can fail
 /// although its calls do not.
-inline std::shared_ptr<torch::jit::Module> frozen(torch::jit::Module const& module, std::string const& source) {
+/// @param in_parts whether it has methods beside forward
+inline std::shared_ptr<torch::jit::Module> frozen(torch::jit::Module const& module, std::string const& source,
+                                                  bool in_parts = false) {
   try {
-    return std::make_shared<torch::jit::Module>(torch::jit::freeze(module));
+    const std::vector<std::string> kept(part_names.begin(), in_parts ? part_names.end() : part_names.begin());
+    return std::make_shared<torch::jit::Module>(torch::jit::freeze(module, kept));
   } catch (std::exception const& error) {
     diagnose("load_torchscript", source + " runs as it is, because it cannot be frozen: " + reason(error));
     return std::make_shared<torch::jit::Module>(module);
   }
 }
+
+/// Whether it has them.
+/// @throws std::runtime_error for some of them, or in another form
+inline bool has_parts(torch::jit::Module const& module, std::size_t arguments, std::string const& source) {
+  const std::array<std::size_t, 3> wanted{arguments, 1, 2};
+  std::size_t found = 0;
+  for (std::size_t k = 0; k < part_names.size(); ++k) {
+    const auto method = module.find_method(part_names[k]);
+    if (!method) continue;
+    ++found;
+    if (method->num_inputs() == wanted[k] + 1) continue;  // one more for the module itself
+    throw std::runtime_error("tstitch::load_torchscript: " + source + ": " + part_names[k] + " must take " +
+                             std::to_string(wanted[k]) + " arguments, got " + std::to_string(method->num_inputs() - 1));
+  }
+  if (found != 0 && found != part_names.size()) {
+    throw std::runtime_error("tstitch::load_torchscript: " + source +
+                             ": must have all of forecast_embed, forecast_blocks and forecast_head, or none, got " +
+                             std::to_string(found));
+  }
+  return found != 0;
+}
+
+/// A module as a callable for Network.
+struct ScriptedNetwork {
+  std::shared_ptr<torch::jit::Module> module;
+  at::ScalarType type;
+  std::shared_ptr<WarmUp> warm_up;
+  Signature signature;
+
+  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition) const {
+    const std::vector<at::Tensor> tensors = signature.arguments(x, t, condition, type);
+    const std::vector<c10::IValue> arguments(tensors.begin(), tensors.end());
+    if (warm_up) warm_up->before(tensors, [&] { module->forward(arguments); });
+    return module->forward(arguments).toTensor();
+  }
+
+  SplitNetwork parts(bool residual) const {
+    // Each part is compiled by itself, and so warms up by itself.
+    std::array<std::shared_ptr<WarmUp>, 3> each;
+    for (auto& one : each) one = warm_up ? std::make_shared<WarmUp>() : nullptr;
+    const auto run = [module = module, each](std::size_t part, std::vector<at::Tensor> const& first,
+                                             std::vector<c10::IValue> arguments) {
+      torch::jit::Method method = module->get_method(part_names[part]);
+      if (each[part]) {
+        each[part]->before(first, [&] {
+          std::vector<c10::IValue> copies;  // which it may change in place
+          for (c10::IValue const& argument : arguments) copies.push_back(argument.deepcopy());
+          method(std::move(copies));
+        });
+      }
+      return method(std::move(arguments));
+    };
+    SplitNetwork parts;
+    parts.embed = [run, self = *this](at::Tensor const& x, at::Tensor const& t, Condition const& condition) {
+      const std::vector<at::Tensor> tensors = self.signature.arguments(x, t, condition, self.type);
+      return run(0, tensors, {tensors.begin(), tensors.end()}).toTensorVector();
+    };
+    parts.blocks = [run](std::vector<at::Tensor> const& embedded) { return run(1, embedded, {embedded}).toTensor(); };
+    parts.head = [run](std::vector<at::Tensor> const& embedded, at::Tensor const& feature) {
+      return run(2, embedded, {embedded, feature}).toTensor();
+    };
+    parts.residual = residual;
+    parts.whole = *this;
+    return parts;
+  }
+};
 
 inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchScriptOptions const& options,
                             std::string const& source) {
@@ -240,18 +315,13 @@ inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchSc
                              ", got " +
                              (forward ? std::to_string(forward->num_inputs() - 1) + " arguments" : "no forward"));
   }
+  const bool in_parts = has_parts(module, signature.count(), source);
   module.eval();
   move(module, options.device, type);
-  const auto ready = frozen(module, source);
   const auto warm_up = options.device.is_cpu() ? nullptr : std::make_shared<WarmUp>();
-  const Network network(
-      [ready, type, warm_up, signature](at::Tensor const& x, at::Tensor const& t, Condition const& condition) {
-        const std::vector<at::Tensor> tensors = signature.arguments(x, t, condition, type);
-        std::vector<c10::IValue> arguments(tensors.begin(), tensors.end());
-        if (warm_up) warm_up->before(tensors, [&] { ready->forward(arguments); });
-        return ready->forward(std::move(arguments)).toTensor();
-      },
-      std::move(info), options.device);
+  const ScriptedNetwork scripted{frozen(module, source, in_parts), type, warm_up, signature};
+  const Network network = in_parts ? Network(scripted.parts(true), std::move(info), options.device)
+                                   : Network(scripted, std::move(info), options.device);
   if (options.warm_up_rows.empty()) return network;
   const NetworkInfo closed_info = closed("load_torchscript", network.info(), options.warm_up_sizes);
   // TorchScript has settled after three runs, two of which WarmUp makes.
