@@ -6,6 +6,9 @@ reads the other. The same network trained by flow matching is SiT (arXiv 2401.08
 
 `forward` is written to be compiled by `torch.jit.script` and captured in a CUDA graph: heads, patch and grid are Python
 integers, no arithmetic is done on tensor shapes, and nothing remembers the device or the dtype it was built on.
+
+A file has it in parts, too: the methods `forecast_embed`, `forecast_blocks` and `forecast_head`, one after another, are
+`forward`. A sampler that forecasts what the blocks make leaves out the middle one.
 """
 
 import math
@@ -256,18 +259,33 @@ class DiT(nn.Module):
         null_label for none. Returns [n, out_channels, size, size] in the weights' dtype: first epsilon, then, if
         learned, v, where (v + 1) / 2 mixes log(beta_t), at 1, and the log of the posterior variance, at 0.
         """
-        return self.conditioned(x, self.t_embedder(t) + self.y_embedder(y))
+        embedded = self.forecast_embed(x, t, y)
+        return self.forecast_head(embedded, self.forecast_blocks(embedded))
 
-    def conditioned(self, x: Tensor, c: Tensor) -> Tensor:
-        """The same of the sum of both embeddings, c [n, width]."""
+    @torch.jit.export
+    def forecast_embed(self, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
+        """What the blocks begin with, [n, tokens, width], and the condition, [n, width]."""
+        return self.embed(x, self.t_embedder(t) + self.y_embedder(y))
+
+    def embed(self, x: Tensor, c: Tensor) -> list[Tensor]:
         tokens = self.x_embedder(x)
-        tokens = tokens + self.pos_embed.to(tokens.dtype)
+        return [tokens + self.pos_embed.to(tokens.dtype), c]
+
+    @torch.jit.export
+    def forecast_blocks(self, embedded: list[Tensor]) -> Tensor:
+        """What the final layer begins with, [n, tokens, width]."""
+        tokens, c = embedded
         activated = F.silu(c)
         # Over tensors: a loop over modules TorchScript would write out, and compile the fused kernels of every block by
         # themselves, for seconds.
         for weights in [block.weights() for block in self.blocks]:
             tokens = transform(tokens, activated, weights, self.width, self.heads, self.blocks[0].norm2.eps)
-        patches = self.final_layer(tokens, c)
+        return tokens
+
+    @torch.jit.export
+    def forecast_head(self, embedded: list[Tensor], tokens: Tensor) -> Tensor:
+        """What `forward` returns."""
+        patches = self.final_layer(tokens, embedded[1])
         patches = patches.unflatten(2, (self.patch, self.patch, self.out_channels))
         patches = patches.unflatten(1, (self.grid, self.grid))
         # [n, row, column, y, x, channel] -> [n, channel, row, y, column, x]
@@ -279,7 +297,12 @@ class UnconditionalDiT(DiT):
 
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         """As that of a DiT, without y."""
-        return self.conditioned(x, self.t_embedder(t) + self.y_embedder.embedding_table.weight)
+        embedded = self.forecast_embed(x, t)
+        return self.forecast_head(embedded, self.forecast_blocks(embedded))
+
+    @torch.jit.export
+    def forecast_embed(self, x: Tensor, t: Tensor) -> list[Tensor]:
+        return self.embed(x, self.t_embedder(t) + self.y_embedder.embedding_table.weight)
 
 
 def make_dit(config: DiTConfig) -> DiT:

@@ -255,7 +255,7 @@ class PixArt(nn.Module):
         self.norm_out = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.proj_out = nn.Linear(width, config.patch**2 * config.out_channels)
 
-    def predict(
+    def embed(
         self,
         x: Tensor,
         t: Tensor,
@@ -263,8 +263,8 @@ class PixArt(nn.Module):
         text_mask: Tensor,
         resolution: Optional[Tensor] = None,
         aspect_ratio: Optional[Tensor] = None,
-    ) -> Tensor:
-        """The prediction, [n, out_channels, h, w] in the weights' dtype; with learned variance that is its second half.
+    ) -> list[Tensor]:
+        """What the blocks begin with, [n, tokens, width], and what they and the head need besides.
 
         x [n, channels, h, w] in the weights' dtype; t [n] timesteps, int64 or floating; text [n, tokens, text_width];
         text_mask [n, tokens], 1 where there is text and 0 behind it; resolution [n, 2], the picture's height and width
@@ -272,14 +272,25 @@ class PixArt(nn.Module):
         """
         tokens = self.pos_embed(x)
         c, modulation = self.adaln_single(t, resolution, aspect_ratio)
-        text = self.caption_projection(text)
         # Joins the scores, [n, 1, 1, tokens]. float16 holds the number, and its exponential is 0. Of a row without any
         # text the softmax is still one, where with minus infinity it would be nan.
         mask = ((1 - text_mask.to(tokens.dtype)) * -10000.0).unsqueeze(1).unsqueeze(1)
+        return [tokens, modulation, self.caption_projection(text), mask, c, x]
+
+    @torch.jit.export
+    def forecast_blocks(self, embedded: list[Tensor]) -> Tensor:
+        """What the head begins with, [n, tokens, width]."""
+        tokens, modulation, text, mask = embedded[:4]
         # Over tensors: a loop over modules TorchScript would write out, and compile the fused kernels of every block by
         # themselves, for seconds.
         for weights in [block.weights() for block in self.transformer_blocks]:
             tokens = transform(tokens, modulation, text, mask, weights, self.heads, self.norm_eps)
+        return tokens
+
+    @torch.jit.export
+    def forecast_head(self, embedded: list[Tensor], tokens: Tensor) -> Tensor:
+        """The prediction, [n, out_channels, h, w] in the weights' dtype; with learned variance that is its second half."""
+        c, x = embedded[4], embedded[5]
         shift, scale = (self.scale_shift_table + c.unsqueeze(1)).chunk(2, dim=1)
         patches = self.proj_out(self.norm_out(tokens) * (1 + scale) + shift)
         patches = patches.unflatten(2, (self.patch, self.patch, self.out_channels))
@@ -290,14 +301,26 @@ class PixArt(nn.Module):
 
 class TextConditional(PixArt):
     def forward(self, x: Tensor, t: Tensor, text_embedding: Tensor, text_mask: Tensor) -> Tensor:
-        return self.predict(x, t, text_embedding, text_mask)
+        embedded = self.forecast_embed(x, t, text_embedding, text_mask)
+        return self.forecast_head(embedded, self.forecast_blocks(embedded))
+
+    @torch.jit.export
+    def forecast_embed(self, x: Tensor, t: Tensor, text_embedding: Tensor, text_mask: Tensor) -> list[Tensor]:
+        return self.embed(x, t, text_embedding, text_mask)
 
 
 class TextAndSizeConditional(PixArt):
     def forward(
         self, x: Tensor, t: Tensor, text_embedding: Tensor, text_mask: Tensor, resolution: Tensor, aspect_ratio: Tensor
     ) -> Tensor:
-        return self.predict(x, t, text_embedding, text_mask, resolution, aspect_ratio)
+        embedded = self.forecast_embed(x, t, text_embedding, text_mask, resolution, aspect_ratio)
+        return self.forecast_head(embedded, self.forecast_blocks(embedded))
+
+    @torch.jit.export
+    def forecast_embed(
+        self, x: Tensor, t: Tensor, text_embedding: Tensor, text_mask: Tensor, resolution: Tensor, aspect_ratio: Tensor
+    ) -> list[Tensor]:
+        return self.embed(x, t, text_embedding, text_mask, resolution, aspect_ratio)
 
 
 def make_pixart(config: PixArtConfig) -> PixArt:
