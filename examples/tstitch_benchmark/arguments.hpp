@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../common/device.hpp"
+#include "../common/forecast.hpp"
 #include "../common/network.hpp"
 #include "../common/shape.hpp"
 #include "../common/strict.hpp"
@@ -30,7 +31,9 @@ struct Arguments {
   std::string sampler = "ddim";
   std::string spacing;  ///< empty: linspace, or shifted for flow matching
   int steps = 0;
-  std::optional<double> guidance;  ///< not given: 1.5, or none for networks that know no "no class"
+  std::string forecast = "none";           ///< steps of the second network
+  std::string forecast_guidance = "none";  ///< of both
+  std::optional<double> guidance;          ///< not given: 1.5, or none for networks that know no "no class"
   int repeats = 5;
   bool first_picture = true;
   bool accuracy = false;
@@ -48,7 +51,10 @@ struct Arguments {
 
 /// Refuses what cannot be measured, and decides what is not given.
 inline void complete(Arguments& arguments) {
-  if (!arguments.spacing.empty()) tstitch::spacing_by_name(arguments.spacing, "--spacing");  // before networks load
+  // Before networks load.
+  if (!arguments.spacing.empty()) tstitch::spacing_by_name(arguments.spacing, "--spacing");
+  forecast_of_steps(arguments.forecast, 2);
+  forecast_of_guidance(arguments.forecast_guidance);
   if (arguments.models.size() != 2) {
     throw std::invalid_argument("--model: must be two networks, got " + std::to_string(arguments.models.size()));
   }
@@ -128,6 +134,13 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   option("--steps", arguments.steps, "steps of a trajectory [100 on a GPU, 10 on the CPU]")
       ->check(in_range(1, 1'000'000));
   option("--guidance", arguments.guidance, "classifier-free guidance scale; 1 is without [1.5]");
+  option("--forecast", arguments.forecast,
+         "steps of the second network that are forecast: " + tstitch::forecasts_text())
+      ->type_name("NAME")
+      ->capture_default_str();
+  option("--forecast-guidance", arguments.forecast_guidance, "steps in which guidance is forecast, likewise")
+      ->type_name("NAME")
+      ->capture_default_str();
 
   group = "Measuring";
   option("--repeats", arguments.repeats, "how often each time is taken")

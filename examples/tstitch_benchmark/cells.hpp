@@ -39,13 +39,15 @@ inline tstitch::Request make_request(Arguments const& arguments, std::vector<tst
                                      std::int64_t batch) {
   tstitch::Request request = request_for(networks, {}, batch, arguments.shape);
   request.guidance.scale = guidance_scale(arguments, networks);
+  request.guidance.forecast = forecast_of_guidance(arguments.forecast_guidance);
   return request;
 }
 
 /// Stitched trajectories of one ratio.
 struct Run {
   double ratio;
-  std::vector<int> calls;  ///< evaluations of each network
+  std::vector<int> calls;  ///< computed evaluations of each network
+  tstitch::Plan plan;
   /// @returns x_0 [n, C, ...] on the device, which may not have finished yet
   std::function<at::Tensor(std::vector<tstitch::Network> const&, tstitch::Request const&)> draw;
 
@@ -58,12 +60,15 @@ inline Run make_run(Arguments const& arguments, std::vector<tstitch::Network> co
   tstitch::NoiseSchedule const& noise = networks.back().noise_schedule();
   std::string spacing = arguments.spacing;
   if (spacing.empty()) spacing = noise.is_flow() ? "shifted" : "linspace";
-  const tstitch::AnySampler sampler{
-      noise,
-      tstitch::Stitch{ratio},
-      {.steps = arguments.steps, .spacing = tstitch::spacing_by_name(spacing, "--spacing")},
-      tstitch::update_rule_by_name(arguments.sampler)};
-  return {ratio, sampler.plan().calls(networks.size()),
+  const tstitch::AnySampler sampler{noise,
+                                    tstitch::Stitch{ratio},
+                                    {.steps = arguments.steps,
+                                     .spacing = tstitch::spacing_by_name(spacing, "--spacing"),
+                                     .forecast = forecast_of_steps(arguments.forecast, 2)},
+                                    tstitch::update_rule_by_name(arguments.sampler)};
+  const tstitch::Plan plan = sampler.plan(
+      {.scale = guidance_scale(arguments, networks), .forecast = forecast_of_guidance(arguments.forecast_guidance)});
+  return {ratio, plan.calls(networks.size()), plan,
           [sampler](std::vector<tstitch::Network> const& which, tstitch::Request const& request) {
             return sampler.sample(which, request).images;
           }};
@@ -77,9 +82,9 @@ class Forward {
       : network_(networks[index]) {
     const tstitch::DDIM sampler{network_.noise_schedule(), tstitch::SingleNetwork{index}, {.steps = 2}};
     const tstitch::Trajectory start = sampler.begin(networks, make_request(arguments, networks, batch));
-    const bool guided = guidance_scale(arguments, networks) != 1;
-    x_ = guided ? at::cat({start.x, start.x}) : start.x;
-    condition_ = guided ? start.condition.guided : start.condition.conditional;
+    guided_ = guidance_scale(arguments, networks) != 1;
+    x_ = guided_ ? at::cat({start.x, start.x}) : start.x;
+    condition_ = guided_ ? start.condition.guided : start.condition.conditional;
     timestep_ = tstitch::network_timestep(network_, network_.noise_schedule().noisiest() / 2);
     t_ = tstitch::timestep_rows(network_, x_, timestep_, x_.size(0));
     if (network_.prepares()) network_.prepare({&timestep_, 1}, condition_);
@@ -91,11 +96,40 @@ class Forward {
     return network_(x_, t_, condition_, timestep_);
   }
 
+  /// The same where the blocks are forecast by a line.
+  class Forecast {
+   public:
+    explicit Forecast(Forward const& forward) : forward_(forward) {
+      for (step_.index = 0; step_.index < 2; ++step_.index) ask({.keep = 2});
+    }
+    at::Tensor operator()() {
+      tstitch::StepForecast forecast{.network = true, .conditional = {{0, -1}, {1, 2}}};
+      if (forward_.guided_) forecast.unconditional = forecast.conditional;
+      return ask(forecast);
+    }
+
+   private:
+    at::Tensor ask(tstitch::StepForecast const& forecast) {
+      const c10::AutoGradMode no_gradients(false);
+      return forward_.network_(forward_.x_, forward_.t_, forward_.condition_,
+                               tstitch::Evaluation{.timestep = forward_.timestep_,
+                                                   .step = &step_,
+                                                   .memory = &memory_,
+                                                   .forecast = &forecast,
+                                                   .both_halves = forward_.guided_});
+    }
+
+    Forward const& forward_;
+    tstitch::Memory memory_;
+    tstitch::Step step_{.index = 0, .count = 3, .t = 0, .from = {}, .to = {}};
+  };
+
  private:
   tstitch::Network network_;
   at::Tensor x_, t_;
   tstitch::Condition condition_;
   double timestep_ = 0;
+  bool guided_ = false;
 };
 
 /// What each network answers in float32, by TorchScript; on the host.

@@ -6,7 +6,8 @@
 // all values are finite.
 //
 //   forward         one network asked 1 to 100 times in a row for the same rows, so often that it takes 50 ms, a call;
-//                   2 batch rows where there is guidance
+//                   2 batch rows where there is guidance. With --forecast of the second network also one whose blocks
+//                   are forecast.
 //   error           with --accuracy, at the smallest batch: how far the output of such a call is from the one that
 //                   TorchScript makes in float32, root mean square over root mean square
 //   seconds         Sampler::sample of one batch: noise, labels, all steps, the check of the values. The ratios take
@@ -71,10 +72,19 @@ Json describe(Arguments const& arguments) {
           {"sampler_name", tstitch::update_rule_by_name(arguments.sampler).name()},
           {"spacing", arguments.spacing.empty() ? "linspace, or shifted for flow matching" : arguments.spacing},
           {"steps", arguments.steps},
+          {"forecast", arguments.forecast},
+          {"forecast_guidance", arguments.forecast_guidance},
           {"repeats", arguments.repeats},
           {"forwards", Json::array()},
           {"cells", Json::array()},
           {"first_pictures", Json::array()}};
+}
+
+/// That a picture has in the computed evaluations of each network.
+Json rows_of(tstitch::Plan const& plan) {
+  Json rows = Json::array();
+  for (tstitch::NetworkWork const& each : plan.work(2)) rows.push_back(each.rows);
+  return rows;
 }
 
 /// Names come from files, which may hold bytes that are not UTF-8.
@@ -83,26 +93,37 @@ void write_json(Arguments const& arguments, Json const& report) {
   tstitch::write_file(arguments.json, report.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
-/// @param expected the output in float32, or undefined
-Json measure_forward(Arguments const& arguments, std::vector<tstitch::Network> const& networks, std::size_t index,
-                     Cell const& cell, at::Tensor const& expected) {
-  const Forward forward(arguments, networks, index, cell.batch);
-  for (int run = 0; run < 4; ++run) forward();  // TorchScript compiles in the first ones
-  const double once = timed(arguments.device, forward);
+/// Of a call, each time it is taken.
+template <class Call>
+std::vector<double> milliseconds_of(Arguments const& arguments, Call& call) {
+  for (int run = 0; run < 4; ++run) call();  // TorchScript compiles in the first ones
+  const double once = timed(arguments.device, [&] { call(); });
   const int calls = int(std::clamp(std::ceil(0.05 / once), 1.0, 100.0));
   std::vector<double> milliseconds;
   for (int repeat = 0; repeat < arguments.repeats; ++repeat) {
     const double seconds = timed(arguments.device, [&] {
-      for (int call = 0; call < calls; ++call) forward();
+      for (int done = 0; done < calls; ++done) call();
     });
     milliseconds.push_back(seconds * 1e3 / calls);
   }
+  return milliseconds;
+}
+
+/// @param expected the output in float32, or undefined
+Json measure_forward(Arguments const& arguments, std::vector<tstitch::Network> const& networks, std::size_t index,
+                     Cell const& cell, at::Tensor const& expected) {
+  const Forward forward(arguments, networks, index, cell.batch);
+  const std::vector<double> milliseconds = milliseconds_of(arguments, forward);
   Json json{{"backend", cell.backend},
             {"dtype", cell.dtype},
             {"network", networks[index].info().name},
             {"rows", forward.rows()},
             {"milliseconds", median(milliseconds)},
             {"all_milliseconds", milliseconds}};
+  if (arguments.forecast != "none" && index == 1 && networks[index].forecasts()) {
+    Forward::Forecast forecast(forward);
+    json["forecast_milliseconds"] = median(milliseconds_of(arguments, forecast));
+  }
   if (expected.defined()) json["error"] = relative_error(forward(), expected);
   return json;
 }
@@ -153,16 +174,13 @@ std::vector<Json> measure_trajectories(Arguments const& arguments, std::vector<t
   std::vector<Json> cells;
   for (std::size_t i = 0; i < runs.size(); ++i) {
     const double typical = median(seconds[i]);
-    Json json{{"backend", cell.backend},
-              {"dtype", cell.dtype},
-              {"batch", cell.batch},
-              {"ratio", runs[i].ratio},
-              {"calls", runs[i].calls},
-              {"seconds", typical},
-              {"images_per_second", double(cell.batch) / typical},
+    Json json{{"backend", cell.backend},  {"dtype", cell.dtype},
+              {"batch", cell.batch},      {"ratio", runs[i].ratio},
+              {"calls", runs[i].calls},   {"rows", rows_of(runs[i].plan)},
+              {"seconds", typical},       {"images_per_second", double(cell.batch) / typical},
               {"all_seconds", seconds[i]}};
     if (large_alone) json["speed_up"] = *large_alone / typical;
-    if (large_alone && small_alone) {
+    if (large_alone && small_alone && !runs[i].plan.has_forecasts()) {
       const double line = std::lerp(*large_alone, *small_alone, runs[i].share());
       json["line_seconds"] = line;
       json["line_deviation"] = typical / line - 1;

@@ -26,6 +26,9 @@ inline void print_forward(Json const& forward) {
   std::printf("forward  %-12s %-9s %-24s %4lld rows %10.3f ms", forward["backend"].get<std::string>().c_str(),
               forward["dtype"].get<std::string>().c_str(), forward["network"].get<std::string>().c_str(),
               static_cast<long long>(forward["rows"].get<std::int64_t>()), forward["milliseconds"].get<double>());
+  if (forward.contains("forecast_milliseconds")) {
+    std::printf(", %.3f ms forecast", forward["forecast_milliseconds"].get<double>());
+  }
   if (forward.contains("error")) std::printf(", %.1e from float32", forward["error"].get<double>());
   std::printf("\n");
 }

@@ -103,6 +103,12 @@ class DiT {
     return (*self_)(x, t, condition, evaluation);
   }
 
+  /// The same outside of a run.
+  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
+                        std::optional<double> timestep) const {
+    return (*self_)(x, t, condition, {.timestep = timestep});
+  }
+
   /// Computes the modulations of a run ahead.
   void prepare(std::span<const double> timesteps, Condition const& condition) const {
     self_->table.prepare(timesteps, condition.host_labels);
