@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "../common/device.hpp"
+#include "../common/forecast.hpp"
 #include "../common/network.hpp"
 #include "../common/shape.hpp"
 #include "../common/strict.hpp"
@@ -48,6 +49,8 @@ struct Arguments {
   std::vector<std::int64_t> shape;  ///< empty: what the networks state
   std::vector<double> guidance;
   std::string guidance_interval = "0:1";
+  std::string forecast = "none";
+  std::string forecast_guidance = "none";
   std::uint64_t seed = 0;
   std::int64_t batch = 0;  ///< 0: what suits the device
   bool pad_batches = false;
@@ -263,6 +266,10 @@ inline void CommandLine::add_sampling() {
                    "the same by noise levels, sigma / alpha; a last one of 0 is where the last step ends");
   eta = option("--eta", arguments.eta,
                "how much noise a step renews, 0 to 1, of dpm-solver++ 0 or more: " + samplers_help("eta"));
+  shown("--forecast", arguments.forecast,
+        "steps in which the blocks of the last network do not run, for what they add is forecast: " +
+            tstitch::forecasts_text() + ", as every:2 computes one of 2")
+      ->type_name("NAME");
   for (auto const& list : {timesteps, sigmas}) list->excludes(steps)->excludes(spacing);
   timesteps->excludes(sigmas);
   for (auto const& part : {sampler, order, spacing, eta}) profile->excludes(part);
@@ -285,6 +292,10 @@ inline void CommandLine::add_pictures() {
           "recommends]");
   shown("--guidance-interval", arguments.guidance_interval, "share of the steps at which guidance begins and ends")
       ->type_name("A:B");
+  shown("--forecast-guidance", arguments.forecast_guidance,
+        "steps in which what guidance adds is forecast, and networks run with the class or prompt alone: " +
+            tstitch::forecasts_text())
+      ->type_name("NAME");
   shown("--seed", arguments.seed, "picture i has seed SEED + i, and its noise depends on nothing else");
 }
 

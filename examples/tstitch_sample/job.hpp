@@ -305,7 +305,8 @@ inline tstitch::Guidance guidance_of(Job& job, Arguments const& arguments) {
                                                 ? tstitch::GuidanceScale(guidable ? info.guidance_scale : 1.0)
                                                 : tstitch::GuidanceScale(arguments.guidance),
                                    .begin = interval[0],
-                                   .end = interval[1]};
+                                   .end = interval[1],
+                                   .forecast = forecast_of_guidance(arguments.forecast_guidance)};
   note_guidance(job.notes, arguments, guidance, with_null);
   return guidance;
 }
@@ -342,6 +343,7 @@ inline Job prepare(Arguments arguments) {
   if (!arguments.pad_batches) arguments.batch = std::min(arguments.batch, job.image_count);
   job.guidance = guidance_of(job, arguments);
   job.way = way_of(arguments, info.noise_schedule.value());
+  job.way->options.forecast = forecast_of_steps(arguments.forecast, job.infos.size());
   job.guidance.channels = job.way->guidance_channels;
   if (arguments.output.empty() && arguments.grid.empty() && arguments.latents.empty()) arguments.grid = "samples.png";
   job.arguments = std::move(arguments);
@@ -381,10 +383,12 @@ inline tstitch::AnyModelSchedule routing(Job const& job, std::string const& rule
 
 /// "20 steps of 'small', 30 of 'large'".
 inline std::string steps_text(Job const& job, tstitch::Plan const& plan) {
-  const std::vector<int> calls = plan.calls(job.names.size());
+  const std::vector<tstitch::NetworkWork> work = plan.work(job.names.size());
   std::string text;
-  for (std::size_t k = 0; k < calls.size(); ++k) {
-    text += (k ? ", " + std::to_string(calls[k]) : counted(calls[k], "step")) + " of '" + job.names[k] + "'";
+  for (std::size_t k = 0; k < work.size(); ++k) {
+    const int computed = work[k].computed;
+    text += (k ? ", " + std::to_string(computed) : counted(computed, "step")) + " of '" + job.names[k] + "'";
+    if (work[k].forecast > 0) text += " and " + std::to_string(work[k].forecast) + " forecast";
   }
   return text;
 }

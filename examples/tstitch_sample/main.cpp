@@ -65,7 +65,7 @@ std::vector<std::int64_t> batch_rows(Job const& job, tstitch::Plan const& plan) 
   const std::int64_t images = job.arguments.pad_batches ? (job.arguments.batch + 7) / 8 * 8 : job.arguments.batch;
   std::vector<std::int64_t> rows;
   for (tstitch::PlannedStep const& planned : plan.steps) {
-    const std::int64_t these = planned.guidance_scale == 1 ? images : 2 * images;
+    const std::int64_t these = planned.both_halves() ? 2 * images : images;
     if (std::find(rows.begin(), rows.end(), these) == rows.end()) rows.push_back(these);
   }
   return rows;
@@ -97,7 +97,10 @@ std::string summary(Job const& job, tstitch::Plan const& plan) {
   for (const double scale : job.guidance.scale.values()) {
     scales += (scales.empty() ? "" : ",") + tstitch::words::text(scale);
   }
-  return text + ", guidance " + scales;
+  text += ", guidance " + scales;
+  if (job.arguments.forecast != "none") text += ", forecast " + job.arguments.forecast;
+  if (job.arguments.forecast_guidance != "none") text += ", forecast guidance " + job.arguments.forecast_guidance;
+  return text;
 }
 
 tstitch::Plan plan_by(Job const& job, tstitch::AnyModelSchedule const& schedule) {

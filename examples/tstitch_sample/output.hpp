@@ -53,6 +53,8 @@ inline Json parameters(Job const& job) {
   json["steps"] = a.steps;
   json["guidance"] = job.guidance.scale.values();
   json["guidance_interval"] = a.guidance_interval;
+  if (a.forecast != "none") json["forecast"] = a.forecast;
+  if (a.forecast_guidance != "none") json["forecast_guidance"] = a.forecast_guidance;
   json["seed"] = a.seed;
   json["images"] = job.images();
   if (!a.shape.empty()) json["shape"] = a.shape;

@@ -130,7 +130,7 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
   const tstitch::AnySampler sampler = sampler_of(job, routing(job, job.arguments.routing));
   const tstitch::Plan plan = sampler.plan(job.guidance);
   NetworkClock clock(plan, job.device, networks.size());
-  const std::vector<int> calls = plan.calls(networks.size());
+  const std::vector<tstitch::NetworkWork> work = plan.work(networks.size());
   std::optional<tstitch::ProgressBar> progress;
   if (!job.arguments.quiet) progress.emplace(job.images(), job.names).begin();
   const Clock::time_point start = Clock::now();
@@ -156,7 +156,13 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
     });
   };
   if (!latents.empty()) leave("latents", job.arguments.latents, [&] { write_latents(job, latents); });
-  json["calls"] = calls;
+  json["calls"] = plan.calls(networks.size());
+  if (plan.has_forecasts()) {
+    for (tstitch::NetworkWork const& each : work) {
+      json["forecast_calls"].push_back(each.forecast);
+      json["rows"].push_back(each.rows);
+    }
+  }
   json["seconds_by_network"] = clock.seconds();
   json["seconds"] = seconds;
   json["images_per_second"] = double(finished) / seconds;
@@ -171,7 +177,9 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
   say(job, counted(finished, job.noun()), " in ", hundredths(seconds), " s, ", hundredths(double(finished) / seconds),
       " images/s on ", job.device.str());
   for (std::size_t k = 0; k < job.names.size(); ++k) {
-    say(job, "  ", job.names[k], ": ", counted(calls[k], "step"), ", ", hundredths(clock.seconds()[k]), " s");
+    say(job, "  ", job.names[k], ": ", counted(work[k].computed, "step"),
+        work[k].forecast > 0 ? " and " + std::to_string(work[k].forecast) + " forecast" : "", ", ",
+        hundredths(clock.seconds()[k]), " s");
   }
   if (pictures.files() && finished) say(job, "pictures: ", location(job.arguments.output));
   for (std::string const& each : left) say(job, each);

@@ -47,6 +47,9 @@ struct PlannedStep {
   GuidedBy guided = GuidedBy::nothing;
   StepForecast forecast = {};
   int rows = 1;  ///< that an image has in all computed evaluations of the network in this step
+
+  /// Whether an evaluation has two rows an image, the second without the condition.
+  bool both_halves() const { return guided == GuidedBy::null_half && !forecast.guidance; }
 };
 
 /// What a network does in a run.
@@ -219,8 +222,7 @@ inline void add_forecasts(Plan& plan, Forecast const& forecast, Forecast const& 
     planned.forecast =
         history.next({planned.step, planned.network, planned.evaluations, planned.guided, i + 1 == plan.steps.size()},
                      forecast, of_guidance);
-    const bool both_halves = planned.guided == GuidedBy::null_half && !planned.forecast.guidance;
-    planned.rows = planned.forecast.network ? 0 : planned.evaluations * (both_halves ? 2 : 1);
+    planned.rows = planned.forecast.network ? 0 : planned.evaluations * (planned.both_halves() ? 2 : 1);
     if (planned.forecast.guidance) planned.guide_evaluations = 0;
   }
 }

@@ -51,8 +51,9 @@ std::vector<BatchTime> time_batches(Plan const& plan, std::vector<Network> const
   // Evaluations by network and rows of a picture: guidance asks for two at once.
   std::map<std::pair<std::size_t, int>, int> evaluations;
   for (PlannedStep const& planned : plan.steps) {
-    evaluations[{planned.network, planned.guidance_scale == 1 || planned.guide_evaluations ? 1 : 2}] +=
-        planned.evaluations;
+    if (!planned.forecast.network) {  // what is forecast costs next to nothing
+      evaluations[{planned.network, planned.both_halves() ? 2 : 1}] += planned.evaluations;
+    }
     if (planned.guide_evaluations) evaluations[{planned.guide_network, 1}] += planned.guide_evaluations;
   }
   std::map<std::size_t, NetworkInfo> infos;
