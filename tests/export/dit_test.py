@@ -241,12 +241,7 @@ def check_calibration() -> None:
     assert [value > 0 for value in values] == 2 * [True, False, True, True], values
     pictures = {}
     for output, backend in ((path, "native-e4m3"), (plain, "native-e4m3"), (plain, "native")):
-        latents = scratch / "latents.npy"
-        draw = [tool, "--model", output, "--device", "cpu", "--steps", "4", "--guidance", "1", "--class", "1"]
-        subprocess.run([str(word) for word in [*draw, "--backend", backend, "--latents", latents, "--quiet"]], check=True)
-        written = latents.read_bytes()  # without numpy, which is not everywhere: a header and the numbers
-        begin = 10 + int.from_bytes(written[8:10], "little")
-        pictures[output, backend] = torch.frombuffer(bytearray(written[begin:]), dtype=torch.float32)
+        pictures[output, backend] = drawn(output, "--backend", backend, "--steps", 4, "--guidance", 1)
     exact = pictures[plain, "native"]
     for output in (path, plain):
         assert 1e-4 < relative(pictures[output, "native-e4m3"], exact) < 0.2, output
@@ -543,6 +538,37 @@ def check_tool() -> None:
     text = subprocess.run(plan, check=True, capture_output=True, text=True).stdout
     assert "network 0 takes 2, network 1 takes 2" in text and "1.25" in text, text
     print("the tool plans with a pair")
+
+
+def drawn(network: Path, *arguments: object) -> Tensor:
+    """A picture of class 1 by the tool, as one vector."""
+    latents = scratch / "latents.npy"
+    draw = [tool, "--model", network, "--device", "cpu", "--class", 1, *arguments, "--latents", latents, "--quiet"]
+    subprocess.run([str(word) for word in draw], check=True)
+    written = latents.read_bytes()  # without numpy, which is not everywhere: a header and the numbers
+    begin = 10 + int.from_bytes(written[8:10], "little")
+    return torch.frombuffer(bytearray(written[begin:]), dtype=torch.float32)
+
+
+def check_forecasts() -> None:
+    """The engine forecasts what the file's own parts do."""
+    for config, kind in ((TINY, ()), (dataclasses.replace(TINY, learned_variance=False), ("--kind", "sit"))):
+        source = saved("forecast.pt", random_weights(config))
+        path = scratch / "forecast_out.pt"
+        assert not run(source, path, *ASKED, *kind)
+        module = torch.jit.load(path)
+        x, t, y = inputs(config)
+        embedded = module.forecast_embed(x, t, y)
+        assert torch.equal(module.forecast_head(embedded, module.forecast_blocks(embedded)), module(x, t, y))
+        how = ["--steps", 12, "--guidance", 2]
+        plain = drawn(path, *how, "--backend", "torchscript")
+        for forecast in (["every:2"], ["every:3,2"], ["every:2,0,1", "--forecast-guidance", "every:2"]):
+            engine, parts = (
+                drawn(path, *how, "--forecast", *forecast, "--backend", backend) for backend in ("native", "torchscript")
+            )
+            # float32, along a trajectory
+            assert relative(engine, parts) < 1e-3 < 10 * relative(plain, parts), (forecast, relative(engine, parts))
+    print("forecasts by the engine and by parts")
 
 
 def check_full_disk() -> None:
@@ -1055,6 +1081,7 @@ check_sit_sampling()
 check_command_line()
 check_safetensors()
 check_diffusers()
+check_forecasts()
 check_tool()
 print("exported, compared and refused", *skipped, sep="\n")
 sys.exit(77 if skipped else 0)

@@ -102,11 +102,12 @@ TEST_CASE("every sampler and guidance with forecasts: as without, where a polyno
         const AnySampler plain{schedule, Stitch{.ratio = 0.3}, options({}), named.make({})};
         const std::vector<Network> networks{network(degree, 1), network(degree, 1.3)};
         const at::Tensor expected = plain.sample(networks, request_of(guidance)).images;
-        for (const int kind : {1, 2, 3}) {  // steps, guidance, both
+        for (const int kind : {1, 2, 3, 7}) {  // steps, guidance, both, both with another order
           INFO(named.name << ", guidance " << name << ", order " << order << ", kind " << kind);
           const Forecast every = ForecastEvery{.every = 3, .order = order, .warm_up = 1};
           Guidance forecast = guidance;
-          if (kind & 2) forecast.forecast = ForecastEvery{.every = 2, .order = order, .warm_up = 0};
+          const int of_guidance = kind & 4 ? degree + 1 + (order + 1) % 2 : order;
+          if (kind & 2) forecast.forecast = ForecastEvery{.every = 2, .order = of_guidance, .warm_up = 0};
           const AnySampler sampler{schedule, Stitch{.ratio = 0.3}, options(kind & 1 ? every : Forecast()),
                                    named.make({})};
           Counts counts[2];

@@ -140,7 +140,8 @@ struct StepForecast {
   /// Of a network that forecasts, for rows with the condition and for those without.
   std::vector<ForecastTerm> conditional = {}, unconditional = {};
   std::vector<ForecastTerm> difference = {};  ///< of guidance that is forecast
-  /// How many of the last computed steps are to be remembered with this one, of the network and of guidance.
+  /// How many of the last computed steps are to be kept with this one, of the network and of guidance; 0: this one is
+  /// not.
   std::size_t keep = 0, keep_difference = 0;
 };
 
@@ -175,9 +176,7 @@ class ForecastHistory {
 
     StepForecast made;
     const std::size_t nodes = std::size_t(forecast.order()) + 1, of_difference = std::size_t(of_guidance.order()) + 1;
-    if (forecast) made.keep = nodes;
     const bool differs = of_guidance && in.guided != GuidedBy::nothing;
-    if (differs) made.keep_difference = of_difference;
     const bool has_difference = differs && differences_.size() >= of_difference;
     const bool has_halves = conditional_.size() >= nodes &&
                             (in.guided != GuidedBy::null_half || has_difference || unconditional_.size() >= nodes);
@@ -193,11 +192,15 @@ class ForecastHistory {
     } else {
       made.guidance = differs && of_guidance(in.step, in.network, {guided_taken_, in.last}) && has_difference;
       if (in.guided != GuidedBy::nothing) ++guided_taken_;
-      if (made.keep > 0) remember(conditional_, in.step.index, nodes);
-      if (made.keep > 0 && in.guided == GuidedBy::null_half && !made.guidance) {
-        remember(unconditional_, in.step.index, nodes);
+      if (forecast) {
+        made.keep = nodes;
+        remember(conditional_, in.step.index, nodes);
+        if (in.guided == GuidedBy::null_half && !made.guidance) remember(unconditional_, in.step.index, nodes);
       }
-      if (differs && !made.guidance) remember(differences_, in.step.index, of_difference);
+      if (differs && !made.guidance) {
+        made.keep_difference = of_difference;
+        remember(differences_, in.step.index, of_difference);
+      }
     }
     if (made.guidance) made.difference = extrapolation(std::span(differences_).last(of_difference), in.step.index);
     return made;
