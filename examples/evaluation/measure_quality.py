@@ -6,6 +6,8 @@ Experiments, all with classifier-free guidance:
     samplers  DDPM, DDIM and DPM-Solver++ at 10, 20, 50 and 100 steps, ratios 0, 0.2 ... 1, 10,000 pictures each
               (its figures 8, 9 and 15)
     routings  DDIM, 50 steps, ratio 0.5, and every way to share the steps, 10,000 pictures each (its table 7)
+    forecasts DDIM at 50 and 100 steps and DPM-Solver++ at 30, ratio 0.4, with every second step of the large network
+              forecast, with guidance forecast in every second step, with both and with neither, 50,000 pictures each
 
 Every set of pictures begins with the same noise. The report is written after each set: a run that was stopped goes on
 where it was. plot_quality.py draws it, evaluate.py says what the figures mean.
@@ -37,6 +39,7 @@ COMMON = 10_000
 # Larger sets are drawn in pieces of so many, by all devices side by side.
 PIECE = 5_000
 
+EXPERIMENTS = ["ratios", "samplers", "routings", "forecasts"]
 ROUTINGS = ("stitch", "large-first", "interleaved", "falling")
 
 
@@ -49,10 +52,19 @@ class Run:
     sweep: str  # FROM:TO:STEP, as tstitch_sample reads it; or one ratio
     pictures: int
     routing: str = "stitch"
+    forecast: str = "none"  # as tstitch_sample reads it
+    forecast_guidance: str = "none"
 
     @property
     def name(self) -> str:
-        return f"{self.sampler}-{self.steps}-{self.routing}-{self.pictures}"
+        forecasts = {"forecast": self.forecast, "guidance": self.forecast_guidance}
+        more = "".join(f"-{what}-{each.replace(':', '-')}" for what, each in forecasts.items() if each != "none")
+        return f"{self.sampler}-{self.steps}-{self.routing}-{self.pictures}{more}"
+
+    @property
+    def way(self) -> tuple[object, ...]:
+        """What its cells share but for the ratio and the number of pictures."""
+        return self.sampler, self.steps, self.routing, self.forecast, self.forecast_guidance
 
     @property
     def ratios(self) -> list[float]:
@@ -63,7 +75,7 @@ class Run:
 
     def covers(self, other: "Run") -> bool:
         """Whether the other's pictures are among these."""
-        same = (self.sampler, self.steps, self.routing) == (other.sampler, other.steps, other.routing)
+        same = self.way == other.way
         enough = self.pictures == other.pictures or self.pictures > other.pictures == COMMON
         return same and enough and set(other.ratios) <= set(self.ratios)
 
@@ -77,7 +89,14 @@ def runs_of(experiment: str, pictures: int | None) -> list[Run]:
             for steps in (10, 20, 50, 100)
             for sampler in ("ddim", "ddpm", "dpm-solver++")
         ]
-    return [Run("ddim", 50, "0.5", pictures or 10_000, routing) for routing in ROUTINGS]
+    if experiment == "routings":
+        return [Run("ddim", 50, "0.5", pictures or 10_000, routing) for routing in ROUTINGS]
+    return [
+        Run(sampler, steps, "0.4", pictures or 50_000, forecast=forecast, forecast_guidance=of_guidance)
+        for sampler, steps, every in (("ddim", 50, "every:2"), ("dpm-solver++", 30, "every:2,2"), ("ddim", 100, "every:2"))
+        for forecast in ("none", every)
+        for of_guidance in ("none", "every:2")
+    ]
 
 
 @dataclass
@@ -100,6 +119,7 @@ class Piece:
         model = [word for path in args.model for word in ("--model", str(path))]
         return [
             str(args.tool), *model, *draw, "--sampler", run.sampler, "--steps", str(run.steps),
+            "--forecast", run.forecast, "--forecast-guidance", run.forecast_guidance,
             "--guidance", str(args.guidance), "--count", str(self.pictures // classes), "--seed", str(self.seed),
             "--batch", str(args.batch), "--output", str(output), "--report", str(self.report), "--quiet",
             "--backend", args.backend, "--dtype", args.dtype,
@@ -200,6 +220,9 @@ def judge_run(pieces: list[Piece], judge: Judge, guidance: float, pool: multipro
             "images_per_second": speed,
             **result,
         }
+        for key in ("forecast", "forecast_guidance"):
+            if getattr(run, key) != "none":
+                cell[key] = getattr(run, key)
         if run.pictures > COMMON:
             cell["first"] = judge(pictures[:COMMON], asked[:COMMON])
         cells.append(cell)
@@ -222,15 +245,19 @@ def write_report(path: Path, report: dict) -> None:
         temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 
+def way_of(cell: dict) -> tuple[object, ...]:
+    """Run.way of the run that a cell is of."""
+    forecasts = (cell.get(key, "none") for key in ("forecast", "forecast_guidance"))
+    return cell["sampler"], cell["steps"], cell["routing"], *forecasts
+
+
 def is_done(run: Run, guidance: float, cells: list[dict]) -> bool:
     done = {
-        (cell["sampler"], cell["steps"], cell["routing"], cell["ratio"], cell["guidance"], pictures)
+        (*way_of(cell), cell["ratio"], cell["guidance"], pictures)
         for cell in cells
         for pictures in (cell["pictures"], *([COMMON] if "first" in cell else []))
     }
-    return all(
-        (run.sampler, run.steps, run.routing, ratio, guidance, run.pictures) in done for ratio in run.ratios
-    )
+    return all((*run.way, ratio, guidance, run.pictures) in done for ratio in run.ratios)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -241,8 +268,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--experiment",
         nargs="+",
-        choices=["ratios", "samplers", "routings"],
-        default=["ratios", "samplers", "routings"],
+        choices=EXPERIMENTS,
+        default=EXPERIMENTS,
         help="what to measure (default: all)",
     )
     parser.add_argument("--pictures", type=int, metavar="N", help="in each set (default: as each experiment says)")

@@ -34,6 +34,8 @@ class Cells:
         for cell in self.all:
             if (cell["sampler"], cell["steps"], cell["routing"]) != (sampler, steps, "stitch"):
                 continue
+            if not cell.keys().isdisjoint(("forecast", "forecast_guidance")):
+                continue
             if cell["pictures"] == pictures:
                 found[cell["ratio"]] = cell
             elif cell.get("first", {}).get("pictures") == pictures:

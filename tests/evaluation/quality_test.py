@@ -100,6 +100,14 @@ cells = drawn("--experiment", "ratios")[4:]
 assert [cell["ratio"] for cell in cells] == [i / 10 for i in range(11)]
 assert len({cell["frechet_distance_in_classifier_features"] for cell in cells}) == 11
 
+# Forecasts, which the plot leaves out.
+forecasts = drawn("--experiment", "forecasts")[15:]
+assert [(cell["sampler"], cell["steps"]) for cell in forecasts[::4]] == [("ddim", 50), ("dpm-solver++", 30), ("ddim", 100)]
+ways = [(cell.get("forecast"), cell.get("forecast_guidance")) for cell in forecasts[4:8]]
+assert ways == [(None, None), (None, "every:2"), ("every:2,2", None), ("every:2,2", "every:2")], ways
+assert len({cell["frechet_distance_in_classifier_features"] for cell in forecasts}) == 12
+assert drawn("--experiment", "forecasts")[15:] == forecasts
+
 try:
     import matplotlib  # noqa: F401
 except ImportError as error:
