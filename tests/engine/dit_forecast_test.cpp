@@ -71,9 +71,7 @@ TEST_CASE("pictures of the bundled pair with forecasts are those without, to a l
   const std::vector<Network> networks{load_dit(small_file), load_dit(large_file)};
   const auto draw = [&](Forecast const& forecast, Forecast const& of_guidance, std::vector<Network> const& by) {
     const DDIM sampler{networks[1].noise_schedule(), Stitch{.ratio = 0.4}, {.steps = 30, .forecast = forecast}};
-    return sampler
-        .sample(by, {.labels = {3}, .seed = 11, .guidance = {.scale = 1.5, .forecast = of_guidance}})
-        .images;
+    return sampler.sample(by, {.labels = {3}, .seed = 11, .guidance = {.scale = 1.5, .forecast = of_guidance}}).images;
   };
   const Forecast every = ForecastEvery{.first_network = 1}, half = ForecastEvery{.warm_up = 2};
   const at::Tensor plain = draw({}, {}, networks);

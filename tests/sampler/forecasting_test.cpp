@@ -229,7 +229,8 @@ TEST_CASE("what is captured of a network in parts answers as the parts do") {
     };
   };
   const std::vector<Network> networks{network(2, 1), network(3, 1.3)};
-  const std::vector<Network> captured{networks[0].captured(counting), networks[1].captured(counting).captured(counting)};
+  const std::vector<Network> captured{networks[0].captured(counting),
+                                      networks[1].captured(counting).captured(counting)};
   for (const bool half : {false, true}) {
     const DPMSolver sampler{schedule, Stitch{.ratio = 0.3}, options(ForecastEvery{.first_network = 1})};
     Guidance guidance{.scale = 2};
@@ -239,8 +240,8 @@ TEST_CASE("what is captured of a network in parts answers as the parts do") {
     CHECK(sampler.sample(captured, request_of(guidance)).images.equal(expected));
     CHECK(calls == 28);  // each way through a network is one call
     const DPMSolver plain{schedule, Stitch{.ratio = 0.3}, options({})};
-    CHECK(plain.sample(captured, request_of({.scale = 2})).images.equal(
-        plain.sample(networks, request_of({.scale = 2})).images));
+    CHECK(plain.sample(captured, request_of({.scale = 2}))
+              .images.equal(plain.sample(networks, request_of({.scale = 2})).images));
   }
   CHECK(captures > 0);
 }

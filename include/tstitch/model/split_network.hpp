@@ -83,11 +83,10 @@ struct SplitNetwork {
     const at::Tensor feature = blocks(embedded);
     if (!feature.defined() || feature.dim() == 0 || feature.size(0) != embedded[0].size(0) ||
         (residual && feature.sizes() != embedded[0].sizes())) {
-      throw std::runtime_error("tstitch::SplitNetwork: blocks must return " +
-                               (residual ? detail::shape_text(embedded[0].sizes())
-                                         : "[" + std::to_string(embedded[0].size(0)) + ", ...]") +
-                               ", got " +
-                               (feature.defined() ? detail::shape_text(feature.sizes()) : "an undefined tensor"));
+      throw std::runtime_error(
+          "tstitch::SplitNetwork: blocks must return " +
+          (residual ? detail::shape_text(embedded[0].sizes()) : "[" + std::to_string(embedded[0].size(0)) + ", ...]") +
+          ", got " + (feature.defined() ? detail::shape_text(feature.sizes()) : "an undefined tensor"));
     }
     const at::Tensor kept = !keeps ? at::Tensor() : residual ? feature.sub(before) : feature.clone();
     return {head(embedded, feature), kept};
