@@ -270,6 +270,25 @@ TEST_CASE("runs that begin later, and other samplers that take over, forecast fr
   }
 }
 
+TEST_CASE("what networks kept is let go when another takes over, and small ones keep nothing") {
+  const std::vector<Network> networks{network(1, 1), network(1, 1.3)};
+  const auto turns = [](Step const& step) { return std::size_t(step.index / 6 % 2); };
+  const auto kept = [&](Forecast const& forecast, int steps) {
+    const DDIM sampler{schedule, turns, options(forecast)};
+    Trajectory run = sampler.begin(networks, request_of({.scale = 2}));
+    for (int i = 0; i < steps; ++i) sampler.advance(networks, run);
+    std::vector<bool> found;
+    for (Memory const& memory : run.memories) found.push_back(memory.find<FeatureMemory>());
+    return found;
+  };
+  CHECK(kept(ForecastEvery{}, 5) == std::vector<bool>{true, false});
+  CHECK(kept(ForecastEvery{}, 8) == std::vector<bool>{false, true});
+  CHECK(kept(ForecastEvery{}, 14) == std::vector<bool>{true, false});
+  CHECK(kept(ForecastEvery{.first_network = 1}, 5) == std::vector<bool>{false, false});
+  CHECK(kept(ForecastEvery{.first_network = 1}, 8) == std::vector<bool>{false, true});
+  CHECK(kept({}, 8) == std::vector<bool>{false, false});
+}
+
 TEST_CASE("a switch that predicts the history again leaves forecasts as they are") {
   const std::vector<Network> networks{network(1, 1), network(1, 1.3)};
   for (const SwitchPolicy policy : {SwitchPolicy::keep, SwitchPolicy::reset, SwitchPolicy::re_evaluate}) {

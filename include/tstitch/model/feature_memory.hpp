@@ -96,6 +96,7 @@ class FeatureMemory {
   /// @param feature [rows, ...] of a computed step
   void keep(Evaluation const& evaluation, at::Tensor const& feature) {
     const int step = evaluation.step->index, number = evaluation.number;
+    if (evaluation.forecast->anew && number == 0) *this = {};
     const std::size_t most = evaluation.forecast->keep;
     if (!evaluation.both_halves) {
       conditional_.keep(step, number, feature, most);

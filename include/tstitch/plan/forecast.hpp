@@ -27,6 +27,7 @@
 #include "../base/member_name.hpp"
 #include "step.hpp"
 
+TSTITCH_HAS_NAMED(first_network)
 TSTITCH_HAS_NAMED(order)
 
 namespace tstitch {
@@ -66,7 +67,8 @@ class Forecast {
  public:
   Forecast() = default;
 
-  /// @param schedule its `int order`, if it has one, is the order of the polynomial; else that is 1
+  /// @param schedule its `int order`, if it has one, is the order of the polynomial; else that is 1. Of networks before
+  ///        its `std::size_t first_network`, if it has one, nothing is forecast or kept
   /// @throws std::invalid_argument for an order outside of [0, 8]
   template <class Schedule>
   requires(!std::is_same_v<std::remove_cvref_t<Schedule>, Forecast>)
@@ -85,7 +87,13 @@ class Forecast {
       { given.order } -> std::same_as<int const&>;
     };
     static_assert(ordered || !detail::HasNamed_order<Schedule>, "tstitch::Forecast: order must be 'int order'");
+    constexpr bool limited = requires(Schedule const& given) {
+      { given.first_network } -> std::same_as<std::size_t const&>;
+    };
+    static_assert(limited || !detail::HasNamed_first_network<Schedule>,
+                  "tstitch::Forecast: first_network must be 'std::size_t first_network'");
     detail::require_callable("Forecast", schedule);
+    if constexpr (limited) first_network_ = schedule.first_network;
     if constexpr (ordered) order_ = schedule.order;
     if (!(order_ >= 0 && order_ <= 8)) detail::refuse("Forecast", "order must be in [0, 8]", order_);
     if constexpr (placed) {
@@ -103,9 +111,13 @@ class Forecast {
   }
   int order() const { return order_; }
 
+  /// Whether any step of this network may be forecast.
+  bool concerns(std::size_t network) const { return schedule_ && network >= first_network_; }
+
  private:
   std::function<bool(Step const&, std::size_t, ForecastPlace const&)> schedule_;
   int order_ = 1;
+  std::size_t first_network_ = 0;
 };
 
 /// One of the computed steps that a forecast is made of.
@@ -143,6 +155,7 @@ struct StepForecast {
   /// How many of the last computed steps are to be kept with this one, of the network and of guidance; 0: this one is
   /// not.
   std::size_t keep = 0, keep_difference = 0;
+  bool anew = false;  ///< what was kept in earlier steps is of no use
 };
 
 /// What guides a step.
@@ -168,20 +181,21 @@ class ForecastHistory {
   /// The next step.
   /// @param forecast, of_guidance  the schedules, or none
   StepForecast next(ForecastInput const& in, Forecast const& forecast, Forecast const& of_guidance) {
-    if (network_ != in.network || evaluations_ != in.evaluations) *this = {};
+    StepForecast made;
+    made.anew = network_ != in.network || evaluations_ != in.evaluations;
+    if (made.anew) *this = {};
     if (guided_ != in.guided) begin_guidance();  // what is long ago foretells nothing
     network_ = in.network;
     evaluations_ = in.evaluations;
     guided_ = in.guided;
 
-    StepForecast made;
     const std::size_t nodes = std::size_t(forecast.order()) + 1, of_difference = std::size_t(of_guidance.order()) + 1;
-    const bool differs = of_guidance && in.guided != GuidedBy::nothing;
+    const bool differs = of_guidance.concerns(in.network) && in.guided != GuidedBy::nothing;
     const bool has_difference = differs && differences_.size() >= of_difference;
     const bool has_halves = conditional_.size() >= nodes &&
                             (in.guided != GuidedBy::null_half || has_difference || unconditional_.size() >= nodes);
     // Asked of every step, so that what a schedule refuses is refused wherever it stands.
-    made.network = forecast && forecast(in.step, in.network, {taken_, in.last}) && has_halves;
+    made.network = forecast.concerns(in.network) && forecast(in.step, in.network, {taken_, in.last}) && has_halves;
     ++taken_;
     if (made.network) {
       made.guidance = has_difference;  // it costs nothing, and the half without the condition may be long ago
@@ -192,7 +206,7 @@ class ForecastHistory {
     } else {
       made.guidance = differs && of_guidance(in.step, in.network, {guided_taken_, in.last}) && has_difference;
       if (in.guided != GuidedBy::nothing) ++guided_taken_;
-      if (forecast) {
+      if (forecast.concerns(in.network)) {
         made.keep = nodes;
         remember(conditional_, in.step.index, nodes);
         if (in.guided == GuidedBy::null_half && !made.guidance) remember(unconditional_, in.step.index, nodes);

@@ -54,8 +54,8 @@ class TakenStep {
     memory_ = memory_of(index_);
     plan_forecast();
     guidance_ = guidance_of(step_);
+    if (!forecast_.anew) differences_ = trajectory.differences;
     if (forecast_.network || forecast_.guidance || forecast_.keep > 0 || forecast_.keep_difference > 0) {
-      differences_ = trajectory.differences;
       guidance_.differences = &differences_;
       guidance_.forecast = &forecast_;
       if (networks[index_].forecasts()) guidance_.told.forecast = &forecast_;
@@ -187,10 +187,18 @@ class TakenStep {
     if (momentum_.defined()) trajectory_.momentum = std::move(momentum_);
     trajectory_.rule_state = std::move(state);
     trajectory_.forecasts = std::move(forecasts_);
-    if (guidance_.differences) trajectory_.differences = std::move(differences_);
+    trajectory_.differences = std::move(differences_);
+    if (forecast_.anew) forget_features();
     if (!memory_.empty()) trajectory_.memories[index_] = std::move(memory_);
     if (!guide_memory_.empty()) trajectory_.memories[*trajectory_.guidance.guide_network] = std::move(guide_memory_);
     ++trajectory_.next;
+  }
+
+  /// What other networks kept for forecasts is of no use when this one has taken over, and may be large.
+  void forget_features() {
+    for (std::size_t k = 0; k < trajectory_.memories.size(); ++k) {
+      if (k != index_ && trajectory_.memories[k].find<FeatureMemory>()) trajectory_.memories[k] = {};
+    }
   }
 
   SamplerParts const& parts_;
