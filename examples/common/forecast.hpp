@@ -2,14 +2,27 @@
 /// Forecasts as they are written on the command line.
 #pragma once
 
+#include <tstitch/file/forecast_file.hpp>
 #include <tstitch/plan/by_name.hpp>
 
 #include <cstddef>
+#include <filesystem>
+#include <stdexcept>
 #include <string>
+#include <system_error>
 
-/// --forecast: of the last network, the large one.
+#include "text.hpp"
+
+/// --forecast: of the last network, the large one; by name, or the file of a table.
 /// @throws std::invalid_argument
+/// @throws std::runtime_error for a file that is no table
 inline tstitch::Forecast forecast_of_steps(std::string const& text, std::size_t networks) {
+  std::error_code none;
+  if (std::filesystem::exists(text, none)) return tstitch::read_forecast_table(text);
+  if (text != "none" && !text.starts_with("every:")) {
+    throw std::invalid_argument("--forecast: must be " + tstitch::forecasts_text() + ", or the file of a table, got " +
+                                in_quotes(text));
+  }
   return tstitch::forecast_by_name(text, {.first_network = networks - 1}, "--forecast");
 }
 

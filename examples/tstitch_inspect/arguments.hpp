@@ -3,6 +3,7 @@
 #pragma once
 
 #include <tstitch/load.hpp>
+#include <tstitch/method/by_name.hpp>
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
@@ -25,6 +26,11 @@ struct Arguments {
   std::int64_t count = 8;
   double tolerance = 0.1;
   bool no_probe = false;
+  std::string forecast;  ///< file of the table to write; empty: none is made
+  int computed = 0;      ///< steps of the last network; 0: half of them
+  int order = 1;
+  double ratio = 0.4;
+  std::string sampler = "ddim";
   std::string json;
   std::string plot;
 };
@@ -64,6 +70,26 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
       ->check(in_range(0.0, 1.0))
       ->capture_default_str();
   app.add_flag("--no-probe", arguments.no_probe, "describe and time, but do not compare");
+  const auto forecast =
+      option("--forecast", arguments.forecast,
+             "find the steps in which the last network is best forecast, and write them there for tstitch_sample "
+             "--forecast FILE");
+  forecast->type_name("FILE");
+  for (CLI::Option* const part :
+       {option("--computed", arguments.computed, "steps of the last network that are not forecast [half of them]")
+            ->check(in_range(1, 1'000'000)),
+        option("--order", arguments.order, "of the polynomial that forecasts: 0 to 2")
+            ->check(in_range(0, 2))
+            ->capture_default_str(),
+        option("--ratio", arguments.ratio, "share of the steps for the first of two networks")
+            ->check(in_range(0.0, 1.0))
+            ->capture_default_str(),
+        one_of(option("--sampler", arguments.sampler, "update rule of the forecast run")
+                   ->type_name("NAME")
+                   ->capture_default_str(),
+               names_in(tstitch::update_rules()))}) {
+    part->needs(forecast);
+  }
   option("--json", arguments.json, "everything, as JSON")->type_name("FILE");
   file_of(option("--plot", arguments.plot, "the agreement as a PNG")->type_name("FILE"), ".png");
   set_up(app, version_of("tstitch_inspect"));

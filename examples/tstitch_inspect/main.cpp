@@ -15,6 +15,7 @@
 #include "../common/program.hpp"
 #include "arguments.hpp"
 #include "describe.hpp"
+#include "forecast.hpp"
 #include "probe.hpp"
 #include "progress.hpp"
 
@@ -28,8 +29,11 @@ int inspect(Arguments const& arguments) {
   std::vector<std::pair<std::string, std::string>> read;
   for (std::string const& path : arguments.files) read.emplace_back("FILE", path);
   for (std::string const& path : arguments.conditions) read.emplace_back("--condition", path);
-  require_different({{"--json", arguments.json}, {"--plot", arguments.plot}}, read);
-  for (std::string const& path : {arguments.json, arguments.plot}) {
+  require_different({{"--json", arguments.json}, {"--plot", arguments.plot}, {"--forecast", arguments.forecast}}, read);
+  if (!arguments.forecast.empty() && arguments.files.size() > 2) {
+    throw std::invalid_argument("--forecast: is for one network or two, got " + std::to_string(arguments.files.size()));
+  }
+  for (std::string const& path : {arguments.json, arguments.plot, arguments.forecast}) {
     if (!path.empty()) tstitch::require_writable(path);
   }
   const tstitch::LoadOptions options{.device = device_of(arguments.device),
@@ -54,6 +58,9 @@ int inspect(Arguments const& arguments) {
   }
   if (networks.size() > 1 && mismatches.empty() && !arguments.no_probe) {
     json["agreement"] = probe(networks, arguments, conditions, progress);
+  }
+  if (!arguments.forecast.empty() && mismatches.empty()) {
+    json["forecast"] = calibrate_forecast(networks, arguments, conditions);
   }
   if (!arguments.json.empty()) {
     json["diagnostics"] = tstitch::diagnostics();

@@ -268,7 +268,8 @@ inline void CommandLine::add_sampling() {
                "how much noise a step renews, 0 to 1, of dpm-solver++ 0 or more: " + samplers_help("eta"));
   shown("--forecast", arguments.forecast,
         "steps in which the blocks of the last network do not run, for what they add is forecast: " +
-            tstitch::forecasts_text() + ", as every:2 computes one of 2")
+            tstitch::forecasts_text() +
+            ", as every:2 computes one of 2, or the file of a table (tstitch_inspect --forecast)")
       ->type_name("NAME");
   for (auto const& list : {timesteps, sigmas}) list->excludes(steps)->excludes(spacing);
   timesteps->excludes(sigmas);

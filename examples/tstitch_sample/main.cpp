@@ -107,6 +107,17 @@ tstitch::Plan plan_by(Job const& job, tstitch::AnyModelSchedule const& schedule)
   return sampler_of(job, schedule).plan(job.guidance);
 }
 
+/// That what is to be forecast has no step for it.
+void note_forecasts(Job& job, tstitch::Plan const& plan) {
+  const auto note = [&](std::string const& flag, std::string const& given, bool tstitch::StepForecast::*what) {
+    const auto has_it = [&](tstitch::PlannedStep const& planned) { return planned.forecast.*what; };
+    if (given == "none" || std::any_of(plan.steps.begin(), plan.steps.end(), has_it)) return;
+    job.notes.push_back(flag + " " + given + ": forecasts nothing in these " + counted(plan.steps.size(), "step"));
+  };
+  note("--forecast", job.arguments.forecast, &tstitch::StepForecast::network);
+  note("--forecast-guidance", job.arguments.forecast_guidance, &tstitch::StepForecast::guidance);
+}
+
 /// What one may not expect of how the networks share the steps.
 void note_routing(Job& job, tstitch::Plan const& plan) {
   Arguments const& arguments = job.arguments;
@@ -147,6 +158,7 @@ int tstitch_sample(Arguments arguments) {
   const tstitch::Plan plan =
       plan_by(job, sweep ? tstitch::Stitch{sweep_ratios(job.arguments.sweep)[0]} : routing(job, job.arguments.routing));
   if (!sweep && job.infos.size() > 1) note_routing(job, plan);
+  if (!sweep) note_forecasts(job, plan);
   for (std::string const& sentence : std::exchange(job.notes, {})) note(job, sentence);
   if (job.arguments.plan) {
     std::cout << plan << std::flush;

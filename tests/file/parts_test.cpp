@@ -91,4 +91,10 @@ TEST_CASE("files with some of the parts, or with other arguments, are refused") 
   CHECK_THAT(refusal({embed, blocks, "def forecast_head(self, embedded: List[Tensor]):\n  return embedded[0]\n",
                       "def forward(self, x, t):\n  return x\n"}),
              ContainsSubstring("forecast_head must take 2 arguments, got 1"));
+  CHECK_THAT(refusal({"def forecast_embed(self, x, t):\n  return x\n", blocks, head,
+                      "def forward(self, x, t):\n  return x\n"}),
+             ContainsSubstring("forecast_embed must return List[Tensor], got Tensor"));
+  CHECK_THAT(refusal({embed, "def forecast_blocks(self, embedded: List[Tensor]):\n  return embedded\n", head,
+                      "def forward(self, x, t):\n  return x\n"}),
+             ContainsSubstring("forecast_blocks must return Tensor, got Tensor[]"));
 }

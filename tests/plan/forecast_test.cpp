@@ -107,7 +107,7 @@ TEST_CASE("a half that was not computed is not extrapolated from") {
   take(0, never, never);
   take(1, never, never);
   CHECK(take(2, never, third).guidance);  // the half with the condition alone
-  const StepForecast both = take(3, always, {});
+  const StepForecast both = take(3, always, never);
   REQUIRE(both.network);
   CHECK_FALSE(both.guidance);
   CHECK(both.conditional[0].step == 1);
@@ -115,7 +115,7 @@ TEST_CASE("a half that was not computed is not extrapolated from") {
   CHECK(both.unconditional[0].step == 0);
   CHECK(both.unconditional[1].step == 1);
   CHECK(both.unconditional[1].weight == 3);  // of the line through 0 and 1, at 3
-  const StepForecast again = take(4, always, never);
+  const StepForecast again = take(4, always, always);
   CHECK(again.network);
   CHECK(again.guidance);  // it has differences, and needs no half
   CHECK(again.unconditional.empty());
@@ -135,6 +135,37 @@ TEST_CASE("rules that evaluate more or less often begin anew") {
   CHECK(forecast == std::vector<bool>{false, false, true, true, false, false, true, true});
 }
 
+TEST_CASE("what is long ago foretells nothing: forecasts begin anew after steps without, and with another rule") {
+  ForecastHistory history;
+  const Forecast always([](Step const&, std::size_t) { return true; });
+  const auto take = [&](int index, Forecast const& forecast, std::uint64_t rule = 0) {
+    const Step step = step_of(index, 20);
+    return history.next({step, 0, 1, GuidedBy::null_half, false, rule}, forecast, {}).network;
+  };
+  for (int i = 0; i < 4; ++i) CHECK(take(i, always) == (i >= 2));
+  for (int i = 4; i < 8; ++i) CHECK_FALSE(take(i, {}));
+  for (int i = 8; i < 12; ++i) CHECK(take(i, always) == (i >= 10));
+  for (int i = 12; i < 16; ++i) CHECK(take(i, always, 7) == (i >= 14));
+}
+
+TEST_CASE("the schedule of guidance is asked in steps whose network is forecast, too") {
+  // Every second step of the network is forecast, from step 2 on.
+  const auto forecast_guidance = [](Forecast const& of_guidance) {
+    Plan plan = make_plan(noise, 9, Spacing::linspace(), FinalSigma::zero, SingleNetwork{}, {.scale = 2});
+    detail::add_forecasts(plan, ForecastEvery{.warm_up = 2, .last = false}, of_guidance);
+    std::string found;
+    for (PlannedStep const& planned : plan.steps) {
+      found += planned.forecast.network ? planned.forecast.guidance ? 'b' : 'n' : planned.forecast.guidance ? 'g' : '-';
+    }
+    return found;
+  };
+  CHECK(forecast_guidance({}) == "--n-n-n-n");
+  CHECK(forecast_guidance(ForecastEvery{.every = 1}) == "--n-n-n-n");
+  CHECK(forecast_guidance(ForecastEvery{.every = 2, .warm_up = 2, .last = false}) == "--bgb-bgb");
+  CHECK(forecast_guidance(ForecastEvery{.every = 2, .warm_up = 2}) == "--bgb-bgn");
+  CHECK(forecast_guidance(ForecastTable{{0, 0, 1, 0, 0, 1, 0, 0, 0}}) == "--b-ngn-n");
+}
+
 TEST_CASE("a plan shows what is forecast") {
   Plan plan = make_plan(noise, 6, Spacing::linspace(), FinalSigma::zero, Stitch{0.5},
                         {.scale = 2, .forecast = ForecastTable{{0, 0, 0, 0, 0, 1}, 0}});
@@ -152,7 +183,7 @@ TEST_CASE("a plan shows what is forecast") {
   CHECK_THAT(to_string(plan), ContainsSubstring("        0   network         2\n") &&
                                   ContainsSubstring("network 0 takes 2 (4 rows an image) and forecasts 1, network 1 "
                                                     "takes 2 (4 rows an image) and forecasts 1\n"));
-  detail::add_forecasts(plan, ForecastTable{{0, 1, 0, 0, 1, 0}, 0}, ForecastTable{{0, 0, 0, 0, 0, 1}, 0});
+  detail::add_forecasts(plan, ForecastTable{{0, 1, 0, 0, 1, 0}, 0}, ForecastTable{{0, 0, 0, 0, 1, 1}, 0});
   CHECK_THAT(to_string(plan), ContainsSubstring("        1      both         2\n"));
 }
 
@@ -163,12 +194,17 @@ TEST_CASE("forecast schedules refuse with place, rule and value") {
       detail::add_forecasts(plan, forecast, {});
     });
   };
-  CHECK(message(ForecastEvery{.every = 0}) == "tstitch::ForecastEvery: every must be at least 1, got 0");
-  CHECK(message(ForecastEvery{.warm_up = -1}) == "tstitch::ForecastEvery: warm_up must not be negative, got -1");
+  const auto refused = [](ForecastEvery const& every) {
+    return message_of<std::invalid_argument>([&] { Forecast{every}; });
+  };
+  CHECK(refused({.every = 0}) == "tstitch::ForecastEvery: every must be at least 1, got 0");
+  CHECK(refused({.warm_up = -1}) == "tstitch::ForecastEvery: warm_up must not be negative, got -1");
   CHECK(message(ForecastTable{{true, false}}) ==
         "tstitch::ForecastTable: forecast must have one value for each of the 4 steps, got 2");
-  CHECK(message_of<std::invalid_argument>([] { Forecast(ForecastEvery{.order = 9}); }) ==
-        "tstitch::Forecast: order must be in [0, 8], got 9");
+  CHECK(refused({.order = 9}) == "tstitch::ForecastEvery: order must be in [0, 8], got 9");
+  CHECK(message_of<std::invalid_argument>([] {
+          Forecast{ForecastTable{{}, -1}};
+        }) == "tstitch::Forecast: order must be in [0, 8], got -1");
   CHECK(message_of<std::invalid_argument>([] { Forecast(std::function<bool(Step const&, std::size_t)>()); }) ==
         "tstitch::Forecast: must be given something to call, got an empty function");
 }

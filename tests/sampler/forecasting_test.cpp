@@ -270,6 +270,65 @@ TEST_CASE("runs that begin later, and other samplers that take over, forecast fr
   }
 }
 
+TEST_CASE("steps without forecasts between: no forecast reaches back over them") {
+  // What the blocks add is a wave, of which a line knows nothing after half of it.
+  SplitNetwork parts;
+  parts.embed = [](at::Tensor const& x, at::Tensor const& t, Condition const&) { return std::vector{x, t}; };
+  parts.blocks = [](std::vector<at::Tensor> const& embedded) {
+    return embedded[0].add(embedded[1].to(at::kDouble).div(90).sin().view({-1, 1, 1, 1}));
+  };
+  parts.head = [](std::vector<at::Tensor> const&, at::Tensor const& feature) { return feature.mul(0.5); };
+  const std::vector<Network> networks{
+      Network(parts, {.prediction_type = PredictionType::sample, .noise_schedule = schedule})};
+  Request request = request_of({});
+  request.labels.clear();
+  const DDIM forecast{schedule, SingleNetwork{}, {.steps = 80, .forecast = ForecastEvery{.warm_up = 2}}};
+  const DDIM plain{schedule, SingleNetwork{}, {.steps = 80}};
+  const at::Tensor exact = plain.sample(networks, request).images;
+  const auto error_of = [&](at::Tensor const& x) { return x.sub(exact).abs().max().item<double>(); };
+  Trajectory run = plain.begin(networks, request);
+  while (!run.finished()) (run.next >= 20 && run.next < 60 ? plain : forecast).advance(networks, run);
+  CHECK(error_of(run.x) > 0);
+  CHECK(error_of(run.x) < 2 * error_of(forecast.sample(networks, request).images));
+}
+
+TEST_CASE("what is captured in parts is told apart by the condition's sizes, and deep features need not be residual") {
+  // As where text is joined to the tokens: the feature's size is the text's.
+  SplitNetwork parts;
+  parts.residual = false;
+  parts.embed = [](at::Tensor const& x, at::Tensor const&, Condition const& condition) {
+    return std::vector{x, condition.at("text")};
+  };
+  parts.blocks = [](std::vector<at::Tensor> const& embedded) { return embedded[1].mul(2); };
+  parts.head = [](std::vector<at::Tensor> const& embedded, at::Tensor const& feature) {
+    return embedded[0].add(feature.mean(1).view({-1, 1, 1, 1})).mul(0.25);
+  };
+  const Network network(parts, {.prediction_type = PredictionType::sample,
+                                .conditions = {{.name = "text", .shape = {0}}},
+                                .noise_schedule = schedule});
+  // A replay runs nothing on the host: here the output of a call with tensors of the same sizes, from the same x.
+  const Capture replaying = [](TensorFunction function) -> TensorFunction {
+    const auto known = std::make_shared<std::vector<std::pair<std::vector<at::Tensor>, at::Tensor>>>();
+    return [=](std::vector<at::Tensor> const& given) {
+      const auto same = [&](auto const& each) {
+        return std::ranges::equal(each.first, given, [](auto const& a, auto const& b) { return a.equal(b); });
+      };
+      const auto found = std::ranges::find_if(*known, same);
+      if (found != known->end()) return found->second;
+      known->emplace_back(given, function(given));
+      return known->back().second;
+    };
+  };
+  const Network captured = network.captured(replaying);
+  const DDIM sampler{schedule, SingleNetwork{}, {.steps = 12, .forecast = ForecastEvery{}}};
+  for (const std::int64_t tokens : {7, 12, 7}) {
+    Request request = request_of({});
+    request.labels.clear();
+    request.conditions = {{.name = "text", .value = request.initial_noise.new_ones({1, tokens})}};
+    CHECK(sampler.sample({captured}, request).images.equal(sampler.sample({network}, request).images));
+  }
+}
+
 TEST_CASE("what networks kept is let go when another takes over, and small ones keep nothing") {
   const std::vector<Network> networks{network(1, 1), network(1, 1.3)};
   const auto turns = [](Step const& step) { return std::size_t(step.index / 6 % 2); };
@@ -325,9 +384,25 @@ TEST_CASE("what cannot be forecast is refused") {
   gradient.gradient = {.log_density = [](at::Tensor const& x, at::Tensor const&, Condition const&) {
     return x.square().sum({1, 2, 3}).neg();
   }};
-  CHECK(message(sampler, network(1, 1), gradient) ==
-        "tstitch::GradientGuidance: of x_0 must go through every step's network, and so have no forecasts, got a plan "
-        "with forecasts");
+  const std::string of_gradient =
+      "tstitch::GradientGuidance: of x_0 must go through every step's network, and so have no forecasts, got a "
+      "schedule "
+      "of them";
+  CHECK(message(sampler, network(1, 1), gradient) == of_gradient);
+  const DDIM without{schedule, SingleNetwork{}, options({})};
+  const auto taken_over = [&](auto const& by, Request const& begun) {
+    return message_of<std::invalid_argument>([&] {
+      Trajectory run = without.begin({network(1, 1)}, begun);
+      by.advance({network(1, 1)}, run);
+    });
+  };
+  CHECK(taken_over(sampler, gradient) == of_gradient);
+  CHECK(
+      taken_over(adaptive, request_of({.scale = 2, .forecast = ForecastEvery{}}))
+          .starts_with("tstitch::Sampler: forecasts are for update rules whose evaluations are known before the run"));
+  CHECK(message_of<std::invalid_argument>([] {
+          Inversion{schedule, SingleNetwork{}, options(ForecastEvery{}), DDIMUpdate{}};
+        }).starts_with("tstitch::Sampler: forecasts are for update rules that go to the picture"));
   gradient.gradient.of = DensityOf::x;
   CHECK(sampler.sample({network(1, 1)}, gradient).images.defined());
 

@@ -159,19 +159,26 @@ inline std::shared_ptr<torch::jit::Module> frozen(torch::jit::Module const& modu
 /// @throws std::runtime_error for some of them, or in another form
 inline bool has_parts(torch::jit::Module const& module, std::size_t arguments, std::string const& source) {
   const std::array<std::size_t, 3> wanted{arguments, 1, 2};
+  const auto fail = [&](std::string const& rule, std::string const& got) {
+    throw std::runtime_error("tstitch::load_torchscript: " + source + ": " + rule + ", got " + got);
+  };
   std::size_t found = 0;
   for (std::size_t k = 0; k < part_names.size(); ++k) {
     const auto method = module.find_method(part_names[k]);
     if (!method) continue;
     ++found;
-    if (method->num_inputs() == wanted[k] + 1) continue;  // one more for the module itself
-    throw std::runtime_error("tstitch::load_torchscript: " + source + ": " + part_names[k] + " must take " +
-                             std::to_string(wanted[k]) + " arguments, got " + std::to_string(method->num_inputs() - 1));
+    const std::string name = part_names[k];
+    if (method->num_inputs() != wanted[k] + 1) {  // one more for the module itself
+      fail(name + " must take " + std::to_string(wanted[k]) + " arguments", std::to_string(method->num_inputs() - 1));
+    }
+    auto const& returns = method->function().getSchema().returns();
+    const std::string type =
+        returns.size() == 1 ? returns[0].type()->str() : std::to_string(returns.size()) + " values";
+    const std::string made = k == 0 ? "Tensor[]" : "Tensor";
+    if (type != made) fail(name + " must return " + (k == 0 ? "List[Tensor]" : made), type);
   }
   if (found != 0 && found != part_names.size()) {
-    throw std::runtime_error("tstitch::load_torchscript: " + source +
-                             ": must have all of forecast_embed, forecast_blocks and forecast_head, or none, got " +
-                             std::to_string(found));
+    fail("must have all of forecast_embed, forecast_blocks and forecast_head, or none", std::to_string(found));
   }
   return found != 0;
 }

@@ -24,14 +24,15 @@ namespace tstitch {
 class KeptSteps {
  public:
   /// @param number of the evaluation in the step, from 0
+  /// @param tensor is kept without its gradients
   /// @param most how many steps are kept with this one
-  void keep(int step, int number, at::Tensor tensor, std::size_t most) {
+  void keep(int step, int number, at::Tensor const& tensor, std::size_t most) {
     std::size_t others = 0;
     for (std::size_t k = kept_.size(); k-- > 0;) {
       const bool again = kept_[k].step == step, same = kept_[k].number == number;
       if (same && (again || ++others >= most)) kept_.erase(kept_.begin() + std::ptrdiff_t(k));
     }
-    kept_.push_back({step, number, std::move(tensor)});
+    kept_.push_back({step, number, tensor.detach()});
   }
 
   /// Calls `add` with the weight of each term and what was kept there.
@@ -41,8 +42,10 @@ class KeptSteps {
     for (ForecastTerm const& term : terms) {
       Kept const* const kept = find(term.step, number);
       if (!kept) {
-        throw std::runtime_error("tstitch::KeptSteps: a forecast must be made of steps that were kept, got step " +
-                                 std::to_string(term.step) + ", evaluation " + std::to_string(number));
+        throw std::runtime_error(
+            "tstitch::KeptSteps: a forecast must be made of evaluations that were kept, got evaluation " +
+            std::to_string(number) + " of step " + std::to_string(term.step) +
+            " (an update rule's `evaluations` must be how many it makes)");
       }
       add(term.weight, kept->tensor);
     }
@@ -83,6 +86,8 @@ class KeptSteps {
 
 /// What a network that forecasts keeps in Evaluation::memory: what its blocks made of each computed step. Rows with the
 /// condition and rows without it have a history each, so that one which was not computed is never extrapolated from.
+/// With one Evaluation a network is asked once, for all rows: a wrapper that asks it for some of them and then for
+/// others would have the second take the place of the first.
 class FeatureMemory {
  public:
   /// Whether this evaluation is to be forecast.

@@ -129,7 +129,7 @@ class CapturedSplitNetwork {
                  return parts(x, t, condition, Evaluation{});
                }).captured(capture)),
         keeping_(by([parts = parts_, shapes = shapes_](Tensor x, Tensor t, Condition const& condition) {
-                   return packed(parts.compute(x, t, condition, true), x, *shapes);
+                   return packed(parts.compute(x, t, condition, true), key_of(x, t, condition), *shapes);
                  }).captured(capture)),
         forecasting_(by([parts = parts_](Tensor x, Tensor t, Condition const& condition) {
                        Condition given = condition;
@@ -148,7 +148,7 @@ class CapturedSplitNetwork {
     if (!FeatureMemory::keeps(evaluation)) return whole_(x, t, condition);
     const at::Tensor both = keeping_(x, t, condition);
     const std::lock_guard lock(shapes_->mutex);
-    auto const& [feature, output] = shapes_->of.at(x.sizes().vec());
+    auto const& [feature, output] = shapes_->of.at(key_of(x, t, condition));
     const std::int64_t numel = c10::multiply_integers(feature.sizes);
     evaluation.memory->as<FeatureMemory>().keep(evaluation,
                                                 both.narrow(0, 0, numel).view(feature.sizes).to(feature.type));
@@ -175,12 +175,29 @@ class CapturedSplitNetwork {
     return Network(std::move(function));
   }
 
-  static at::Tensor packed(SplitNetwork::Computed const& computed, Tensor x, Shapes& shapes) {
+  /// Sizes and types of all that it is given.
+  static std::vector<std::int64_t> key_of(Tensor x, Tensor t, Condition const& condition) {
+    std::vector<std::int64_t> key;
+    const auto add = [&](Tensor tensor) {
+      key.push_back(tensor.defined() ? std::int64_t(tensor.scalar_type()) : -1);
+      if (!tensor.defined()) return;
+      key.push_back(tensor.dim());
+      key.insert(key.end(), tensor.sizes().begin(), tensor.sizes().end());
+    };
+    add(x);
+    add(t);
+    add(condition.labels);
+    for (auto const& [name, tensor] : condition.tensors) add(tensor);
+    return key;
+  }
+
+  static at::Tensor packed(SplitNetwork::Computed const& computed, std::vector<std::int64_t> const& key,
+                           Shapes& shapes) {
     auto const& [output, feature] = computed;
     const auto shape = [](Tensor of) { return Shapes::Shape{of.sizes().vec(), of.scalar_type()}; };
     {
       const std::lock_guard lock(shapes.mutex);
-      shapes.of.insert_or_assign(x.sizes().vec(), std::pair(shape(feature), shape(output)));
+      shapes.of.insert_or_assign(key, std::pair(shape(feature), shape(output)));
     }
     return at::cat({feature.reshape(-1), output.reshape(-1)});
   }

@@ -8,13 +8,15 @@
 /// which weights.
 ///
 /// A forecast schedule is any callable `bool (Step const&, std::size_t network) const`, or `bool (Step const&,
-/// std::size_t network, ForecastPlace const&) const`: true asks for a forecast. It is asked once a step. What it cannot
-/// have, because too few steps were computed, is computed. The same kind of schedule says when guidance is forecast,
-/// see Guidance::forecast.
+/// std::size_t network, ForecastPlace const&) const`: true asks for a forecast. Its answer depends on nothing but its
+/// arguments, for it is asked when a plan is made and again when the run goes its way. What it cannot have, because too
+/// few steps were computed, is computed. The same kind of schedule says when guidance is forecast, see
+/// Guidance::forecast.
 #pragma once
 
 #include <concepts>
 #include <cstddef>
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <span>
@@ -34,13 +36,15 @@ namespace tstitch {
 
 /// Where in a run a forecast schedule is asked.
 struct ForecastPlace {
-  /// Steps that the network has taken in a row before this one. Where guidance is to be forecast: those of them that
-  /// were guided, in a row, and not forecast.
+  /// Steps since forecasts began anew, computed or forecast. Where guidance is asked about: those with guidance whose
+  /// network was computed.
   int taken;
-  bool last;  ///< step of the run
+  bool last;             ///< step of the run
+  bool network = false;  ///< where guidance is asked about: the network itself is forecast in this step
 };
 
-/// One of `every` steps is computed. Forecasts begin anew when another network takes over.
+/// One of `every` steps is computed. Of guidance it counts the steps whose network is computed; where that is forecast,
+/// guidance is, too.
 struct ForecastEvery {
   int every = 2;     ///< at least 1, which forecasts nothing
   int order = 1;     ///< in [0, 8], of the polynomial; 0 repeats what was computed last
@@ -56,8 +60,9 @@ struct ForecastEvery {
 
 /// Step by step, as measured for a pair of networks or made elsewhere.
 struct ForecastTable {
-  std::vector<bool> forecast;  ///< one a step of the whole plan, by Step::index
-  int order = 1;               ///< in [0, 8]
+  std::vector<bool> forecast;     ///< one a step of the whole plan, by Step::index
+  int order = 1;                  ///< in [0, 8]
+  std::size_t first_network = 0;  ///< networks before this one are always computed
 
   bool operator()(Step const& step, std::size_t network) const;
 };
@@ -69,7 +74,9 @@ class Forecast {
 
   /// @param schedule its `int order`, if it has one, is the order of the polynomial; else that is 1. Of networks before
   ///        its `std::size_t first_network`, if it has one, nothing is forecast or kept
-  /// @throws std::invalid_argument for an order outside of [0, 8]
+  /// @throws std::invalid_argument for an order outside of [0, 8], and what its `void validate() const` throws, if it
+  /// has
+  ///         one
   template <class Schedule>
   requires(!std::is_same_v<std::remove_cvref_t<Schedule>, Forecast>)
       Forecast(Schedule schedule) {  // NOLINT: conversion is the purpose
@@ -93,6 +100,7 @@ class Forecast {
     static_assert(limited || !detail::HasNamed_first_network<Schedule>,
                   "tstitch::Forecast: first_network must be 'std::size_t first_network'");
     detail::require_callable("Forecast", schedule);
+    if constexpr (requires { schedule.validate(); }) schedule.validate();
     if constexpr (limited) first_network_ = schedule.first_network;
     if constexpr (ordered) order_ = schedule.order;
     if (!(order_ >= 0 && order_ <= 8)) detail::refuse("Forecast", "order must be in [0, 8]", order_);
@@ -171,7 +179,8 @@ struct ForecastInput {
   std::size_t network;
   int evaluations;  ///< that the update rule makes in it
   GuidedBy guided;
-  bool last;  ///< of the run
+  bool last;               ///< of the run
+  std::uint64_t rule = 0;  ///< a number for the update rule: forecasts begin anew with another
 };
 
 /// Tells step after step of a run what is forecast: for plans, and for the run itself, which therefore does what its
@@ -182,31 +191,40 @@ class ForecastHistory {
   /// @param forecast, of_guidance  the schedules, or none
   StepForecast next(ForecastInput const& in, Forecast const& forecast, Forecast const& of_guidance) {
     StepForecast made;
-    made.anew = network_ != in.network || evaluations_ != in.evaluations;
+    made.anew = network_ != in.network || evaluations_ != in.evaluations || rule_ != in.rule;
     if (made.anew) *this = {};
-    if (guided_ != in.guided) begin_guidance();  // what is long ago foretells nothing
     network_ = in.network;
     evaluations_ = in.evaluations;
+    rule_ = in.rule;
+    // What is long ago foretells nothing.
+    if (guided_ != in.guided) begin_guidance();
     guided_ = in.guided;
+    const bool keeps = forecast.concerns(in.network);
+    const bool differs = of_guidance.concerns(in.network) && in.guided != GuidedBy::nothing;
+    if (!keeps) conditional_.clear(), unconditional_.clear();
+    if (!differs) differences_.clear();
 
     const std::size_t nodes = std::size_t(forecast.order()) + 1, of_difference = std::size_t(of_guidance.order()) + 1;
-    const bool differs = of_guidance.concerns(in.network) && in.guided != GuidedBy::nothing;
-    const bool has_difference = differs && differences_.size() >= of_difference;
+    // Schedules are asked of every step, so that what they refuse is refused wherever it stands.
+    const auto forecasts_guidance = [&](bool network) {
+      return of_guidance && of_guidance(in.step, in.network, {guided_taken_, in.last, network}) && differs &&
+             differences_.size() >= of_difference;
+    };
+    const bool asked = forecast && forecast(in.step, in.network, {taken_, in.last}) && keeps;
+    const bool guidance = forecasts_guidance(asked);
     const bool has_halves = conditional_.size() >= nodes &&
-                            (in.guided != GuidedBy::null_half || has_difference || unconditional_.size() >= nodes);
-    // Asked of every step, so that what a schedule refuses is refused wherever it stands.
-    made.network = forecast.concerns(in.network) && forecast(in.step, in.network, {taken_, in.last}) && has_halves;
+                            (in.guided != GuidedBy::null_half || guidance || unconditional_.size() >= nodes);
+    made.network = asked && has_halves;
+    made.guidance = made.network == asked ? guidance : forecasts_guidance(false);
     ++taken_;
     if (made.network) {
-      made.guidance = has_difference;  // it costs nothing, and the half without the condition may be long ago
       made.conditional = extrapolation(std::span(conditional_).last(nodes), in.step.index);
       if (in.guided == GuidedBy::null_half && !made.guidance) {
         made.unconditional = extrapolation(std::span(unconditional_).last(nodes), in.step.index);
       }
     } else {
-      made.guidance = differs && of_guidance(in.step, in.network, {guided_taken_, in.last}) && has_difference;
       if (in.guided != GuidedBy::nothing) ++guided_taken_;
-      if (forecast.concerns(in.network)) {
+      if (keeps) {
         made.keep = nodes;
         remember(conditional_, in.step.index, nodes);
         if (in.guided == GuidedBy::null_half && !made.guidance) remember(unconditional_, in.step.index, nodes);
@@ -233,6 +251,7 @@ class ForecastHistory {
   }
 
   std::optional<std::size_t> network_;
+  std::uint64_t rule_ = 0;
   int evaluations_ = 0, taken_ = 0, guided_taken_ = 0;
   GuidedBy guided_ = GuidedBy::nothing;
   std::vector<int> conditional_, unconditional_, differences_;  // steps that are remembered, oldest first
@@ -246,18 +265,17 @@ inline void ForecastEvery::validate() const {
 }
 
 inline bool ForecastEvery::operator()(Step const&, std::size_t network, ForecastPlace const& place) const {
-  validate();
-  if (network < first_network || place.taken < warm_up || (place.last && last)) return false;
-  return (place.taken - warm_up) % every != every - 1;
+  if (every == 1 || network < first_network || place.taken < warm_up || (place.last && last)) return false;
+  return place.network || (place.taken - warm_up) % every != every - 1;
 }
 
-inline bool ForecastTable::operator()(Step const& step, std::size_t) const {
+inline bool ForecastTable::operator()(Step const& step, std::size_t network) const {
   if (forecast.size() != std::size_t(step.count)) {
     detail::refuse("ForecastTable",
                    "forecast must have one value for each of the " + std::to_string(step.count) + " steps",
                    std::to_string(forecast.size()));
   }
-  return forecast[std::size_t(step.index)];
+  return network >= first_network && forecast[std::size_t(step.index)];
 }
 
 }  // namespace tstitch

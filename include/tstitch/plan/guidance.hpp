@@ -86,7 +86,6 @@ struct Guidance {
   /// When what guidance adds, the difference of the two outputs (with guide_network, of the two x_0), is not computed
   /// but extrapolated from the last steps that computed it: the network then runs with the condition alone, at half of
   /// the rows. Any forecast schedule; begins anew when another network takes over and after steps without guidance.
-  /// Steps in which the network itself is forecast (SamplingOptions::forecast) do it whenever they can.
   Forecast forecast = {};
 
   /// The scale at a step: 1 outside of the interval.

@@ -52,6 +52,21 @@ inline void require_forecasts(Network const& network, std::size_t index) {
          name_of(network, index));
 }
 
+/// What a rule and a gradient must be like where anything may be forecast.
+inline void require_forecastable(RuleView const& rule, GradientGuidance const& gradient) {
+  if (rule.long_steps) {
+    refuse("Sampler", "forecasts are for update rules whose evaluations are known before the run",
+           rule.name(rule.rule));
+  }
+  if (rule.direction == Direction::to_noise) {
+    refuse("Sampler", "forecasts are for update rules that go to the picture", rule.name(rule.rule));
+  }
+  if (gradient && gradient.of == DensityOf::x_0) {
+    refuse("GradientGuidance", "of x_0 must go through every step's network, and so have no forecasts",
+           "a schedule of them");
+  }
+}
+
 /// What a callable of others returned must be like x.
 inline void require_like(char const* what, at::Tensor const& returned, at::Tensor const& x) {
   if (returned.defined() && returned.sizes() == x.sizes() && returned.scalar_type() == x.scalar_type() &&
@@ -157,10 +172,6 @@ bool require_plan(std::vector<Network> const& networks, Plan const& plan, NoiseS
     if (planned.guided == GuidedBy::nothing) continue;
     guided = true;
     if (planned.guided == GuidedBy::null_half) require_null(networks[planned.network], planned.network, request);
-  }
-  if (request.gradient && request.gradient.of == DensityOf::x_0 && plan.has_forecasts()) {
-    refuse("GradientGuidance", "of x_0 must go through every step's network, and so have no forecasts",
-           "a plan with forecasts");
   }
   for (std::size_t k = 0; k < networks.size(); ++k) {
     const auto& stated = networks[k].info().noise_schedule;

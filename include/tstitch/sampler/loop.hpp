@@ -65,9 +65,7 @@ class Loop {
       if (planned.evaluations < 0) refuse("UpdateRule", "evaluations must not be negative", planned.evaluations);
       planned.guide_evaluations *= planned.evaluations;
     }
-    if (rule.long_steps && (parts_.options.forecast || guidance.forecast)) {
-      refuse("Sampler", "forecasts are for update rules whose evaluations are known before the run", plan.sampler);
-    }
+    if (parts_.options.forecast || guidance.forecast) require_forecastable(rule, {});
     add_forecasts(plan, parts_.options.forecast, guidance.forecast);
     for (std::size_t i = 0; i < plan.steps.size(); ++i) {
       PlannedStep& planned = plan.steps[i];
@@ -97,6 +95,7 @@ class Loop {
     require_compatible(networks);
     request.guidance.validate(networks.size());
     request.gradient.validate();
+    if (parts_.options.forecast || request.guidance.forecast) require_forecastable(rule, request.gradient);
     const auto validate = [&](NetworkInfo const& info) { rule.validate(rule.rule, info); };
     const bool guided = require_plan(networks, plan, parts_.noise_schedule, request, validate);
     fill_in_counts(request);

@@ -93,11 +93,16 @@ class TakenStep {
   /// What of the step is forecast, which is what the plan says.
   void plan_forecast() {
     Forecast const &forecast = parts_.options.forecast, &of_guidance = trajectory_.guidance.forecast;
+    std::uint64_t rule = 0;
+    if (forecast || of_guidance) {
+      require_forecastable(rule_, trajectory_.gradient);
+      rule = Fingerprint().add(parts_.plan.sampler).value();
+    }
+    const bool last = std::size_t(trajectory_.next) + 1 == parts_.plan.steps.size();
     forecasts_ = trajectory_.forecasts;
-    forecast_ =
-        forecasts_.next({step_, index_, rule_.evaluations(rule_.rule, step_), trajectory_.guidance.by(step_, index_),
-                         std::size_t(trajectory_.next) + 1 == parts_.plan.steps.size()},
-                        forecast, of_guidance);
+    forecast_ = forecasts_.next(
+        {step_, index_, rule_.evaluations(rule_.rule, step_), trajectory_.guidance.by(step_, index_), last, rule},
+        forecast, of_guidance);
     if (forecast_.network) require_forecasts(networks_[index_], index_);
   }
 
@@ -188,9 +193,9 @@ class TakenStep {
     trajectory_.rule_state = std::move(state);
     trajectory_.forecasts = std::move(forecasts_);
     trajectory_.differences = std::move(differences_);
-    if (forecast_.anew) forget_features();
     if (!memory_.empty()) trajectory_.memories[index_] = std::move(memory_);
     if (!guide_memory_.empty()) trajectory_.memories[*trajectory_.guidance.guide_network] = std::move(guide_memory_);
+    if (forecast_.anew) forget_features();
     ++trajectory_.next;
   }
 
