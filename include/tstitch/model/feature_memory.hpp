@@ -3,10 +3,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/cat.h>
 
 #include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -124,7 +124,13 @@ class FeatureMemory {
     if (std::ranges::equal(with, without) && both_.has(with, number)) {
       return both_.sum(with, number);
     }
-    return at::cat({conditional_.sum(with, number), unconditional_.sum(without, number)});
+    const at::Tensor first = conditional_.sum(with, number);
+    std::vector<std::int64_t> sizes = first.sizes().vec();
+    sizes[0] *= 2;
+    const at::Tensor both = first.new_empty(sizes);
+    both.narrow(0, 0, first.size(0)).copy_(first);
+    both.narrow(0, first.size(0), first.size(0)).copy_(unconditional_.sum(without, number));
+    return both;
   }
 
  private:

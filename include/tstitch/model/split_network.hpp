@@ -3,7 +3,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/cat.h>
 
 #include <cstdint>
 #include <functional>
@@ -199,7 +198,11 @@ class CapturedSplitNetwork {
       const std::lock_guard lock(shapes.mutex);
       shapes.of.insert_or_assign(key, std::pair(shape(feature), shape(output)));
     }
-    return at::cat({feature.reshape(-1), output.reshape(-1)});
+    const at::ScalarType type = c10::promoteTypes(feature.scalar_type(), output.scalar_type());
+    const at::Tensor both = feature.new_empty({feature.numel() + output.numel()}, feature.options().dtype(type));
+    both.narrow(0, 0, feature.numel()).copy_(feature.reshape(-1));
+    both.narrow(0, feature.numel(), output.numel()).copy_(output.reshape(-1));
+    return both;
   }
 
   SplitNetwork parts_;
