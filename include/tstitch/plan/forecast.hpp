@@ -265,7 +265,7 @@ inline void ForecastEvery::validate() const {
 }
 
 inline bool ForecastEvery::operator()(Step const&, std::size_t network, ForecastPlace const& place) const {
-  if (every == 1 || network < first_network || place.taken < warm_up || (place.last && last)) return false;
+  if (every <= 1 || network < first_network || place.taken < warm_up || (place.last && last)) return false;
   return place.network || (place.taken - warm_up) % every != every - 1;
 }
 
