@@ -93,11 +93,12 @@ class TakenStep {
   /// What of the step is forecast, which is what the plan says.
   void plan_forecast() {
     Forecast const &forecast = parts_.options.forecast, &of_guidance = trajectory_.guidance.forecast;
-    std::uint64_t rule = 0;
-    if (forecast || of_guidance) {
-      require_forecastable(rule_, trajectory_.gradient);
-      rule = Fingerprint().add(parts_.plan.sampler).value();
+    if (!forecast && !of_guidance) {
+      forecast_.anew = true;  // as what comes after it is, for it leaves an empty history
+      return;
     }
+    require_forecastable(rule_, trajectory_.gradient);
+    const std::uint64_t rule = Fingerprint().add(parts_.plan.sampler).value();
     const bool last = std::size_t(trajectory_.next) + 1 == parts_.plan.steps.size();
     forecasts_ = trajectory_.forecasts;
     forecast_ = forecasts_.next(
