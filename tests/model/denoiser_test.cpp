@@ -51,7 +51,7 @@ TEST_CASE("every prediction type gives x_0") {
     const auto [alpha, sigma] = point.level;
     const at::Tensor expected = x.mul(alpha * 0.25).add(sigma * sigma * 0.3).div(alpha * alpha * 0.25 + sigma * sigma);
     for (PredictionType type : {PredictionType::epsilon, PredictionType::sample, PredictionType::v_prediction}) {
-      INFO("t = " << t << ", " << tstitch::detail::text(type));
+      INFO("t = " << t << ", " << to_string(type));
       CHECK(predict(type, false).x_0.sub(expected).abs().max().item<double>() < 1e-11);
       CHECK_FALSE(predict(type, false).variance_fraction.defined());
       const Prediction learned = predict(type, true);

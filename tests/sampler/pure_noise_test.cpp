@@ -40,7 +40,7 @@ TEST_CASE("networks that predict x_0 or a velocity run from pure noise") {
     Spacing const& spacing = setting.spacing;
     const SamplingOptions options{.steps = 100, .spacing = spacing};
     CHECK(make_plan(schedule, 100, spacing, FinalSigma::zero, SingleNetwork{}).steps[0].step.from == NoiseLevel{0, 1});
-    INFO(schedule.name() << ", " << spacing.name() << ", " << tstitch::detail::text(type));
+    INFO(schedule.name() << ", " << spacing.name() << ", " << to_string(type));
     const auto near = [&](char const* name, auto const& sampler, double tolerance) {
       INFO(name);
       CHECK(std::abs(end_of(sampler, type, schedule) - 0.8) < tolerance);
