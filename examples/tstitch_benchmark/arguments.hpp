@@ -120,9 +120,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   };
   add_cells(app, arguments);
 
-  add_shape(app, arguments.shape)->group(group);
-
   group = "Trajectories";
+  add_shape(app, arguments.shape)->group(group);
   const std::vector<std::string> samplers = names_in(tstitch::update_rules());
   one_of(option("--sampler", arguments.sampler, "update rule: " + joined(samplers))
              ->type_name("NAME")
