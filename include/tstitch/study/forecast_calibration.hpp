@@ -32,20 +32,21 @@ struct ForecastErrors {
   /// much x after the step differs from the computed one, root mean square over the images.
   std::map<std::vector<int>, double> errors = {};
 
-  /// The least sum of errors over all ways to compute so many of the steps, which is the shortest path from step to
-  /// step. The first order + 1 steps and the last are computed.
+  /// The table of the least `sum` over all ways to compute so many of the steps, which is the shortest path from step
+  /// to step. The first order + 1 steps and the last are computed.
   /// @param computed at least order + 2, at most as many as there are steps, and enough for `longest`
   /// @throws std::invalid_argument for another number
   ForecastTable best(int computed) const;
 
-  /// The sum of errors of a table; infinite where it forecasts what was not measured.
+  /// What the errors of a table come to: those of steps that are forecast in a row add up, because they are much alike,
+  /// and the sums of different rows add up in squares. Infinite where it forecasts what was not measured.
   double sum(ForecastTable const& table) const;
 };
 
 /// Measures along a sampler's own trajectories, in which nothing is forecast, what every forecast from steps nearby
 /// would make. A forecast costs what comes before and after the blocks, 12 of them a step for order 1, 18 for order 2.
 ///
-/// The sum of these errors is a heuristic for the error of the picture: it takes the errors of steps to add up.
+/// What they come to (ForecastErrors::sum) is a heuristic for the error of the picture.
 /// @param network of `networks`: takes its steps in one row, and forecasts (Network::forecasts)
 /// @param order in [0, 2]
 /// @throws std::invalid_argument for another order, and for a network that has no steps, or several rows of them
@@ -194,26 +195,28 @@ inline ForecastErrors measure_forecasts(AnySampler const& sampler, std::vector<N
 
 inline double ForecastErrors::sum(ForecastTable const& table) const {
   std::vector<int> nodes;
-  double sum = 0;
+  double squares = 0, row = 0;
   for (int k = 0; k < int(steps.size()); ++k) {
     if (!table.forecast.at(std::size_t(steps[std::size_t(k)]))) {
       nodes.push_back(k);
+      squares += row * row;
+      row = 0;
       continue;
     }
     if (nodes.size() <= std::size_t(order)) continue;  // computed all the same
     std::vector<int> asked(nodes.end() - (order + 1), nodes.end());
     asked.push_back(k);
     const auto error = errors.find(asked);
-    sum += error == errors.end() ? std::numeric_limits<double>::infinity() : error->second;
+    row += error == errors.end() ? std::numeric_limits<double>::infinity() : error->second;
   }
-  return sum;
+  return std::sqrt(squares + row * row);
 }
 
 inline ForecastTable ForecastErrors::best(int computed) const {
   // What is known of the way so far: how many steps are computed, and which were last.
   using Last = std::vector<int>;
   struct Way {
-    double sum = 0;
+    double squares = 0;
     std::vector<int> computed = {};
   };
   const int all = int(steps.size()), first = order + 1;
@@ -228,28 +231,29 @@ inline ForecastTable ForecastErrors::best(int computed) const {
   for (int done = first; done < computed; ++done) {
     std::map<Last, Way> longer;
     for (auto const& [last, way] : ways) {
-      double sum = way.sum;
+      double row = 0;
       for (int next = last.back() + 1; next < all; ++next) {
         Last now(last.begin() + 1, last.end());
         now.push_back(next);
         const auto known = longer.find(now);
-        if (known == longer.end() || sum < known->second.sum) {
+        const double squares = way.squares + row * row;
+        if (known == longer.end() || squares < known->second.squares) {
           Way& better = longer[now];
-          better = {sum, way.computed};
+          better = {squares, way.computed};
           better.computed.push_back(next);
         }
         Last forecast = last;  // the next one comes later, and this step is forecast
         forecast.push_back(next);
         const auto error = errors.find(forecast);
         if (error == errors.end()) break;
-        sum += error->second;
+        row += error->second;
       }
     }
     ways = std::move(longer);
   }
   Way const* best = nullptr;
   for (auto const& [last, way] : ways) {
-    if (last.back() == all - 1 && (!best || way.sum < best->sum)) best = &way;
+    if (last.back() == all - 1 && (!best || way.squares < best->squares)) best = &way;
   }
   if (!best) {
     detail::refuse("ForecastErrors::best",
