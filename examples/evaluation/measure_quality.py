@@ -59,7 +59,8 @@ class Run:
     def name(self) -> str:
         forecasts = {"forecast": self.forecast, "guidance": self.forecast_guidance}
         more = "".join(f"-{what}-{each.replace(':', '-')}" for what, each in forecasts.items() if each != "none")
-        return f"{self.sampler}-{self.steps}-{self.routing}-{self.pictures}{more}"
+        at = "" if ":" in self.sweep else f"-at-{self.sweep}"
+        return f"{self.sampler}-{self.steps}-{self.routing}-{self.pictures}{at}{more}"
 
     @property
     def way(self) -> tuple[object, ...]:

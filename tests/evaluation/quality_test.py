@@ -89,7 +89,7 @@ before = report.stat().st_mtime_ns
 assert drawn("--experiment", "routings") == cells and report.stat().st_mtime_ns == before
 report.write_text(json.dumps({"cells": cells[:3]}))
 assert drawn("--experiment", "routings") == cells, "one set was gone, and is judged from its pictures"
-folder = scratch / "work/ddim-50-falling-10/0/ratio-0.5"
+folder = scratch / "work/ddim-50-falling-10-at-0.5/0/ratio-0.5"
 done = measure(folder, *judge, "--report", scratch / "judged.json", program="evaluate.py")
 assert done.returncode == 0, done.stderr
 [judged] = json.loads((scratch / "judged.json").read_text())["folders"].values()
