@@ -105,7 +105,10 @@ forecasts = drawn("--experiment", "forecasts")[15:]
 assert [(cell["sampler"], cell["steps"]) for cell in forecasts[::4]] == [("ddim", 50), ("dpm-solver++", 30), ("ddim", 100)]
 ways = [(cell.get("forecast"), cell.get("forecast_guidance")) for cell in forecasts[4:8]]
 assert ways == [(None, None), (None, "every:2"), ("every:2,2", None), ("every:2,2", "every:2")], ways
-assert len({cell["frechet_distance_in_classifier_features"] for cell in forecasts}) == 12
+# The twelfth is among the ratios.
+assert len({cell["frechet_distance_in_classifier_features"] for cell in forecasts}) == len(forecasts) == 11
+both = scratch / "work/ddim-50-stitch-10-at-0.4-forecast-every-2-guidance-every-2/0/report.json"
+assert json.loads(both.read_text())["forecast_calls"] == [0, 13]
 assert drawn("--experiment", "forecasts")[15:] == forecasts
 
 try:
