@@ -1,4 +1,5 @@
 #include <tstitch/method/ddim.hpp>
+#include <tstitch/method/heun.hpp>
 #include <tstitch/model/split_network.hpp>
 #include <tstitch/study/forecast_calibration.hpp>
 
@@ -24,7 +25,9 @@ double added(double t) {
 /// @param of_x how much of x is in it; 0, so that errors are known
 Network network(double of_x = 0) {
   SplitNetwork parts;
-  parts.embed = [of_x](at::Tensor const& x, at::Tensor const& t, Condition const&) { return std::vector{x.mul(of_x), t}; };
+  parts.embed = [of_x](at::Tensor const& x, at::Tensor const& t, Condition const&) {
+    return std::vector{x.mul(of_x), t};
+  };
   parts.blocks = [](std::vector<at::Tensor> const& embedded) {
     const at::Tensor t = embedded[1].to(at::kDouble);
     const at::Tensor value = t.sub(600).abs().div(300).add(t.div(40).cos().mul(t.lt(300)), 0.2);
@@ -123,6 +126,18 @@ TEST_CASE("what is forecast by the best table is nearer than by the rule of ever
     const int computed = sampler(40, 0.25, rule).plan().work(2)[1].computed;
     CHECK(error(found.best(computed)) < error(rule));
   }
+}
+
+TEST_CASE("a rule whose last step has fewer evaluations is measured as far as its forecasts go") {
+  const std::vector<Network> networks{network(0.6), network(0.6)};
+  const AnySampler heun{noise_schedule, Stitch{0.25}, {.steps = 16}, HeunUpdate{}};
+  const ForecastErrors found = measure_forecasts(heun, networks, request(), 1);
+  const ForecastTable best = found.best(8);
+  CHECK(std::isfinite(found.sum(best)));
+  CHECK(AnySampler{noise_schedule, Stitch{0.25}, {.steps = 16, .forecast = best}, HeunUpdate{}}
+            .plan()
+            .work(2)[1]
+            .forecast > 0);
 }
 
 TEST_CASE("calibration refuses with place, rule and value") {

@@ -34,7 +34,7 @@ struct ForecastErrors {
 
   /// The table of the least `sum` over all ways to compute so many of the steps, which is the shortest path from step
   /// to step. The first order + 1 steps and the last are computed.
-  /// @param computed at least order + 2, at most as many as there are steps, and enough for `longest`
+  /// @param computed at least order + 1, at most as many as there are steps, and enough for `longest`
   /// @throws std::invalid_argument for another number
   ForecastTable best(int computed) const;
 
@@ -91,6 +91,8 @@ class ForecastWatch : public NetworkWrapper<ForecastWatch> {
   struct Sums {
     std::map<std::vector<int>, at::Tensor> squares = {};  ///< scalars on the device, by positions
     std::map<std::vector<int>, int> counts = {};
+    int first = 0;  ///< position from which on everything is kept
+    bool both_halves = false;
   };
 
   ForecastWatch(Network network, std::vector<int> steps, int order, Sums& sums)
@@ -102,9 +104,15 @@ class ForecastWatch : public NetworkWrapper<ForecastWatch> {
     if (!FeatureMemory::keeps(evaluation)) return output;
     const auto here = std::find(steps_.begin(), steps_.end(), evaluation.step->index);
     const int k = int(here - steps_.begin());
+    // What was kept before forecasts began anew, or before there was guidance, is not there or not whole.
+    if (evaluation.number == 0 && (evaluation.forecast->anew || evaluation.both_halves != sums_->both_halves)) {
+      sums_->first = k;
+      sums_->both_halves = evaluation.both_halves;
+    }
     const std::int64_t channels = x.size(1);
     const at::Tensor exact = output.narrow(1, 0, channels).to(at::kFloat);
     for (std::vector<int> nodes : nodes_before(k, order_)) {
+      if (nodes.front() < sums_->first) continue;
       std::vector<int> indexes;
       for (const int node : nodes) indexes.push_back(steps_[std::size_t(node)]);
       StepForecast forecast{.network = true, .conditional = extrapolation(indexes, evaluation.step->index)};
