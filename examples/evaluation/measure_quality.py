@@ -8,12 +8,16 @@ Experiments, all with classifier-free guidance:
     routings  DDIM, 50 steps, ratio 0.5, and every way to share the steps, 10,000 pictures each (its table 7)
     forecasts DDIM at 50 and 100 steps and DPM-Solver++ at 30, ratio 0.4, with every second step of the large network
               forecast, with guidance forecast in every second step, with both and with neither, 50,000 pictures each
+    front     DDIM, DPM-Solver++ and the recommended profile at 10 to 100 steps and ratios up to 0.6, each with every
+              second and every third step forecast, with a calibrated table, with guidance forecast and without any,
+              10,000 pictures each: what is the best for a time
 
 Every set of pictures begins with the same noise. The report is written after each set: a run that was stopped goes on
 where it was. plot_quality.py draws it, evaluate.py says what the figures mean.
 """
 
 import argparse
+import dataclasses
 import json
 import multiprocessing
 import multiprocessing.pool
@@ -22,6 +26,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +35,7 @@ import packages  # noqa: E402
 
 packages.require(__file__, "numpy", "PIL", "torch")
 import torch  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from common import replacing  # noqa: E402
 from evaluate import Judge, add_arguments, load_data, make_judge, read_pictures, say  # noqa: E402
@@ -39,7 +45,7 @@ COMMON = 10_000
 # Larger sets are drawn in pieces of so many, by all devices side by side.
 PIECE = 5_000
 
-EXPERIMENTS = ["ratios", "samplers", "routings", "forecasts"]
+EXPERIMENTS = ["ratios", "samplers", "routings", "forecasts", "front"]
 ROUTINGS = ("stitch", "large-first", "interleaved", "falling")
 
 
@@ -47,12 +53,12 @@ ROUTINGS = ("stitch", "large-first", "interleaved", "falling")
 class Run:
     """Pictures drawn in the same way but for the ratio."""
 
-    sampler: str
+    sampler: str  # of tstitch_sample, or "recommended", the profile
     steps: int
     sweep: str  # FROM:TO:STEP, as tstitch_sample reads it; or one ratio
     pictures: int
     routing: str = "stitch"
-    forecast: str = "none"  # as tstitch_sample reads it
+    forecast: str = "none"  # as tstitch_sample reads it, or "calibrated", by a table that is measured first
     forecast_guidance: str = "none"
 
     @property
@@ -81,6 +87,27 @@ class Run:
         return same and enough and set(other.ratios) <= set(self.ratios)
 
 
+FRONT = {
+    "recommended": (10, 15, 20, 30, 50),
+    "dpm-solver++": (10, 15, 20, 30, 50),
+    "ddim": (10, 15, 20, 30, 50, 100),
+}
+
+
+def front_runs(sampler: str, steps: int, pictures: int) -> list[Run]:
+    """One way to step, with and without forecasts; left out is what other steps have shown to teach nothing."""
+    order = "" if sampler == "ddim" else ",2"
+    second, third = f"every:2{order}", f"every:3{order}"
+    forecasts = [("none", "every:2"), (second, "none"), (second, "every:2")]
+    runs = [Run(sampler, steps, "0:0.6:0.2", pictures)]
+    # Small and large networks take the same steps at 0 and 0.2 without a difference that is seen.
+    sweep = "0.2:0.6:0.2" if steps < 100 else "0.4"
+    if 20 <= steps < 100:
+        forecasts.append((third, "none"))
+        runs.append(Run(sampler, steps, "0.4", pictures, forecast="calibrated"))
+    return runs + [Run(sampler, steps, sweep, pictures, forecast=a, forecast_guidance=b) for a, b in forecasts]
+
+
 def runs_of(experiment: str, pictures: int | None) -> list[Run]:
     if experiment == "ratios":
         return [Run("ddim", 100, "0:1:0.1", pictures or 50_000)]
@@ -92,6 +119,8 @@ def runs_of(experiment: str, pictures: int | None) -> list[Run]:
         ]
     if experiment == "routings":
         return [Run("ddim", 50, "0.5", pictures or 10_000, routing) for routing in ROUTINGS]
+    if experiment == "front":
+        return [run for sampler, steps in FRONT.items() for each in steps for run in front_runs(sampler, each, pictures or 10_000)]
     return [
         Run(sampler, steps, "0.4", pictures or 50_000, forecast=forecast, forecast_guidance=of_guidance)
         for sampler, steps, every in (("ddim", 50, "every:2"), ("dpm-solver++", 30, "every:2,2"), ("ddim", 100, "every:2"))
@@ -113,14 +142,33 @@ class Piece:
     def report(self) -> Path:
         return self.folder / "report.json"  # the tool writes it last
 
+    @property
+    def table(self) -> Path:
+        return self.folder / "table.txt"
+
+    def calibration(self, args: argparse.Namespace) -> list[str]:
+        """The command that measures which steps are best forecast: as many are computed as by every third."""
+        run = self.run
+        of_large = run.steps - round(float(run.sweep) * run.steps)
+        # Three to begin with, one of three after that, and the last.
+        computed = len({i for i in range(of_large) if i < 3 or i % 3 == 2 or i == of_large - 1})
+        sampler = ["--profile", run.sampler] if run.sampler == "recommended" else ["--sampler", run.sampler]
+        return [
+            str(args.tool.with_name("tstitch_inspect")), *map(str, args.model), "--no-probe", "--rows", "1",
+            "--forecast", str(self.table), *sampler, "--steps", str(run.steps), "--ratio", run.sweep,
+            "--computed", str(computed), "--order", "1" if run.sampler == "ddim" else "2", "--dtype", args.dtype,
+        ]  # fmt: skip
+
     def command(self, args: argparse.Namespace, classes: int) -> list[str]:
         run = self.run
         draw = ["--sweep", run.sweep] if ":" in run.sweep else ["--ratio", run.sweep, "--routing", run.routing]
         output = self.folder if ":" in run.sweep else self.folder / f"ratio-{float(run.sweep):g}"
         model = [word for path in args.model for word in ("--model", str(path))]
+        sampler = ["--profile", run.sampler] if run.sampler == "recommended" else ["--sampler", run.sampler]
+        forecast = str(self.table) if run.forecast == "calibrated" else run.forecast
         return [
-            str(args.tool), *model, *draw, "--sampler", run.sampler, "--steps", str(run.steps),
-            "--forecast", run.forecast, "--forecast-guidance", run.forecast_guidance,
+            str(args.tool), *model, *draw, *sampler, "--steps", str(run.steps),
+            "--forecast", forecast, "--forecast-guidance", run.forecast_guidance,
             "--guidance", str(args.guidance), "--count", str(self.pictures // classes), "--seed", str(self.seed),
             "--batch", str(args.batch), "--output", str(output), "--report", str(self.report), "--quiet",
             "--backend", args.backend, "--dtype", args.dtype,
@@ -182,11 +230,18 @@ class Drawing:
 
     def draw(self, piece: Piece, device: str) -> str:
         """What went wrong, or an empty string."""
-        command = piece.command(self.args, self.classes) + ["--device", device]
-        program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        self.programs.append(program)
-        _, errors = program.communicate()
-        return f"{' '.join(command)}: {errors.strip()}" if program.returncode else ""
+        commands = [piece.command(self.args, self.classes)]
+        if piece.run.forecast == "calibrated":
+            piece.folder.mkdir(parents=True, exist_ok=True)
+            commands.insert(0, piece.calibration(self.args))
+        for command in commands:
+            command += ["--device", device]
+            program = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            self.programs.append(program)
+            _, errors = program.communicate()
+            if program.returncode:
+                return f"{' '.join(command)}: {errors.strip()}"
+        return ""
 
     def stop(self) -> None:
         for program in self.programs:
@@ -201,7 +256,35 @@ def pieces_of(run: Run, folder: Path) -> list[Piece]:
     ]
 
 
-def judge_run(pieces: list[Piece], judge: Judge, guidance: float, pool: multiprocessing.pool.Pool) -> list[dict]:
+def unforecast(run: Run, runs: Iterable[Run]) -> Run | None:
+    """The run of the same pictures without forecasts."""
+    plain = dataclasses.replace(run, forecast="none", forecast_guidance="none")
+    return next((other for other in runs if other != run and other.covers(plain)), None)
+
+
+class Change:
+    """By how much forecasts change the first pictures of a set, in 8-bit levels, root mean square."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __call__(self, run: Run, ratio: float, pictures: Tensor) -> float | None:
+        """Keeps the pictures of a run without forecasts; None for these, and where there are none of these."""
+        plain = dataclasses.replace(run, forecast="none", forecast_guidance="none", sweep=f"{ratio:g}", pictures=COMMON)
+        file = self.folder / f"{plain.name}.pt"
+        first = pictures[:COMMON]
+        if plain.way == run.way:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            torch.save(first, file)
+            return None
+        if not file.is_file() or len(before := torch.load(file, weights_only=True)) < len(first):
+            return None
+        return (first.float() - before[: len(first)].float()).square().mean().sqrt().item()
+
+
+def judge_run(
+    pieces: list[Piece], judge: Judge, guidance: float, change: Change, pool: multiprocessing.pool.Pool
+) -> list[dict]:
     """One cell of the report for each ratio."""
     run, cells = pieces[0].run, []
     speeds = [max(each) for each in zip(*(piece.images_per_second() for piece in pieces), strict=True)]
@@ -224,6 +307,8 @@ def judge_run(pieces: list[Piece], judge: Judge, guidance: float, pool: multipro
         for key in ("forecast", "forecast_guidance"):
             if getattr(run, key) != "none":
                 cell[key] = getattr(run, key)
+        if (changed := change(run, ratio, pictures)) is not None:
+            cell["change_in_8_bit_levels"] = changed
         if run.pictures > COMMON:
             cell["first"] = judge(pictures[:COMMON], asked[:COMMON])
         cells.append(cell)
@@ -317,18 +402,22 @@ def main() -> None:
                 drawing.start()
                 judge, report["classifier_accuracy"] = make_judge(args, data)
             report["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-            while any(left.values()):
+            change, waiting = Change(args.work / "unforecast"), list(runs)
+            while waiting:
                 piece, error = drawing.finished.get()
                 if error:
                     sys.exit(error)
                 left[piece.run] -= 1
-                if left[piece.run]:
-                    continue
-                with drawing.quiet:
-                    report["cells"] += judge_run(pieces[piece.run], judge, args.guidance, pool)
-                write_report(args.report, report)
-                if not args.keep:
-                    shutil.rmtree(args.work / piece.run.name)
+                # Those without forecasts come first, for the others are compared with them.
+                while run := next((r for r in waiting if not left[r] and unforecast(r, waiting) is None), None):
+                    waiting.remove(run)
+                    with drawing.quiet:
+                        report["cells"] += judge_run(pieces[run], judge, args.guidance, change, pool)
+                    write_report(args.report, report)
+                    if not args.keep:
+                        shutil.rmtree(args.work / run.name)
+            if not args.keep:
+                shutil.rmtree(change.folder, ignore_errors=True)
         finally:
             drawing.stop()
 

@@ -4,6 +4,7 @@
 
 #include <tstitch/load.hpp>
 #include <tstitch/method/by_name.hpp>
+#include <tstitch/peer/by_name.hpp>
 
 #include <CLI/CLI.hpp>
 #include <cstdint>
@@ -31,6 +32,7 @@ struct Arguments {
   int order = 1;
   double ratio = 0.4;
   std::string sampler = "ddim";
+  std::string profile;  ///< takes the place of sampler
   std::string json;
   std::string plot;
 };
@@ -75,19 +77,26 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
              "find the steps in which the last network is best forecast, and write them there for tstitch_sample "
              "--forecast FILE");
   forecast->type_name("FILE");
+  CLI::Option* const sampler =
+      one_of(option("--sampler", arguments.sampler, "update rule of the forecast run")
+                 ->type_name("NAME")
+                 ->capture_default_str(),
+             names_in(tstitch::update_rules()));
+  CLI::Option* const profile =
+      one_of(option("--profile", arguments.profile, "of the forecast run, instead of the sampler: as tstitch_sample")
+                 ->type_name("NAME"),
+             names_in(tstitch::profiles()));
+  profile->excludes(sampler);
   for (CLI::Option* const part :
-       {option("--computed", arguments.computed, "steps of the last network that are not forecast [half of them]")
+       {sampler, profile,
+        option("--computed", arguments.computed, "steps of the last network that are not forecast [half of them]")
             ->check(in_range(1, 1'000'000)),
         option("--order", arguments.order, "of the polynomial that forecasts: 0 to 2")
             ->check(in_range(0, 2))
             ->capture_default_str(),
         option("--ratio", arguments.ratio, "share of the steps for the first of two networks")
             ->check(in_range(0.0, 1.0))
-            ->capture_default_str(),
-        one_of(option("--sampler", arguments.sampler, "update rule of the forecast run")
-                   ->type_name("NAME")
-                   ->capture_default_str(),
-               names_in(tstitch::update_rules()))}) {
+            ->capture_default_str()}) {
     part->needs(forecast);
   }
   option("--json", arguments.json, "everything, as JSON")->type_name("FILE");

@@ -12,6 +12,7 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../common/request.hpp"
@@ -25,19 +26,25 @@ inline nlohmann::ordered_json calibrate_forecast(std::vector<tstitch::Network> c
                                                  std::vector<tstitch::NamedCondition> const& conditions) {
   const std::size_t last = networks.size() - 1;
   tstitch::NoiseSchedule const& noise = networks[last].noise_schedule();
+  const tstitch::AnyProfile way =
+      !arguments.profile.empty()
+          ? tstitch::profile_by_name(arguments.profile, noise, arguments.steps)
+          : tstitch::AnyProfile{
+                noise,
+                {.steps = arguments.steps,
+                 .spacing = noise.is_flow() ? tstitch::Spacing::shifted() : tstitch::Spacing::linspace()},
+                tstitch::update_rule_by_name(arguments.sampler)};
   const auto sampler_with = [&](tstitch::Forecast const& forecast) {
-    return tstitch::AnySampler{
-        noise,
-        last == 0 ? tstitch::AnyModelSchedule(tstitch::SingleNetwork{}) : tstitch::Stitch{arguments.ratio},
-        {.steps = arguments.steps,
-         .spacing = noise.is_flow() ? tstitch::Spacing::shifted() : tstitch::Spacing::linspace(),
-         .forecast = forecast},
-        tstitch::update_rule_by_name(arguments.sampler)};
+    tstitch::AnyProfile with = way;
+    with.options.forecast = forecast;
+    return tstitch::make_sampler(
+        with, last == 0 ? tstitch::AnyModelSchedule(tstitch::SingleNetwork{}) : tstitch::Stitch{arguments.ratio});
   };
   std::vector<tstitch::NetworkInfo> infos;
   for (tstitch::Network const& network : networks) infos.push_back(network.info());
   tstitch::Request request = request_for(networks, conditions, arguments.count, shape_for(infos, arguments.shape));
   request.guidance.scale = infos[last].null_class ? infos[last].guidance_scale : 1;
+  request = tstitch::apply(way, std::move(request));
   const tstitch::ForecastErrors errors =
       tstitch::measure_forecasts(sampler_with({}), networks, request, last, arguments.order);
   const int steps = int(errors.steps.size());
@@ -54,7 +61,7 @@ inline nlohmann::ordered_json calibrate_forecast(std::vector<tstitch::Network> c
   };
   const int computed = sampler_with(table).plan().calls(networks.size())[last];
   nlohmann::ordered_json json{{"steps", arguments.steps},
-                              {"sampler", arguments.sampler},
+                              {"sampler", arguments.profile.empty() ? arguments.sampler : arguments.profile},
                               {"order", arguments.order},
                               {"computed", computed},
                               {"of", steps},

@@ -111,6 +111,32 @@ both = scratch / "work/ddim-50-stitch-10-at-0.4-forecast-every-2-guidance-every-
 assert json.loads(both.read_text())["forecast_calls"] == [0, 13]
 assert drawn("--experiment", "forecasts")[15:] == forecasts
 
+# The front: all is there but DDIM at 20 steps, whose forecasts are compared with the pictures without.
+sys.argv = ["measure_quality.py"]
+import measure_quality as measuring  # noqa: E402
+
+front = measuring.runs_of("front", 10)
+assert all((measuring.unforecast(run, front) is None) == (run.way[3:] == ("none", "none")) for run in front)
+fresh = [run for run in front if (run.sampler, run.steps) == ("ddim", 20)]
+told = [
+    {"sampler": run.sampler, "steps": run.steps, "routing": "stitch", "ratio": ratio, "guidance": 1.5, "pictures": 10,
+     "forecast": run.forecast, "forecast_guidance": run.forecast_guidance}
+    for run in front if run not in fresh for ratio in run.ratios
+]  # fmt: skip
+report.write_text(json.dumps({"cells": told}))
+measured = drawn("--experiment", "front")[len(told):]
+assert len(measured) == sum(len(run.ratios) for run in fresh) == 17
+for cell in measured:
+    changed = cell.get("change_in_8_bit_levels")
+    assert (changed is None) == ("forecast" not in cell and "forecast_guidance" not in cell), cell
+    assert changed is None or 0 < changed < 100, cell
+[calibrated] = [cell for cell in measured if cell.get("forecast") == "calibrated"]
+assert calibrated["ratio"] == 0.4 and calibrated["steps"] == 20
+table = scratch / "work/ddim-20-stitch-10-at-0.4-forecast-calibrated/0/table.txt"
+drawn_with = json.loads((table.parent / "report.json").read_text())
+assert drawn_with["forecast_calls"] == [0, 6] and drawn_with["calls"] == [8, 6], drawn_with
+
+report.write_text(json.dumps({"cells": cells[:4] + forecasts}))
 try:
     import matplotlib  # noqa: F401
 except ImportError as error:
