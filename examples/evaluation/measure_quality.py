@@ -26,7 +26,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,8 +161,12 @@ class Piece:
 
     def command(self, args: argparse.Namespace, classes: int) -> list[str]:
         run = self.run
-        draw = ["--sweep", run.sweep] if ":" in run.sweep else ["--ratio", run.sweep, "--routing", run.routing]
-        output = self.folder if ":" in run.sweep else self.folder / f"ratio-{float(run.sweep):g}"
+        if run.routing == "stitch":  # of one ratio, too, for it times the drawing without the writing of pictures
+            draw = ["--sweep", run.sweep if ":" in run.sweep else f"{run.sweep}:{run.sweep}:1"]
+            output = self.folder
+        else:
+            draw = ["--ratio", run.sweep, "--routing", run.routing]
+            output = self.folder / f"ratio-{float(run.sweep):g}"
         model = [word for path in args.model for word in ("--model", str(path))]
         sampler = ["--profile", run.sampler] if run.sampler == "recommended" else ["--sampler", run.sampler]
         forecast = str(self.table) if run.forecast == "calibrated" else run.forecast
@@ -242,6 +246,12 @@ class Drawing:
             if program.returncode:
                 return f"{' '.join(command)}: {errors.strip()}"
         return ""
+
+    def all_finished(self) -> Iterator[tuple[Piece, str]]:
+        """What is finished by now, one piece at least, and of each what went wrong."""
+        yield self.finished.get()
+        while not self.finished.empty():
+            yield self.finished.get()
 
     def stop(self) -> None:
         for program in self.programs:
@@ -404,18 +414,19 @@ def main() -> None:
             report["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
             change, waiting = Change(args.work / "unforecast"), list(runs)
             while waiting:
-                piece, error = drawing.finished.get()
-                if error:
-                    sys.exit(error)
-                left[piece.run] -= 1
-                # Those without forecasts come first, for the others are compared with them.
-                while run := next((r for r in waiting if not left[r] and unforecast(r, waiting) is None), None):
-                    waiting.remove(run)
-                    with drawing.quiet:
+                for piece, error in drawing.all_finished():
+                    if error:
+                        sys.exit(error)
+                    left[piece.run] -= 1
+                # All that are ready in one turn. Those without forecasts come first, for the others are compared with
+                # them.
+                with drawing.quiet:
+                    while run := next((r for r in waiting if not left[r] and unforecast(r, waiting) is None), None):
+                        waiting.remove(run)
                         report["cells"] += judge_run(pieces[run], judge, args.guidance, change, pool)
-                    write_report(args.report, report)
-                    if not args.keep:
-                        shutil.rmtree(args.work / run.name)
+                        write_report(args.report, report)
+                        if not args.keep:
+                            shutil.rmtree(args.work / run.name)
             if not args.keep:
                 shutil.rmtree(change.folder, ignore_errors=True)
         finally:

@@ -109,17 +109,71 @@ def draw(cells: Cells, output: Path) -> None:
     figure.savefig(output, dpi=90)
 
 
+WAYS = {  # whether steps and guidance are forecast: words and looks
+    (False, False): ("nothing forecast", {"color": "black", "marker": "o"}),
+    (False, True): ("guidance forecast", {"color": "tab:blue", "marker": "s"}),
+    (True, False): ("steps forecast", {"color": "tab:orange", "marker": "^"}),
+    (True, True): ("both forecast", {"color": "tab:green", "marker": "D"}),
+}
+
+
+def least(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Those of (time, distance) than which none is faster and better."""
+    front: list[tuple[float, float]] = []
+    for time, distance in sorted(points):
+        if not front or distance < front[-1][1]:
+            front.append((time, distance))
+    return front
+
+
+def draw_front(cells: Cells, output: Path) -> None:
+    """Time against quality of every way to draw, and what is best for a time with forecasts and without."""
+    few = min(cells.largest(), 10_000)
+    figure, grid = plt.subplots(1, 2, figsize=(13, 5.2), layout="constrained")
+    samplers = [name for name in ("recommended", "dpm-solver++", "ddim") if any(c["sampler"] == name for c in cells.all)]
+    shown = [c for c in cells.all if c["pictures"] == few and c["routing"] == "stitch" and "images_per_second" in c]
+
+    def point(cell: dict) -> tuple[float, float]:
+        return 1000 / cell["images_per_second"], cell[DISTANCE]
+
+    def way(cell: dict) -> tuple[bool, bool]:
+        return "forecast" in cell, "forecast_guidance" in cell
+
+    for axes, title, drawn in (
+        (grid[0], "All ways to draw", shown),
+        (grid[1], "Recommended profile, ratio 0.4", [c for c in shown if c["sampler"] == samplers[0] and c["ratio"] == 0.4]),
+    ):
+        for key, (words, looks) in WAYS.items():
+            chosen = [c for c in drawn if way(c) == key]
+            if chosen:
+                axes.plot(*zip(*map(point, chosen)), linestyle="", markersize=4, alpha=0.7, label=words, **looks)
+        for forecasts, style in ((False, ":"), (True, "-")):
+            front = least([point(c) for c in drawn if forecasts or way(c) == (False, False)])
+            words = "best with forecasts" if forecasts else "best without"
+            axes.plot(*zip(*front), color="tab:red" if forecasts else "black", linestyle=style, linewidth=1, label=words)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_ylim(1.85, 3.2)
+        finish(axes, f"{title}, {few:,} pictures each", "ms a picture", "Frechet distance, classifier features")
+    for cell in (c for c in shown if c["sampler"] == samplers[0] and c["ratio"] == 0.4 and way(c) == (False, False)):
+        grid[1].annotate(f"{cell['steps']} steps", point(cell), textcoords="offset points", xytext=(5, 5), fontsize=8)
+    figure.savefig(output, dpi=90)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("report", type=Path, metavar="REPORT")
     parser.add_argument("output", type=Path, metavar="OUTPUT")
+    parser.add_argument("--front", action="store_true", help="time against quality of every way, from --experiment front")
     args = parser.parse_args()
     try:
         cells = Cells(args.report)
         assert cells.all
     except (OSError, ValueError, KeyError, TypeError, AssertionError):
         sys.exit(f"{args.report}: must be a report of measure_quality.py with results, got something else")
-    draw(cells, args.output)
+    (draw_front if args.front else draw)(cells, args.output)
 
 
 if __name__ == "__main__":

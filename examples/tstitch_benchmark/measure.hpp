@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "../common/device.hpp"
+#include "../common/machine.hpp"
 #include "../common/moment.hpp"
 
 #ifdef TSTITCH_WITH_CUDA
@@ -144,23 +145,4 @@ inline std::optional<PeakMemory> peak_memory([[maybe_unused]] at::Device device,
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return PeakMemory{std::int64_t(usage.ru_maxrss) * 1024, 0, false};
-}
-
-/// What the processor calls itself.
-inline std::string processor_name() {
-  std::ifstream file("/proc/cpuinfo");
-  for (std::string line; std::getline(file, line);) {
-    const std::size_t colon = line.find(": ");
-    if (line.rfind("model name", 0) == 0 && colon != std::string::npos) return line.substr(colon + 2);
-  }
-  return "unknown";
-}
-
-/// What the GPU calls itself; empty where it is not known.
-inline std::string gpu_name([[maybe_unused]] at::Device device) {
-#ifdef TSTITCH_WITH_CUDA
-  cudaDeviceProp properties{};
-  if (device.is_cuda() && cudaGetDeviceProperties(&properties, device.index()) == cudaSuccess) return properties.name;
-#endif
-  return {};
 }

@@ -9,6 +9,7 @@
 #include <CLI/CLI.hpp>
 #include <cstdint>
 #include <optional>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -27,6 +28,7 @@ struct Arguments {
   std::int64_t count = 8;
   double tolerance = 0.1;
   bool no_probe = false;
+  bool orders = false, intervals = false;
   std::string forecast;  ///< file of the table to write; empty: none is made
   int computed = 0;      ///< steps of the last network; 0: half of them
   int order = 1;
@@ -77,30 +79,39 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
              "find the steps in which the last network is best forecast, and write them there for tstitch_sample "
              "--forecast FILE");
   forecast->type_name("FILE");
+  app.add_flag("--orders", arguments.orders,
+               "compare small first, large first and small at both ends at equal cost, by the distance from the large "
+               "network's own pictures");
+  app.add_flag("--intervals", arguments.intervals,
+               "compare guidance on parts of the steps with guidance that is forecast, and suggest one");
   CLI::Option* const sampler =
-      one_of(option("--sampler", arguments.sampler, "update rule of the forecast run")
+      one_of(option("--sampler", arguments.sampler, "update rule of what --forecast, --orders and --intervals draw")
                  ->type_name("NAME")
                  ->capture_default_str(),
              names_in(tstitch::update_rules()));
-  CLI::Option* const profile =
-      one_of(option("--profile", arguments.profile, "of the forecast run, instead of the sampler: as tstitch_sample")
-                 ->type_name("NAME"),
-             names_in(tstitch::profiles()));
+  CLI::Option* const profile = one_of(
+      option("--profile", arguments.profile, "instead of the sampler, as tstitch_sample has it")->type_name("NAME"),
+      names_in(tstitch::profiles()));
   profile->excludes(sampler);
   for (CLI::Option* const part :
-       {sampler, profile,
-        option("--computed", arguments.computed, "steps of the last network that are not forecast [half of them]")
+       {option("--computed", arguments.computed, "steps of the last network that are not forecast [half of them]")
             ->check(in_range(1, 1'000'000)),
         option("--order", arguments.order, "of the polynomial that forecasts: 0 to 2")
             ->check(in_range(0, 2))
-            ->capture_default_str(),
-        option("--ratio", arguments.ratio, "share of the steps for the first of two networks")
-            ->check(in_range(0.0, 1.0))
             ->capture_default_str()}) {
     part->needs(forecast);
   }
+  CLI::Option* const ratio =
+      option("--ratio", arguments.ratio, "share of the steps for the first of two networks there")
+          ->check(in_range(0.0, 1.0))
+          ->capture_default_str();
   option("--json", arguments.json, "everything, as JSON")->type_name("FILE");
   file_of(option("--plot", arguments.plot, "the agreement as a PNG")->type_name("FILE"), ".png");
   set_up(app, version_of("tstitch_inspect"));
-  return read_arguments(app, count, values);
+  if (const std::optional<int> code = read_arguments(app, count, values)) return code;
+  for (CLI::Option const* const part : {sampler, profile, ratio}) {
+    if (part->count() == 0 || !arguments.forecast.empty() || arguments.orders || arguments.intervals) continue;
+    throw std::invalid_argument(part->get_name() + ": is for --forecast, --orders and --intervals, got none of them");
+  }
+  return std::nullopt;
 }

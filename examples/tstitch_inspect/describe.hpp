@@ -14,10 +14,10 @@
 #include <vector>
 
 #include "../common/device.hpp"
+#include "../common/flops.hpp"
 #include "../common/moment.hpp"
 #include "arguments.hpp"
 #include "call.hpp"
-#include "flops.hpp"
 #include "progress.hpp"
 
 using Json = nlohmann::ordered_json;
@@ -46,20 +46,10 @@ inline void describe_module(std::string const& path, tstitch::Network const& net
   print("parameters", grouped(parameters) + ", " + type);
   json["parameters"] = parameters;
 
-  // Of the module as the file has it and at its first call: later ones run other operations.
-  torch::jit::Module plain = module;
-  plain.eval();
-  plain.to(at::kCPU, at::kFloat);
   const Call call(network, conditions, 1, shape);
-  std::vector<c10::IValue> inputs{call.x.cpu(), call.t.cpu()};
-  if (network.info().num_classes) inputs.emplace_back(call.condition.labels.cpu());
-  for (tstitch::ConditionInfo const& wanted : network.info().conditions) {
-    inputs.emplace_back(call.condition.at(wanted.name).cpu());
-  }
-  const FlopCounter counter;
-  plain.forward(std::move(inputs));
-  json["gflop"] = counter.count() / 1e9;
-  print("GFLOP a row", tstitch::words::text(std::round(counter.count() / 1e6) / 1e3));
+  const double flop = flop_of(module, network.info(), call.x, call.t, call.condition);
+  json["gflop"] = flop / 1e9;
+  print("GFLOP a row", tstitch::words::text(std::round(flop / 1e6) / 1e3));
 }
 
 /// What an AOTInductor package was compiled for.

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <tstitch/file/forecast_file.hpp>
-#include <tstitch/method/by_name.hpp>
 #include <tstitch/study/forecast_calibration.hpp>
 
 #include <algorithm>
@@ -12,12 +11,10 @@
 #include <cstdio>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "../common/request.hpp"
-#include "../common/shape.hpp"
 #include "arguments.hpp"
+#include "ways.hpp"
 
 /// Measures what forecasts would cost, writes the best table, and says what it came to.
 /// @throws std::invalid_argument for a network that cannot forecast, and a number of steps that cannot be computed
@@ -26,25 +23,14 @@ inline nlohmann::ordered_json calibrate_forecast(std::vector<tstitch::Network> c
                                                  std::vector<tstitch::NamedCondition> const& conditions) {
   const std::size_t last = networks.size() - 1;
   tstitch::NoiseSchedule const& noise = networks[last].noise_schedule();
-  const tstitch::AnyProfile way =
-      !arguments.profile.empty()
-          ? tstitch::profile_by_name(arguments.profile, noise, arguments.steps)
-          : tstitch::AnyProfile{
-                noise,
-                {.steps = arguments.steps,
-                 .spacing = noise.is_flow() ? tstitch::Spacing::shifted() : tstitch::Spacing::linspace()},
-                tstitch::update_rule_by_name(arguments.sampler)};
+  const tstitch::AnyProfile way = way_of(arguments, noise);
   const auto sampler_with = [&](tstitch::Forecast const& forecast) {
     tstitch::AnyProfile with = way;
     with.options.forecast = forecast;
     return tstitch::make_sampler(
         with, last == 0 ? tstitch::AnyModelSchedule(tstitch::SingleNetwork{}) : tstitch::Stitch{arguments.ratio});
   };
-  std::vector<tstitch::NetworkInfo> infos;
-  for (tstitch::Network const& network : networks) infos.push_back(network.info());
-  tstitch::Request request = request_for(networks, conditions, arguments.count, shape_for(infos, arguments.shape));
-  request.guidance.scale = infos[last].null_class ? infos[last].guidance_scale : 1;
-  request = tstitch::apply(way, std::move(request));
+  const tstitch::Request request = compared_request(networks, arguments, conditions, way);
   const tstitch::ForecastErrors errors =
       tstitch::measure_forecasts(sampler_with({}), networks, request, last, arguments.order);
   const int steps = int(errors.steps.size());

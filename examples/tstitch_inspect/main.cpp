@@ -18,6 +18,7 @@
 #include "forecast.hpp"
 #include "probe.hpp"
 #include "progress.hpp"
+#include "ways.hpp"
 
 namespace {
 
@@ -32,6 +33,13 @@ int inspect(Arguments const& arguments) {
   require_different({{"--json", arguments.json}, {"--plot", arguments.plot}, {"--forecast", arguments.forecast}}, read);
   if (!arguments.forecast.empty() && arguments.files.size() > 2) {
     throw std::invalid_argument("--forecast: is for one network or two, got " + std::to_string(arguments.files.size()));
+  }
+  if (arguments.orders && arguments.files.size() != 2) {
+    throw std::invalid_argument("--orders: is for two networks, got " + std::to_string(arguments.files.size()));
+  }
+  if (arguments.intervals && arguments.files.size() > 2) {
+    throw std::invalid_argument("--intervals: is for one network or two, got " +
+                                std::to_string(arguments.files.size()));
   }
   for (std::string const& path : {arguments.json, arguments.plot, arguments.forecast}) {
     if (!path.empty()) tstitch::require_writable(path);
@@ -61,6 +69,10 @@ int inspect(Arguments const& arguments) {
   }
   if (!arguments.forecast.empty() && mismatches.empty()) {
     json["forecast"] = calibrate_forecast(networks, arguments, conditions);
+  }
+  if (arguments.orders && mismatches.empty()) json["orders"] = compare_orders(networks, arguments, conditions);
+  if (arguments.intervals && mismatches.empty()) {
+    json["guidance_intervals"] = compare_intervals(networks, arguments, conditions);
   }
   if (!arguments.json.empty()) {
     json["diagnostics"] = tstitch::diagnostics();

@@ -4,7 +4,9 @@
 
 #include <tstitch/method/by_name.hpp>
 #include <tstitch/peer/by_name.hpp>
+#include <tstitch/peer/preset.hpp>
 #include <tstitch/plan/by_name.hpp>
+#include <tstitch/study/budget.hpp>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
@@ -32,6 +34,10 @@ struct Arguments {
   std::vector<double> boundaries;  ///< behind the colon of --routing
   bool between = true;             ///< see NamedRouting::between
 
+  std::string preset;   ///< takes the place of all options of sampling but guidance, and of ratio
+  std::string budget;   ///< see budget.hpp
+  std::string quality;  ///< the table that it chooses from; empty: the bundled pair's, with the bundled pair
+  std::string times;    ///< file of what networks take; empty: in the user's cache, "none": nowhere
   std::string profile;  ///< takes the place of sampler, order, spacing and eta
   std::string sampler = "ddim";
   std::optional<int> order;  ///< not given: the sampler's own
@@ -41,7 +47,8 @@ struct Arguments {
   std::vector<double> sigmas;
   std::optional<double> eta;    ///< not given: the sampler's own
   bool sampling_given = false;  ///< any of these
-  bool steps_given = false;
+  bool steps_given = false, ratio_given = false, forecast_given = false, forecast_guidance_given = false;
+  bool spacing_given = false;  ///< or anything else of a sampler beside its name
 
   std::vector<std::string> classes;
   std::vector<std::string> conditions;
@@ -192,6 +199,8 @@ struct CommandLine {
   // Those that others go with or without, or that it matters whether they are given.
   CLI::Option *ratio = nullptr, *fractions = nullptr, *sweep = nullptr, *routing = nullptr;
   CLI::Option *profile = nullptr, *sampler = nullptr, *order = nullptr, *steps = nullptr, *spacing = nullptr;
+  CLI::Option *preset = nullptr, *budget = nullptr, *quality = nullptr, *times = nullptr;
+  CLI::Option *forecast = nullptr, *forecast_guidance = nullptr, *plan = nullptr;
   CLI::Option *timesteps = nullptr, *sigmas = nullptr, *eta = nullptr, *batch = nullptr, *pad = nullptr;
 
   CLI::Option* option(char const* name, auto& value, std::string const& help) const {
@@ -236,11 +245,30 @@ inline void CommandLine::add_routing() {
   sweep->type_name("A:B:C")->excludes(ratio);
   routing = shown("--routing", arguments.routing, "how networks share the steps: " + routings_help());
   routing->type_name("RULE")->excludes(sweep);
-  flag("--plan", arguments.plan, "print what each step would do, and stop");
+  plan = flag("--plan", arguments.plan, "print what each step would do, and stop");
 }
 
 inline void CommandLine::add_sampling() {
   group = "Sampling";
+  std::string presets;
+  for (tstitch::NamedPreset const& each : tstitch::presets()) {
+    presets += (presets.empty() ? "" : "; ") + each.name + " (" + each.help + ")";
+  }
+  preset =
+      option("--preset", arguments.preset, "how two networks are sampled, in a word: " + presets)->type_name("NAME");
+  one_of(preset, names_in(tstitch::presets()));
+  budget = option("--budget", arguments.budget,
+                  "what drawing may cost: " + tstitch::budgets_text() +
+                      "; takes what is best for that by a quality table, or as many steps of the large network as fit")
+               ->type_name("COST");
+  quality = option("--quality", arguments.quality,
+                   "table of measure_quality.py that the budget chooses from [the bundled pair's, with that pair]")
+                ->type_name("FILE")
+                ->needs(budget);
+  times = option("--times", arguments.times,
+                 "file that keeps what networks take, none for nowhere [tstitch/times.txt in the user's cache]")
+              ->type_name("FILE")
+              ->needs(budget);
   const std::vector<std::string> profile_names = names_in(tstitch::profiles());
   profile = option("--profile", arguments.profile,
                    "instead of sampler, order, spacing and eta, this library's choice or what another program does: " +
@@ -266,14 +294,20 @@ inline void CommandLine::add_sampling() {
                    "the same by noise levels, sigma / alpha; a last one of 0 is where the last step ends");
   eta = option("--eta", arguments.eta,
                "how much noise a step renews, 0 to 1, of dpm-solver++ 0 or more: " + samplers_help("eta"));
-  shown("--forecast", arguments.forecast,
-        "steps in which the blocks of the last network do not run, for what they add is forecast: " +
-            tstitch::forecasts_text() +
-            ", as every:2 computes one of 2, or the file of a table (tstitch_inspect --forecast)")
-      ->type_name("NAME");
+  forecast = shown("--forecast", arguments.forecast,
+                   "steps in which the blocks of the last network do not run, for what they add is forecast: " +
+                       tstitch::forecasts_text() +
+                       ", as every:2 computes one of 2, or the file of a table (tstitch_inspect --forecast)")
+                 ->type_name("NAME");
   for (auto const& list : {timesteps, sigmas}) list->excludes(steps)->excludes(spacing);
   timesteps->excludes(sigmas);
   for (auto const& part : {sampler, order, spacing, eta}) profile->excludes(part);
+  for (auto const& part :
+       {profile, sampler, order, steps, spacing, timesteps, sigmas, eta, forecast, fractions, budget}) {
+    preset->excludes(part);
+  }
+  for (auto const& part : {fractions, sweep, plan}) budget->excludes(part);
+  for (auto const& part : {order, spacing, timesteps, sigmas, eta}) quality->excludes(part);
 }
 
 inline void CommandLine::add_pictures() {
@@ -293,10 +327,12 @@ inline void CommandLine::add_pictures() {
           "recommends]");
   shown("--guidance-interval", arguments.guidance_interval, "share of the steps at which guidance begins and ends")
       ->type_name("A:B");
-  shown("--forecast-guidance", arguments.forecast_guidance,
-        "steps in which what guidance adds is forecast, and networks run with the class or prompt alone: " +
-            tstitch::forecasts_text())
-      ->type_name("NAME");
+  forecast_guidance =
+      shown("--forecast-guidance", arguments.forecast_guidance,
+            "steps in which what guidance adds is forecast, and networks run with the class or prompt alone: " +
+                tstitch::forecasts_text())
+          ->type_name("NAME");
+  preset->excludes(forecast_guidance);
   shown("--seed", arguments.seed, "picture i has seed SEED + i, and its noise depends on nothing else");
 }
 
@@ -350,6 +386,12 @@ inline void CommandLine::take_given() const {
     arguments.sampling_given = arguments.sampling_given || part->count() > 0;
   }
   arguments.steps_given = steps->count() > 0;
+  arguments.ratio_given = ratio->count() > 0;
+  arguments.forecast_given = forecast->count() > 0;
+  arguments.forecast_guidance_given = forecast_guidance->count() > 0;
+  for (CLI::Option const* const part : {order, spacing, timesteps, sigmas, eta}) {
+    arguments.spacing_given = arguments.spacing_given || part->count() > 0;
+  }
   if (arguments.sigmas.size() > 1 && arguments.sigmas.back() == 0) arguments.sigmas.pop_back();
   if (const std::size_t listed = arguments.timesteps.size() + arguments.sigmas.size(); listed > 0) {
     arguments.steps = int(listed);
@@ -376,6 +418,8 @@ inline void CommandLine::require_effect() const {
   only(timesteps, arguments.profile.empty(), "runs without --profile", arguments.profile);
   only(sigmas, arguments.profile.empty(), "runs without --profile", arguments.profile);
   only(order, takes(arguments, "order"), joined_with_and(samplers_with("order")), arguments.sampler);
+  only(preset, networks == 2, "two networks", std::to_string(networks));
+  only(budget, arguments.routing == "stitch", "the routing stitch", arguments.routing);
   only(pad, arguments.sweep.empty(), "runs without --sweep", in_quotes(arguments.sweep));
   only(eta, takes(arguments, "eta"), joined_with_and(samplers_with("eta")), arguments.sampler);
 }

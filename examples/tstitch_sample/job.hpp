@@ -76,6 +76,7 @@ struct Job {
   tstitch::Guidance guidance;
   std::optional<tstitch::AnyProfile> way;  ///< how pictures are drawn: the profile, or what the arguments say
   Notes notes;
+  double predicted_seconds = 0;  ///< of a batch, where there is a budget
 
   std::int64_t images() const { return image_count; }
   std::uint64_t seed(std::int64_t image) const { return arguments.seed + std::uint64_t(image); }
@@ -322,6 +323,22 @@ inline tstitch::AnyProfile way_of(Arguments& arguments, tstitch::NoiseSchedule c
   return {noise, {.steps = arguments.steps, .spacing = spacing}, rule_of(arguments)};
 }
 
+/// How the job is drawn; its guidance is known.
+inline void take_way(Job& job, Arguments& arguments) {
+  tstitch::NoiseSchedule const& noise = job.infos.back().noise_schedule.value();
+  if (arguments.preset.empty()) {
+    job.way = way_of(arguments, noise);
+    job.way->options.forecast = forecast_of_steps(arguments.forecast, job.infos.size());
+  } else {
+    const tstitch::Preset preset = tstitch::preset_by_name(arguments.preset, noise);
+    job.way = tstitch::any_profile(preset.profile);
+    job.guidance.forecast = preset.guidance;
+    arguments.steps = preset.profile.options.steps;
+    if (!arguments.ratio_given) arguments.ratio = preset.ratio;
+  }
+  job.guidance.channels = job.way->guidance_channels;
+}
+
 inline Job prepare(Arguments arguments) {
   Job job;
   job.device = device_of(arguments.device);
@@ -331,7 +348,7 @@ inline Job prepare(Arguments arguments) {
   }
   tstitch::NetworkInfo const& info = job.infos.back();
   note_order(job.notes, job.infos);
-  take_recommended(arguments, info, job.notes);
+  if (arguments.preset.empty()) take_recommended(arguments, info, job.notes);
   job.labels = labels_of(arguments.classes, info);
   note_classes(job.notes, arguments, info, job.labels.size());
   take_conditions(job, arguments.conditions);
@@ -342,9 +359,7 @@ inline Job prepare(Arguments arguments) {
   if (arguments.batch == 0) arguments.batch = job.device.is_cpu() ? 16 : 256;
   if (!arguments.pad_batches) arguments.batch = std::min(arguments.batch, job.image_count);
   job.guidance = guidance_of(job, arguments);
-  job.way = way_of(arguments, info.noise_schedule.value());
-  job.way->options.forecast = forecast_of_steps(arguments.forecast, job.infos.size());
-  job.guidance.channels = job.way->guidance_channels;
+  take_way(job, arguments);
   if (arguments.output.empty() && arguments.grid.empty() && arguments.latents.empty()) arguments.grid = "samples.png";
   job.arguments = std::move(arguments);
   return job;

@@ -20,6 +20,7 @@
 #include "../common/program.hpp"
 #include "../common/signals.hpp"
 #include "arguments.hpp"
+#include "budget.hpp"
 #include "job.hpp"
 #include "output.hpp"
 #include "places.hpp"
@@ -98,6 +99,7 @@ std::string summary(Job const& job, tstitch::Plan const& plan) {
     scales += (scales.empty() ? "" : ",") + tstitch::words::text(scale);
   }
   text += ", guidance " + scales;
+  if (!job.arguments.preset.empty()) text += ", preset " + job.arguments.preset;
   if (job.arguments.forecast != "none") text += ", forecast " + job.arguments.forecast;
   if (job.arguments.forecast_guidance != "none") text += ", forecast guidance " + job.arguments.forecast_guidance;
   return text;
@@ -185,6 +187,7 @@ int tstitch_sample(Arguments arguments) {
   const std::optional<tstitch::Decoder> decoder = load_decoder(job);
   require_grid(job, decoder);
   const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
+  if (!job.arguments.budget.empty()) take_budget(job, networks);
   if (job.arguments.fastest_batch) take_fastest_batch(job, plan, networks);
   has_begun = true;
   return sweep ? run_sweep(job, networks, decoder) : run(job, networks, decoder);

@@ -27,7 +27,9 @@
 inline Json parameters(Job const& job) {
   Arguments const& a = job.arguments;
   Json json{{"networks", job.names}};
-  if (a.profile.empty()) {
+  if (!a.preset.empty()) {
+    json["preset"] = a.preset;
+  } else if (a.profile.empty()) {
     json["sampler"] = a.sampler;
     if (takes(a, "order")) json["order"] = order_of(a);
     if (takes(a, "eta")) json["eta"] = eta_of(a);
@@ -84,6 +86,16 @@ inline void write_report(Job const& job, Json report) {
   report["notes"] = job.notes;
   report["diagnostics"] = tstitch::diagnostics();
   tstitch::write_file(job.arguments.report, text_of(report, 2) + "\n");
+}
+
+/// What each network does, as counted in the plan.
+inline void list_work(tstitch::Plan const& plan, std::size_t networks, Json& json) {
+  json["calls"] = plan.calls(networks);
+  if (!plan.has_forecasts()) return;
+  for (tstitch::NetworkWork const& each : plan.work(networks)) {
+    json["forecast_calls"].push_back(each.forecast);
+    json["rows"].push_back(each.rows);
+  }
 }
 
 /// For what describes all pictures; each by itself says which of them is its own.

@@ -89,10 +89,11 @@ class Pictures {
 inline void sample_batches(Job const& job, std::vector<tstitch::Network> const& networks,
                            tstitch::AnySampler const& sampler, NetworkClock& clock,
                            std::optional<tstitch::ProgressBar>& progress, Pictures& pictures,
-                           std::vector<at::Tensor>& latents) {
+                           std::vector<at::Tensor>& latents, std::vector<double>& batch_seconds) {
   for (std::int64_t sampled = 0; sampled < job.images() && !stopped_by;) {
     const std::int64_t first = sampled, count = std::min(job.arguments.batch, job.images() - first);
     clock.start();
+    const Clock::time_point start = Clock::now();
     const tstitch::Samples samples =
         sampler.sample(networks, job.request(first, count), [&](tstitch::StepReport report) {
           clock(report);
@@ -101,6 +102,10 @@ inline void sample_batches(Job const& job, std::vector<tstitch::Network> const& 
           return stopped_by ? tstitch::Control::cancel : tstitch::Control::proceed;
         });
     if (!samples.finished) break;
+    if (job.predicted_seconds > 0) {  // which is compared with what it takes
+      wait(job.device);
+      if (count == job.arguments.batch) batch_seconds.push_back(seconds_since(start));
+    }
     sampled += count;
     if (!job.arguments.latents.empty()) latents.push_back(samples.images.cpu());
     pictures.push(samples.images);
@@ -135,9 +140,10 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
   if (!job.arguments.quiet) progress.emplace(job.images(), job.names).begin();
   const Clock::time_point start = Clock::now();
   std::vector<at::Tensor> latents;
+  std::vector<double> batch_seconds;
   Pictures pictures(job, decoder);
   FirstFailure failure;  // what is finished by then is still written
-  failure.watch([&] { sample_batches(job, networks, sampler, clock, progress, pictures, latents); });
+  failure.watch([&] { sample_batches(job, networks, sampler, clock, progress, pictures, latents, batch_seconds); });
   pictures.finish(failure);
   const std::int64_t finished = pictures.count();
   if (finished == 0 && latents.empty()) failure.rethrow();
@@ -156,12 +162,12 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
     });
   };
   if (!latents.empty()) leave("latents", job.arguments.latents, [&] { write_latents(job, latents); });
-  json["calls"] = plan.calls(networks.size());
-  if (plan.has_forecasts()) {
-    for (tstitch::NetworkWork const& each : work) {
-      json["forecast_calls"].push_back(each.forecast);
-      json["rows"].push_back(each.rows);
-    }
+  list_work(plan, networks.size(), json);
+  if (!batch_seconds.empty()) {
+    std::sort(batch_seconds.begin(), batch_seconds.end());
+    json["budget"] = {{"asked", job.arguments.budget},
+                      {"predicted_seconds", job.predicted_seconds},
+                      {"measured_seconds", batch_seconds[batch_seconds.size() / 2]}};
   }
   json["seconds_by_network"] = clock.seconds();
   json["seconds"] = seconds;
@@ -180,6 +186,11 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
     say(job, "  ", job.names[k], ": ", counted(work[k].computed, "step"),
         work[k].forecast > 0 ? " and " + std::to_string(work[k].forecast) + " forecast" : "", ", ",
         hundredths(clock.seconds()[k]), " s");
+  }
+  if (json.contains("budget")) {
+    const double measured = json["budget"]["measured_seconds"];
+    say(job, "a batch took ", hundredths(1e3 * measured), " ms where ", hundredths(1e3 * job.predicted_seconds),
+        " were predicted");
   }
   if (pictures.files() && finished) say(job, "pictures: ", location(job.arguments.output));
   for (std::string const& each : left) say(job, each);

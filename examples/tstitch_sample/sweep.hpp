@@ -206,6 +206,7 @@ inline int run_sweep(Job const& job, std::vector<tstitch::Network> const& networ
                         {"seconds", each.total()},
                         {"seconds_by_batch", each.seconds},
                         {"images_per_second", double(images) / each.total()}});
+    list_work(sampler_of(job, tstitch::Stitch{each.ratio}).plan(job.guidance), networks.size(), by_ratio.back());
     if (images < job.images()) continue;  // the grid shows whole rows
     char caption[64];
     std::snprintf(caption, sizeof caption, "r = %s\n%.3g s", each.name.c_str(), each.total());

@@ -108,7 +108,7 @@ assert ways == [(None, None), (None, "every:2"), ("every:2,2", None), ("every:2,
 # The twelfth is among the ratios.
 assert len({cell["frechet_distance_in_classifier_features"] for cell in forecasts}) == len(forecasts) == 11
 both = scratch / "work/ddim-50-stitch-10-at-0.4-forecast-every-2-guidance-every-2/0/report.json"
-assert json.loads(both.read_text())["forecast_calls"] == [0, 13]
+assert json.loads(both.read_text())["ratios"][0]["forecast_calls"] == [0, 13]
 assert drawn("--experiment", "forecasts")[15:] == forecasts
 
 # The front: all is there but DDIM at 20 steps, whose forecasts are compared with the pictures without.
@@ -133,7 +133,7 @@ for cell in measured:
 [calibrated] = [cell for cell in measured if cell.get("forecast") == "calibrated"]
 assert calibrated["ratio"] == 0.4 and calibrated["steps"] == 20
 table = scratch / "work/ddim-20-stitch-10-at-0.4-forecast-calibrated/0/table.txt"
-drawn_with = json.loads((table.parent / "report.json").read_text())
+[drawn_with] = json.loads((table.parent / "report.json").read_text())["ratios"]
 assert drawn_with["forecast_calls"] == [0, 6] and drawn_with["calls"] == [8, 6], drawn_with
 
 report.write_text(json.dumps({"cells": cells[:4] + forecasts}))

@@ -176,6 +176,8 @@ TEST_CASE("the baselines give the small network its share, elsewhere") {
     return taken;
   };
   CHECK(route(LargeFirst{0.3}, 10) == "1111111000");
+  CHECK(route(BothEnds{0.3}, 10) == "0011111110");
+  CHECK(route(BothEnds{0.4}, 5) == "01110");
   CHECK(route(Interleaved{0.5}, 10) == "0101010101");
   CHECK(route(Interleaved{0.2}, 10) == "0111101111");
   CHECK(route(Interleaved{0.6}, 5) == "01010");
@@ -184,7 +186,8 @@ TEST_CASE("the baselines give the small network its share, elsewhere") {
       const double ratio = tenth / 10.0;
       const std::string stitch = route(Stitch{ratio}, steps);
       const auto small_steps = std::count(stitch.begin(), stitch.end(), '0');
-      for (std::string const& other : {route(LargeFirst{ratio}, steps), route(Interleaved{ratio}, steps)}) {
+      for (std::string const& other :
+           {route(LargeFirst{ratio}, steps), route(BothEnds{ratio}, steps), route(Interleaved{ratio}, steps)}) {
         CHECK(std::count(other.begin(), other.end(), '0') == small_steps);
       }
     }

@@ -82,6 +82,7 @@ TEST_CASE("model schedules by name are those of the classes") {
   CHECK(plan_of(model_schedule_by_name("stitch", {.fractions = {0.2, 0.3, 0.5}})) ==
         plan_of(Fractions{{0.2, 0.3, 0.5}}));
   CHECK(plan_of(model_schedule_by_name("large-first", {.ratio = 0.3})) == plan_of(LargeFirst{0.3}));
+  CHECK(plan_of(model_schedule_by_name("both-ends", {.ratio = 0.3})) == plan_of(BothEnds{0.3}));
   CHECK(plan_of(model_schedule_by_name("interleaved", {.ratio = 0.3})) == plan_of(Interleaved{0.3}));
   CHECK(plan_of(model_schedule_by_name("falling", {.ratio = 0.3, .seed = 5})) == plan_of(FallingProbability{0.3, 5}));
   CHECK(plan_of(model_schedule_by_name("timestep:800,200")) == plan_of(ByTimestep{{800, 200}}));
@@ -115,7 +116,7 @@ TEST_CASE("a program's own model schedule by name stands in a table of its own")
 
 TEST_CASE("what is no model schedule is refused with all that are") {
   const std::string all =
-      "tstitch::model_schedule_by_name: must be one of stitch, large-first, interleaved, falling, "
+      "tstitch::model_schedule_by_name: must be one of stitch, large-first, both-ends, interleaved, falling, "
       "timestep:T,... or logsnr:L,..., got ";
   for (char const* text : {"random", "", "timestep", "stitch:3", "dit"}) {
     CHECK(refusal([&] { model_schedule_by_name(text); }) == all + "'" + text + "'");

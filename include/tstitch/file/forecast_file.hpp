@@ -10,9 +10,6 @@
 ///     forecast 23,25,27
 #pragma once
 
-#include <unistd.h>
-
-#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <optional>
@@ -22,28 +19,13 @@
 #include "../base/text.hpp"
 #include "../base/write_file.hpp"
 #include "../plan/forecast.hpp"
-#include "file.hpp"
+#include "text_file.hpp"
 
 namespace tstitch {
 namespace detail {
 
 inline constexpr FileKind forecast_file{"read_forecast_table", "a forecast table"};
 inline constexpr auto forecast_magic = "tstitch forecast table 1";
-
-/// The whole of a small text.
-/// @throws std::runtime_error for what is larger
-inline std::string read_text(FileKind kind, std::string const& path, std::size_t most) {
-  const RegularFile file(kind, path);
-  if (file.size() > most) refuse_file(kind, quoted(path), std::to_string(file.size()) + " bytes");
-  std::string text(std::size_t(file.size()), '\0');
-  for (std::size_t done = 0; done < text.size();) {
-    const ssize_t read = ::pread(file.descriptor(), text.data() + done, text.size() - done, off_t(done));
-    if (read < 0 && errno == EINTR) continue;
-    if (read <= 0) refuse_file(kind, quoted(path), "an end at byte " + std::to_string(done));
-    done += std::size_t(read);
-  }
-  return text;
-}
 
 /// What is behind a key at the beginning of a line.
 inline std::string forecast_line(std::string const& path, std::string const& line, std::string const& key) {

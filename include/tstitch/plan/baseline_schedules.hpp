@@ -19,6 +19,17 @@ struct LargeFirst {
   }
 };
 
+/// Network 0 at both ends: of its round(ratio x steps) steps the first half, of an odd number the larger one, begins
+/// the run, and the other ends it.
+struct BothEnds {
+  double ratio = 0.5;  ///< share of the small network, in [0, 1]
+
+  std::size_t operator()(Step const& step) const {
+    const std::int64_t small_steps = share_of_steps("BothEnds", "ratio", ratio, step.count);
+    return step.index < (small_steps + 1) / 2 || step.index >= step.count - small_steps / 2 ? 0 : 1;
+  }
+};
+
 /// The round(ratio x steps) steps of network 0 spread evenly over the run, beginning with the first step.
 struct Interleaved {
   double ratio = 0.5;  ///< share of the small network, in [0, 1]

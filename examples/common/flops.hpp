@@ -4,12 +4,15 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/record_function.h>
+#include <torch/csrc/jit/api/module.h>
+#include <tstitch/model/network.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 /// Counts on this thread while it lives; two operations for a multiply and an add. Elementwise work is left out, as
@@ -96,3 +99,18 @@ class FlopCounter {
 
   at::CallbackHandle handle_;
 };
+
+/// What one evaluation of a network takes, of as many rows as x has.
+/// @param module the network as its file has it; at its first call, for later ones run other operations
+inline double flop_of(torch::jit::Module const& module, tstitch::NetworkInfo const& info, at::Tensor const& x,
+                      at::Tensor const& t, tstitch::Condition const& condition) {
+  torch::jit::Module plain = module;
+  plain.eval();
+  plain.to(at::kCPU, at::kFloat);
+  std::vector<c10::IValue> inputs{x.cpu(), t.cpu()};
+  if (info.num_classes) inputs.emplace_back(condition.labels.cpu());
+  for (tstitch::ConditionInfo const& wanted : info.conditions) inputs.emplace_back(condition.at(wanted.name).cpu());
+  const FlopCounter counter;
+  plain.forward(std::move(inputs));
+  return counter.count();
+}

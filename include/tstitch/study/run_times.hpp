@@ -1,0 +1,253 @@
+/// @file
+/// What a run takes, predicted from its plan: each network is timed once for each kind of evaluation. Opt-in.
+///
+///     tstitch::RunTimes times(networks, request);
+///     const double seconds = times.predict(sampler);
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/core/GradMode.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "../base/error.hpp"
+#include "../file/times_file.hpp"
+#include "../method/ddim.hpp"
+#include "../model/denoiser.hpp"
+#include "../sampler/any_sampler.hpp"
+
+namespace tstitch {
+
+/// Where the times of networks are kept from one program to the next.
+struct KeptTimes {
+  std::string file = {};  ///< empty: nowhere
+  /// One a network: what tells it from others, and what it runs on: weights, backend, number format, device.
+  std::vector<std::string> names = {};
+};
+
+/// Predicts what runs take that differ in sampler, ratio, steps, forecasts and guidance. What it needs to know of a
+/// network it measures when it is first asked, and knows from then on: what an evaluation takes of so many rows,
+/// computed, computed and kept for forecasts, and forecast; what preparing timesteps takes; and of each update rule
+/// what a step takes beside the network. Waits for the GPU.
+///
+/// @tparam Clock of the standard's kind
+template <class Clock = std::chrono::steady_clock>
+class RunTimes {
+ public:
+  /// @param request one batch, as it will be drawn: its size, shape, conditions and whether it is guided
+  /// @throws std::invalid_argument where names are given but not one a network; std::runtime_error for a file of times
+  /// that is damaged
+  RunTimes(std::vector<Network> networks, Request request, KeptTimes kept = {})
+      : networks_(std::move(networks)), request_(std::move(request)), names_(std::move(kept.names)) {
+    if (networks_.empty()) detail::refuse("RunTimes", "networks must be at least one", "none");
+    if (!kept.file.empty()) file_.emplace(kept.file);
+    if (file_ && names_.size() != networks_.size()) {
+      detail::refuse("RunTimes", "names must be one for each of the " + std::to_string(networks_.size()) + " networks",
+                     std::to_string(names_.size()));
+    }
+    request_.guidance.forecast = {};
+  }
+
+  /// What sampler.sample(networks, request) takes once nothing is done for the first time, in seconds.
+  /// @param guidance of the request, where it is another one than the constructor's; without a guide
+  /// @throws std::invalid_argument as the sampler's plan and the networks do
+  template <class Rule, class Schedule>
+  double predict(Sampler<Rule, Schedule> const& sampler, std::optional<Guidance> const& guidance = {}) {
+    const Plan plan = sampler.plan(guidance.value_or(request_.guidance));
+    const AnyUpdateRule rule(sampler.rule());
+    double seconds = once(rule);
+    std::map<std::size_t, int> timesteps;
+    for (PlannedStep const& planned : plan.steps) {
+      if (planned.guide_evaluations > 0) {
+        detail::refuse("RunTimes::predict", "guidance must be without a guide", std::to_string(planned.guide_network));
+      }
+      const Kind kind = planned.forecast.network    ? Kind::forecast
+                        : planned.forecast.keep > 0 ? Kind::kept
+                                                    : Kind::computed;
+      seconds += planned.evaluations * evaluation(planned.network, planned.both_halves(), kind);
+      ++timesteps[planned.network];
+    }
+    for (auto const& [k, count] : timesteps) seconds += preparing(k, count);
+    return seconds + double(plan.steps.size()) * beside(rule);
+  }
+
+  /// Does once what every kind of evaluation in a run does the first time, such as capturing a graph.
+  template <class Rule, class Schedule>
+  void warm_up(Sampler<Rule, Schedule> const& sampler, std::optional<Guidance> const& guidance = {}) {
+    sampler.sample(networks_, with(guidance.value_or(request_.guidance)));
+  }
+
+ private:
+  enum class Kind { computed, kept, forecast };
+  static constexpr int few_steps = 4, many_steps = 12;
+  static constexpr double slow = 0.25;  // seconds, of which fewer rounds are enough
+
+  Request with(Guidance guidance) const {
+    Request request = request_;
+    request.guidance = std::move(guidance);
+    return request;
+  }
+
+  /// One measured number, from the file or from `measure`.
+  /// @param k whose, for the file
+  template <class Measure>
+  double known(std::size_t k, std::string const& what, Measure measure) {
+    const std::string name = (file_ ? names_[k] : std::to_string(k)) + " | " + what;
+    if (const auto found = known_.find(name); found != known_.end()) return found->second;
+    const std::optional<double> kept = file_ ? file_->find(name) : std::nullopt;
+    const double seconds = kept ? *kept : measure();
+    if (file_ && !kept) file_->add(name, seconds);
+    return known_.emplace(name, seconds).first->second;
+  }
+
+  /// "[32, 4, 32, 32]": of x.
+  std::string shape() const { return detail::shape_text(start().x.sizes()); }
+
+  double evaluation(std::size_t k, bool both, Kind kind) {
+    static constexpr char const* words[]{"computed", "kept", "forecast"};
+    const std::string what = shape() + (both ? " both halves " : " ") + words[int(kind)];
+    return known(k, what, [&] {
+      Network const& network = networks_.at(k);
+      Trajectory const& run = start();
+      const double timestep = network_timestep(network, network.noise_schedule().noisiest() / 2);
+      const at::Tensor x = both ? twice(run.x) : run.x;
+      const at::Tensor t = timestep_rows(network, x, timestep, x.size(0));
+      Condition const& condition = both ? run.condition.guided : run.condition.conditional;
+      if (both && !condition.labels.defined() && condition.tensors.empty()) {
+        detail::refuse("RunTimes::predict", "guidance must be on in the request that times are for", "scale 1");
+      }
+      if (network.prepares()) network.prepare({&timestep, 1}, condition);
+      Memory memory;
+      Step step{.index = 0, .count = 3, .t = 0, .from = {}, .to = {}};
+      const auto ask = [&](StepForecast const& forecast) {
+        network(x, t, condition,
+                Evaluation{.timestep = timestep,
+                           .step = &step,
+                           .memory = &memory,
+                           .forecast = kind == Kind::computed ? nullptr : &forecast,
+                           .both_halves = both});
+      };
+      const StepForecast keeping{.keep = 2};
+      if (kind != Kind::forecast) return median_of([&] { ask(keeping); });
+      for (; step.index < 2; ++step.index) ask(keeping);
+      StepForecast line{.network = true, .conditional = {{0, -1}, {1, 2}}};
+      if (both) line.unconditional = line.conditional;
+      return median_of([&] { ask(line); });
+    });
+  }
+
+  /// What a network does for its timesteps before a run: a line through what it takes for few and for many.
+  double preparing(std::size_t k, int count) {
+    if (!networks_.at(k).prepares()) return 0;
+    const auto of = [&](int timesteps) {
+      return known(k, shape() + " preparing " + std::to_string(timesteps), [&] {
+        std::vector<double> times;
+        for (int i = 0; i < timesteps; ++i) {
+          times.push_back(
+              network_timestep(networks_[k], networks_[k].noise_schedule().noisiest() * (i + 1) / timesteps));
+        }
+        auto const& [conditional, guided] = start().condition;
+        Condition const& asked = guided.labels.defined() ? guided : conditional;
+        return median_of([&] { networks_[k].prepare(times, asked); });
+      });
+    };
+    const double few = of(few_steps), many = of(many_steps);
+    return std::max(0.0, few + (many - few) * (count - few_steps) / (many_steps - few_steps));
+  }
+
+  /// A whole run of the first network.
+  double whole(AnyUpdateRule const& rule, int steps) {
+    const AnySampler sampler{networks_[0].noise_schedule(), SingleNetwork{}, {.steps = steps, .spacing = even()}, rule};
+    return known(0, shape() + " " + sampler.plan(request_.guidance).sampler + " of " + std::to_string(steps),
+                 [&] { return median_of([&] { sampler.sample(networks_, request_); }); });
+  }
+
+  /// What a step of the rule takes beside the network.
+  double beside(AnyUpdateRule const& rule) {
+    const double few = whole(rule, few_steps) - of_first(rule, few_steps);
+    const double many = whole(rule, many_steps) - of_first(rule, many_steps);
+    return std::max(0.0, (many - few) / (many_steps - few_steps));
+  }
+
+  /// What the first network takes in such a run.
+  double of_first(AnyUpdateRule const& rule, int steps) {
+    const AnySampler sampler{networks_[0].noise_schedule(), SingleNetwork{}, {.steps = steps, .spacing = even()}, rule};
+    double seconds = preparing(0, steps);
+    for (PlannedStep const& planned : sampler.plan(request_.guidance).steps) {
+      seconds += planned.evaluations * evaluation(0, planned.both_halves(), Kind::computed);
+    }
+    return seconds;
+  }
+
+  /// What is done once a run, whatever its steps: noise and conditions.
+  double once(AnyUpdateRule const& rule) {
+    return std::max(0.0, whole(rule, few_steps) - of_first(rule, few_steps) - few_steps * beside(rule));
+  }
+
+  Spacing even() const { return networks_[0].noise_schedule().is_flow() ? Spacing::shifted() : Spacing::linspace(); }
+
+  /// As guidance asks for it.
+  static at::Tensor twice(at::Tensor const& x) {
+    std::vector<std::int64_t> sizes = x.sizes().vec();
+    sizes[0] *= 2;
+    const at::Tensor both = x.new_empty(sizes);
+    for (const std::int64_t half : {0, 1}) both.narrow(0, half * x.size(0), x.size(0)).copy_(x);
+    return both;
+  }
+
+  /// A run that has begun, for what networks are asked.
+  Trajectory const& start() const {
+    if (!start_) {
+      const AnySampler sampler{
+          networks_[0].noise_schedule(), SingleNetwork{}, {.steps = 2, .spacing = even()}, DDIMUpdate{}};
+      start_ = sampler.begin(networks_, request_);
+    }
+    return *start_;
+  }
+
+  /// Seconds of an action among others like it, the median of some rounds.
+  template <class Action>
+  double median_of(Action action) const {
+    const c10::AutoGradMode no_gradients(false);
+    const at::Device device = networks_[0].device();
+    const auto wait = [&] {
+      if (device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device.index());
+    };
+    const auto seconds_of = [&](int times) {
+      wait();
+      const typename Clock::time_point begin = Clock::now();
+      for (int i = 0; i < times; ++i) action();
+      wait();
+      return std::chrono::duration<double>(Clock::now() - begin).count();
+    };
+    action();  // what is done once for a shape
+    double first = seconds_of(1);
+    if (first < slow) action(), first = seconds_of(1);  // a graph is captured in the second run
+    // So many that giving out the work and waiting for it weigh little.
+    const int times = int(std::clamp(0.04 / std::max(first, 1e-6), 1.0, 64.0));
+    std::vector<double> rounds;
+    if (first >= slow) rounds.push_back(first);
+    while (rounds.size() < (first < slow ? 5U : 3U)) rounds.push_back(seconds_of(times));
+    std::nth_element(rounds.begin(), rounds.begin() + std::ptrdiff_t(rounds.size() / 2), rounds.end());
+    return rounds[rounds.size() / 2] / times;
+  }
+
+  std::vector<Network> networks_;
+  Request request_;
+  std::vector<std::string> names_;
+  std::optional<TimesFile> file_;
+  std::map<std::string, double> known_;
+  mutable std::optional<Trajectory> start_;
+};
+
+}  // namespace tstitch
