@@ -3,6 +3,7 @@
     python benchmark_peers.py TSTITCH_BENCHMARK                                  DiT-S/2 and DiT-XL/2 at 256x256, on a GPU
     python benchmark_peers.py TSTITCH_BENCHMARK --size bundled --device cpu      the pair in examples/models
     python benchmark_peers.py TSTITCH_BENCHMARK --size tiny --device cpu         in seconds
+    python benchmark_peers.py TSTITCH_BENCHMARK --forecast every:2 --peers eager,taylorseer,taylorseer-lite,first-block-cache
 
 Makes two networks of random weights, writes them with examples/export/export_dit.py, and takes the time of whole stitched
 trajectories: by TSTITCH_BENCHMARK (build/tests/examples/tstitch_benchmark), and by a plain Python loop over diffusers'
@@ -11,7 +12,21 @@ the same number of pictures from noise to x_0, with the same timesteps, guidance
 
 Figures are medians over --rounds, in each of which every program has its turn at --repeats trajectories of every ratio, after
 a warm-up of its own. The clock is wall time from an idle device to an idle device. The peer keeps x in the type of its
-networks, as its pipelines do, has its timesteps on the device before the loop, and waits for nothing within it.
+networks, as its pipelines do, has its timesteps on the device before the loop, and by itself waits for nothing within it.
+
+With --forecast tstitch also has its turn with forecast steps of the large network, with --forecast-guidance also with these
+and forecast guidance, and diffusers' caches on the large network can be peers. They compute as many of its steps as tstitch
+with --forecast, or as near as they come to it; every cell says how many. Their settings:
+
+    taylorseer         TaylorSeerCacheConfig with the interval, order and warm-up of --forecast; predicts what attention and
+                       MLP of each block add
+    taylorseer-lite    the same, which leaves out whole blocks and predicts the output of the network
+    first-block-cache  FirstBlockCacheConfig, which decides in each step, by what the first block adds, whether to repeat what
+                       the others added, and waits for the GPU to know; its threshold is found by bisection, with the noise
+                       that is drawn from later
+
+Each of them with +compile behind its name has what its hooks leave out compiled by torch.compile, without CUDA graphs, for
+the hooks keep outputs; the hooks themselves run in between. By itself a cache runs eagerly.
 
 Accuracy is the root mean square difference of the last x of one batch, relative to the root mean square of the one that
 diffusers' networks draw eagerly in float32 (without diffusers: tstitch in float32), all from the same noise by address.
@@ -20,6 +35,7 @@ Needs torch; diffusers and numpy for the peer, else tstitch is measured alone.
 """
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import datetime
@@ -27,6 +43,7 @@ import itertools
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -57,6 +74,12 @@ SIZES = {  # small, large, and what both take
     "bundled": ((128, 6, 2), (256, 12, 4), {"channels": 3, "size": 32, "num_classes": 10}),
 }
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CACHES = {  # what diffusers calls their configurations
+    "taylorseer": "TaylorSeerCacheConfig",
+    "taylorseer-lite": "TaylorSeerCacheConfig",
+    "first-block-cache": "FirstBlockCacheConfig",
+}
+PEERS = ("eager", "compile", *CACHES, *(f"{name}+compile" for name in CACHES))
 
 
 @dataclasses.dataclass
@@ -116,11 +139,18 @@ def make_source(args: argparse.Namespace, name: str, numbers: tuple[int, int, in
     return Source(shape, file, weights)
 
 
+def network_class(diffusers) -> type[nn.Module]:
+    """diffusers' DiT, whose caches are switched on by its CacheMixin, which other networks have and this one has not."""
+    mixin = getattr(diffusers, "CacheMixin", None)
+    network = diffusers.DiTTransformer2DModel
+    return type("DiTTransformer2DModel", (network, mixin), {}) if mixin else network
+
+
 def diffusers_network(diffusers, source: Source) -> nn.Module:
     """diffusers' network of these weights, float32 on the CPU, with the two constants of the official arithmetic."""
     shape = source.shape
     with torch.device("meta"):
-        model = diffusers.DiTTransformer2DModel(
+        model = network_class(diffusers)(
             num_attention_heads=shape.heads, attention_head_dim=shape.width // shape.heads, in_channels=shape.channels,
             out_channels=shape.out_channels, num_layers=shape.depth, sample_size=shape.size, patch_size=shape.patch,
             num_embeds_ada_norm=shape.num_classes, norm_eps=shape.mlp_norm_eps,
@@ -196,6 +226,17 @@ class Peer:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def can_draw(self, ratio: float) -> bool:
+        return True
+
+    def prepare(self, batch: int, ratio: float) -> str:
+        """Before trajectories of another ratio. What was set for them, in words."""
+        return ""
+
+    def computed(self, ratio: float, steps: int) -> int:
+        """Steps of the last trajectory in which all of the large network ran."""
+        return steps - round(ratio * steps)
+
     def seconds(self, batch: int, ratio: float, steps: int) -> float:
         self.wait()
         start = time.perf_counter()
@@ -217,6 +258,119 @@ def compiled(diffusers, models: list[nn.Module], args: argparse.Namespace, dtype
     return Peer(diffusers, networks, args, dtype, torch.compiler.cudagraph_mark_step_begin)
 
 
+def taylor_steps(steps: int, before: int, after: int, interval: int) -> int:
+    """How many of @steps diffusers' TaylorSeer computes."""
+    return sum(i < before or i >= after or (i - before - 1) % interval == 0 for i in range(steps))
+
+
+class CachedPeer(Peer):
+    """A peer whose large network has one of diffusers' caches, set to compute @targets[ratio] of its steps.
+
+    DiT's block is in diffusers' TransformerBlockRegistry as it comes, as BasicTransformerBlock, which the cache by the first
+    block asks for. The names that TaylorSeer looks for are not DiT's ('attn' and 'proj_out', where DiT has 'attn1' and
+    'proj_out_2'): by itself it hooks nothing, and its lite mode leaves out the blocks and predicts nothing in their place.
+    So it is told DiT's names, for which its configuration has fields. MLPs are among them, because otherwise they would be
+    computed in every step, and with them more than half of the work.
+    """
+
+    def __init__(self, diffusers, networks: list[nn.Module], args: argparse.Namespace, dtype: torch.dtype, name: str,
+                 targets: dict[float, int], noise: Tensor):  # fmt: skip
+        self.cache, _, compiled = name.partition("+")
+        self.targets = targets
+        if missing := [needed for needed in (CACHES[self.cache], "CacheMixin") if not hasattr(diffusers, needed)]:
+            raise NotImplementedError(f"diffusers {diffusers.__version__} has no {' and no '.join(missing)}")
+        self.configuration = getattr(diffusers, CACHES[self.cache])
+        # Modules of its own, for the hooks, around the same weights.
+        self.large = copy.deepcopy(networks[1], {id(weight): weight for weight in networks[1].parameters()})
+        super().__init__(diffusers, [networks[0], self.large_network], args, dtype)
+        self.ratios = args.ratio
+        self.steps = args.steps
+        self.forecast = args.forecast
+        self.noise = noise.to(self.device, dtype)
+        self.found: dict[float, dict] = {}  # by ratio
+        self.calls = 0
+
+        blocks = self.large.transformer_blocks
+        left_out = [module for block in blocks for module in (block.attn1, block.ff)] if self.cache == "taylorseer" else blocks
+        if compiled:
+            mode = {"max-autotune": "max-autotune-no-cudagraphs", "reduce-overhead": "default"}.get(
+                args.compile_mode, args.compile_mode)  # fmt: skip
+            torch._dynamo.reset()
+            for module in left_out:
+                module.forward = torch.compile(module.forward, mode=mode, dynamic=False)
+        # Below the hooks: a module whose output is cached or left out is not called.
+        counted = left_out[-1]
+        forward = counted.forward
+
+        def count(*positional, **named):
+            self.calls += 1
+            return forward(*positional, **named)
+
+        counted.forward = count
+
+    def large_network(self, *positional, **named):
+        with self.large.cache_context("both halves"):  # of guidance, one batch as in diffusers' pipeline
+            return self.large(*positional, **named)
+
+    def can_draw(self, ratio: float) -> bool:
+        return super().computed(ratio, self.steps) > 0
+
+    def computed(self, ratio: float, steps: int) -> int:
+        return self.calls
+
+    def draw(self, batch: int, ratio: float, steps: int, noise: Tensor | None = None) -> Tensor:
+        self.large._reset_stateful_cache()  # as diffusers' pipelines do
+        self.calls = 0
+        return super().draw(batch, ratio, steps, self.noise if noise is None else noise)
+
+    def warm_up(self, batch: int, steps: int) -> None:
+        for ratio in filter(self.can_draw, self.ratios):
+            self.prepare(batch, ratio)
+            self.draw(batch, ratio, steps)
+        self.wait()
+
+    def enable(self, **settings) -> None:
+        if self.large.is_cache_enabled:
+            self.large.disable_cache()
+        self.large.enable_cache(self.configuration(**settings))
+
+    def prepare(self, batch: int, ratio: float) -> str:
+        if ratio not in self.found:
+            find = self.find_threshold if self.cache == "first-block-cache" else self.find_interval
+            self.found[ratio] = find(batch, ratio)
+        self.enable(**self.found[ratio])
+        return ", ".join(f"{name} {value:.6g}" for name, value in self.found[ratio].items() if isinstance(value, int | float))
+
+    def find_interval(self, batch: int, ratio: float) -> dict:
+        steps = super().computed(ratio, self.steps)
+        interval, order, warm_up = self.forecast
+        # As in --forecast, moved where that computes a step more or less.
+        before, after = min(
+            itertools.product(range(order + 1, max(steps, order + 1) + 1), (steps - 1, steps)),
+            key=lambda ends: (abs(taylor_steps(steps, *ends, interval) - self.targets[ratio]), abs(ends[0] - warm_up), ends[1]),
+        )
+        names = (
+            {"cache_identifiers": [r"transformer_blocks\.\d+\.(attn1|ff)"]}
+            if self.cache == "taylorseer"
+            else {"cache_identifiers": ["proj_out_2"], "skip_predict_identifiers": [r"transformer_blocks\.\d+"]}
+        )
+        return {"cache_interval": interval, "max_order": order, "disable_cache_before_step": before,
+                "disable_cache_after_step": after, "taylor_factors_dtype": self.dtype, **names}  # fmt: skip
+
+    def find_threshold(self, batch: int, ratio: float) -> dict:
+        low, high = 1e-6, 10.0  # of the change of what the first block adds, relative
+        found: dict[int, float] = {}
+        for _ in range(20):
+            threshold = (low * high) ** 0.5
+            self.enable(threshold=threshold)
+            self.draw(batch, ratio, self.steps)
+            found.setdefault(abs(self.calls - self.targets[ratio]), threshold)
+            if self.calls == self.targets[ratio]:
+                break
+            low, high = (threshold, high) if self.calls > self.targets[ratio] else (low, threshold)
+        return {"threshold": found[min(found)]}
+
+
 # ------------------------------------------------------------------------------------------------ tstitch
 
 
@@ -233,16 +387,37 @@ def run_tstitch(args: argparse.Namespace, dtype: str, batch: int, ratios: list[f
     return json.loads(report.read_text())
 
 
-def tstitch_latents(args: argparse.Namespace, dtype: str, backend: str) -> Tensor:
-    """The first batch at one ratio, float32 [n, C, H, W]."""
+def tstitch_variants(args: argparse.Namespace) -> dict[str, list[str]]:
+    """What to tell tstitch_benchmark, by what is said behind the backend."""
+    variants: dict[str, list[str]] = {"": []}
+    if args.forecast_text != "none":
+        variants[f" forecast {args.forecast_text}"] = ["--forecast", args.forecast_text]
+    if args.forecast_guidance != "none":
+        name, options = list(variants.items())[-1]
+        variants[f"{name or ' forecast'} guidance {args.forecast_guidance}"] = [
+            *options, "--forecast-guidance", args.forecast_guidance]  # fmt: skip
+    return variants
+
+
+def computed_by_forecasts(args: argparse.Namespace) -> dict[float, int]:
+    """Steps of the large network that tstitch computes with --forecast, by ratio."""
+    ratios = sorted({*args.ratio, *([] if args.no_accuracy else [args.accuracy_ratio])})
+    ours = run_tstitch(args, args.dtype[0], 1, ratios, "--backend", args.backend[0], "--repeats", "1", "--forecast",
+                       args.forecast_text)  # fmt: skip
+    return {cell["ratio"]: cell["calls"][1] for cell in ours["cells"]}
+
+
+def tstitch_latents(args: argparse.Namespace, dtype: str, backend: str, options: list[str]) -> tuple[Tensor, int]:
+    """The first batch at one ratio, float32 [n, C, H, W], and how many steps of the large network were computed."""
     file = args.scratch / "latents.npy"
-    run_tstitch(args, dtype, args.batch[0], [args.accuracy_ratio], "--backend", backend, "--repeats", "1",
-                "--latents", file)  # fmt: skip
+    ours = run_tstitch(args, dtype, args.batch[0], [args.accuracy_ratio], "--backend", backend, "--repeats", "1",
+                       "--latents", file, *options)  # fmt: skip
     # A header of a few lines, then the numbers: format 1.0, whose header has its length in bytes 8 and 9.
     data = file.read_bytes()
     begin = 10 + int.from_bytes(data[8:10], "little")
     shape = args.sources[0].shape
-    return torch.frombuffer(bytearray(data[begin:]), dtype=torch.float32).view(-1, shape.channels, shape.size, shape.size)
+    latents = torch.frombuffer(bytearray(data[begin:]), dtype=torch.float32)
+    return latents.view(-1, shape.channels, shape.size, shape.size), ours["cells"][0]["calls"][1]
 
 
 # ------------------------------------------------------------------------------------------------ both
@@ -265,14 +440,27 @@ class Report:
             "networks": [dataclasses.asdict(source.shape) for source in args.sources],
             "sampler": "ddim, leading timesteps",
             "compile_mode": args.compile_mode,
-            **{key: getattr(args, key) for key in ("size", "steps", "guidance", "repeats", "rounds")},
+            "forecast": args.forecast_text,
+            **{key: getattr(args, key) for key in ("forecast_guidance", "size", "steps", "guidance", "repeats", "rounds")},
         }
         self.seconds: dict[tuple[str, int, float], dict[str, list[float]]] = {}
+        self.computed: dict[tuple[str, int, float, str], int] = {}
+        self.settings: dict[tuple[str, int, float, str], str] = {}
         self.accuracy: list[dict] = []
         self.skipped: list[str] = []
 
-    def add(self, dtype: str, batch: int, ratio: float, program: str, seconds: list[float]) -> None:
+    def add(self, dtype: str, batch: int, ratio: float, program: str, seconds: list[float], computed: int) -> None:
         self.seconds.setdefault((dtype, batch, ratio), {}).setdefault(program, []).extend(seconds)
+        self.computed[dtype, batch, ratio, program] = computed
+
+    def set(self, dtype: str, batch: int, ratio: float, program: str, setting: str, computed: int, target: int) -> None:
+        """What a cache was told, and how many steps it computes with it."""
+        say(f"{program}, {dtype}, batch {batch}, ratio {ratio:g}: {setting}: computes {computed} of "
+            f"{self.large_steps(ratio)} steps of the large network, tstitch {target}")  # fmt: skip
+        self.settings[dtype, batch, ratio, program] = setting
+
+    def large_steps(self, ratio: float) -> int:
+        return self.args.steps - round(ratio * self.args.steps)
 
     def skip(self, reason: str) -> None:
         if reason not in self.skipped:
@@ -287,7 +475,11 @@ class Report:
             for program, value in medians.items():
                 cell = {"dtype": dtype, "batch": batch, "ratio": ratio, "program": program, "seconds": value,
                         "fastest_seconds": min(programs[program]), "images_per_second": batch / value,
+                        "large_steps": self.large_steps(ratio),
+                        "computed_large_steps": self.computed[dtype, batch, ratio, program],
                         "all_seconds": programs[program]}  # fmt: skip
+                if setting := self.settings.get((dtype, batch, ratio, program)):
+                    cell["setting"] = setting
                 if program not in ours:
                     cell["times_as_long_as"] = {name: value / other for name, other in ours.items()}
                 cells.append(cell)
@@ -305,25 +497,33 @@ class Report:
         peers = [program for program in programs if not program.startswith("tstitch ")]
         ours = [program for program in programs if program.startswith("tstitch ")]
         device = self.head["gpu"] or f"{self.head['threads']} threads of {self.head['processor']}"
+        counts = len(tstitch_variants(self.args)) > 1
         say(f"\nDDIM, {self.args.steps} steps, guidance {self.args.guidance:g}, {device}, torch {torch.__version__}, diffusers "
-            f"{self.head['diffusers']}; seconds, in brackets how many times as long as {', '.join(ours)}")  # fmt: skip
-        width = max(map(len, programs)) + 8
-        say(f"{'dtype':<9} {'batch':>5} {'ratio':>5} " + " ".join(f"{program:>{width}}" for program in programs))
+            f"{self.head['diffusers']}; seconds, in brackets how many times as long as {', '.join(ours)}"
+            + ("; computed of the large network's steps" if counts else ""))  # fmt: skip
+        lines = [["dtype", "batch", "ratio", *programs]]
         for (dtype, batch, ratio), _ in self.seconds.items():
-            line = f"{dtype:<9} {batch:>5} {ratio:>5g} "
             found = {cell["program"]: cell for cell in self.cells()
                      if (cell["dtype"], cell["batch"], cell["ratio"]) == (dtype, batch, ratio)}  # fmt: skip
+            lines.append([dtype, str(batch), f"{ratio:g}"])
             for program in programs:
                 text = "-"
                 if cell := found.get(program):
                     text = f"{cell['seconds']:.4f}"
                     if program in peers and (factors := cell["times_as_long_as"]):
                         text += " (" + ", ".join(f"{factor:.2f}" for factor in factors.values()) + ")"
-                line += f" {text:>{width}}"
-            say(line)
+                    if counts:
+                        text += f" {cell['computed_large_steps']}/{cell['large_steps']}"
+                lines[-1].append(text)
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        widths[:3] = [9, 5, 5]
+        for line in lines:
+            say(f"{line[0]:<9} " + " ".join(f"{text:>{width}}" for text, width in zip(line[1:], widths[1:], strict=True)))
+        width = max(len(entry["program"]) for entry in self.accuracy) if self.accuracy else 0
         for entry in self.accuracy:
             say(f"accuracy  {entry['dtype']:<9} {entry['program']:<{width}} {entry['relative_rms_difference']:.2e} from "
-                f"{entry['reference']}, batch {entry['batch']}, ratio {entry['ratio']:g}")  # fmt: skip
+                f"{entry['reference']}, batch {entry['batch']}, ratio {entry['ratio']:g}"
+                + (f", {entry['computed_large_steps']} large steps computed" if counts else ""))  # fmt: skip
 
 
 def processor() -> str:
@@ -346,14 +546,25 @@ def import_diffusers(report_skip: Callable[[str], None]):
         return None
 
 
-def noise_of(args: argparse.Namespace) -> Tensor:
+def noise_of(args: argparse.Namespace, batch: int) -> Tensor:
     """What tstitch_benchmark begins with: image i has seed i."""
     import numpy as np
     from noise import noise
 
     shape = args.sources[0].shape
     size = (shape.channels, shape.size, shape.size)
-    return torch.from_numpy(np.stack([noise(seed, 0, 0, size) for seed in range(args.batch[0])])).float()
+    return torch.from_numpy(np.stack([noise(seed, 0, 0, size) for seed in range(batch)])).float()
+
+
+@contextlib.contextmanager
+def leaving_out(report: Report, program: str, dtype: str, batch: int, peers: dict[str, Peer]):
+    """Whatever a peer cannot do within, it is no peer any longer, and the report says why."""
+    try:
+        yield
+    except Exception as error:  # a compiler that is not there, or memory that is not
+        peers.pop(program, None)
+        words = (str(error).strip().splitlines() or [""])[0]
+        report.skip(f"{program}, {dtype}, batch {batch}: {type(error).__name__}: {words[:200]}")
 
 
 def measure(args: argparse.Namespace) -> Report:
@@ -367,14 +578,14 @@ def measure(args: argparse.Namespace) -> Report:
         source.weights.clear()
     reference, reference_name, noise = None, "", None
     if diffusers and not args.no_accuracy:
-        noise = noise_of(args)
+        noise = noise_of(args, args.batch[0])
         models = [copy.deepcopy(master).to(args.device) for master in masters]
         peer = Peer(diffusers, models, args, torch.float32)
         reference = peer.draw(args.batch[0], args.accuracy_ratio, args.steps, noise).float().cpu()
         reference_name = "diffusers eager in float32"
         del models, peer
 
-    def compare(dtype: str, program: str, latents: Tensor) -> None:
+    def compare(dtype: str, program: str, latents: Tensor, computed: int) -> None:
         nonlocal reference, reference_name
         if reference is None:
             reference, reference_name = latents, f"{program} in {dtype}"
@@ -382,41 +593,53 @@ def measure(args: argparse.Namespace) -> Report:
         if not difference.isfinite():
             sys.exit(f"{program} in {dtype}: latents must be finite, as those of {reference_name}, got nan or infinity")
         report.accuracy.append({"dtype": dtype, "program": program, "batch": args.batch[0], "ratio": args.accuracy_ratio,
-                                "reference": reference_name, "relative_rms_difference": difference.item()})  # fmt: skip
+                                "reference": reference_name, "relative_rms_difference": difference.item(),
+                                "computed_large_steps": computed})  # fmt: skip
 
+    caches = [name for name in args.peers if name.partition("+")[0] in CACHES] if diffusers else []
+    targets = computed_by_forecasts(args) if caches else {}
     for dtype in args.dtype:
         models = [copy.deepcopy(master).to(args.device, TYPES[dtype]) for master in masters]
         if not args.no_accuracy:
-            for backend in args.backend:
-                compare(dtype, f"tstitch {backend}", tstitch_latents(args, dtype, backend))
+            for backend, (variant, options) in itertools.product(args.backend, tstitch_variants(args).items()):
+                compare(dtype, f"tstitch {backend}{variant}", *tstitch_latents(args, dtype, backend, options))
         for batch in args.batch:
             peers: dict[str, Peer] = {}
             if diffusers and "eager" in args.peers:
                 peers["diffusers eager"] = Peer(diffusers, models, args, TYPES[dtype])
             if diffusers and "compile" in args.peers:
                 peers["diffusers compile"] = compiled(diffusers, models, args, TYPES[dtype])
+            for name in caches:
+                program = f"diffusers {name}"
+                with leaving_out(report, program, dtype, batch, peers):
+                    peers[program] = CachedPeer(diffusers, models, args, TYPES[dtype], name, targets, noise_of(args, batch))
             for program, peer in list(peers.items()):
                 start = time.perf_counter()
-                try:
+                with leaving_out(report, program, dtype, batch, peers):
                     peer.warm_up(batch, args.steps)
-                    if noise is not None and batch == args.batch[0]:
-                        compare(dtype, program, peer.draw(batch, args.accuracy_ratio, args.steps, noise).float().cpu())
-                except Exception as error:  # a compiler that is not there, or memory that is not
-                    del peers[program]
-                    words = (str(error).strip().splitlines() or [""])[0]
-                    report.skip(f"{program}, {dtype}, batch {batch}: {type(error).__name__}: {words[:200]}")
-                else:
+                    if noise is not None and batch == args.batch[0] and peer.can_draw(args.accuracy_ratio):
+                        peer.prepare(batch, args.accuracy_ratio)
+                        latents = peer.draw(batch, args.accuracy_ratio, args.steps, noise).float().cpu()
+                        compare(dtype, program, latents, peer.computed(args.accuracy_ratio, args.steps))
                     say(f"{program}, {dtype}, batch {batch}: warm after {time.perf_counter() - start:.1f} s")
-            for _ in range(args.rounds):
-                ours = run_tstitch(args, dtype, batch, args.ratio, "--backend", ",".join(args.backend), "--repeats",
-                                   str(args.repeats))  # fmt: skip
-                for cell in ours["cells"]:
-                    report.add(dtype, batch, cell["ratio"], f"tstitch {cell['backend']}", cell["all_seconds"])
+            for turn in range(args.rounds):
+                for variant, options in tstitch_variants(args).items():
+                    ours = run_tstitch(args, dtype, batch, args.ratio, "--backend", ",".join(args.backend), "--repeats",
+                                       str(args.repeats), *options)  # fmt: skip
+                    for cell in ours["cells"]:
+                        program = f"tstitch {cell['backend']}{variant}"
+                        report.add(dtype, batch, cell["ratio"], program, cell["all_seconds"], cell["calls"][1])
                 for program, peer in peers.items():
-                    peer.draw(batch, args.ratio[0], min(args.steps, 2))  # what was forgotten while others had their turn
-                    for _ in range(args.repeats):
-                        for ratio in args.ratio:
-                            report.add(dtype, batch, ratio, program, [peer.seconds(batch, ratio, args.steps)])
+                    ratios = list(filter(peer.can_draw, args.ratio))
+                    if ratios:
+                        peer.draw(batch, ratios[0], min(args.steps, 2))  # what was forgotten while others had their turn
+                    for repeat, ratio in itertools.product(range(args.repeats), ratios):
+                        setting = peer.prepare(batch, ratio)
+                        seconds = peer.seconds(batch, ratio, args.steps)
+                        computed = peer.computed(ratio, args.steps)
+                        report.add(dtype, batch, ratio, program, [seconds], computed)
+                        if setting and turn == repeat == 0:
+                            report.set(dtype, batch, ratio, program, setting, computed, targets[ratio])
             report.write()
             peers.clear()
         del models
@@ -472,8 +695,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--backend", type=listed(str), metavar="NAME,...",
                         help="of tstitch_benchmark (default: torchscript+graph,native+graph,native-e4m3+graph; on a CPU "
                         "torchscript,native)")  # fmt: skip
-    parser.add_argument("--peers", type=listed(str, ("eager", "compile", "").__contains__), default=["eager", "compile"],
-                        metavar="NAME,...", help="eager, compile, or '' for none (default: eager,compile)")  # fmt: skip
+    parser.add_argument("--peers", type=listed(str, (*PEERS, "").__contains__), default=["eager", "compile"], metavar="NAME,...",
+                        help=f"{', '.join(PEERS)}, or '' for none (default: eager,compile)")  # fmt: skip
+    parser.add_argument("--forecast", dest="forecast_text", default="none", metavar="every:N[,ORDER[,WARM_UP]]",
+                        help="steps of the large network that tstitch forecasts in turns of its own" + default)  # fmt: skip
+    parser.add_argument("--forecast-guidance", default="none", metavar="every:N[,ORDER[,WARM_UP]]",
+                        help="steps in which it forecasts guidance, likewise" + default)  # fmt: skip
     parser.add_argument("--compile-mode", help="of torch.compile (default: max-autotune; on a CPU default)")
     parser.add_argument("--steps", type=int, help="(default: 100; on a CPU 10)")
     parser.add_argument("--guidance", type=float, default=1.5, help="1 is without" + default)
@@ -520,6 +747,13 @@ def parse_arguments() -> argparse.Namespace:
     args.steps = args.steps or (100 if gpu else 10)
     args.compile_mode = args.compile_mode or ("max-autotune" if gpu else "default")
     args.peers = [peer for peer in args.peers if peer]
+    args.forecast = None
+    if caches := [peer for peer in args.peers if peer.partition("+")[0] in CACHES]:
+        numbers = re.fullmatch(r"every:(\d+)(?:,(\d+))?(?:,(\d+))?", args.forecast_text)
+        if not numbers:
+            parser.error(f"--peers {caches[0]}: needs --forecast every:N, of which it computes as many steps, got "
+                         f"--forecast {args.forecast_text}")  # fmt: skip
+        args.forecast = tuple(int(given or usual) for given, usual in zip(numbers.groups(), ("2", "1", "3"), strict=True))
     args.scratch = args.scratch.resolve()
     return args
 

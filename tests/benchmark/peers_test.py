@@ -24,8 +24,13 @@ scratch.mkdir(parents=True)
 report = scratch / "report.json"
 
 
-def measure(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, folder / "benchmark_peers.py", *arguments]
+def measure(*arguments: str, without: str | None = None) -> subprocess.CompletedProcess:
+    """The program, with a diffusers that has not got @without."""
+    script = folder / "benchmark_peers.py"
+    command = [sys.executable, script, *arguments]
+    if without:
+        hide = f"import diffusers, runpy; del diffusers._class_to_module[{without!r}]; runpy.run_path({str(script)!r}, run_name='__main__')"
+        command = [sys.executable, "-c", hide, *arguments]
     return subprocess.run([str(word) for word in command], capture_output=True, text=True)
 
 
@@ -58,6 +63,59 @@ measured = json.loads(report.read_text())
 assert {cell["program"] for cell in measured["cells"]} == set(programs[:2])
 assert {entry["reference"] for entry in measured["accuracy"]} == {"tstitch torchscript in float32"}
 
+# Forecasts, and diffusers' caches that compute as many steps: of 10 and of 6 all but 3, 5, 7 and all but 3.
+of_large = {0: (10, 7), 0.4: (6, 5)}
+cached = ["taylorseer", "taylorseer-lite", "first-block-cache", "taylorseer-lite+compile"]
+forecasts = ["--steps", "10", "--batch", "2", "--ratio", "0,0.4,1", "--dtype", "float32", "--backend", "native",
+             "--forecast", "every:2"]  # fmt: skip
+done = measure(tool, *small, *forecasts, "--forecast-guidance", "every:2", "--peers", ",".join(["eager", *cached]))
+assert done.returncode == 0, done.stderr
+measured = json.loads(report.read_text())
+for reason in measured["skipped"]:  # only what needs a compiler may be
+    assert reason.startswith("diffusers taylorseer-lite+compile, float32, batch 2: "), reason
+    cached.remove("taylorseer-lite+compile")
+cells = {(cell["ratio"], cell["program"]): cell for cell in measured["cells"]}
+whole, forecast = "tstitch native", "tstitch native forecast every:2"
+ours = (whole, forecast, f"{forecast} guidance every:2")
+assert set(cells) == {(ratio, program) for ratio in (0, 0.4, 1) for program in (*ours, "diffusers eager")} | {
+    (ratio, f"diffusers {name}") for ratio in of_large for name in cached
+}
+for (ratio, program), cell in cells.items():
+    steps, computed = of_large.get(ratio, (0, 0))
+    assert cell["large_steps"] == steps, cell
+    if program in (whole, "diffusers eager"):
+        computed = steps
+    near = 1 if program == "diffusers first-block-cache" else 0  # a threshold does not reach every number
+    assert abs(cell["computed_large_steps"] - computed) <= near, cell
+    if "taylorseer" in program:
+        assert cell["setting"] == (f"cache_interval 2, max_order 1, disable_cache_before_step 3, "
+                                   f"disable_cache_after_step {steps - 1}"), cell  # fmt: skip
+    elif program == "diffusers first-block-cache":
+        assert cell["setting"].startswith("threshold ") and float(cell["setting"].split()[1]) > 0, cell
+        assert f"{program}, float32, batch 2, ratio {ratio:g}: {cell['setting']}: computes " in done.stdout
+    if program.startswith("diffusers "):
+        assert set(cell["times_as_long_as"]) == set(ours), cell
+assert " 5/6" in done.stdout and ", 5 large steps computed" in done.stdout, done.stdout
+# Each cache changes the pictures, as do forecasts, and none by much; finite they are, or the program would have failed.
+away = {entry["program"]: entry["relative_rms_difference"] for entry in measured["accuracy"]}
+assert set(away) == {*ours, "diffusers eager", *(f"diffusers {name}" for name in cached)}
+for program, difference in away.items():
+    if program in (whole, "diffusers eager"):
+        assert difference < 2e-6, away
+    else:
+        assert away["diffusers eager"] + 1e-7 < difference < 0.05, away
+compiled = away.get("diffusers taylorseer-lite+compile")
+assert compiled is None or abs(compiled / away["diffusers taylorseer-lite"] - 1) < 0.01, away
+
+# A cache that diffusers does not have is left out, the other is not.
+done = measure(tool, *small, *forecasts, "--no-accuracy", "--ratio", "0.4", "--peers", "taylorseer,first-block-cache",
+               without="TaylorSeerCacheConfig")  # fmt: skip
+assert done.returncode == 0, done.stderr
+measured = json.loads(report.read_text())
+reason = f"diffusers taylorseer, float32, batch 2: NotImplementedError: diffusers {diffusers.__version__} has no TaylorSeerCacheConfig"
+assert measured["skipped"] == [reason] and f"left out: {reason}\n" in done.stdout, measured["skipped"]
+assert {cell["program"] for cell in measured["cells"]} == {whole, forecast, "diffusers first-block-cache"}
+
 # Weights of another deviation are other files.
 done = measure(tool, *small, "--peers", "", "--batch", "1", "--dtype", "float32", "--weight-deviation", "0.02")
 assert done.returncode == 0 and done.stdout.count("exported") == 2, done.stdout + done.stderr
@@ -74,9 +132,14 @@ for arguments, words in (
     ([tool, "--small", "32,2"], "must be S, B, L, XL or WIDTH,DEPTH,HEADS, got '32,2'"),
     ([tool, "--weight-deviation", "0", "--device", "cpu"], "--weight-deviation: must be greater than 0 and finite, got 0"),
     ([tool, "--rounds", "0", "--device", "cpu"], "--rounds: must be at least 1, got 0"),
+    ([tool, "--peers", "cache"], "argument --peers: must be values that it knows, got 'cache'"),
+    ([tool, "--peers", "taylorseer", "--device", "cpu"], "--peers taylorseer: needs --forecast every:N, of which it computes as "
+     "many steps, got --forecast none"),
 ):
     done = measure(*arguments)
     assert done.returncode == 2 and words in done.stderr.splitlines()[-1], (arguments, done.stderr)
 done = measure(tool, *small, "--backend", "magic", "--no-accuracy")
 assert done.returncode == 1 and "got 'magic'" in done.stderr, done.stderr
+done = measure(tool, *small, "--peers", "first-block-cache", "--forecast", "every:2,9", "--no-accuracy")
+assert done.returncode == 1 and "order must be in [0, 8], got 9" in done.stderr, done.stderr
 print("measured beside the peer, and alone")
