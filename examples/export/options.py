@@ -44,7 +44,10 @@ def sides(text: str) -> tuple[int, int]:
 
 def open_sides(text: str) -> tuple[int | None, int | None]:
     """The same, or "*" for any."""
-    return (None, None) if text == "*" else sides(text)
+    try:
+        return (None, None) if text == "*" else sides(text)
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"must be N, HEIGHTxWIDTH or *, got '{text}'") from error
 
 
 def token_count(text: str) -> int | None:

@@ -243,7 +243,7 @@ assert got["input_shape"] == "4 * *" and got["conditions"] == lines(text_embeddi
 got = of_any_size("inpainting", ["--text-tokens", "*"], latent | text | painting)
 assert got["conditions"] == lines(text_embedding="* 12", mask="1 * *", masked_latents="4 * *"), got
 assert of_any_size("ddpm", ["--decoding", "pixels"], {"x": (3, -1, -2)})["input_shape"] == "3 * *"
-must_refuse(scratch / "sd1", *SCHEDULE, "--size", "8x*", words=("--size", "must be N or HEIGHTxWIDTH", "got '8x*'"))
+must_refuse(scratch / "sd1", *SCHEDULE, "--size", "8x*", words=("--size", "must be N, HEIGHTxWIDTH or *", "got '8x*'"))
 must_refuse(scratch / "sd1", *SCHEDULE, "--size", "*", "--format", "aot-inductor", words=(
     "--size: must be numbers for --format aot-inductor, got *",
 ))  # fmt: skip
