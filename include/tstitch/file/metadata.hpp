@@ -8,9 +8,8 @@
 ///     tstitch/format *                  1
 ///     tstitch/kind                      network (default), or what autoencoder.hpp describes: decoder or encoder
 ///     tstitch/name *                    shown in messages and plans
-///     tstitch/input_shape *             the sizes of x for one sample, channels first, then * for any size: "4 32 32",
-///     a
-///                                       video "4 8 16 16", a signal "1 *"
+///     tstitch/input_shape               the sizes of x for one sample, channels first, then * for any size: "4 32 32",
+///                                       a video "4 8 16 16", a signal "1 *"; it or the next three are required
 ///     tstitch/input_channels, input_height, input_width
 ///                                       the same for x of [n, C, H, W] of one size, in its place or beside it; version
 ///                                       0.1 reads these alone, so exporters write them where they can
