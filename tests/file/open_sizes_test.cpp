@@ -230,6 +230,16 @@ TEST_CASE("warming up is told the sizes that a file leaves open, or refuses") {
   CHECK(refused({1}, {.shape = {3, 7}}) == text + "none");
   CHECK(refused({1}, {.shape = {3, 7}, .conditions = {{.name = "text", .shape = {0, 2}}}}) == text + "[*, 2]");
   CHECK(refused({1}, {.shape = {3, 7}, .conditions = {{.name = "text", .shape = {5, 3}}}}) == text + "[5, 3]");
+  CHECK(refused({1}, {.shape = {3, 7}, .conditions = {{.name = "text", .shape = {-5, 2}}}}) == text + "[-5, 2]");
+  // Before torch is asked for so much memory, and before products of sizes are beyond 64 bits.
+  const std::string must = "tstitch::load_network: the input sizes must give ",
+                    few = " of 'open' at most 2^34 elements an image, got ";
+  for (const std::int64_t size : {(std::int64_t(1) << 33) + 1, std::int64_t(1) << 62}) {
+    const std::string number = std::to_string(size);
+    CHECK(refused({1}, {.shape = {3, size}, .conditions = {five}}) == must + "x" + few + "[3, " + number + "]");
+    CHECK(refused({1}, {.shape = {3, 7}, .conditions = {{.name = "text", .shape = {size, 2}}}}) ==
+          must + "'text'" + few + "[" + number + ", 2]");
+  }
   // It does run them.
   for (InputSizes const& other : {InputSizes{.shape = {3, 8}, .conditions = {five}},
                                   InputSizes{.shape = {3, 7}, .conditions = {{.name = "text", .shape = {4, 2}}}}}) {

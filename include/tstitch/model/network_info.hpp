@@ -116,6 +116,16 @@ inline std::string to_string(PredictionType type) {
 
 namespace detail {
 
+/// Of an image, as `noise` has it.
+inline constexpr std::int64_t most_elements_an_image = std::int64_t(1) << 34;
+
+/// Whether all sizes are from 1 on, and their product is no more than that.
+inline bool has_room(std::vector<std::int64_t> const& sizes) {
+  std::int64_t room = most_elements_an_image;  // for the sizes that are left
+  for (const std::int64_t size : sizes) room = size > 0 ? room / size : 0;
+  return room > 0;
+}
+
 inline bool is_closed(std::vector<std::int64_t> const& sizes) {
   return std::find(sizes.begin(), sizes.end(), 0) == sizes.end();
 }
@@ -182,30 +192,36 @@ inline bool has_open_sizes(NetworkInfo const& info) {
 /// The network's sizes, with those that it leaves open as they are given.
 /// @param place for messages
 /// @returns info with a shape and conditions that leave nothing open
-/// @throws std::invalid_argument for what is open and not given, and for what is given and is not what is stated
+/// @throws std::invalid_argument for what is open and not given, for what is given and is not what is stated, and for
+///         more than 2^34 elements an image
 inline NetworkInfo closed(std::string const& place, NetworkInfo info, InputSizes const& given) {
   const std::string name = "'" + printable(info.name) + "'";
   const auto must_give = [&](std::string const& what, std::vector<std::int64_t> const& sizes) {
     refuse(place, "the input sizes must give " + what, sizes.empty() ? "none" : sizes_text(sizes));
   };
+  const auto positive = [](std::vector<std::int64_t> const& all) {
+    return std::all_of(all.begin(), all.end(), [](std::int64_t size) { return size > 0; });
+  };
+  constexpr auto few = "at most 2^34 elements an image";
   std::vector<std::int64_t> sizes = given.shape.empty() ? shape_of(info) : given.shape;
-  const bool positive = !sizes.empty() && *std::min_element(sizes.begin(), sizes.end()) > 0;
   std::vector<std::int64_t> with_rows = sizes;
   with_rows.insert(with_rows.begin(), 1);
-  if (!positive || !has_shape_of(info, with_rows)) {
+  if (sizes.empty() || !positive(sizes) || !has_shape_of(info, with_rows)) {
     must_give("x of " + name + " a shape of " + (info.shape.empty() ? "[C, ...]" : sizes_text(info.shape)),
               given.shape);
   }
+  if (!has_room(sizes)) must_give("x of " + name + " " + few, sizes);
   info.shape = std::move(sizes);
   for (ConditionInfo& wanted : info.conditions) {
     const auto is_it = [&](ConditionInfo const& each) { return each.name == wanted.name; };
     const auto found = std::find_if(given.conditions.begin(), given.conditions.end(), is_it);
     const bool is_given = found != given.conditions.end();
     if (!is_given && is_closed(wanted.shape)) continue;
-    if (!is_given || !is_closed(found->shape) || !sizes_fit(wanted.shape, found->shape)) {
-      must_give("'" + printable(wanted.name) + "' of " + name + " sizes of " + text_of(wanted),
-                is_given ? found->shape : std::vector<std::int64_t>());
+    const std::string what = "'" + printable(wanted.name) + "' of " + name + " ";
+    if (!is_given || !positive(found->shape) || !sizes_fit(wanted.shape, found->shape)) {
+      must_give(what + "sizes of " + text_of(wanted), is_given ? found->shape : std::vector<std::int64_t>());
     }
+    if (!has_room(found->shape)) must_give(what + few, found->shape);
     wanted.shape = found->shape;
   }
   return info;

@@ -25,9 +25,6 @@ namespace tstitch::detail {
 /// Images of a request, and of a batch.
 inline constexpr std::int64_t most_images = 1 << 24;
 
-/// Of an image, as `noise` has it.
-inline constexpr std::int64_t most_elements_an_image = std::int64_t(1) << 34;
-
 /// Below it x / alpha does not fit into float32.
 inline constexpr double least_alpha = 1e-36;
 
@@ -391,9 +388,7 @@ inline void fill_in_images(std::vector<Network> const& networks, Request& reques
   }
   std::vector<std::int64_t> sizes = request.shape;
   sizes.insert(sizes.begin(), request.count);
-  std::int64_t room = most_elements_an_image;  // for the sizes that are left
-  for (const std::int64_t size : request.shape) room = size > 0 ? room / size : 0;
-  if (room == 0 || !suits(sizes)) {
+  if (!has_room(request.shape) || !suits(sizes)) {
     refuse("Request", "shape must be [C, ...] of what the networks state, with 1 to 2^34 elements",
            shape_text(request.shape));
   }
