@@ -77,6 +77,25 @@ TEST_CASE("grids, strips and columns lay pictures out row by row on white") {
   CHECK_THROWS_WITH(grid_size(0, 2, 2, 1), "tstitch::make_grid: at least one picture is needed, got 0");
   CHECK_THROWS_WITH(grid_size(1, 2, 2, 1, -1), "tstitch::make_grid: columns must not be negative, got -1");
   CHECK_THROWS_WITH(grid_size(1, 2, 2, 1, 1, -1), "tstitch::make_grid: gap must not be negative, got -1");
+  const auto refused = [](auto... given) { return message_of<std::invalid_argument>([=] { grid_size(given...); }); };
+  const std::string sizes =
+      "tstitch::make_grid: pictures must have width and height from 1 on and 1 or 3 channels, got ";
+  CHECK(refused(1, -2, 2, 1) == sizes + "-2 x 2 of 1");
+  CHECK(refused(1, 2, 0, 3) == sizes + "2 x 0 of 3");
+  CHECK(refused(1, 2, 2, 4) == sizes + "2 x 2 of 4");
+  const std::int64_t huge = std::int64_t(1) << 62;
+  const std::string number = std::to_string(huge), most = " must be at most ";
+  for (const std::int64_t columns : {std::int64_t(0), std::int64_t(1), huge}) {
+    CHECK(refused(huge, 2, 2, 1, columns) == "tstitch::make_grid: pictures" + most + "1363148800, got " + number);
+    CHECK(refused(1, 2, 2, 1, columns, huge) == "tstitch::make_grid: gap" + most + "2147483647, got " + number);
+    for (auto const& [width, height] : {std::pair(huge, std::int64_t(1)), std::pair(std::int64_t(1), huge)}) {
+      CHECK(refused(4, width, height, 3, columns) ==
+            "tstitch::make_grid: a picture must have less than 1300 MiB, got " + std::to_string(width) + " x " +
+                std::to_string(height) + " of 3 channels");
+    }
+  }
+  CHECK_THAT(refused(1'363'148'800, 1, 1, 1, 1, 2'147'483'647),
+             ContainsSubstring("must have less than 1300 MiB, got "));
   CHECK_THAT(message_of<std::invalid_argument>([] { grid_size(1'000'000, 512, 512, 3); }),
              ContainsSubstring("tstitch::make_grid: a picture must have less than 1300 MiB, got "));
   CHECK(enlarge(three[0], 2).pixels == std::vector<std::uint8_t>{0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3});

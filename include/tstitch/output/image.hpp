@@ -102,10 +102,13 @@ inline std::vector<Picture> to_pictures(at::Tensor const& images) {
 
 namespace detail {
 
-/// @throws std::invalid_argument for what stb cannot encode. It counts bytes in int and doubles its buffer, the last
-///   time to 1.5 GiB; what it makes of noise is up to an eighth larger than the pixels.
+/// What stb can encode. It counts bytes in int and doubles its buffer, the last time to 1.5 GiB; what it makes of noise
+/// is up to an eighth larger than the pixels.
+inline constexpr std::int64_t most_picture_bytes = std::int64_t(1300) << 20;
+
+/// @throws std::invalid_argument for more
 inline void require_encodable(char const* place, std::int64_t width, std::int64_t height, std::int64_t channels) {
-  constexpr std::int64_t most = std::int64_t(1300) << 20;
+  constexpr std::int64_t most = most_picture_bytes;
   if (width < most && height < most && width * channels + 1 < most / std::max<std::int64_t>(height, 1)) return;
   refuse(place, "a picture must have less than 1300 MiB",
          std::to_string(width) + " x " + std::to_string(height) + " of " + std::to_string(channels) + " channels");
@@ -153,19 +156,31 @@ struct GridSize {
 
 /// How large make_grid will make a grid, and whether it can, before its pictures are drawn.
 /// @param count of pictures, at least 1
-/// @param width, height, channels of each
+/// @param width, height of each, at least 1
+/// @param channels of each, 1 or 3
 /// @param columns, gap see make_grid
-/// @throws std::invalid_argument for more than a PNG can have here (1300 MiB)
+/// @throws std::invalid_argument for others, and for more than a PNG can have here (1300 MiB)
 inline GridSize grid_size(std::int64_t count, std::int64_t width, std::int64_t height, std::int64_t channels,
                           std::int64_t columns = 0, std::int64_t gap = 2) {
   constexpr auto place = "make_grid";
   if (count < 1) detail::refuse(place, "at least one picture is needed", double(count));
   if (columns < 0) detail::refuse(place, "columns must not be negative", double(columns));
   if (gap < 0) detail::refuse(place, "gap must not be negative", double(gap));
+  if (width < 1 || height < 1 || (channels != 1 && channels != 3)) {
+    detail::refuse(place, "pictures must have width and height from 1 on and 1 or 3 channels",
+                   std::to_string(width) + " x " + std::to_string(height) + " of " + std::to_string(channels));
+  }
+  // Else the products could be beyond 64 bits.
+  if (count > detail::most_picture_bytes) {
+    detail::refuse(place, "pictures must be at most " + std::to_string(detail::most_picture_bytes),
+                   std::to_string(count));
+  }
+  constexpr std::int64_t most_gap = std::numeric_limits<int>::max();
+  if (gap > most_gap) detail::refuse(place, "gap must be at most " + std::to_string(most_gap), std::to_string(gap));
   if (columns == 0) columns = std::int64_t(std::ceil(std::sqrt(double(count))));
   columns = std::min(columns, count);
   const std::int64_t rows = (count + columns - 1) / columns;
-  detail::require_encodable(place, width, height, channels);  // else the products could be beyond 64 bits
+  detail::require_encodable(place, width, height, channels);  // for the same reason
   detail::require_encodable(place, columns * (width + gap), rows * (height + gap), channels);
   return {int(columns), int(rows), int(columns * (width + gap) - gap), int(rows * (height + gap) - gap)};
 }
