@@ -96,6 +96,42 @@ TEST_CASE("a network that states a shape has its channels, height and width") {
         std::vector<std::string>{"input height: network 0 has 16, network 1 has 8"});
 }
 
+TEST_CASE("networks that each fit with one between must fit with each other") {
+  const auto found = [](std::vector<NetworkInfo> infos) {
+    std::vector<Network> networks;
+    for (NetworkInfo& info : infos) {
+      networks.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; }, std::move(info));
+    }
+    return mismatches(networks);
+  };
+  using Lines = std::vector<std::string>;
+  const Lines shapes{"input shape: network 1 has [4, 8, 8], network 2 has [4, 16, 8]"};
+  CHECK(found({{.shape = {4, 0, 8}}, {.shape = {4, 8, 8}}, {.shape = {4, 16, 8}}}) == shapes);
+  CHECK(found({{.shape = {4, 8, 8}}, {.shape = {4, 0, 8}}, {.shape = {4, 16, 8}}}) ==
+        Lines{"input shape: network 0 has [4, 8, 8], network 2 has [4, 16, 8]"});
+  CHECK(found({{.shape = {4, 0, 8}}, {.shape = {4, 8, 0}}, {.shape = {4, 8, 8}}}).empty());
+  // One that states nothing fits with all.
+  CHECK(found({{}, {.num_classes = 10}, {.num_classes = 100}}) ==
+        Lines{"number of classes: network 1 has 10, network 2 has 100"});
+  const auto text = [](std::int64_t size) { return NetworkInfo{.conditions = {{.name = "text", .shape = {size, 4}}}}; };
+  CHECK(found({text(0), text(3), text(5), text(3)}) ==
+        Lines{"condition 'text': network 1 has [3, 4], network 2 has [5, 4]",
+              "condition 'text': network 2 has [5, 4], network 3 has [3, 4]"});
+  // Each network once for what it differs in, and for all that it differs in.
+  CHECK(found({{.channels = 3}, {.channels = 4}, {.channels = 5}, {.channels = 4, .latent_scale = 2}}) ==
+        Lines{"input channels: network 0 has 3, network 1 has 4", "input channels: network 0 has 3, network 2 has 5",
+              "input channels: network 0 has 3, network 3 has 4"});
+  CHECK(found({{.latent_scale = 1}, {.channels = 4}, {.channels = 5, .latent_scale = 2}}) ==
+        Lines{"latent scale and shift: network 0 has 1 and 0, network 2 has 2 and 0",
+              "input channels: network 1 has 4, network 2 has 5"});
+  const auto names = [](std::string const& first, std::string const& second) {
+    return NetworkInfo{.num_classes = 2, .class_names = {first, second}};
+  };
+  CHECK(found({names("a", "b"), names("c", "b"), names("a", "d")}) ==
+        Lines{"name of class 0: network 0 has 'a', network 1 has 'c'",
+              "name of class 1: network 0 has 'b', network 2 has 'd'"});
+}
+
 TEST_CASE("what is no network is refused") {
   CHECK(message_of<std::invalid_argument>([] {
           Network{std::function<at::Tensor(at::Tensor const&, at::Tensor const&)>()};

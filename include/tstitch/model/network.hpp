@@ -15,6 +15,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -326,15 +327,23 @@ inline std::string name_of(Network const& network, std::size_t index) {
 
 /// Everything in which networks of one run disagree although they must not, one sentence each; empty if they fit
 /// together. What a network does not state is not compared. Prediction type, learned variance, timestep type, number
-/// format and the set of conditions may differ.
+/// format and the set of conditions may differ. Of each network a disagreement is named once, with the first of those
+/// before it that it disagrees with.
 inline std::vector<std::string> mismatches(std::vector<Network> const& networks) {
   std::vector<std::string> found;
-  for (std::size_t k = 1; k < networks.size(); ++k) {
-    NetworkInfo const& a = networks[0].info();
+  std::set<std::pair<std::size_t, std::string>> named;  // of the second network, what it is about
+  // Two may fit with one that leaves open what they disagree about, so each pair is looked at.
+  const auto compare_pair = [&](std::size_t j, std::size_t k) {
+    NetworkInfo const& a = networks[j].info();
     NetworkInfo const& b = networks[k].info();
-    const auto differ = [&](std::string const& what, std::string const& left, std::string const& right) {
-      found.push_back(what + ": " + detail::name_of(networks[0], 0) + " has " + left + ", " +
+    const auto differ_in = [&](std::string const& about, std::string const& what, std::string const& left,
+                               std::string const& right) {
+      if (!named.emplace(k, about).second) return;
+      found.push_back(what + ": " + detail::name_of(networks[j], j) + " has " + left + ", " +
                       detail::name_of(networks[k], k) + " has " + right);
+    };
+    const auto differ = [&](std::string const& what, std::string const& left, std::string const& right) {
+      differ_in(what, what, left, right);
     };
     const auto compare = [&](char const* what, std::optional<std::int64_t> left, std::optional<std::int64_t> right) {
       if (left && right && *left != *right) differ(what, std::to_string(*left), std::to_string(*right));
@@ -354,8 +363,8 @@ inline std::vector<std::string> mismatches(std::vector<Network> const& networks)
     if (!a.class_names.empty() && !b.class_names.empty() && a.class_names != b.class_names) {
       std::size_t i = 0;
       while (i + 1 < std::min(a.class_names.size(), b.class_names.size()) && a.class_names[i] == b.class_names[i]) ++i;
-      differ("name of class " + std::to_string(i), "'" + detail::printable(a.class_names[i]) + "'",
-             "'" + detail::printable(b.class_names[i]) + "'");
+      differ_in("class names", "name of class " + std::to_string(i), "'" + detail::printable(a.class_names[i]) + "'",
+                "'" + detail::printable(b.class_names[i]) + "'");
     }
     // Files may have rounded their tables to float32.
     if (a.noise_schedule && b.noise_schedule && a.noise_schedule->distance(*b.noise_schedule) > 1e-6) {
@@ -378,9 +387,12 @@ inline std::vector<std::string> mismatches(std::vector<Network> const& networks)
         differ("condition '" + left.name + "'", text_of(left), text_of(right));
       }
     }
-    if (networks[0].device() != networks[k].device()) {
-      differ("device", networks[0].device().str(), networks[k].device().str());
+    if (networks[j].device() != networks[k].device()) {
+      differ("device", networks[j].device().str(), networks[k].device().str());
     }
+  };
+  for (std::size_t k = 1; k < networks.size(); ++k) {
+    for (std::size_t j = 0; j < k; ++j) compare_pair(j, k);
   }
   return found;
 }
