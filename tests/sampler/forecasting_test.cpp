@@ -1,11 +1,14 @@
 // Forecast steps and forecast guidance, for every sampler and guidance: what a polynomial foretells is exact, and the
 // run does what its plan says.
 
+#include <c10/core/InferenceMode.h>
 #include <tstitch/method/by_name.hpp>
 #include <tstitch/tstitch.hpp>
 
 #include <atomic>
 #include <cmath>
+#include <memory>
+#include <span>
 #include <string>
 #include <thread>
 #include <vector>
@@ -84,6 +87,52 @@ const std::vector<NamedGuidance> guidances{
 bool near(at::Tensor const& a, at::Tensor const& b) {
   return a.sub(b).abs().max().item<double>() < 1e-11 * std::max(1.0, b.abs().max().item<double>());
 }
+
+/// Which call says what is no number, and what it was.
+struct Culprit {
+  bool in_blocks;  ///< counts computed evaluations, and breaks what is kept of one; else all of them, after forecasts
+  int call = -1;   ///< of all networks in a batch; -1: none
+  double value = NAN;
+  bool unconditional = false;  ///< in the rows without the condition, where there are any
+
+  int calls = 0;
+  std::string broken = {};  ///< the network that broke
+};
+
+/// What its blocks make is the same in every step, so that forecasts of it are right, and small enough to stay so.
+struct Breakable {
+  static constexpr bool forecasts = true;
+  std::shared_ptr<Culprit> culprit;
+  std::string name;
+  double level;
+
+  void prepare(std::span<const double>, Condition const&) const { culprit->calls = 0; }
+
+  at::Tensor operator()(at::Tensor const& x, at::Tensor const&, Condition const& condition,
+                        Evaluation const& evaluation) const {
+    const at::Tensor weights = condition.labels.mul(0.25).add(1).to(x.scalar_type());
+    at::Tensor value;
+    if (FeatureMemory::forecasts(evaluation)) {
+      value = evaluation.memory->as<FeatureMemory>().forecast(evaluation);
+    } else {
+      value = x.new_zeros(x.sizes()).add(weights.view({-1, 1, 1, 1}), level);
+      if (culprit->in_blocks) value = broken(value, evaluation.both_halves);
+      if (FeatureMemory::keeps(evaluation)) evaluation.memory->as<FeatureMemory>().keep(evaluation, value);
+    }
+    return culprit->in_blocks ? value : broken(value, evaluation.both_halves);
+  }
+
+  at::Tensor broken(at::Tensor const& value, bool both_halves) const {
+    if (culprit->calls++ != culprit->call) return value;
+    culprit->broken = name;
+    at::Tensor fault = value.new_zeros(value.sizes());
+    fault.select(0, both_halves && culprit->unconditional ? value.size(0) / 2 : 0)
+        .select(0, 1)
+        .narrow(0, 1, 1)
+        .fill_(culprit->value);
+    return value.add(fault);
+  }
+};
 
 /// Asks somewhere else than at the timesteps of the plan.
 bool asks_between(std::string const& name) {
@@ -357,6 +406,105 @@ TEST_CASE("a switch that predicts the history again leaves forecasts as they are
     const DPMSolver sampler{schedule, turns, with}, plain{schedule, turns, without};
     CHECK(near(sampler.sample(networks, request_of({.scale = 2})).images,
                plain.sample(networks, request_of({.scale = 2})).images));
+  }
+}
+
+TEST_CASE("what broke an image is named with its step, also where steps and guidance are forecast") {
+  const Forecast every = ForecastEvery{.every = 2, .order = 1, .warm_up = 2, .last = false};
+  const std::vector<NamedGuidance> kinds{
+      {"none", {}},
+      {"plain", {.scale = 2.5}},
+      {"plain, forecast", {.scale = 2.5, .forecast = every}},
+      {"projected, forecast",
+       {.scale = 3, .projected = ProjectedGuidance{.norm_threshold = 2, .momentum = -0.5}, .forecast = every}},
+      {"by a guide, forecast", {.scale = 2, .guide_network = 1, .forecast = every}}};
+  const auto halves = [](Step const& step) { return std::size_t(step.index < step.count / 2 ? 0 : 2); };
+  std::size_t turn = 0, forecast_steps = 0, of_the_guide = 0;
+  for (NamedRule const& named : update_rules()) {
+    if (named.name.find("adaptive") != std::string::npos) continue;
+    for (auto const& [name, guidance] : kinds) {
+      for (const Thresholding& thresholding : {Thresholding::none(), Thresholding::clip()}) {
+        const bool in_blocks = ++turn % 2, unconditional = turn / 2 % 2;
+        const auto culprit =
+            std::make_shared<Culprit>(Culprit{in_blocks, -1, turn % 3 ? NAN : double(INFINITY), unconditional});
+        const auto network = [&](std::string const& called, double level) {
+          return Network(Breakable{culprit, called, level}, {.name = called,
+                                                             .prediction_type = PredictionType::sample,
+                                                             .num_classes = 5,
+                                                             .null_class = 5,
+                                                             .timestep_type = TimestepType::float32});
+        };
+        const std::vector<Network> networks{network("small", 0.1), network("guide", 0.15), network("large", 0.2)};
+        // At t = 0 what LCM predicts is x itself.
+        const AnySampler sampler{schedule,
+                                 halves,
+                                 {.steps = 10,
+                                  .spacing = Spacing::leading(0, {.include_last = false}),
+                                  .thresholding = thresholding,
+                                  .forecast = every},
+                                 named.make({})};
+        const Plan plan = sampler.plan(guidance);
+        const Request request = request_of(guidance);
+        sampler.sample(networks, request);
+        const int count = culprit->calls;
+        for (int call = 0; call < count; ++call) {
+          INFO(named.name << ", guidance " << name << ", call " << call << " of " << count
+                          << (in_blocks ? ", in blocks" : "") << (unconditional ? ", unconditional" : ""));
+          culprit->call = call;
+          culprit->broken.clear();
+          // Who breaks it, and in which step, by taking the steps one by one.
+          int at = 0;
+          Trajectory run = sampler.begin(networks, request);
+          while (!run.finished() && culprit->broken.empty()) {
+            at = run.next;
+            try {
+              sampler.advance(networks, run);
+            } catch (std::runtime_error const&) {
+              break;
+            }
+          }
+          REQUIRE_FALSE(culprit->broken.empty());
+          const std::string by = culprit->broken;
+          PlannedStep const& planned = plan.steps[std::size_t(at)];
+          forecast_steps += planned.forecast.network;
+          of_the_guide += by == "guide";
+          const std::string message = message_of<std::runtime_error>([&] { sampler.sample(networks, request); });
+          CHECK_THAT(message, ContainsSubstring("at step " + std::to_string(planned.step.index) + " (t = "));
+          CHECK_THAT(message, ContainsSubstring(" by network ") && ContainsSubstring("('" + by + "')"));
+        }
+        culprit->call = -1;
+      }
+    }
+  }
+  CHECK(forecast_steps > 100);
+  CHECK(of_the_guide > 100);
+}
+
+TEST_CASE("forecasts are the same in inference mode, and runs go on with or without it") {
+  const std::vector<Network> networks{network(1, 1), network(2, 1.3)};
+  const Forecast every = ForecastEvery{.every = 3, .order = 1, .warm_up = 2};
+  for (const std::string name : {"ddim", "dpm-solver++", "heun", "pndm"}) {
+    for (NamedGuidance guided : guidances) {
+      guided.guidance.forecast = every;
+      INFO(name << ", guidance " << guided.name);
+      const AnySampler sampler{schedule, Stitch{.ratio = 0.3}, options(every), update_rule_by_name(name)};
+      const Request request = request_of(guided.guidance);
+      const at::Tensor expected = sampler.sample(networks, request).images;
+      // In turns of three steps, which do not begin where forecasts do.
+      const auto in_turns = [&](bool inside) {
+        Trajectory run = sampler.begin(networks, request);
+        while (!run.finished()) {
+          const c10::InferenceMode mode(inside);
+          for (int k = 0; k < 3 && !run.finished(); ++k) sampler.advance(networks, run);
+          inside = !inside;
+        }
+        return run.x;
+      };
+      CHECK(in_turns(true).equal(expected));
+      CHECK(in_turns(false).equal(expected));
+      const c10::InferenceMode inference;
+      CHECK(sampler.sample(networks, request).images.equal(expected));
+    }
   }
 }
 
