@@ -83,6 +83,11 @@ TEST_CASE("pictures of the bundled pair with forecasts are those without, to a l
   CHECK(levels(draw({}, half, networks), plain) < 2);
   CHECK(levels(draw(ForecastEvery{.order = 0, .first_network = 1}, {}, networks), plain) > levels(forecast, plain));
 
+  {
+    const c10::InferenceMode inference;
+    CHECK(draw(every, half, networks).equal(forecast));
+  }
+
   // What is captured is asked as often as the plan says, and answers the same.
   int two = 0, three = 0;
   const std::vector<Network> captured{networks[0], networks[1].captured(counting(two, three))};
