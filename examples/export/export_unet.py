@@ -4,6 +4,9 @@ FOLDER is a pipeline of diffusers, or its unet/: config.json and weights of a UN
 and 2, SDXL, and what was distilled from them: BK-SDM, SSD-1B, latent consistency models; also for inpainting) or of a
 UNet2DModel (DDPM). diffusers is not needed; where it is installed the file is checked beside it.
 
+With --deep-feature the file has the network in three parts, split where DeepCache (Ma et al. 2023, arXiv 2312.00858)
+splits it, so that samplers can leave out the deep one in some steps: tstitch_sample --forecast every:3,0.
+
 A pipeline says in its scheduler what the network predicts and for which noise schedule it was trained; the options
 below say it for a network without, and are believed where both do.
 """
@@ -351,6 +354,11 @@ def main() -> None:
         "consistency models)",
     )
     parser.add_argument("--license", default="", help="licence of the weights")
+    parser.add_argument(
+        "--deep-feature",
+        action="store_true",
+        help="write the network in parts, too, so that what its last residual block gets from below can be forecast",
+    )
     add_form(parser)
     args = parser.parse_args()
     form = form_of(args)
@@ -375,6 +383,7 @@ def main() -> None:
         "decoding": decoding,
         "license": args.license,
         "architecture": "unet",
+        **({"forecast": "feature"} if args.deep_feature else {}),
         **schedule,
         **(encoded if decoding == "none" else {}),
         **labels(shape, args),
@@ -388,7 +397,7 @@ def main() -> None:
     elif shape.text_width and not shape.guidance_width and not is_consistency_model(args.folder):
         values["guidance_scale"] = TEXT_GUIDANCE
 
-    network = read_network(lambda: make_unet(shape), folder, args, "conv_in.weight", modern_names)
+    network = read_network(lambda: make_unet(shape, args.deep_feature), folder, args, "conv_in.weight", modern_names)
     timesteps = values.get("num_train_timesteps", 1000)
     inputs = check_inputs(shape, size, timesteps, args.text_tokens or 77, form.whole_size)
     write(args.output, network, values, inputs, args.dtype, peer(config, network, shape), form)

@@ -5,11 +5,19 @@ Their parameters carry the names of diffusers' checkpoints. `forward` takes x, t
 as many as the network has: `conditions` says which. It is written to be compiled by `torch.jit.script` and captured in
 a CUDA graph: no arithmetic on tensor shapes ends up in a tensor, and nothing remembers the device or the dtype it was
 built on. Batch and picture may be of any size.
+
+`make_unet(config, deep_feature=True)` has it in parts, too: `forecast_embed`, `forecast_blocks` and `forecast_head`, one
+after another, are `forward`. They are DeepCache's (Ma et al. 2023, arXiv 2312.00858) with its cache_branch_id of 0: what
+the last residual block of the way up gets from below, the deep feature, changes slowly from step to step, and a sampler
+that repeats or extrapolates it leaves out all that makes it. What remains is the first convolution, the embedding of the
+time, the last residual block with its attention, and the last convolution. The levels on the way down are no part of
+that: what that block gets from the side is what the first convolution made.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Optional
+from types import FunctionType
+from typing import Final, Optional
 
 import torch
 import torch.nn.functional as F
@@ -245,7 +253,9 @@ class Middle(nn.Module):
 
 
 class UpLevel(nn.Module):
-    """`level` counts from the lowest resolution."""
+    """`level` counts from the lowest resolution. What the last one does at its end is `UNet.head`'s."""
+
+    taken: Final[int]
 
     def __init__(self, width_in: int, level: int, config: UNetConfig):
         super().__init__()
@@ -259,14 +269,21 @@ class UpLevel(nn.Module):
         attentions = [make_attention(width, heads, depth, config.groups, config) for depth in depths]
         self.attentions = nn.ModuleList(attentions or [NoAttention() for _ in self.resnets])
         self.upsamplers = nn.ModuleList([] if level == last else [Upsample(width)])
+        self.taken = count - 1 if level == last else count
 
     def forward(self, x: Tensor, c: Tensor, text: Optional[Tensor], skips: list[Tensor]) -> Tensor:
         """Takes from the end of `skips` what joins here."""
-        for resnet, attention in zip(self.resnets, self.attentions):
-            x = attention(resnet(torch.cat([x, skips.pop()], dim=1), c), text)
+        # TorchScript has no slices of these lists that it could call.
+        for k, (resnet, attention) in enumerate(zip(self.resnets, self.attentions)):
+            if k < self.taken:
+                x = attention(resnet(torch.cat([x, skips.pop()], dim=1), c), text)
         for upsampler in self.upsamplers:
             x = upsampler(x, skips[-1])
         return x
+
+    def last(self, x: Tensor, c: Tensor, text: Optional[Tensor], skip: Tensor) -> Tensor:
+        """Its last residual block, with its attention."""
+        return self.attentions[-1](self.resnets[-1](torch.cat([x, skip], dim=1), c), text)
 
 
 class UNet(nn.Module):
@@ -295,7 +312,7 @@ class UNet(nn.Module):
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=config.eps)
         self.conv_out = nn.Conv2d(widths[0], config.channels, config.kernel_out, padding=config.kernel_out // 2)
 
-    def predict(
+    def embedded(
         self,
         x: Tensor,
         t: Tensor,
@@ -304,8 +321,9 @@ class UNet(nn.Module):
         pooled: Optional[Tensor] = None,
         size_ids: Optional[Tensor] = None,
         guidance: Optional[Tensor] = None,
-    ) -> Tensor:
-        """The prediction, [n, channels, h, w] in the weights' dtype.
+    ) -> list[Tensor]:
+        """What the other parts take: x behind the first convolution, [n, width, h, w], the embedding of all that is one
+        vector, [n, time_width], and text where there is any.
 
         x [n, channels, h, w] in the weights' dtype, and the inpainting mask and picture behind it; t [n] timesteps,
         int64 or floating; labels [n] int64; text [n, tokens, text_width]; pooled [n, pooled_width]; size_ids [n, 6];
@@ -319,9 +337,14 @@ class UNet(nn.Module):
             assert pooled is not None and size_ids is not None
             sizes = sinusoids(size_ids, self.size_width, self.cosines_first, self.freq_shift).flatten(1)
             c = c + self.add_embedding(torch.cat([pooled, sizes.to(pooled.dtype)], dim=1))
-        c = F.silu(c)  # what every residual block does first
+        parts = [self.conv_in(x), F.silu(c)]  # which is what every residual block does first
+        if text is not None:
+            parts.append(text)
+        return parts
 
-        x = self.conv_in(x)
+    def blocks(self, embedded: list[Tensor]) -> Tensor:
+        """The deep feature, [n, width, h, w]: what the last residual block gets from below."""
+        x, c, text = embedded[0], embedded[1], text_of(embedded)
         skips = [x]
         for down in self.down_blocks:
             x = down(x, c, text, skips)
@@ -329,39 +352,71 @@ class UNet(nn.Module):
             x = self.mid_block(x, c, text)
         for up in self.up_blocks:
             x = up(x, c, text, skips)
+        return x
+
+    def head(self, embedded: list[Tensor], feature: Tensor) -> Tensor:
+        """The prediction, [n, channels, h, w] in the weights' dtype."""
+        x = self.up_blocks[-1].last(feature, embedded[1], text_of(embedded), embedded[0])
         return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def predict(self, embedded: list[Tensor]) -> Tensor:
+        return self.head(embedded, self.blocks(embedded))
+
+
+def text_of(embedded: list[Tensor]) -> Optional[Tensor]:
+    return embedded[2] if len(embedded) > 2 else None
 
 
 class Unconditional(UNet):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
-        return self.predict(x, t)
+        return self.predict(self.embed(x, t))
+
+    def embed(self, x: Tensor, t: Tensor) -> list[Tensor]:
+        return self.embedded(x, t)
 
 
 class ClassConditional(UNet):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
-        return self.predict(x, t, labels=labels)
+        return self.predict(self.embed(x, t, labels))
+
+    def embed(self, x: Tensor, t: Tensor, labels: Tensor) -> list[Tensor]:
+        return self.embedded(x, t, labels=labels)
 
 
 class TextConditional(UNet):
     def forward(self, x: Tensor, t: Tensor, text_embedding: Tensor) -> Tensor:
-        return self.predict(x, t, text=text_embedding)
+        return self.predict(self.embed(x, t, text_embedding))
+
+    def embed(self, x: Tensor, t: Tensor, text_embedding: Tensor) -> list[Tensor]:
+        return self.embedded(x, t, text=text_embedding)
 
 
 class TextGuided(UNet):
     def forward(self, x: Tensor, t: Tensor, text_embedding: Tensor, guidance_embedding: Tensor) -> Tensor:
-        return self.predict(x, t, text=text_embedding, guidance=guidance_embedding)
+        return self.predict(self.embed(x, t, text_embedding, guidance_embedding))
+
+    def embed(self, x: Tensor, t: Tensor, text_embedding: Tensor, guidance_embedding: Tensor) -> list[Tensor]:
+        return self.embedded(x, t, text=text_embedding, guidance=guidance_embedding)
 
 
 class TextInpainting(UNet):
     def forward(self, x: Tensor, t: Tensor, text_embedding: Tensor, mask: Tensor, masked_latents: Tensor) -> Tensor:
-        return self.predict(torch.cat([x, mask, masked_latents], dim=1), t, text=text_embedding)
+        return self.predict(self.embed(x, t, text_embedding, mask, masked_latents))
+
+    def embed(self, x: Tensor, t: Tensor, text_embedding: Tensor, mask: Tensor, masked_latents: Tensor) -> list[Tensor]:
+        return self.embedded(torch.cat([x, mask, masked_latents], dim=1), t, text=text_embedding)
 
 
 class XL(UNet):
     def forward(
         self, x: Tensor, t: Tensor, text_embedding: Tensor, pooled_embedding: Tensor, size_ids: Tensor
     ) -> Tensor:
-        return self.predict(x, t, text=text_embedding, pooled=pooled_embedding, size_ids=size_ids)
+        return self.predict(self.embed(x, t, text_embedding, pooled_embedding, size_ids))
+
+    def embed(
+        self, x: Tensor, t: Tensor, text_embedding: Tensor, pooled_embedding: Tensor, size_ids: Tensor
+    ) -> list[Tensor]:
+        return self.embedded(x, t, text=text_embedding, pooled=pooled_embedding, size_ids=size_ids)
 
 
 class XLGuided(UNet):
@@ -374,7 +429,18 @@ class XLGuided(UNet):
         size_ids: Tensor,
         guidance_embedding: Tensor,
     ) -> Tensor:
-        return self.predict(
+        return self.predict(self.embed(x, t, text_embedding, pooled_embedding, size_ids, guidance_embedding))
+
+    def embed(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text_embedding: Tensor,
+        pooled_embedding: Tensor,
+        size_ids: Tensor,
+        guidance_embedding: Tensor,
+    ) -> list[Tensor]:
+        return self.embedded(
             x, t, text=text_embedding, pooled=pooled_embedding, size_ids=size_ids, guidance=guidance_embedding
         )
 
@@ -390,8 +456,20 @@ class XLInpainting(UNet):
         mask: Tensor,
         masked_latents: Tensor,
     ) -> Tensor:
+        return self.predict(self.embed(x, t, text_embedding, pooled_embedding, size_ids, mask, masked_latents))
+
+    def embed(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text_embedding: Tensor,
+        pooled_embedding: Tensor,
+        size_ids: Tensor,
+        mask: Tensor,
+        masked_latents: Tensor,
+    ) -> list[Tensor]:
         x = torch.cat([x, mask, masked_latents], dim=1)
-        return self.predict(x, t, text=text_embedding, pooled=pooled_embedding, size_ids=size_ids)
+        return self.embedded(x, t, text=text_embedding, pooled=pooled_embedding, size_ids=size_ids)
 
 
 # By what a network has beside x and t: text, pooled text and sizes, guidance, inpainting.
@@ -405,11 +483,26 @@ CLASSES = {
 }
 
 
-def make_unet(config: UNetConfig) -> UNet:
-    if not config.text_width:
-        return ClassConditional(config) if config.num_labels else Unconditional(config)
-    has = (True, config.pooled_width > 0, config.guidance_width > 0, config.inpainting)
-    return CLASSES[has](config)
+def make_unet(config: UNetConfig, deep_feature: bool = False) -> UNet:
+    """@deep_feature: whether it has `forecast_embed`, `forecast_blocks` and `forecast_head`."""
+    if config.text_width:
+        kind = CLASSES[True, config.pooled_width > 0, config.guidance_width > 0, config.inpainting]
+    else:
+        kind = ClassConditional if config.num_labels else Unconditional
+    if deep_feature:
+        # Under the names that loaders look for. A file has all methods that `forward` calls, so that these names cannot
+        # be those of every network.
+        parts = (kind.embed, kind.blocks, kind.head)
+        named = {f"forecast_{part.__name__}": torch.jit.export(copied(part)) for part in parts}
+        kind = type(kind.__name__, (kind,), {**named, "__module__": __name__})
+    return kind(config)
+
+
+def copied(function: FunctionType) -> FunctionType:
+    """For `torch.jit.export`, which marks the function that it gets."""
+    other = FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__)
+    other.__annotations__ = dict(function.__annotations__)
+    return other
 
 
 def conditions(config: UNetConfig, height: int, width: int, tokens: int | None) -> list[tuple[str, list[int | None]]]:

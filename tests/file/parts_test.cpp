@@ -3,7 +3,10 @@
 #include <tstitch/engine/dit.hpp>
 #include <tstitch/file/dit.hpp>
 #include <tstitch/file/torchscript.hpp>
+#include <tstitch/method/by_name.hpp>
 #include <tstitch/tstitch.hpp>
+
+#include <ATen/TensorOperators.h>
 
 #include <sstream>
 #include <string>
@@ -42,9 +45,9 @@ torch::jit::Module scripted(std::vector<std::string> const& methods) {
   return module;
 }
 
-Network load(torch::jit::Module const& module) {
+Network load(torch::jit::Module const& module, Metadata const& changes = {}) {
   torch::jit::ExtraFilesMap files;
-  for (auto const& [key, value] : network_metadata()) files["tstitch/" + key] = value;
+  for (auto const& [key, value] : network_metadata(changes)) files["tstitch/" + key] = value;
   std::ostringstream stream;
   module.save(stream, files);
   std::istringstream back(stream.str());
@@ -79,6 +82,85 @@ TEST_CASE("a file in parts computes what it does whole, and forecasts what a lin
     CHECK(forecast.sub(expected).abs().max().item<double>() < 1e-4 * largest);
   }
   CHECK(draw(parts, ForecastEvery{.order = 0}).sub(expected).abs().max().item<double>() > 1e-3 * largest);
+}
+
+TEST_CASE("a file says whether its feature itself is forecast") {
+  // The blocks see nothing but t, and double what would be a residual.
+  const std::vector<std::string> methods{
+      embed,
+      "def forecast_blocks(self, embedded: List[Tensor]):\n"
+      "  x, t = embedded\n"
+      "  return (t.to(x.dtype) / 500).view(-1, 1, 1, 1) + x * 2\n",
+      "def forecast_head(self, embedded: List[Tensor], feature):\n  return feature + embedded[0] * 0.25\n", whole};
+  const NoiseSchedule schedule = NoiseSchedule::linear(1000, 0.0001, 0.02);
+  const at::Tensor first = noise({1, 2}, NoiseAddress::initial(), {3, 8, 8}, at::kFloat);
+  const at::Tensor second = noise({3, 4}, NoiseAddress::initial(), {3, 8, 8}, at::kFloat);
+  const at::Tensor t = detail::host_tensor({2}, at::kLong).fill_(500), later = t - 100;
+  // Of a computed step at `first`, and a forecast at `second` that repeats what was kept.
+  const auto forecast = [&](Metadata const& changes) {
+    const Network network = load(scripted(methods), changes);
+    REQUIRE(network.forecasts());
+    Memory memory;
+    const auto ask = [&](int index, at::Tensor const& x, at::Tensor const& at, StepForecast const& told) {
+      const c10::AutoGradMode no_gradients(false);
+      const Step step{.index = index, .count = 2, .t = 500, .from = schedule.at(500), .to = schedule.at(400)};
+      return network(x, at, Condition{},
+                     Evaluation{.timestep = 500, .step = &step, .memory = &memory, .forecast = &told});
+    };
+    CHECK(ask(0, first, t, {.keep = 1}).equal((1 + first) + first * 0.125));
+    return ask(1, second, later, {.network = true, .conditional = {{0, 1}}});
+  };
+  const at::Tensor of_feature = (1 + first) + second * 0.125, of_residual = ((1 + first) - first / 2) + second * 0.625;
+  CHECK(forecast({{"forecast", "feature"}}).equal(of_feature));
+  const auto near = [](at::Tensor const& got, at::Tensor const& expected) {
+    return got.sub(expected).abs().max().item<double>() < 1e-5;
+  };
+  CHECK(near(forecast({{"forecast", "residual"}}), of_residual));
+  CHECK(forecast({}).equal(forecast({{"forecast", "residual"}})));
+  CHECK_FALSE(near(of_feature, of_residual));
+}
+
+TEST_CASE("what a file says of its forecasts is checked") {
+  const std::vector<std::string> parts{embed, blocks, head, whole};
+  const auto got = [](std::vector<std::string> const& methods, std::string const& value) {
+    return message_of<std::runtime_error>([&] { load(scripted(methods), {{"forecast", value}}); });
+  };
+  CHECK(got(parts, "feature") == "nothing was thrown");
+  CHECK_THAT(got(parts, "Feature"),
+             ContainsSubstring("tstitch/forecast must be one of residual, feature, got 'Feature'"));
+  CHECK_THAT(got(parts, ""), ContainsSubstring("tstitch/forecast must be one of residual, feature, got ''"));
+  const std::vector<std::string> plain{"def forward(self, x, t):\n  return x\n"};
+  CHECK(got(plain, "residual") == "nothing was thrown");
+  CHECK_THAT(got(plain, "feature"),
+             ContainsSubstring("tstitch/forecast must be left out of files without forecast_embed, got 'feature'"));
+}
+
+TEST_CASE("a feature of another shape than the first tensor is forecast") {
+  // As in U-Nets, whose deep feature may be wider.
+  const std::vector<std::string> methods{
+      embed, "def forecast_blocks(self, embedded: List[Tensor]):\n  return torch.cat([embedded[0], embedded[0]], 1)\n",
+      "def forecast_head(self, embedded: List[Tensor], feature):\n  return feature[:, 3:] * 0.5 + embedded[0]\n",
+      whole};
+  const Network network = load(scripted(methods), {{"forecast", "feature"}});
+  const auto draw = [&](AnyUpdateRule const& rule, Forecast const& forecast) {
+    const AnySampler sampler{network.noise_schedule(), SingleNetwork{}, {.steps = 12, .forecast = forecast}, rule};
+    return sampler.sample({network}, {.count = 2, .seed = 3}).images;
+  };
+  for (char const* const name : {"pndm", "ddim", "dpm-solver++"}) {
+    INFO(name);
+    const AnyUpdateRule rule = update_rule_by_name(name);
+    const at::Tensor expected = draw(rule, {});
+    CHECK(draw(rule, ForecastEvery{.every = 1}).equal(expected));
+    const at::Tensor repeated = draw(rule, ForecastEvery{.every = 2, .order = 0});
+    CHECK(repeated.isfinite().all().item<bool>());
+    CHECK_FALSE(repeated.equal(expected));
+  }
+  CHECK_THAT(message_of<std::runtime_error>([&] {
+               const Network wrong = load(scripted(methods));
+               const DDIM sampler{wrong.noise_schedule(), SingleNetwork{}, {.forecast = ForecastEvery{}}};
+               sampler.sample({wrong}, {.count = 2});
+             }),
+             ContainsSubstring("blocks must return [2, 3, 8, 8], got [2, 6, 8, 8]"));
 }
 
 TEST_CASE("files with some of the parts, or with other arguments, are refused") {

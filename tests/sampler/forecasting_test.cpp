@@ -517,8 +517,9 @@ TEST_CASE("what cannot be forecast is refused") {
   request.labels.clear();
   const DDIM sampler{schedule, SingleNetwork{}, options(ForecastEvery{})};
   CHECK(message(sampler, whole, request) ==
-        "tstitch::Forecast: is for networks whose parts can be asked one by one (of load_dit, of files with parts, "
-        "SplitNetwork); ForecastEvery::first_network leaves out those before it, got network 0 ('whole')");
+        "tstitch::Forecast: is for networks whose parts can be asked one by one (of load_dit, SplitNetwork, files "
+        "exported with parts: of U-Nets by --deep-feature, packages by --forecast-parts); ForecastEvery::first_network "
+        "leaves out those before it, got network 0 ('whole')");
   // A network that is left out may be whole.
   const DDIM stitched{schedule, Stitch{.ratio = 0.5}, options(ForecastEvery{.first_network = 1})};
   CHECK(stitched.sample({whole, network(1, 1)}, request_of({})).images.defined());

@@ -216,6 +216,10 @@ inline Network load_dit(std::string const& path, TorchScriptOptions const& optio
       throw std::runtime_error("tstitch::load_dit: " + source + ": must take no conditions but a label, got '" +
                                detail::printable(info.conditions[0].name) + "'");
     }
+    if (!info.forecasts_residual) {
+      throw std::runtime_error("tstitch::load_dit: " + source +
+                               ": tstitch/forecast must be residual for the engine, got 'feature'");
+    }
     const std::vector<std::int64_t> shape = detail::shape_of(info);
     if (shape.size() != 3 || !detail::is_closed(shape)) {
       throw std::runtime_error("tstitch::load_dit: " + source +

@@ -40,6 +40,9 @@
 ///     tstitch/e4m3_weights              binary, in TorchScript files only: the codes (e4m3fn, one byte each) of the
 ///                                       weights [out, in] of the layers that have them, in row-major order, one
 ///                                       layer after another
+///     tstitch/forecast                  of networks in parts (SplitNetwork), what a forecast extrapolates: residual
+///                                       (default), what the blocks add to the first tensor that they get, or feature,
+///                                       all that they return
 ///
 /// The encoder and the decoder of an autoencoder, whose forward takes and returns one tensor, have the keys format *,
 /// kind *, name *, latent_channels *, picture_channels (default 3), upsampling *, latent_scale *, latent_shift (default
@@ -268,6 +271,8 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
   info.license = file.line("license", "");
   info.images_seen = file.in_range<std::int64_t>("images_seen", 0, std::numeric_limits<std::int64_t>::max(), 0);
   info.architecture = read_architecture(file);
+  info.forecasts_residual =
+      file.choice<bool>("forecast", file.text("forecast", "residual"), {{"residual", true}, {"feature", false}});
   return info;
 }
 

@@ -68,6 +68,7 @@ inline constexpr std::array metadata_keys = std::to_array<MetadataKey>({
     {"mlp_ratio"},
     {"e4m3_inputs", long_list},
     {"e4m3_weight_scales", long_list},
+    {"forecast"},
     {"latent_channels"},
     {"picture_channels"},
     {"upsampling"},

@@ -239,12 +239,16 @@ inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchSc
                              ", got " +
                              (forward ? std::to_string(forward->num_inputs() - 1) + " arguments" : "no forward"));
   }
-  const bool in_parts = has_parts(module, signature.count(), source);
+  const bool in_parts = has_parts(module, signature.count(), source), residual = info.forecasts_residual;
+  if (!in_parts && !residual) {
+    throw std::runtime_error("tstitch::load_torchscript: " + source +
+                             ": tstitch/forecast must be left out of files without forecast_embed, got 'feature'");
+  }
   module.eval();
   move(module, options.device, type);
   const auto warm_up = options.device.is_cpu() ? nullptr : std::make_shared<WarmUp>();
   const ScriptedNetwork scripted{frozen(module, source, in_parts), type, warm_up, signature};
-  const Network network = in_parts ? Network(scripted.parts(true), std::move(info), options.device)
+  const Network network = in_parts ? Network(scripted.parts(residual), std::move(info), options.device)
                                    : Network(scripted, std::move(info), options.device);
   if (options.warm_up_rows.empty()) return network;
   const NetworkInfo closed_info = closed("load_torchscript", network.info(), options.warm_up_sizes);

@@ -92,6 +92,10 @@ struct NetworkInfo {
     std::vector<double> e4m3_weight_scales = {};
   };
   Architecture architecture = {};
+
+  /// Of files in parts: whether forecasts extrapolate what the blocks add to what they begin with, or all that they
+  /// return, as suits the deep feature of a U-Net (SplitNetwork::residual).
+  bool forecasts_residual = true;
 };
 
 /// What networks leave open, for who must know it before there is a request: for warming up, and for measuring.

@@ -43,10 +43,12 @@ inline void require_network(std::vector<Network> const& networks, int step, std:
 
 inline void require_forecasts(Network const& network, std::size_t index) {
   if (network.forecasts()) return;
-  refuse("Forecast",
-         "is for networks whose parts can be asked one by one (of load_dit, of files with parts, SplitNetwork); "
-         "ForecastEvery::first_network leaves out those before it",
-         name_of(network, index));
+  refuse(
+      "Forecast",
+      "is for networks whose parts can be asked one by one (of load_dit, SplitNetwork, files exported with parts: of "
+      "U-Nets by --deep-feature, packages by --forecast-parts); ForecastEvery::first_network leaves out those before "
+      "it",
+      name_of(network, index));
 }
 
 /// What a rule and a gradient must be like where anything may be forecast.
