@@ -34,6 +34,7 @@ struct Arguments {
   std::string forecast = "none";           ///< steps of the second network
   std::string forecast_guidance = "none";  ///< of both
   std::optional<double> guidance;          ///< not given: 1.5, or none for networks that know no "no class"
+  std::vector<std::string> conditions;     ///< files
   int repeats = 5;
   bool first_picture = true;
   bool accuracy = false;
@@ -73,6 +74,7 @@ inline void complete(Arguments& arguments) {
   ascending(arguments.ratios);
   std::vector<std::pair<std::string, std::string>> read;
   for (std::string const& path : arguments.models) read.emplace_back("--model", path);
+  for (std::string const& path : arguments.conditions) read.emplace_back("--condition", path);
   require_different({{"--json", arguments.json}, {"--plot", arguments.plot}, {"--latents", arguments.latents}}, read);
   const std::size_t cells =
       arguments.batches.size() * arguments.ratios.size() * arguments.dtypes.size() * arguments.backends.size();
@@ -133,6 +135,9 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   option("--steps", arguments.steps, "steps of a trajectory [100 on a GPU, 10 on the CPU]")
       ->check(in_range(1, 1'000'000));
   option("--guidance", arguments.guidance, "classifier-free guidance scale; 1 is without [1.5]");
+  option("--condition", arguments.conditions, "file of tensors by name; zeros for what is not given")
+      ->type_name("FILE")
+      ->allow_extra_args(false);
   option("--forecast", arguments.forecast,
          "steps of the second network that are forecast: " + tstitch::forecasts_text())
       ->type_name("NAME")

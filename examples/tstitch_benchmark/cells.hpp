@@ -3,6 +3,7 @@
 #pragma once
 
 #include <ATen/ops/cat.h>
+#include <tstitch/file/condition_file.hpp>
 #include <tstitch/method/by_name.hpp>
 #include <tstitch/plan/by_name.hpp>
 
@@ -37,7 +38,11 @@ inline double guidance_scale(Arguments const& arguments, std::vector<tstitch::Ne
 /// Images with seeds 0, 1, ... and every class in turn.
 inline tstitch::Request make_request(Arguments const& arguments, std::vector<tstitch::Network> const& networks,
                                      std::int64_t batch) {
-  tstitch::Request request = request_for(networks, {}, batch, arguments.shape);
+  std::vector<tstitch::NamedCondition> conditions;
+  for (std::string const& path : arguments.conditions) {
+    for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) conditions.push_back(std::move(each));
+  }
+  tstitch::Request request = request_for(networks, conditions, batch, arguments.shape);
   request.guidance.scale = guidance_scale(arguments, networks);
   request.guidance.forecast = forecast_of_guidance(arguments.forecast_guidance);
   return request;

@@ -78,6 +78,7 @@ inline Json run_first_picture(Arguments const& arguments, Cell const& cell) {
                              "--steps", std::to_string(arguments.steps), "--device", arguments.device.str()});
   if (arguments.guidance) words.insert(words.end(), {"--guidance", tstitch::words::text(*arguments.guidance)});
   words.insert(words.end(), {"--shape", with_crosses(arguments.shape)});
+  for (std::string const& path : arguments.conditions) words.insert(words.end(), {"--condition", path});
   words.insert(words.end(), {"--forecast", arguments.forecast, "--forecast-guidance", arguments.forecast_guidance});
   if (!arguments.spacing.empty()) words.insert(words.end(), {"--spacing", arguments.spacing});
   words.insert(words.end(), {"--started", std::to_string(Clock::now().time_since_epoch().count())});

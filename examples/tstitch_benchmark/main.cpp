@@ -72,6 +72,7 @@ Json describe(Arguments const& arguments) {
           {"sampler_name", tstitch::update_rule_by_name(arguments.sampler).name()},
           {"spacing", arguments.spacing.empty() ? "linspace, or shifted for flow matching" : arguments.spacing},
           {"steps", arguments.steps},
+          {"conditions", arguments.conditions},
           {"forecast", arguments.forecast},
           {"forecast_guidance", arguments.forecast_guidance},
           {"repeats", arguments.repeats},
