@@ -3,29 +3,36 @@
 A package is for one type of numbers, one size of x, one kind of processor (the one that compiles it: a GPU of the same
 compute capability, or the CPU) and certain batch sizes: all from 1 to some number, or a list of sizes, to the next of
 which smaller batches are filled up. Its keys are listed in include/tstitch/file/metadata.hpp and aot_inductor.hpp.
+With `parts` it holds the parts of the network, too, as models of their own with the weights of the whole one.
 `torch._inductor.aoti_load_package` reads it too.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import logging
 import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from common import Inputs, TorchScript, fail, first_line, in_type, metadata, reserve, say, size_of
 
 LARGEST_BATCH = 1_000_000
+PARTS = ("forecast_embed", "forecast_blocks", "forecast_head")
 
 
-def add_form(parser: argparse.ArgumentParser) -> None:
-    """The options that say how a network is written, for `form_of`."""
+def add_form(parser: argparse.ArgumentParser, parts: bool = False) -> None:
+    """The options that say how a network is written, for `form_of`.
+
+    @parts: whether the network always has `forecast_embed`, `forecast_blocks` and `forecast_head`.
+    """
     group = parser.add_argument_group("what is written")
     group.add_argument(
         "--format",
@@ -41,6 +48,12 @@ def add_form(parser: argparse.ArgumentParser) -> None:
         help="the batch sizes that it is compiled for, twice that of pictures where there is guidance: a range from 1 "
         "on, 1-512, or a list, 1,2,8 (default: 1-512)",
     )
+    if parts:
+        group.add_argument(
+            "--forecast-parts",
+            action="store_true",
+            help="also compile its three parts, so that steps can be forecast; it takes about twice as long",
+        )
 
 
 def batch_sizes(text: str) -> "int | tuple[int, ...]":
@@ -62,6 +75,8 @@ def form_of(args: argparse.Namespace) -> "TorchScript | AOTInductor":
         for option, value in (("--device", args.device), ("--batch", args.batch)):
             if value is not None:
                 fail(f"{option}: is for --format aot-inductor, got torchscript, which runs everywhere")
+        if getattr(args, "forecast_parts", False):
+            fail("--forecast-parts: is for --format aot-inductor, got torchscript, whose files have the parts anyway")
         return TorchScript()
     device = args.device or "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -69,7 +84,9 @@ def form_of(args: argparse.Namespace) -> "TorchScript | AOTInductor":
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         fail("--format: aot-inductor needs a C++ compiler, got a machine without g++")
     batch = 512 if args.batch is None else args.batch
-    return AOTInductor(device, *((batch, ()) if isinstance(batch, int) else (0, batch)))
+    # A U-Net has parts where they are asked for, whatever is written.
+    parts = getattr(args, "forecast_parts", False) or getattr(args, "deep_feature", False)
+    return AOTInductor(device, *((batch, ()) if isinstance(batch, int) else (0, batch)), parts)
 
 
 def cause(error: Exception) -> str:
@@ -93,6 +110,7 @@ class AOTInductor:
     device: str
     most: int  # rows, or 0
     sizes: tuple[int, ...]  # of batches, where most is 0
+    parts: bool = False  # whether the network's parts are compiled, too
 
     whole_size = True
 
@@ -116,7 +134,7 @@ class AOTInductor:
         return {key: str(value) for key, value in facts.items()}
 
     def save(self, network: nn.Module, values: Mapping[str, object], inputs: Inputs, path: Path) -> None:
-        """Compiles a model for each batch size. The first has the weights in it, the others ask for them."""
+        """Compiles a model for each batch size, and for its parts. The first has the weights in it, others ask for them."""
         from torch._inductor.utils import fresh_cache
         from torch.export.pt2_archive import PT2ArchiveWriter
 
@@ -131,15 +149,31 @@ class AOTInductor:
         ):
             for name, value in metadata({**values, **self.facts(network)}).items():
                 archive.write_string(f"extra/{name}", value)
-            for number, (name, rows) in enumerate(self.models.items()):
+            with_weights = True
+            for name, rows in self.models.items():
                 say(f"compiling for batches of {f'1 to {self.most}' if self.most else rows} on {self.device}")
                 example = in_type(inputs(rows), next(network.parameters()).dtype, self.device)
-                for part in self.compiled(network, example, with_weights=number == 0):
-                    archive.write_file(f"data/aotinductor/{name}/{Path(part).name}", part)
-                    Path(part).unlink()
+                for method, arguments in self.methods(network, example):
+                    with calling(network, method):
+                        files = self.compiled(network, arguments, with_weights)
+                    for part in files:
+                        archive.write_file(f"data/aotinductor/{name_of(name, method)}/{Path(part).name}", part)
+                        Path(part).unlink()
+                    with_weights = False
 
     @torch.no_grad()
-    def compiled(self, network: nn.Module, example: tuple[Tensor, ...], with_weights: bool) -> list[str]:
+    def methods(self, network: nn.Module, example: tuple[Tensor, ...]) -> list[tuple[str, tuple]]:
+        """Those that are compiled, with arguments of each."""
+        methods: list[tuple[str, tuple]] = [("forward", example)]
+        if self.parts:
+            embedded = [each.clone(memory_format=torch.contiguous_format) for each in network.forecast_embed(*example)]
+            feature = network.forecast_blocks([each.clone() for each in embedded]).contiguous()
+            arguments = (example, (embedded,), (embedded, feature))
+            methods += list(zip(PARTS, arguments))
+        return methods
+
+    @torch.no_grad()
+    def compiled(self, network: nn.Module, example: tuple, with_weights: bool) -> list[str]:
         """The paths of a model's files."""
         options = {
             "aot_inductor.package": True,
@@ -152,7 +186,7 @@ class AOTInductor:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                program = torch.export.export(network, example, dynamic_shapes=[rows] * len(example))
+                program = torch.export.export(network, example, dynamic_shapes=tree_map(lambda _: rows, example))
                 arguments, keywords = program.example_inputs
                 module = program.module(check_guards=False)
                 return torch._inductor.aot_compile(module, arguments, keywords, options=options)
@@ -164,24 +198,56 @@ class AOTInductor:
     def load(self, path: Path, network: nn.Module) -> list[tuple[int, Callable[..., Tensor]]]:
         """What it wrote, as functions and the rows that each takes at most."""
         weights = dict(network.state_dict())
-        if len(self.models) == 1:
+        if len(self.models) == 1 and not self.parts:
             network.to("meta")
         functions = []
-        for number, (name, rows) in enumerate(self.models.items()):
-            loader = torch._C._aoti.AOTIModelPackageLoader(str(path), name, True, 1, -1)
-            if number:
-                own = {constant: weights[constant] for constant in loader.get_constant_fqns()}
-                loader.load_constants(own, False, True, True)
-            functions.append((self.most or rows, self.function(loader, 0 if self.most else rows)))
+        first = True
+        for name, rows in self.models.items():
+            loaders = []
+            for method in ("forward", *PARTS) if self.parts else ("forward",):
+                loader = torch._C._aoti.AOTIModelPackageLoader(str(path), name_of(name, method), True, 1, -1)
+                if not first:
+                    own = {constant: weights.get(constant) for constant in loader.get_constant_fqns()}
+                    if lacking := [constant for constant, tensor in own.items() if tensor is None]:
+                        fail(f"--format: aot-inductor must find all constants among the weights, got {lacking[0]}")
+                    loader.load_constants(own, False, True, True)
+                first = False
+                loaders.append(loader)
+            size = 0 if self.most else rows
+            functions.append((self.most or rows, self.function(loaders[:1], size)))
+            if self.parts:
+                functions.append((self.most or rows, self.function(loaders[1:], size)))
         return functions
 
     @staticmethod
-    def function(loader: "torch._C._aoti.AOTIModelPackageLoader", size: int) -> Callable[..., Tensor]:
-        """@size: to which a batch is filled up."""
+    def function(loaders: "list[torch._C._aoti.AOTIModelPackageLoader]", size: int) -> Callable[..., Tensor]:
+        """@loaders: of the whole network, or of its three parts. @size: to which a batch is filled up."""
 
         def call(*arguments: Tensor) -> Tensor:
             rows = len(arguments[0])
             more = [torch.cat([a, *[a[-1:]] * (size - rows)]) if size > rows else a for a in arguments]
-            return loader.run(more)[0][:rows]
+            outputs = loaders[0].run(more)
+            if len(loaders) > 1:
+                embedded = [each.contiguous() for each in outputs]
+                outputs = loaders[2].run([*embedded, loaders[1].run(embedded)[0].contiguous()])
+            return outputs[0][:rows]
 
         return call
+
+
+@contextlib.contextmanager
+def calling(network: nn.Module, method: str) -> Iterator[None]:
+    """`forward` is this method. Weights keep their names, which a module around the network would change."""
+    if method == "forward":
+        yield
+        return
+    network.forward = getattr(network, method)
+    try:
+        yield
+    finally:
+        del network.forward
+
+
+def name_of(model: str, method: str) -> str:
+    """What the model of this method is called. Torch takes for a model's all files in folders that begin with its name."""
+    return model if method == "forward" else f"{method}_{model}"

@@ -682,7 +682,7 @@ def parse_arguments() -> argparse.Namespace:
         help="draw so many and write what calibrate.py writes, for engines that compute in 8 bits; into compiled ones "
         "only how large the inputs of the layers become",
     )
-    add_form(parser)
+    add_form(parser, parts=True)
     args = parser.parse_args()
     if args.time and args.kind != "sit":
         fail(f"--time: is for --kind sit, got {args.time} for a DiT")

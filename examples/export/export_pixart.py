@@ -196,7 +196,7 @@ def parse_arguments() -> argparse.Namespace:
         help=f"the default a sampler should use (default: {GUIDANCE}, 1 for latent consistency models)",
     )
     parser.add_argument("--license", default="", help="licence of the weights")
-    add_form(parser)
+    add_form(parser, parts=True)
     args = parser.parse_args()
     if args.guidance_scale is None:
         args.guidance_scale = 1.0 if is_consistency_model(args.folder) else GUIDANCE

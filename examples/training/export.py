@@ -74,7 +74,7 @@ def main() -> None:
         "--training-data", default=TRAINING_DATA, help="what the network was trained on (default: %(default)s)"
     )
     parser.add_argument("--license", default="MIT", help="licence of the weights (default: %(default)s)")
-    add_form(parser)
+    add_form(parser, parts=True)
     args = parser.parse_args()
     form = form_of(args)
     args.name = args.name or args.output.stem

@@ -1,10 +1,12 @@
 """Compiled networks compute what TorchScript does: aot_inductor_test.py SAMPLE INSPECT CALLS EXPORTERS SCRATCH
 
 Exports a tiny DiT as TorchScript, compiled for any batch and compiled for two batch sizes; has tstitch_sample draw with
-each and with pairs of them, has a program call them in every way, and tries what must be refused.
+each and with pairs of them, with forecasts where they have parts, has a program call them in every way, and tries what
+must be refused. Of a tiny U-Net it looks at forecasts of the deep feature.
 """
 
 import ast
+import json
 import os
 import shutil
 import subprocess
@@ -20,8 +22,11 @@ import torch  # noqa: E402
 
 sys.path.insert(0, str(export))
 import export_dit  # noqa: E402
+import export_unet  # noqa: E402
 import harness  # noqa: E402
+from common import Config  # noqa: E402
 from dit import DiT, DiTConfig  # noqa: E402
+from unet import make_unet  # noqa: E402
 
 ASKED = ("--heads", 2, "--null-class", 3, "--latent-scale", 0.18215)  # which the tensors do not tell
 TOLERANCE = 1e-5  # of the RMS of latents, for the RMS of differences
@@ -44,8 +49,8 @@ def must_refuse(*arguments: object, says: str) -> None:
     harness.require_refusal(message, (says,), scratch)
 
 
-def tool(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sample, "--device", "cpu", "--class", 1, "--steps", 10, "--quiet", *arguments]
+def tool(*arguments: object, classes: bool = True) -> subprocess.CompletedProcess:
+    command = [sample, "--device", "cpu", *(("--class", 1) if classes else ()), "--steps", 10, "--quiet", *arguments]
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=scratch)
 
 
@@ -55,10 +60,11 @@ def must_fail(*arguments: object, says: str) -> None:
     assert ended.stderr.count("\n") == 1 and not (scratch / "absent.npy").exists(), ended
 
 
-def drawn(*models: Path, guidance: float = 1, batch: int = 3) -> torch.Tensor:
+def drawn(*models: Path, guidance: float = 1, batch: int = 3, more: tuple = (), classes: bool = True) -> torch.Tensor:
     """Three pictures. By hand, because numpy is not everywhere."""
     named = [word for model in models for word in ("--model", model)]
-    ended = tool(*named, "--count", 3, "--batch", batch, "--guidance", guidance, "--latents", "latents.npy")
+    words = ("--count", 3, "--batch", batch, "--guidance", guidance, "--latents", "latents.npy")
+    ended = tool(*named, *words, *more, classes=classes)
     assert ended.returncode == 0, ended
     data = (scratch / "latents.npy").read_bytes()
     start = 10 + int.from_bytes(data[8:10], "little")
@@ -83,15 +89,18 @@ torch.save(network.state_dict(), scratch / "weights.pt")
 
 plain = exported("plain.pt")
 compiled = ("--format", "aot-inductor")
-anything = exported("any.pt2", *compiled)
+anything = exported("any.pt2", *compiled, "--forecast-parts")
 # Recognised by what is in it.
 several = exported("several.pt", *compiled, "--batch", "2,4")
 files = {path.name for path in scratch.iterdir()}
 assert files == {"weights.pt", "plain.pt", "any.pt2", "several.pt"}, f"nothing else must be left, got {files}"
 parallel = anything.read_bytes().count(b"#pragma omp parallel")
 assert parallel and b"num_threads(" not in anything.read_bytes(), "threads must be as many as there are where it runs"
-# The second model of a list shares the weights of the first.
-assert several.stat().st_size < 2 * anything.stat().st_size - plain.stat().st_size / 2
+# The second model of a list shares the weights of the first, and so do parts.
+for package, models in ((several, 2), (anything, 4)):
+    weight = bytes(network.final_layer.linear.weight.detach().untyped_storage().tolist())
+    copies = package.read_bytes().count(weight)
+    assert copies == 1, f"{package}: {models} models must have the weights once, got {copies} times"
 
 expected = drawn(plain)
 for model in (anything, several):
@@ -101,7 +110,57 @@ expected = drawn(plain, plain, guidance=2, batch=2)
 for pair in ((plain, several), (anything, plain), (several, anything)):
     must_agree(drawn(*pair, guidance=2, batch=2), expected)
 
-ended = subprocess.run([calls, plain, anything, several], capture_output=True, text=True)
+# Forecasts are those of TorchScript, filled up to a batch that was compiled, too.
+filled = exported("filled.pt2", *compiled, "--batch", "4", "--forecast-parts")
+forecasts = ("--forecast", "every:2", "--forecast-guidance", "every:2")
+for guidance, more in ((1, forecasts[:2]), (2, forecasts[:2]), (2, forecasts)):
+    expected = drawn(plain, guidance=guidance, batch=2, more=(*more, "--backend", "torchscript"))
+    whole = drawn(plain, guidance=guidance, batch=2)
+    change = ((whole - expected).square().mean() / expected.square().mean()).sqrt().item()
+    assert change > 100 * TOLERANCE, f"forecasts must make a difference, got {change:.2e}"
+    for package in (anything, filled):
+        must_agree(drawn(package, guidance=guidance, batch=2, more=more), expected)
+must_fail("--model", several, *forecasts, says="files exported with parts: of U-Nets by --deep-feature, packages by "
+          "--forecast-parts)")  # fmt: skip
+
+
+def without(package: Path, folder: str) -> Path:
+    """A copy that lacks one of the models."""
+    copy, reader = scratch / "lacking.pt2", torch._C.PyTorchFileReader(str(package))
+    writer = torch._C.PyTorchFileWriter(str(copy))
+    for name in reader.get_all_records():
+        if f"/{folder}/" not in f"/{name}" and not name.startswith(("version", "byteorder", ".data/")):
+            data = reader.get_record(name)
+            writer.write_record(name, data, len(data))
+    writer.write_end_of_file()
+    return copy
+
+
+for part in ("embed", "blocks", "head"):
+    lacking = without(anything, f"forecast_{part}_model")
+    must_fail("--model", lacking, says="must hold all models of forecast_embed, forecast_blocks and forecast_head, or none, "
+              f"got none called forecast_{part}_model")  # fmt: skip
+
+# A U-Net's feature is forecast by itself.
+unet = scratch / "unet"
+unet.mkdir()
+shape = {"_class_name": "UNet2DModel", "sample_size": 8, "block_out_channels": [8], "down_block_types": ["DownBlock2D"],
+         "up_block_types": ["UpBlock2D"], "layers_per_block": 1, "norm_num_groups": 4, "mid_block_type": None}  # fmt: skip
+(unet / "config.json").write_text(json.dumps(shape))
+torch.manual_seed(0)
+torch.save(make_unet(export_unet.read_config(Config(unet / "config.json"), 6)[0]).state_dict(),
+           unet / "diffusion_pytorch_model.bin")  # fmt: skip
+said = ("--prediction", "epsilon", "--noise-schedule", "linear", "--beta-start", 1e-4, "--beta-end", 0.02, "--decoding", "none",
+        "--dtype", "float32")  # fmt: skip
+for name, options in (("unet.pt", ()), ("unet.pt2", (*compiled, "--batch", "2"))):
+    message = harness.run(export_unet, unet, scratch / name, *said, "--deep-feature", *options)
+    assert not message, message
+more = ("--forecast", "every:2,0")
+expected = drawn(scratch / "unet.pt", more=more, classes=False)
+assert (drawn(scratch / "unet.pt", classes=False) - expected).abs().max() > 1e-3
+must_agree(drawn(scratch / "unet.pt2", batch=2, more=more, classes=False), expected)
+
+ended = subprocess.run([calls, plain, anything, several, scratch / "unet.pt2"], capture_output=True, text=True)
 assert ended.returncode == 0, ended
 few = ["--device", "cpu", "--rows", "1", "--steps", "4", "--count", "2"]
 ended = subprocess.run([inspect, *few, anything, several], capture_output=True, text=True)
@@ -147,6 +206,7 @@ assert {path.name for path in scratch.iterdir()} == before, "nothing of what is 
 
 must_refuse("--batch", "8", says="--batch: is for --format aot-inductor, got torchscript")
 must_refuse("--device", "cpu", says="--device: is for --format aot-inductor, got torchscript")
+must_refuse("--forecast-parts", says="--forecast-parts: is for --format aot-inductor, got torchscript, whose files have")
 must_refuse(*compiled, "--batch", "2-8", says="must be a range as 1-512 or a list as 1,2,8, got '2-8'")
 must_refuse(*compiled, "--batch", "2,2", says="must be rising numbers in [1, 1000000], got '2,2'")
 must_refuse(*compiled, "--batch", "1-0", says="must be rising numbers in [1, 1000000], got '1-0'")

@@ -1,6 +1,7 @@
-// Calls of compiled networks: aot_inductor_calls TORCHSCRIPT ANY LIST
+// Calls of compiled networks: aot_inductor_calls TORCHSCRIPT ANY LIST UNET
 //
-// Three files of one network that takes classes: TorchScript, compiled for 1 to 512 rows, and for 2 and 4 rows.
+// Three files of one network that takes classes: TorchScript, compiled for 1 to 512 rows with its parts, and for 2 and
+// 4 rows. And one of a network whose feature is forecast, compiled for 2 rows with its parts.
 // tests/export/aot_inductor_test.py makes them. Ends with 1 and a line on stderr at the first thing that is wrong.
 #include <tstitch/file/aot_inductor.hpp>
 #include <tstitch/file/torchscript.hpp>
@@ -125,11 +126,64 @@ void check(Network const& oracle, Network const& any, Network const& list) {
   require(wrong == 0, "threads must not disturb each other");
 }
 
+/// A network in two steps of a run: in the first what it makes is kept, and in the second repeated.
+class Repeating {
+ public:
+  explicit Repeating(Network const& network) : network_(network) {}
+
+  at::Tensor compute(Inputs const& in) { return ask(0, in, {.keep = 1}); }
+  at::Tensor repeat(Inputs const& in) { return ask(1, in, {.network = true, .conditional = {{0, 1}}}); }
+
+  Memory memory = {};
+
+ private:
+  at::Tensor ask(int index, Inputs const& in, StepForecast const& forecast) {
+    const c10::AutoGradMode no_gradients(false);
+    const Step step{.index = index, .count = 2, .t = 0, .from = {}, .to = {}};
+    return network_(in.x, in.t, in.condition,
+                    Evaluation{.timestep = 0.0, .step = &step, .memory = &memory, .forecast = &forecast});
+  }
+
+  Network network_;
+};
+
+void check_forecasts(Network const& oracle, Network const& any, Network const& list, Network const& unet) {
+  require(oracle.forecasts() && any.forecasts() && unet.forecasts(), "networks with parts must forecast");
+  require(!list.forecasts(), "a package without parts must not forecast");
+  for (const std::int64_t rows : {1, 3}) {
+    const Inputs first = inputs(oracle.info(), rows, 20), second = inputs(oracle.info(), rows, 30);
+    Repeating expected(oracle), got(any);
+    require(difference(got.compute(first), run(oracle, first)) < 1e-4, "a step that is kept differs");
+    expected.compute(first);
+    require(difference(got.repeat(first), run(oracle, first)) < 1e-4, "its own forecast must be what was computed");
+    const at::Tensor repeated = expected.repeat(second);
+    require(difference(got.repeat(second), repeated) < 1e-4, "a forecast differs");
+    require(difference(run(oracle, second), repeated) > 1e-2, "what is forecast must matter");
+  }
+  // Compiled code does not look at what it gets.
+  const std::vector<std::uint64_t> seeds{1, 2};
+  const Inputs in{noise(seeds, NoiseAddress::initial(), unet.info().shape, at::kFloat),
+                  tstitch::detail::to_device(std::vector<std::int64_t>{5, 500}, at::kCPU),
+                  {}};
+  Repeating repeating(unet);
+  repeating.compute(in);
+  const at::Tensor kept = repeating.repeat(in);
+  require(difference(kept, run(unet, in)) < 1e-4, "its own forecast must be what was computed");
+  const StepForecast forecast{.keep = 1};
+  const Step step{.index = 0, .count = 2, .t = 0, .from = {}, .to = {}};
+  const auto keep = [&](at::Tensor const& feature) {
+    const Evaluation evaluation{.timestep = 0.0, .step = &step, .memory = &repeating.memory, .forecast = &forecast};
+    repeating.memory.as<FeatureMemory>().keep(evaluation, feature);
+  };
+  keep(in.x);
+  must_refuse("the feature must be [2, 8, 8, 8], got [2, 3, 8, 8]", [&] { repeating.repeat(in); });
+}
+
 }  // namespace
 
 int main(int count, char** values) {
   try {
-    require(count == 4, "the arguments must be three files");
+    require(count == 5, "the arguments must be four files");
     at::set_num_threads(1);
     std::set<std::string> code;
     {
@@ -140,8 +194,9 @@ int main(int count, char** values) {
       first.join();
       second.join();
       check(oracle, any.value(), list.value());
+      check_forecasts(oracle, any.value(), list.value(), load_aot_inductor(values[4]));
       code = unpacked();
-      require(code.size() == 3, "there must be a library for each model, got " + std::to_string(code.size()));
+      require(code.size() == 6, "there must be a library for each model, got " + std::to_string(code.size()));
     }
     for (std::string const& file : code) {
       require(!std::filesystem::exists(file), file + " must be removed with its network");

@@ -16,15 +16,19 @@
 /// the network's type, t as int64 or, for timestep_type float32, as float32, labels as int64, and the conditions.
 /// All have the sizes that the metadata says, none of which is open.
 ///
+/// A package whose network can be asked in parts, for forecasts, holds beside each of these models three more, with
+/// "forecast_embed_", "forecast_blocks_" and "forecast_head_" before its name: "forecast_embed_model". They do what the
+/// methods of these names in TorchScript files do (SplitNetwork), with lists of tensors as that many inputs and
+/// outputs, all of which are [n, ...]. Their weights are those of the first model, too. Of any of them all must be
+/// there.
+///
 /// Loading runs code of the file, so load what you trust. It is unpacked into a folder of its own in /tmp, which must
 /// allow programs to run and is removed with the last copy of the network.
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <c10/core/DeviceGuard.h>
 #include <c10/core/GradMode.h>
 #include <c10/macros/Export.h>
-#include <torch/csrc/inductor/aoti_package/model_package_loader.h>
 #include <torch/headeronly/version.h>
 
 #include <algorithm>
@@ -32,12 +36,10 @@
 #include <cstdint>
 #include <exception>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <stdexcept>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -48,6 +50,7 @@
 #include "../tensor/host_tensor.hpp"
 #include "archive.hpp"
 #include "compiled_for.hpp"
+#include "compiled_network.hpp"
 #include "file.hpp"
 #include "loading.hpp"
 #include "metadata.hpp"
@@ -114,134 +117,6 @@ inline void require_compiled_for(CompiledFor const& compiled, AOTInductorOptions
   }
 }
 
-/// The models of a package on a device.
-class CompiledModels {
- public:
-  /// @throws what torch throws
-  CompiledModels(std::string const& path, BatchSizes const& batch, at::Device device) : device_(device) {
-    // The loader of torch 2.11 keeps what it parses in a static variable.
-    static std::mutex one_at_a_time;
-    const std::lock_guard lock(one_at_a_time);
-    const c10::DeviceGuard guard(device_);  // the loader leaves its own as the current one
-    std::unordered_map<std::string, at::Tensor> weights;
-    for (std::string const& name : batch.model_names()) {
-      models_.push_back(std::make_unique<torch::inductor::AOTIModelPackageLoader>(
-          path, name, /*run_single_threaded=*/true, /*num_runners=*/1, device.index()));
-      if (models_.size() == 1) {
-        if (batch.sizes.size() > 1) weights = models_[0]->get_runner()->extract_constants_map(/*use_inactive=*/false);
-        continue;
-      }
-      std::unordered_map<std::string, at::Tensor> own;
-      for (std::string const& constant : models_.back()->get_constant_fqns()) {
-        if (const auto found = weights.find(constant); found != weights.end()) own.insert(*found);
-      }
-      models_.back()->load_constants(own, /*use_inactive=*/false, /*check_full_update=*/true, /*user_managed=*/true);
-    }
-  }
-
-  CompiledModels(CompiledModels const&) = delete;
-  CompiledModels& operator=(CompiledModels const&) = delete;
-
-  ~CompiledModels() {
-    // The first has the memory of the weights.
-    while (!models_.empty()) models_.pop_back();
-  }
-
-  at::Tensor run(std::size_t model, std::vector<at::Tensor> const& inputs) {
-    // The single-threaded mode, which alone can be captured in CUDA graphs, loads kernels and prepares constants at the
-    // first call without a lock. On a GPU this one is held for as long as the work takes to be queued.
-    const std::lock_guard lock(mutex_);
-    const c10::DeviceGuard guard(device_);  // torch takes the stream of the current one
-    std::vector<at::Tensor> outputs = models_[model]->run(inputs);
-    if (outputs.size() != 1) {
-      throw std::runtime_error("tstitch::load_aot_inductor: forward must return one tensor, got " +
-                               std::to_string(outputs.size()));
-    }
-    return std::move(outputs[0]);
-  }
-
- private:
-  at::Device device_;
-  std::vector<std::unique_ptr<torch::inductor::AOTIModelPackageLoader>> models_ = {};
-  std::mutex mutex_ = {};
-};
-
-/// Compiled code does not look at what it gets, so this does.
-class CompiledNetwork {
- public:
-  CompiledNetwork(std::shared_ptr<CompiledModels> models, NetworkInfo const& info, BatchSizes batch,
-                  at::ScalarType type, at::Device device)
-      : models_(std::move(models)),
-        signature_(info),
-        batch_(std::move(batch)),
-        name_(info.name),
-        shape_(info.shape),
-        type_(type),
-        timestep_type_(info.timestep_type == TimestepType::int64 ? at::kLong : at::kFloat),
-        device_(device) {}
-
-  at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition) const {
-    const std::int64_t rows = x.defined() && x.dim() > 0 ? x.size(0) : 0;
-    require(x, "x", rows, shape_, {});
-    if (rows < 1 || rows > batch_.largest()) {
-      refuse(place(), "a batch must have 1 to " + std::to_string(batch_.largest()) + " rows, which it was compiled for",
-             std::to_string(rows));
-    }
-    require(t, "t", rows, {}, {});
-    if (signature_.labelled) require(condition.labels, "labels", rows, {}, at::kLong);
-    for (ConditionInfo const& wanted : signature_.conditions) {
-      require(condition.at(wanted.name), wanted.name, rows, wanted.shape,
-              wanted.floating ? std::optional<at::ScalarType>() : at::kLong);
-    }
-    std::vector<at::Tensor> inputs = signature_.arguments(x, t, condition, type_);
-    inputs[1] = t.to(timestep_type_);
-    const std::int64_t padded = batch_.padded(rows);
-    for (at::Tensor& input : inputs) input = padded == rows ? input.contiguous() : with_more_rows(input, padded);
-    const at::Tensor output = models_->run(batch_.most ? 0 : batch_.model(rows), inputs);
-    return padded == rows ? output : output.narrow(0, 0, rows);
-  }
-
- private:
-  std::string place() const { return "Network '" + name_ + "'"; }
-
-  /// @param shape of one row
-  /// @param type empty where it is converted
-  void require(at::Tensor const& tensor, std::string const& what, std::int64_t rows,
-               std::vector<std::int64_t> const& shape, std::optional<at::ScalarType> type) const {
-    std::vector<std::int64_t> sizes{rows};
-    sizes.insert(sizes.end(), shape.begin(), shape.end());
-    if (!tensor.defined() || tensor.sizes() != at::IntArrayRef(sizes)) {
-      refuse(place(), what + " must be " + shape_text(sizes),
-             tensor.defined() ? shape_text(tensor.sizes()) : "an undefined tensor");
-    }
-    if (type && tensor.scalar_type() != *type) {
-      refuse(place(), what + " must be " + at::toString(*type), at::toString(tensor.scalar_type()));
-    }
-    if (tensor.device() != device_) {
-      refuse(place(), what + " must be on " + device_.str(), tensor.device().str());
-    }
-  }
-
-  /// Repeats the last row, which is a row that the network knows what to do with.
-  static at::Tensor with_more_rows(at::Tensor const& input, std::int64_t rows) {
-    const std::int64_t given = input.size(0);
-    std::vector<std::int64_t> sizes = input.sizes().vec();
-    sizes[0] = rows;
-    const at::Tensor more = input.new_empty(sizes);
-    more.narrow(0, 0, given).copy_(input);
-    more.narrow(0, given, rows - given).copy_(input.narrow(0, given - 1, 1));
-    return more;
-  }
-
-  std::shared_ptr<CompiledModels> models_;
-  Signature signature_;
-  BatchSizes batch_;
-  std::string name_;
-  std::vector<std::int64_t> shape_;  // of x for one sample
-  at::ScalarType type_, timestep_type_;
-  at::Device device_;
-};
-
 /// Runs `action` on a package that was found in order, turning what torch throws into one line.
 template <class Action>
 auto loading(CompiledFor const& compiled, std::string const& source, Action action) {
@@ -288,6 +163,7 @@ inline Network load_aot_inductor(std::string const& path, AOTInductorOptions con
     NetworkInfo info;
     CompiledFor compiled;
     detail::BatchSizes batch;
+    bool in_parts;
     std::shared_ptr<detail::Archive> archive;
   };
   Stated stated = detail::reading(detail::aot_inductor_file, source, [&] {
@@ -298,7 +174,13 @@ inline Network load_aot_inductor(std::string const& path, AOTInductorOptions con
       metadata.fail(detail::is_closed(info.shape) ? "conditions" : "input_shape",
                     "must have all sizes of a compiled network", "*");
     }
-    return Stated{std::move(info), detail::read_compiled_for(metadata), detail::read_batch_sizes(metadata), archive};
+    CompiledFor compiled = detail::read_compiled_for(metadata);
+    detail::BatchSizes batch = detail::read_batch_sizes(metadata);
+    const bool in_parts = detail::has_parts(*archive, batch, source);
+    if (!in_parts && !info.forecasts_residual) {
+      metadata.fail("forecast", "must be left out of packages without parts", "'feature'");
+    }
+    return Stated{std::move(info), std::move(compiled), std::move(batch), in_parts, archive};
   });
   require_device(options.device, "load_aot_inductor");
   detail::require_compiled_for(stated.compiled, options, source);
@@ -313,18 +195,12 @@ inline Network load_aot_inductor(std::string const& path, AOTInductorOptions con
   const c10::AutoGradMode no_gradients(false);
   return detail::loading(stated.compiled, source, [&] {
     const at::Device device = detail::with_index(options.device);
-    detail::CompiledNetwork compiled(std::make_shared<detail::CompiledModels>(path, stated.batch, device), stated.info,
-                                     stated.batch, stated.compiled.dtype, device);
-    Network network(std::move(compiled), std::move(stated.info), options.device);
+    const auto models = std::make_shared<detail::CompiledModels>(
+        path, stated.in_parts ? stated.batch.names_in_parts() : stated.batch.model_names(), device);
+    const detail::CompiledNetwork compiled(models, stated.info, stated.batch, stated.compiled.dtype, device);
+    const Network network =
+        detail::run_once(compiled, stated.in_parts, std::move(stated.info), options.device, stated.batch.smallest());
     NetworkInfo const& info = network.info();
-    std::vector<std::int64_t> sizes = info.shape;
-    if (info.learned_variance) sizes[0] *= 2;
-    sizes.insert(sizes.begin(), stated.batch.smallest());
-    const at::Tensor output = detail::run_on_zeros(network, info, sizes[0], 1);
-    if (output.sizes() != at::IntArrayRef(sizes)) {
-      throw std::runtime_error("an output of " + detail::shape_text(output.sizes()) + " for " +
-                               detail::shape_text(sizes));
-    }
     for (const std::int64_t rows : options.warm_up_rows) detail::run_on_zeros(network, info, rows, 1);
     return network;
   });

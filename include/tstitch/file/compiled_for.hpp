@@ -53,10 +53,23 @@ struct BatchSizes {
   /// How many the model takes when it is given so many.
   std::int64_t padded(std::int64_t rows) const { return most ? rows : sizes[model(rows)]; }
 
+  /// Of whole networks.
   std::vector<std::string> model_names() const {
     std::vector<std::string> names;
     if (most) names.emplace_back("model");
     for (const std::int64_t size : sizes) names.push_back(std::to_string(size) + "_rows");
+    return names;
+  }
+
+  /// Those, and behind them for each its three parts, one after another.
+  std::vector<std::string> names_in_parts() const {
+    std::vector<std::string> names = model_names();
+    for (std::string const& whole : model_names()) {
+      // Torch takes for a model's all files of folders whose names begin with its own.
+      for (char const* const part : {"forecast_embed_", "forecast_blocks_", "forecast_head_"}) {
+        names.push_back(part + whole);
+      }
+    }
     return names;
   }
 };
