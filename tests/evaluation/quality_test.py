@@ -136,6 +136,18 @@ table = scratch / "work/ddim-20-stitch-10-at-0.4-forecast-calibrated/0/table.txt
 [drawn_with] = json.loads((table.parent / "report.json").read_text())["ratios"]
 assert drawn_with["forecast_calls"] == [0, 6] and drawn_with["calls"] == [8, 6], drawn_with
 
+# As a table for budgets: all but the calibrated one, the best first.
+done = measure(report, scratch / "quality.txt", "--pictures", "10", "--networks", "small", "large", program="quality_table.py")
+assert done.returncode == 1 and "must be a report of measure_quality.py" in done.stderr, done.stderr  # no figures of the told
+report.write_text(json.dumps({"cells": measured}))
+done = measure(report, scratch / "quality.txt", "--pictures", "10", "--networks", "small", "large", program="quality_table.py")
+assert done.returncode == 0, done.stderr
+head, rows = (scratch / "quality.txt").read_text().splitlines()[:4], (scratch / "quality.txt").read_text().splitlines()[4:]
+assert head[:3] == ["tstitch quality table 1", "networks\tsmall\tlarge", "guidance\t1.5"] and len(rows) == 16
+found = [float(row.split("\t")[0]) for row in rows]
+assert found == sorted(found) and "ddim\t20\t0.4,0.6\tevery:2\tevery:2" in {row.split("\t", 1)[1] for row in rows}
+
+fronts = measured
 report.write_text(json.dumps({"cells": cells[:4] + forecasts}))
 try:
     import matplotlib  # noqa: F401
@@ -146,6 +158,11 @@ else:
     assert done.returncode == 0, done.stderr
     plot = np.asarray(Image.open(scratch / "plot.png").convert("RGB"))
     assert plot.shape[0] > 400 and len(np.unique(plot.reshape(-1, 3), axis=0)) > 50, "curves and words"
+
+    (scratch / "front.json").write_text(json.dumps({"cells": fronts}))
+    done = measure(scratch / "front.json", scratch / "front.png", "--front", program="plot_quality.py")
+    assert done.returncode == 0, done.stderr
+    assert len(np.unique(np.asarray(Image.open(scratch / "front.png").convert("RGB")).reshape(-1, 3), axis=0)) > 50
 
 # What is wrong is said in one line.
 for arguments, words in (

@@ -102,6 +102,15 @@ TEST_CASE("what is predicted is what a run takes, whatever is routed, guided and
   }
 }
 
+TEST_CASE("files of networks are told apart by their contents") {
+  const std::string small = fingerprint_text(TSTITCH_MODELS "/cifar10_dit_small.pt");
+  CHECK(small.size() == 16);
+  CHECK(small == fingerprint_text(TSTITCH_MODELS "/cifar10_dit_small.pt"));
+  CHECK(small != fingerprint_text(TSTITCH_MODELS "/cifar10_dit_large.pt"));
+  CHECK_THAT(message_of<std::runtime_error>([] { fingerprint_text(TSTITCH_MODELS "/cifar10_quality.txt"); }),
+             ContainsSubstring("must be a TorchScript file or an AOTInductor package"));
+}
+
 TEST_CASE("times are kept in a file for the next program") {
   const std::string path = (std::filesystem::temp_directory_path() / "tstitch_run_times_test.txt").string();
   std::filesystem::remove(path);
