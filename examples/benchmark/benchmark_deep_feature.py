@@ -47,7 +47,8 @@ for name in ("torch", "numpy", "safetensors", "diffusers", "DeepCache"):
     except ImportError as error:
         missing.append(f"{name} ({error})")
 if missing:
-    print(f"skipped: needs the Python packages of {Path(__file__).with_name('requirements.txt')}, got no {', '.join(missing)}")
+    requirements = Path(__file__).with_name("requirements.txt")
+    print(f"skipped: needs the Python packages of {requirements}, got no {', '.join(missing)}")
     sys.exit(77)
 
 import diffusers  # noqa: E402
@@ -165,7 +166,8 @@ class Peer:
         """x_0 [batch, 4, size, size]; from @initial, or what torch draws."""
         args, stepper = self.args, scheduler(steps)
         shape = (args.batch, 4, self.size, self.size)
-        x = torch.randn(shape, device=self.device, dtype=self.dtype) if initial is None else initial.to(self.device, self.dtype)
+        x = torch.randn(shape) if initial is None else initial
+        x = x.to(self.device, self.dtype)
         first = round(args.ratio * steps)
         with deep_cache(self.networks[1], steps, interval):
             for i, t in enumerate(stepper.timesteps):
@@ -325,10 +327,12 @@ def show(report: dict, bar: float) -> None:
         f"{report['diffusers']}, DeepCache {report['deepcache']}; medians")  # fmt: skip
     programs = {(p["program"].split()[0] == "tstitch", p["interval"]): p for p in report["programs"]}
     for (ours, interval), p in programs.items():
-        line = (f"{p['program']:<22} {p['seconds']:8.4f} s, {p['computed_steps_of_large']:>3} steps of the large network computed, "
-                f"{p['times_as_fast_as_whole']:.2f} times as fast as whole, {p['distance_from_float32']:.2e} from float32")  # fmt: skip
+        line = (f"{p['program']:<22} {p['seconds']:8.4f} s, {p['computed_steps_of_large']:>3} steps of the large network "
+                f"computed, {p['times_as_fast_as_whole']:.2f} times as fast as whole, {p['distance_from_float32']:.2e} from "
+                "float32")  # fmt: skip
         if ours:
-            line += f"; {programs[False, interval]['seconds'] / p['seconds']:.2f} times as fast as {programs[False, interval]['program']}"
+            peer = programs[False, interval]
+            line += f"; {peer['seconds'] / p['seconds']:.2f} times as fast as {peer['program']}"
             if p["distance_from_deepcache"] is not None:
                 line += f", {p['distance_from_deepcache']:.2e} from it"
         say(line)

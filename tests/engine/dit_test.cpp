@@ -216,6 +216,8 @@ TEST_CASE("an engine for DiTs refuses shapes out of range, and conditions that i
   };
   CHECK_THAT(message("conditions", "text float 77 768"),
              ContainsSubstring("odd_shape.pt': must take no conditions but a label, got 'text'"));
+  CHECK_THAT(message("forecast", "feature"),
+             ContainsSubstring("odd_shape.pt': tstitch/forecast must be residual for the engine, got 'feature'"));
   for (auto const& [key, value] : std::map<std::string, std::string>{
            {"width", "0"}, {"depth", "0"}, {"heads", "0"}, {"patch_size", "0"}, {"mlp_ratio", "0"}, {"heads", "3"}}) {
     CHECK_THAT(message(key, value), ContainsSubstring("must state the width, depth, heads, patch_size and mlp_ratio"));

@@ -54,8 +54,8 @@ def tool(*arguments: object, classes: bool = True) -> subprocess.CompletedProces
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=scratch)
 
 
-def must_fail(*arguments: object, says: str) -> None:
-    ended = tool(*arguments, "--latents", "absent.npy")
+def must_fail(*arguments: object, says: str, classes: bool = True) -> None:
+    ended = tool(*arguments, "--latents", "absent.npy", classes=classes)
     assert ended.returncode in (1, 2) and says in ended.stderr, (says, ended)
     assert ended.stderr.count("\n") == 1 and not (scratch / "absent.npy").exists(), ended
 
@@ -124,12 +124,12 @@ must_fail("--model", several, *forecasts, says="files exported with parts: of U-
           "--forecast-parts)")  # fmt: skip
 
 
-def without(package: Path, folder: str) -> Path:
-    """A copy that lacks one of the models."""
+def without(package: Path, *folders: str) -> Path:
+    """A copy that lacks these models."""
     copy, reader = scratch / "lacking.pt2", torch._C.PyTorchFileReader(str(package))
     writer = torch._C.PyTorchFileWriter(str(copy))
     for name in reader.get_all_records():
-        if f"/{folder}/" not in f"/{name}" and not name.startswith(("version", "byteorder", ".data/")):
+        if not any(f"/{folder}/" in name for folder in folders) and not name.startswith(("version", "byteorder", ".data/")):
             data = reader.get_record(name)
             writer.write_record(name, data, len(data))
     writer.write_end_of_file()
@@ -159,6 +159,8 @@ more = ("--forecast", "every:2,0")
 expected = drawn(scratch / "unet.pt", more=more, classes=False)
 assert (drawn(scratch / "unet.pt", classes=False) - expected).abs().max() > 1e-3
 must_agree(drawn(scratch / "unet.pt2", batch=2, more=more, classes=False), expected)
+whole = without(scratch / "unet.pt2", *(f"forecast_{part}_2_rows" for part in ("embed", "blocks", "head")))
+must_fail("--model", whole, says="tstitch/forecast must be left out of packages without parts, got 'feature'", classes=False)
 
 ended = subprocess.run([calls, plain, anything, several, scratch / "unet.pt2"], capture_output=True, text=True)
 assert ended.returncode == 0, ended
