@@ -1,9 +1,11 @@
 /// @file
 /// Catch2, version 2 or 3, after the torch headers: torch leaks a macro named CHECK that aborts the program, and
-/// whichever of the two is included last wins.
+/// whichever of the two is included last wins. This header is compiled ahead of all others, so what defines the macro
+/// is included here.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/Logging.h>
 #undef CHECK
 
 #if __has_include(<catch2/catch_test_macros.hpp>)
