@@ -131,11 +131,16 @@ class Cost {
     return sum;
   }
 
-  /// Seconds of a batch, whatever the measure.
-  double seconds(Job const& job) { return times_.predict(sampler_of(job, routing(job, "stitch")), job.guidance); }
+  /// Whether it is of time, which is measured, or of operations, which are counted.
+  bool is_time() const { return flop_.empty(); }
 
-  /// What is done once for each kind of evaluation.
-  void warm_up(Job const& job) { times_.warm_up(sampler_of(job, routing(job, "stitch")), job.guidance); }
+  /// Whether the seconds of a job are measured, and no sum of parts.
+  bool is_measured(Job const& job) const {
+    return times_.is_measured(sampler_of(job, routing(job, "stitch")), job.guidance);
+  }
+
+  /// Seconds of a batch, whatever the budget is of, by drawing some.
+  double measure(Job const& job) { return times_.measure(sampler_of(job, routing(job, "stitch")), job.guidance); }
 
   /// "73.1 ms", "3.2 TFLOP", "21.4 img/s".
   std::string text(double cost, std::int64_t batch) const {
@@ -197,42 +202,49 @@ inline void take_budget(Job& job, std::vector<tstitch::Network> const& networks)
                                 std::string(networks.size() < 2 ? "one network" : "a ratio") + ", and " + why);
   }
   Cost cost(job, budget, networks);
-  const auto too_little = [&](double least) {
-    throw std::invalid_argument("--budget: must be at least what the cheapest way costs, " + cost.text(least, batch) +
-                                ", got " + in_quotes(arguments.budget));
+  /// The best that fits by what is known, or the cheapest where nothing does.
+  struct Choice {
+    Job job;
+    bool fits;
+    std::string by;
   };
-  Job chosen;
-  std::string by;
-  if (table) {
-    std::vector<double> distances;
-    for (tstitch::QualityRow const& row : table->rows) distances.push_back(row.distance);
-    const auto job_of = [&](std::size_t i) { return drawn_by(job, with_row(arguments, table->rows[i])); };
-    const tstitch::BestWithin found =
-        tstitch::best_within(distances, most, [&](std::size_t i) { return cost(job_of(i)); });
-    if (!found.index) too_little(found.cost);
-    chosen = job_of(*found.index);
-    by = "the best of " + counted(table->rows.size(), "row") + " of the quality table, at distance " +
-         tstitch::words::text(table->rows[*found.index].distance);
-  } else {
+  const auto choose = [&]() -> Choice {
+    if (table) {
+      std::vector<double> distances;
+      for (tstitch::QualityRow const& row : table->rows) distances.push_back(row.distance);
+      const auto job_of = [&](std::size_t i) { return drawn_by(job, with_row(arguments, table->rows[i])); };
+      const tstitch::BestWithin found =
+          tstitch::best_within(distances, most, [&](std::size_t i) { return cost(job_of(i)); });
+      const std::size_t i = found.index.value_or(found.cheapest);
+      return {job_of(i), found.index.has_value(),
+              "the best of " + counted(distances.size(), "row") + " of the quality table, at distance " +
+                  tstitch::words::text(distances[i])};
+    }
     const auto job_of = [&](std::vector<int> const& counts) { return drawn_by(job, with_counts(arguments, counts)); };
     const int steps = job.way->options.steps;
     const std::optional<std::vector<int>> counts = tstitch::largest_networks_within(
         networks.size(), steps, most, [&](std::vector<int> const& tried) { return cost(job_of(tried)); });
-    if (!counts) {
-      std::vector<int> first(networks.size(), 0);
-      first[0] = steps;
-      too_little(cost(job_of(first)));
-    }
-    chosen = job_of(*counts);
-    by = "as many steps of the large network as fit, for " + why;
+    std::vector<int> first(networks.size(), 0);
+    first[0] = steps;
+    return {job_of(counts.value_or(first)), counts.has_value(),
+            "as many steps of the large network as fit, for " + why};
+  };
+  // What is chosen is drawn, which corrects what is predicted of the others, until it has been drawn and fits.
+  Choice choice = choose();
+  while (cost.is_time() && !cost.is_measured(choice.job)) {
+    cost.measure(choice.job);
+    choice = choose();
   }
-  chosen.predicted_seconds = cost.seconds(chosen);
-  const std::string costs = cost.text(cost(chosen), batch);
-  job = std::move(chosen);
-  say(job, "budget ", job.arguments.budget, ": ", by, ", predicted ", costs, ": ",
+  if (!choice.fits) {
+    throw std::invalid_argument("--budget: must be at least what the cheapest way costs, " +
+                                cost.text(cost(choice.job), batch) + ", got " + in_quotes(arguments.budget));
+  }
+  choice.job.predicted_seconds = cost.measure(choice.job);
+  const std::string costs = cost.text(cost(choice.job), batch);
+  job = std::move(choice.job);
+  say(job, "budget ", job.arguments.budget, ": ", choice.by, ", predicted ", costs, ": ",
       job.arguments.profile.empty() ? job.arguments.sampler : "profile " + job.arguments.profile, ", ",
       steps_text(job, sampler_of(job, routing(job, "stitch")).plan(job.guidance)),
       job.arguments.forecast == "none" ? "" : ", forecast " + job.arguments.forecast,
       job.arguments.forecast_guidance == "none" ? "" : ", forecast guidance " + job.arguments.forecast_guidance);
-  if (job.device.is_cuda()) cost.warm_up(job);
 }

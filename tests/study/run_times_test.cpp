@@ -102,6 +102,31 @@ TEST_CASE("what is predicted is what a run takes, whatever is routed, guided and
   }
 }
 
+TEST_CASE("a measured run corrects what is predicted of others") {
+  // A network that takes twice as long in a run as by itself: what comes between its calls is slow.
+  double between = 1;
+  const auto part = [&between] { work(100 * between); };
+  NetworkInfo info{.channels = 1, .height = 2, .width = 2};
+  info.noise_schedule = NoiseSchedule::linear();
+  const Network network(
+      [part](at::Tensor const& x, at::Tensor const&) {
+        part();
+        return x.clone();
+      },
+      info);
+  const auto of = [&](int steps) { return DDIM{NoiseSchedule::linear(), SingleNetwork{}, {.steps = steps}}; };
+  RunTimes<WorkClock> times({network}, {.count = 1});
+  CHECK(times.predict(of(10)) == Approx(10 * 100e-6));
+  CHECK_FALSE(times.is_measured(of(10)));
+  between = 2;
+  CHECK(times.predict(of(10)) == Approx(10 * 100e-6));  // what is known stays
+  CHECK(times.measure(of(10)) == Approx(10 * 200e-6));
+  CHECK(times.is_measured(of(10)));
+  CHECK_FALSE(times.is_measured(of(20)));
+  CHECK(times.predict(of(10)) == Approx(10 * 200e-6));
+  CHECK(times.predict(of(20)) == Approx(20 * 200e-6));
+}
+
 TEST_CASE("files of networks are told apart by their contents") {
   const std::string small = fingerprint_text(TSTITCH_MODELS "/cifar10_dit_small.pt");
   CHECK(small.size() == 16);

@@ -10,6 +10,7 @@
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <cstddef>
@@ -58,14 +59,43 @@ class RunTimes {
     request_.guidance.forecast = {};
   }
 
-  /// What sampler.sample(networks, request) takes once nothing is done for the first time, in seconds.
+  /// What sampler.sample(networks, request) takes once nothing is done for the first time, in seconds: as `measure`
+  /// found it where it was asked for this plan, else the sum of what its parts take, in the proportion by which the
+  /// last measured run differed from its sum.
   /// @param guidance of the request, where it is another one than the constructor's; without a guide
   /// @throws std::invalid_argument as the sampler's plan and the networks do
   template <class Rule, class Schedule>
   double predict(Sampler<Rule, Schedule> const& sampler, std::optional<Guidance> const& guidance = {}) {
     const Plan plan = sampler.plan(guidance.value_or(request_.guidance));
-    const AnyUpdateRule rule(sampler.rule());
-    double seconds = once(rule);
+    if (const std::optional<double> seconds = find(name_of(plan))) return *seconds;
+    return correction_ * sum_of_parts(plan, AnyUpdateRule(sampler.rule()));
+  }
+
+  /// Whether a run of this plan has been measured, by this program or by one that kept it.
+  template <class Rule, class Schedule>
+  bool is_measured(Sampler<Rule, Schedule> const& sampler, std::optional<Guidance> const& guidance = {}) const {
+    return find(name_of(sampler.plan(guidance.value_or(request_.guidance)))).has_value();
+  }
+
+  /// The same, measured by drawing, which also does what is done once, such as capturing graphs.
+  template <class Rule, class Schedule>
+  double measure(Sampler<Rule, Schedule> const& sampler, std::optional<Guidance> const& guidance = {}) {
+    Request request = request_;
+    request.guidance = guidance.value_or(request_.guidance);
+    const Plan plan = sampler.plan(request.guidance);
+    const double sum = sum_of_parts(plan, AnyUpdateRule(sampler.rule()));
+    const double seconds = known(name_of(plan), [&] { return median_of([&] { sampler.sample(networks_, request); }); });
+    if (sum > 0) correction_ = seconds / sum;
+    return seconds;
+  }
+
+ private:
+  enum class Kind { computed, kept, forecast };
+  static constexpr int few_steps = 4, many_steps = 12;
+  static constexpr double slow = 0.25, very_slow = 1;  // seconds, of which fewer rounds are enough
+
+  double sum_of_parts(Plan const& plan, AnyUpdateRule const& rule) {
+    double seconds = once(rule) + double(plan.steps.size()) * beside(rule);
     std::map<std::size_t, int> timesteps;
     for (PlannedStep const& planned : plan.steps) {
       if (planned.guide_evaluations > 0) {
@@ -78,36 +108,37 @@ class RunTimes {
       ++timesteps[planned.network];
     }
     for (auto const& [k, count] : timesteps) seconds += preparing(k, count);
-    return seconds + double(plan.steps.size()) * beside(rule);
+    return seconds;
   }
 
-  /// Does once what every kind of evaluation in a run does the first time, such as capturing a graph.
-  template <class Rule, class Schedule>
-  void warm_up(Sampler<Rule, Schedule> const& sampler, std::optional<Guidance> const& guidance = {}) {
-    sampler.sample(networks_, with(guidance.value_or(request_.guidance)));
-  }
-
- private:
-  enum class Kind { computed, kept, forecast };
-  static constexpr int few_steps = 4, many_steps = 12;
-  static constexpr double slow = 0.25;  // seconds, of which fewer rounds are enough
-
-  Request with(Guidance guidance) const {
-    Request request = request_;
-    request.guidance = std::move(guidance);
-    return request;
-  }
-
-  /// One measured number, from the file or from `measure`.
-  /// @param k whose, for the file
-  template <class Measure>
-  double known(std::size_t k, std::string const& what, Measure measure) {
-    const std::string name = (file_ ? names_[k] : std::to_string(k)) + " | " + what;
+  /// A number that is known by now.
+  std::optional<double> find(std::string const& name) const {
     if (const auto found = known_.find(name); found != known_.end()) return found->second;
-    const std::optional<double> kept = file_ ? file_->find(name) : std::nullopt;
-    const double seconds = kept ? *kept : measure();
-    if (file_ && !kept) file_->add(name, seconds);
-    return known_.emplace(name, seconds).first->second;
+    return file_ ? file_->find(name) : std::nullopt;
+  }
+
+  /// The same, measured where it is not.
+  template <class Measure>
+  double known(std::string const& name, Measure measure) {
+    if (const std::optional<double> found = find(name)) return *found;
+    const double seconds = measure();
+    if (file_) file_->add(name, seconds);
+    known_.emplace(name, seconds);
+    return seconds;
+  }
+
+  /// What a network is asked, by which that is known.
+  std::string name_of(std::size_t k, std::string const& what) const {
+    return (file_ ? names_[k] : std::to_string(k)) + " | " + shape() + " " + what;
+  }
+
+  /// The same of a whole run.
+  std::string name_of(Plan const& plan) const {
+    std::string name;
+    for (std::size_t k = 0; k < networks_.size(); ++k) {
+      name += (k ? " + " : "") + (file_ ? names_[k] : std::to_string(k));
+    }
+    return name + " | " + shape() + " plan " + std::to_string(fingerprint(plan));
   }
 
   /// "[32, 4, 32, 32]": of x.
@@ -115,8 +146,7 @@ class RunTimes {
 
   double evaluation(std::size_t k, bool both, Kind kind) {
     static constexpr char const* words[]{"computed", "kept", "forecast"};
-    const std::string what = shape() + (both ? " both halves " : " ") + words[int(kind)];
-    return known(k, what, [&] {
+    return known(name_of(k, (both ? "both halves " : "") + std::string(words[int(kind)])), [&] {
       Network const& network = networks_.at(k);
       Trajectory const& run = start();
       const double timestep = network_timestep(network, network.noise_schedule().noisiest() / 2);
@@ -146,13 +176,13 @@ class RunTimes {
     });
   }
 
-  /// What a network does for its timesteps before a run: a line through what it takes for few and for many.
+  /// What a network does for its timesteps before a run: measured for powers of two, with lines between.
   double preparing(std::size_t k, int count) {
-    if (!networks_.at(k).prepares()) return 0;
-    const auto of = [&](int timesteps) {
-      return known(k, shape() + " preparing " + std::to_string(timesteps), [&] {
+    if (!networks_.at(k).prepares() || count == 0) return 0;
+    const auto of = [&](unsigned timesteps) {
+      return known(name_of(k, "preparing " + std::to_string(timesteps)), [&] {
         std::vector<double> times;
-        for (int i = 0; i < timesteps; ++i) {
+        for (unsigned i = 0; i < timesteps; ++i) {
           times.push_back(
               network_timestep(networks_[k], networks_[k].noise_schedule().noisiest() * (i + 1) / timesteps));
         }
@@ -161,14 +191,15 @@ class RunTimes {
         return median_of([&] { networks_[k].prepare(times, asked); });
       });
     };
-    const double few = of(few_steps), many = of(many_steps);
-    return std::max(0.0, few + (many - few) * (count - few_steps) / (many_steps - few_steps));
+    const unsigned below = std::bit_floor(unsigned(count)), above = std::bit_ceil(unsigned(count));
+    const double few = of(below);
+    return below == above ? few : few + (of(above) - few) * (count - int(below)) / double(above - below);
   }
 
   /// A whole run of the first network.
   double whole(AnyUpdateRule const& rule, int steps) {
     const AnySampler sampler{networks_[0].noise_schedule(), SingleNetwork{}, {.steps = steps, .spacing = even()}, rule};
-    return known(0, shape() + " " + sampler.plan(request_.guidance).sampler + " of " + std::to_string(steps),
+    return known(name_of(0, sampler.plan(request_.guidance).sampler + " of " + std::to_string(steps)),
                  [&] { return median_of([&] { sampler.sample(networks_, request_); }); });
   }
 
@@ -237,7 +268,7 @@ class RunTimes {
     const int times = int(std::clamp(0.04 / std::max(first, 1e-6), 1.0, 64.0));
     std::vector<double> rounds;
     if (first >= slow) rounds.push_back(first);
-    while (rounds.size() < (first < slow ? 5U : 3U)) rounds.push_back(seconds_of(times));
+    while (rounds.size() < (first < slow ? 5U : first < very_slow ? 3U : 1U)) rounds.push_back(seconds_of(times));
     std::nth_element(rounds.begin(), rounds.begin() + std::ptrdiff_t(rounds.size() / 2), rounds.end());
     return rounds[rounds.size() / 2] / times;
   }
@@ -247,6 +278,7 @@ class RunTimes {
   std::vector<std::string> names_;
   std::optional<TimesFile> file_;
   std::map<std::string, double> known_;
+  double correction_ = 1;
   mutable std::optional<Trajectory> start_;
 };
 
