@@ -356,7 +356,8 @@ inline void CommandLine::add_machine() {
              "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them");
   flag("--fastest-batch", arguments.fastest_batch,
        "measure batches of 1, 2, 4 ... pictures up to --batch first, and draw in the fastest")
-      ->excludes(pad);
+      ->excludes(pad)
+      ->excludes(budget);
 }
 
 inline void CommandLine::add_output() {

@@ -156,6 +156,12 @@ TEST_CASE("times are kept in a file for the next program") {
   RunTimes<WorkClock>(networks, {.labels = {1, 2}}, kept).predict(sampler);
   CHECK(calls > after);
 
+  // So is a guided run, which has other rows.
+  Request both = request;
+  both.guidance.scale = 2;
+  CHECK(RunTimes<WorkClock>(networks, both, kept).predict(sampler) == Approx(run_of(sampler, networks, both)));
+  CHECK(RunTimes<WorkClock>(networks, request, kept).predict(sampler) == first);
+
   const auto refusal = [&](std::string const& text) {
     std::ofstream(path) << text;
     return message_of<std::runtime_error>([&] { RunTimes<WorkClock>(networks, request, kept); });

@@ -141,8 +141,14 @@ class RunTimes {
     return name + " | " + shape() + " plan " + std::to_string(fingerprint(plan));
   }
 
-  /// "[32, 4, 32, 32]": of x.
-  std::string shape() const { return detail::shape_text(start().x.sizes()); }
+  /// "[32, 4, 32, 32] text_embedding [32, 77, 768]": of x and of conditions.
+  std::string shape() const {
+    std::string text = detail::shape_text(start().x.sizes());
+    for (auto const& [name, tensor] : start().condition.conditional.tensors) {
+      text += " " + detail::printable(name) + " " + detail::shape_text(tensor.sizes());
+    }
+    return text;
+  }
 
   double evaluation(std::size_t k, bool both, Kind kind) {
     static constexpr char const* words[]{"computed", "kept", "forecast"};
@@ -199,8 +205,10 @@ class RunTimes {
   /// A whole run of the first network.
   double whole(AnyUpdateRule const& rule, int steps) {
     const AnySampler sampler{networks_[0].noise_schedule(), SingleNetwork{}, {.steps = steps, .spacing = even()}, rule};
-    return known(name_of(0, sampler.plan(request_.guidance).sampler + " of " + std::to_string(steps)),
-                 [&] { return median_of([&] { sampler.sample(networks_, request_); }); });
+    const Plan plan = sampler.plan(request_.guidance);
+    const std::string what =
+        plan.sampler + " of " + std::to_string(steps) + ", " + std::to_string(plan.work(1)[0].rows) + " rows";
+    return known(name_of(0, what), [&] { return median_of([&] { sampler.sample(networks_, request_); }); });
   }
 
   /// What a step of the rule takes beside the network.
@@ -250,9 +258,11 @@ class RunTimes {
   template <class Action>
   double median_of(Action action) const {
     const c10::AutoGradMode no_gradients(false);
-    const at::Device device = networks_[0].device();
     const auto wait = [&] {
-      if (device.is_cuda()) at::detail::getCUDAHooks().deviceSynchronize(device.index());
+      for (Network const& network : networks_) {
+        if (!network.device().is_cuda()) continue;
+        at::detail::getCUDAHooks().deviceSynchronize(network.device().index());
+      }
     };
     const auto seconds_of = [&](int times) {
       wait();
