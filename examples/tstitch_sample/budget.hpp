@@ -41,9 +41,11 @@ inline std::optional<tstitch::QualityTable> quality_table(Job const& job, std::s
     throw std::invalid_argument("--quality: " + in_quotes(path) + " must be of these networks, got one of " +
                                 joined(table.networks));
   }
-  if (job.guidance.scale.values() != std::vector{table.guidance_scale}) {
+  if (!arguments.guidance.empty() && arguments.guidance != std::vector{table.guidance_scale}) {
     const std::string scale = tstitch::words::text(table.guidance_scale);
-    if (given) throw std::invalid_argument("--guidance: must be that of the quality table, " + scale);
+    if (given) {
+      throw std::invalid_argument("--guidance: must be that of the quality table, " + scale + ", got another");
+    }
     return why = "the quality table is for guidance " + scale, std::nullopt;
   }
   // What is given stays as it is given.
@@ -64,7 +66,9 @@ inline std::optional<tstitch::QualityTable> quality_table(Job const& job, std::s
 }
 
 /// The arguments with a row's way to draw in them.
-inline Arguments with_row(Arguments arguments, tstitch::QualityRow const& row) {
+inline Arguments with_row(Arguments arguments, tstitch::QualityTable const& table, std::size_t i) {
+  tstitch::QualityRow const& row = table.rows[i];
+  arguments.guidance = {table.guidance_scale};
   const std::string prefix = "profile:";
   const bool profile = row.sampler.starts_with(prefix);
   arguments.profile = profile ? row.sampler.substr(prefix.size()) : "";
@@ -96,6 +100,7 @@ inline Arguments with_counts(Arguments arguments, std::vector<int> const& counts
 
 /// The job drawn by other arguments.
 inline Job drawn_by(Job job, Arguments arguments) {
+  if (!arguments.guidance.empty()) job.guidance.scale = tstitch::GuidanceScale(arguments.guidance);
   job.guidance.forecast = forecast_of_guidance(arguments.forecast_guidance);
   take_way(job, arguments);
   job.arguments = std::move(arguments);
@@ -212,7 +217,7 @@ inline void take_budget(Job& job, std::vector<tstitch::Network> const& networks)
     if (table) {
       std::vector<double> distances;
       for (tstitch::QualityRow const& row : table->rows) distances.push_back(row.distance);
-      const auto job_of = [&](std::size_t i) { return drawn_by(job, with_row(arguments, table->rows[i])); };
+      const auto job_of = [&](std::size_t i) { return drawn_by(job, with_row(arguments, *table, i)); };
       const tstitch::BestWithin found =
           tstitch::best_within(distances, most, [&](std::size_t i) { return cost(job_of(i)); });
       const std::size_t i = found.index.value_or(found.cheapest);
