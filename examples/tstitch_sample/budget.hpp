@@ -222,8 +222,8 @@ inline void take_budget(Job& job, std::vector<tstitch::Network> const& networks)
           tstitch::best_within(distances, most, [&](std::size_t i) { return cost(job_of(i)); });
       const std::size_t i = found.index.value_or(found.cheapest);
       return {job_of(i), found.index.has_value(),
-              "the best of " + counted(distances.size(), "row") + " of the quality table, at distance " +
-                  tstitch::words::text(distances[i])};
+              "the best of " + counted(distances.size(), "row") + " of the quality table for guidance " +
+                  tstitch::words::text(table->guidance_scale) + ", at distance " + tstitch::words::text(distances[i])};
     }
     const auto job_of = [&](std::vector<int> const& counts) { return drawn_by(job, with_counts(arguments, counts)); };
     const int steps = job.way->options.steps;
