@@ -155,7 +155,7 @@ class Cost {
     } else if (budget_.of == tstitch::Budget::Of::images_per_second) {
       std::snprintf(text, sizeof text, "%.4g img/s", double(batch) / cost);
     } else {
-      std::snprintf(text, sizeof text, "%.4g ms", cost * 1e3);
+      std::snprintf(text, sizeof text, cost < 10 ? "%.4g ms" : "%.4g s", cost < 10 ? cost * 1e3 : cost);
     }
     return text;
   }
