@@ -248,8 +248,5 @@ inline void take_budget(Job& job, std::vector<tstitch::Network> const& networks)
   const std::string costs = cost.text(cost(choice.job), batch);
   job = std::move(choice.job);
   say(job, "budget ", job.arguments.budget, ": ", choice.by, ", predicted ", costs, ": ",
-      job.arguments.profile.empty() ? job.arguments.sampler : "profile " + job.arguments.profile, ", ",
-      steps_text(job, sampler_of(job, routing(job, "stitch")).plan(job.guidance)),
-      job.arguments.forecast == "none" ? "" : ", forecast " + job.arguments.forecast,
-      job.arguments.forecast_guidance == "none" ? "" : ", forecast guidance " + job.arguments.forecast_guidance);
+      job.arguments.profile.empty() ? job.arguments.sampler : "profile " + job.arguments.profile);
 }

@@ -159,8 +159,11 @@ int tstitch_sample(Arguments arguments) {
   // The plan, of a sweep's first ratio, checks ratios, steps and guidance before any weights are read.
   const tstitch::Plan plan =
       plan_by(job, sweep ? tstitch::Stitch{sweep_ratios(job.arguments.sweep)[0]} : routing(job, job.arguments.routing));
-  if (!sweep && job.infos.size() > 1) note_routing(job, plan);
-  if (!sweep) note_forecasts(job, plan);
+  const bool chosen_later = !job.arguments.budget.empty();
+  if (!sweep && !chosen_later) {
+    if (job.infos.size() > 1) note_routing(job, plan);
+    note_forecasts(job, plan);
+  }
   for (std::string const& sentence : std::exchange(job.notes, {})) note(job, sentence);
   if (job.arguments.plan) {
     std::cout << plan << std::flush;
@@ -173,7 +176,7 @@ int tstitch_sample(Arguments arguments) {
   for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
   tstitch::require_device(job.device);
   require_writable(job);
-  say(job, summary(job, plan));
+  if (!chosen_later) say(job, summary(job, plan));
 
   tstitch::LoadOptions options{.device = job.device, .dtype = tstitch::dtype_named(job.arguments.dtype)};
   // Else torch lets convolutions round to 10 bits.
@@ -187,7 +190,10 @@ int tstitch_sample(Arguments arguments) {
   const std::optional<tstitch::Decoder> decoder = load_decoder(job);
   require_grid(job, decoder);
   const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
-  if (!job.arguments.budget.empty()) take_budget(job, networks);
+  if (chosen_later) {
+    take_budget(job, networks);
+    say(job, summary(job, plan_by(job, routing(job, job.arguments.routing))));
+  }
   if (job.arguments.fastest_batch) take_fastest_batch(job, plan, networks);
   has_begun = true;
   return sweep ? run_sweep(job, networks, decoder) : run(job, networks, decoder);
