@@ -46,7 +46,7 @@ inline nlohmann::ordered_json compare_orders(std::vector<tstitch::Network> const
   const tstitch::AnyProfile way = way_of(arguments, networks[1].noise_schedule());
   const tstitch::Request request = compared_request(networks, arguments, conditions, way);
   const std::vector<std::string> names{"stitch", "large-first", "both-ends"};
-  std::vector<tstitch::Way> ways;
+  std::vector<tstitch::ComparedWay> ways;
   for (std::string const& name : names) {
     const tstitch::AnyModelSchedule schedule = tstitch::model_schedule_by_name(name, {.ratio = arguments.ratio});
     ways.push_back({tstitch::make_sampler(way, schedule), request.guidance});
@@ -105,7 +105,7 @@ inline nlohmann::ordered_json compare_intervals(std::vector<tstitch::Network> co
       if (begin > 0 || end < 1) add(name, part);
     }
   }
-  std::vector<tstitch::Way> ways;
+  std::vector<tstitch::ComparedWay> ways;
   for (Compared const& each : all) ways.push_back({sampler, each.guidance});
   const std::vector<double> distances = tstitch::distances_from({sampler, request.guidance}, ways, networks, request);
   std::printf("guidance on fewer steps: rows of both halves, and distance from pictures with guidance everywhere\n");

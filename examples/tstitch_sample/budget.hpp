@@ -119,11 +119,15 @@ class Cost {
             "--budget: must be in seconds for packages, whose operations cannot be counted, got " +
             in_quotes(job.arguments.budget));
       }
-      const tstitch::DDIM sampler{networks[k].noise_schedule(), tstitch::SingleNetwork{k}, {.steps = 2}};
+      tstitch::NoiseSchedule const& noise = networks[k].noise_schedule();
+      const tstitch::Spacing spacing = noise.is_flow() ? tstitch::Spacing::shifted() : tstitch::Spacing::linspace();
+      const tstitch::DDIM sampler{noise, tstitch::SingleNetwork{k}, {.steps = 2, .spacing = spacing}};
       const tstitch::Trajectory run = sampler.begin(networks, job.request(0, 1));
-      const double middle = networks[k].noise_schedule().noisiest() / 2;
+      const double middle = noise.noisiest() / 2;
       flop_.push_back(flop_of(tstitch::load_torchscript_module(job.arguments.models[k]), networks[k].info(), run.x,
                               tstitch::timestep_rows(networks[k], run.x, middle, 1), run.condition.conditional));
+      if (flop_[k] > 0) continue;
+      throw std::runtime_error("--budget: operations of " + in_quotes(job.names[k]) + " must be countable, got none");
     }
   }
 

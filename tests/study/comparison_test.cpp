@@ -21,10 +21,10 @@ TEST_CASE("distances are those of the pictures from the same noise") {
   };
   const std::vector<Network> networks{saying(0.25F), saying(0.5F)};
   const auto by = [&](AnyModelSchedule schedule) {
-    return Way{AnySampler{noise, schedule, {.steps = 6, .thresholding = Thresholding::none()}, DDIMUpdate{}}};
+    return ComparedWay{AnySampler{noise, schedule, {.steps = 6, .thresholding = Thresholding::none()}, DDIMUpdate{}}};
   };
-  const Way large = by(SingleNetwork{1}), small = by(SingleNetwork{0}), stitched = by(Stitch{0.5}),
-            turned = by([](Step const&step) { return std::size_t(step.index < 3 ? 1 : 0); });
+  const ComparedWay large = by(SingleNetwork{1}), small = by(SingleNetwork{0}), stitched = by(Stitch{0.5}),
+                    turned = by([](Step const&step) { return std::size_t(step.index < 3 ? 1 : 0); });
   const std::vector<double> distances = distances_from(large, {large, small, stitched, turned}, networks, {.seed = 4});
   CHECK(distances[0] == 0);
   CHECK(distances[1] == Approx(0.5));

@@ -16,7 +16,7 @@
 namespace tstitch {
 
 /// A way to draw.
-struct Way {
+struct ComparedWay {
   AnySampler sampler;
   Guidance guidance = {};
 };
@@ -26,17 +26,17 @@ struct Way {
 /// picture by picture, and nothing of how good its pictures are. Waits for the GPU.
 /// @param request whose guidance gives way to that of each way
 /// @throws as sampling does
-inline std::vector<double> distances_from(Way const& reference, std::vector<Way> const& ways,
+inline std::vector<double> distances_from(ComparedWay const& reference, std::vector<ComparedWay> const& ways,
                                           std::vector<Network> const& networks, Request request) {
   const c10::AutoGradMode no_gradients(false);
-  const auto draw = [&](Way const& way) {
+  const auto draw = [&](ComparedWay const& way) {
     request.guidance = way.guidance;
     return way.sampler.sample(networks, request).images.to(at::kDouble);
   };
   const at::Tensor exact = draw(reference);
   const double scale = exact.square().mean().item<double>();
   std::vector<double> distances;
-  for (Way const& way : ways)
+  for (ComparedWay const& way : ways)
     distances.push_back(std::sqrt(draw(way).sub_(exact).square_().mean().item<double>() / scale));
   return distances;
 }
