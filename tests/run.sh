@@ -11,4 +11,6 @@ add_packages tests/requirements.txt
 configure build/tests -DCMAKE_CXX_FLAGS_RELEASE="-O1 -DNDEBUG" -DTSTITCH_BUILD_TESTS=ON -DTSTITCH_BUILD_EXAMPLES=ON -DTSTITCH_WARNINGS_AS_ERRORS="${CI:-OFF}"
 say "building in $repo/build/tests"
 cmake --build "$repo/build/tests"
+# Two tests at a time, of one thread each: threads that wait for one another would take the cores from the other test.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 ctest --test-dir "$repo/build/tests" --output-on-failure --no-tests=error -j 2 "$@"
