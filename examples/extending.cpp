@@ -52,12 +52,12 @@ struct Midpoint {
 };
 
 // A routing rule: the small network at both ends of the run, the large one between.
-struct BothEnds {
+struct FirstAndLast {
   double first = 0.3, last = 0.1;  // shares of the steps
 
   std::size_t operator()(tstitch::Step const& step) const {
-    const int begin = tstitch::share_of_steps("BothEnds", "first", first, step.count);
-    const int end = step.count - tstitch::share_of_steps("BothEnds", "last", last, step.count);
+    const int begin = tstitch::share_of_steps("FirstAndLast", "first", first, step.count);
+    const int end = step.count - tstitch::share_of_steps("FirstAndLast", "last", last, step.count);
     return step.index < begin || step.index >= end ? 0 : 1;
   }
 };
@@ -146,7 +146,8 @@ int main() try {
 
   const tstitch::SamplingOptions options{.steps = 20, .spacing = tstitch::Spacing::trailing()};
   for (Midpoint const& rule : {Midpoint{}, Midpoint{.carry = 0.1}}) {
-    const tstitch::Sampler sampler{networks[0].noise_schedule(), BothEnds{.first = 0.3, .last = 0.1}, options, rule};
+    const tstitch::Sampler sampler{networks[0].noise_schedule(), FirstAndLast{.first = 0.3, .last = 0.1}, options,
+                                   rule};
     const std::vector<int> calls = sampler.plan().calls();
     const at::Tensor x = sampler.sample(networks, {.count = 16, .seed = 1}).images;
     std::printf("%s: '%s' takes %d evaluations, '%s' %d; mean %.2f, deviation %.2f\n", sampler.plan().sampler.c_str(),

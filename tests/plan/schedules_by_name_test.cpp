@@ -97,7 +97,7 @@ TEST_CASE("model schedules by name are those of the classes") {
 
 TEST_CASE("a program's own model schedule by name stands in a table of its own") {
   std::vector<NamedRouting> table = routings();
-  table.push_back({.name = "both-ends",
+  table.push_back({.name = "first-and-last",
                    .help = "network 0 for the first A and the last B steps",
                    .boundaries = "A,B",
                    .whole = true,
@@ -107,11 +107,12 @@ TEST_CASE("a program's own model schedule by name stands in a table of its own")
                        return std::size_t(step.index < first || step.count - step.index <= last ? 0 : 1);
                      };
                    }});
-  CHECK(plan_of(model_schedule_by_name("both-ends:2,1", {}, table)) == plan_of(Table{{0, 0, 1, 1, 1, 1, 1, 1, 1, 0}}));
-  CHECK_FALSE(read_routing("both-ends:2,1", table).first.between);
+  CHECK(plan_of(model_schedule_by_name("first-and-last:2,1", {}, table)) ==
+        plan_of(Table{{0, 0, 1, 1, 1, 1, 1, 1, 1, 0}}));
+  CHECK_FALSE(read_routing("first-and-last:2,1", table).first.between);
   CHECK(read_routing("timestep:600", table).first.between);
-  CHECK_THAT(refusal([&] { model_schedule_by_name("both-ends", {}, table); }),
-             ContainsSubstring("falling, timestep:T,..., logsnr:L,... or both-ends:A,B, got 'both-ends'"));
+  CHECK_THAT(refusal([&] { model_schedule_by_name("first-and-last", {}, table); }),
+             ContainsSubstring("falling, timestep:T,..., logsnr:L,... or first-and-last:A,B, got 'first-and-last'"));
 }
 
 TEST_CASE("what is no model schedule is refused with all that are") {
