@@ -57,6 +57,7 @@ inline void require_grid(Job const& job, std::optional<tstitch::Decoder> const& 
   if (job.arguments.grid.empty()) return;
   const std::int64_t pixels = decoder ? decoder->info().upsampling : 1;
   const std::int64_t channels = decoder ? decoder->info().picture_channels : job.shape[0];
+  if (channels != 1 && channels != 3) return;  // what is wrong with the networks is said where they are loaded
   const std::int64_t scale = job.arguments.scale * pixels;
   const bool sweep = !job.arguments.sweep.empty();
   const std::int64_t rows = sweep ? std::int64_t(sweep_ratios(job.arguments.sweep).size()) : 1;
