@@ -28,7 +28,6 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
-#include <c10/macros/Export.h>
 #include <torch/headeronly/version.h>
 
 #include <algorithm>
@@ -48,6 +47,7 @@
 #include "../tensor/cuda/driver.hpp"
 #include "../tensor/cuda/kernels.hpp"
 #include "../tensor/host_tensor.hpp"
+#include "../tensor/processor.hpp"
 #include "archive.hpp"
 #include "compiled_for.hpp"
 #include "compiled_network.hpp"
@@ -55,11 +55,6 @@
 #include "loading.hpp"
 #include "metadata.hpp"
 #include "parallel_file.hpp"
-
-namespace at {
-// Of ATen/Version.h, which includes most of ATen.
-TORCH_API std::string get_cpu_capability();
-}  // namespace at
 
 namespace tstitch {
 
@@ -112,8 +107,8 @@ inline void require_compiled_for(CompiledFor const& compiled, AOTInductorOptions
     }
   }
   // What queues the work of a GPU is machine code, too.
-  if (!compiled.cpu_capability.empty() && !runs_code_of(at::get_cpu_capability(), compiled.cpu_capability)) {
-    must_be_for("processors with " + at::get_cpu_capability(), compiled.cpu_capability);
+  if (!compiled.cpu_capability.empty() && !runs_code_of(cpu_capability(), compiled.cpu_capability)) {
+    must_be_for("processors with " + cpu_capability(), compiled.cpu_capability);
   }
 }
 
