@@ -6,27 +6,17 @@
 #include <stdexcept>
 
 #include "../catch.hpp"
+#include "../work_clock.hpp"
 
 using namespace tstitch;
 
 namespace {
 
-/// Goes on only while networks work.
-struct WorkClock {
-  using duration = std::chrono::nanoseconds;
-  using rep = duration::rep;
-  using period = duration::period;
-  using time_point = std::chrono::time_point<WorkClock>;
-  [[maybe_unused]] static constexpr bool is_steady = true;
-  static inline time_point time = {};
-  static time_point now() { return time; }
-};
-
 /// Takes so many milliseconds for so many rows.
 Network working(std::function<double(std::int64_t)> milliseconds) {
   return Network(
       [milliseconds](at::Tensor const& x, at::Tensor const&) {
-        WorkClock::time += std::chrono::nanoseconds(std::int64_t(1e6 * milliseconds(x.size(0))));
+        WorkClock::work(1e3 * milliseconds(x.size(0)));
         return x.clone();
       },
       {.channels = 1, .height = 2, .width = 2, .num_classes = 1, .null_class = 0});

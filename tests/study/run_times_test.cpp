@@ -11,42 +11,29 @@
 #include <stdexcept>
 
 #include "../catch.hpp"
+#include "../work_clock.hpp"
 
 using namespace tstitch;
 
 namespace {
 
-struct WorkClock {
-  using duration = std::chrono::nanoseconds;
-  using rep = duration::rep;
-  using period = duration::period;
-  using time_point = std::chrono::time_point<WorkClock>;
-  [[maybe_unused]] static constexpr bool is_steady = true;
-  static inline time_point time = {};
-  static time_point now() { return time; }
-};
-
 int calls = 0;
-
-void work(double microseconds) {
-  WorkClock::time += std::chrono::nanoseconds(std::int64_t(1e3 * microseconds));
-}
 
 /// Takes 10 microseconds a call, so many a row in its blocks, and 3 a timestep before a run.
 Network working(double a_row) {
   struct Working : SplitNetwork {
     void prepare(std::span<const double> timesteps, Condition const&) const {
-      work(50 + 3.0 * double(timesteps.size()));
+      WorkClock::work(50 + 3.0 * double(timesteps.size()));
     }
   };
   Working parts;
   parts.embed = [](at::Tensor const& x, at::Tensor const&, Condition const&) {
     ++calls;
-    work(10);
+    WorkClock::work(10);
     return std::vector{x.clone()};
   };
   parts.blocks = [a_row](std::vector<at::Tensor> const& embedded) {
-    work(a_row * double(embedded[0].size(0)));
+    WorkClock::work(a_row * double(embedded[0].size(0)));
     return embedded[0].mul(0.5);
   };
   parts.head = [](std::vector<at::Tensor> const&, at::Tensor const& feature) { return feature.clone(); };
@@ -105,7 +92,7 @@ TEST_CASE("what is predicted is what a run takes, whatever is routed, guided and
 TEST_CASE("a measured run corrects what is predicted of others") {
   // A network that takes twice as long in a run as by itself: what comes between its calls is slow.
   double between = 1;
-  const auto part = [&between] { work(100 * between); };
+  const auto part = [&between] { WorkClock::work(100 * between); };
   NetworkInfo info{.channels = 1, .height = 2, .width = 2};
   info.noise_schedule = NoiseSchedule::linear();
   const Network network(
