@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdlib>
+#include <exception>
 #include <filesystem>
 #include <optional>
 #include <stdexcept>
@@ -110,7 +111,7 @@ inline Job drawn_by(Job job, Arguments arguments) {
 /// What a job costs, in the budget's measure.
 class Cost {
  public:
-  Cost(Job const& job, tstitch::Budget budget, std::vector<tstitch::Network> const& networks)
+  Cost(Job& job, tstitch::Budget budget, std::vector<tstitch::Network> const& networks)
       : budget_(budget), times_(networks, job.request(0, job.arguments.batch), kept_times(job)) {
     if (budget.of != tstitch::Budget::Of::flop) return;
     for (std::size_t k = 0; k < networks.size(); ++k) {
@@ -166,19 +167,26 @@ class Cost {
 
  private:
   /// Where times are kept, and what tells the networks from others.
-  static tstitch::KeptTimes kept_times(Job const& job) {
+  static tstitch::KeptTimes kept_times(Job& job) {
     tstitch::KeptTimes kept{.file = job.arguments.times};
     if (kept.file == "none") return {};
     if (kept.file.empty()) {
       char const* const cache = std::getenv("XDG_CACHE_HOME");
       char const* const home = std::getenv("HOME");
-      if (!(cache && *cache) && !(home && *home)) return {};
+      if (!(cache && *cache) && !(home && *home)) {
+        note(job, "--times: what the networks take is not kept, for neither XDG_CACHE_HOME nor HOME is set");
+        return {};
+      }
       const std::filesystem::path folder =
           (cache && *cache ? std::filesystem::path(cache) : std::filesystem::path(home) / ".cache") / "tstitch";
-      std::error_code error;
-      std::filesystem::create_directories(folder, error);
-      if (error) return {};  // a home that cannot be written to
       kept.file = (folder / "times.txt").string();
+      try {
+        std::filesystem::create_directories(folder);
+        tstitch::require_writable(kept.file);
+      } catch (std::exception const& error) {  // which is no reason not to draw
+        note(job, "--times: what the networks take is not kept, for " + std::string(error.what()));
+        return {};
+      }
     }
     const std::string machine = job.device.is_cuda()
                                     ? gpu_name(job.device)
