@@ -6,8 +6,8 @@
 /// everywhere, the noise and the tables, are computed by code between these two:
 ///   TSTITCH_NO_CONTRACTION       no contraction from here on
 ///   TSTITCH_USUAL_CONTRACTION    as the compiler was told, from here on
-/// Outside of namespaces and functions, behind the last #include. By g++, functions that are always_inline follow their
-/// callers. Against -ffast-math and clang's -ffp-contract=fast nothing helps.
+/// Outside of namespaces and functions, behind the last `#include`. By g++, functions that are always_inline follow
+/// their callers. Against -ffast-math and clang's -ffp-contract=fast nothing helps.
 #pragma once
 
 #ifdef __clang__

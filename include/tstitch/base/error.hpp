@@ -57,7 +57,7 @@ inline std::size_t printable_character(std::string_view text) {
   return control ? 0 : size;
 }
 
-/// Text of others for a message: what is no printable character as \xNN, and cut where it is long.
+/// Text of others for a message: what is no printable character as `\xNN`, and cut where it is long.
 /// @param most bytes of the text that are shown
 inline std::string printable(std::string_view text, std::size_t most = 200) {
   std::string shown;

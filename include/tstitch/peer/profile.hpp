@@ -89,9 +89,9 @@ namespace profile {
 
 /// What this library recommends for 5 to 30 steps: UniPC of order 2 on the predicted x_0, to x_0, on whole timesteps
 /// that are denser at both ends, most where there is little noise. Its error is the smallest of all profiles here on a
-/// closed form and on the bundled pair under guidance, on which sampler, a and b were chosen; the README has the table,
-/// and examples/benchmark/accuracy.cpp makes it. On the closed form, which knows no guidance, predict_x_0 = false is
-/// better by two times and more; on the pair, with guidance 2 and few steps, it is unstable.
+/// closed form and on the bundled pair under guidance, on which sampler, a and b were chosen; docs/figures.md has the
+/// table, and examples/benchmark/accuracy.cpp makes it. On the closed form, which knows no guidance, predict_x_0 =
+/// false is better by two times and more; on the pair, with guidance 2 and few steps, it is unstable.
 inline Profile<UniPCUpdate> recommended(NoiseSchedule const& trained, int steps) {
   return {.noise_schedule = trained,
           .options = {.steps = steps, .spacing = Spacing::beta(0.7, 0.8, {.include_last = false, .round = true})},

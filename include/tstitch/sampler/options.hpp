@@ -9,7 +9,7 @@ namespace tstitch {
 
 /// What becomes of a multistep rule's history when another network takes over.
 enum class SwitchPolicy {
-  keep,         ///< the new network goes on with the predictions of the old one; the README has what each costs
+  keep,         ///< the new network goes on with the predictions of the old one; docs/ratio.md has what each costs
   reset,        ///< it begins without history, and so with a lower order
   re_evaluate,  ///< it predicts again at the points of the history: as many evaluations more, once a switch
 };

@@ -1,0 +1,68 @@
+"""Builds the pages and the reference: build.py OUTPUT_FOLDER
+
+The pages are examples/docs, by MkDocs; the reference is made of the comments in the headers, by Doxygen. A warning of
+either is an error. Exits with 77 where one of them is missing.
+"""
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+site_folder = Path(__file__).resolve().parent
+repository = site_folder.parent.parent
+# What a browser would fetch to show a page. Links that a reader follows are others.
+FETCHES = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*?\s(?:src|href)=["']?(?:https?:)?//|@import|url\(["']?(?:https?:)?//""")
+
+
+def stop(message: str, code: int = 1) -> None:
+    print(message, file=sys.stderr if code != 77 else sys.stdout)
+    sys.exit(code)
+
+
+def reference(folder: Path) -> None:
+    """Writes the reference to folder/html, and folder/tags, which says where each header is in it."""
+    moved = [path for path in (repository / "include").rglob("*.hpp") if "\n#pragma message(" in path.read_text()]
+    # All of stb.hpp is inside, and what it includes is another project's.
+    left_out = [*moved, repository / "include/tstitch/output/stb.hpp"]
+    settings = (site_folder / "Doxyfile").read_text() + (
+        f'OUTPUT_DIRECTORY = "{folder}"\nGENERATE_TAGFILE = "{folder}/tags"\nEXCLUDE = '
+        + " ".join(f'"{path.relative_to(repository)}"' for path in left_out) + "\n")
+    run = subprocess.run(["doxygen", "-"], input=settings, text=True, cwd=repository, stderr=subprocess.PIPE,
+                         stdout=subprocess.PIPE)
+    if run.returncode or run.stderr.strip():
+        stop(f"Doxygen:\n{run.stderr}")
+
+
+def pages(output: Path, reference_folder: Path) -> None:
+    environment = os.environ | {"TSTITCH_REFERENCE": str(reference_folder), "NO_MKDOCS_2_WARNING": "1"}
+    run = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--clean", "--config-file",
+                          site_folder / "mkdocs.yml", "--site-dir", output], env=environment, text=True,
+                         stderr=subprocess.STDOUT, stdout=subprocess.PIPE)
+    if run.returncode or "WARNING" in run.stdout:
+        stop(f"MkDocs:\n{run.stdout}")
+
+
+def main() -> None:
+    if len(sys.argv) != 2:
+        stop("usage: build.py OUTPUT_FOLDER", 2)
+    output = Path(sys.argv[1]).resolve()
+    for package in ("mkdocs", "l2m4m", "pygments"):
+        if not importlib.util.find_spec(package):
+            stop(f"skipped: the Python package {package} is not there; bash examples/site/build.sh installs it", 77)
+    if not shutil.which("doxygen"):
+        stop("skipped: doxygen is not there; bash examples/site/build.sh installs it", 77)
+    with tempfile.TemporaryDirectory() as folder:
+        reference(Path(folder))
+        pages(output, Path(folder))
+    for path in output.rglob("*.html"):
+        if found := FETCHES.search(path.read_text(errors="replace")):
+            stop(f"{path}: must be shown without a network, got {found.group()}")
+    print(f"{sum(1 for _ in output.glob('*.html'))} pages, {sum(1 for _ in output.glob('api/*.html'))} of the reference")
+
+
+main()
