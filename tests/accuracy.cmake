@@ -1,6 +1,6 @@
-# cmake -DREADME=README.md -DACCURACY=<program> -P accuracy.cmake
+# cmake -DPAGE=examples/docs/figures.md -DACCURACY=<program> -P accuracy.cmake
 #
-# The README's first table of profiles is what the program computes, within 2 %, and in every column of both its tables
+# The page's first table of profiles is what the program computes, within 2 %, and in every column of both its tables
 # `recommended` has the smallest error.
 cmake_minimum_required(VERSION 3.24)
 
@@ -21,7 +21,7 @@ message("${output}")
 if(NOT output MATCHES "\nsteps +5 +8 +10 +15 +20\n")
   message(FATAL_ERROR "the columns must be for 5, 8, 10, 15 and 20 steps")
 endif()
-file(STRINGS ${README} lines REGEX "^\\| (Gaussian mixture|bundled pair|\\**[a-z_]+\\** \\| \\**0\\.[0-9][0-9][0-9][0-9]\\** )")
+file(STRINGS ${PAGE} lines REGEX "^\\| (Gaussian mixture|bundled pair|\\**[a-z_]+\\** \\| \\**0\\.[0-9][0-9][0-9][0-9]\\** )")
 set(table 0)
 set(rows 0)
 foreach(line IN LISTS lines)
@@ -45,7 +45,7 @@ foreach(line IN LISTS lines)
     foreach(a b IN ZIP_LISTS stated computed)
       math(EXPR difference "(${a} - ${b}) * 50")
       if(NOT "${b}" MATCHES "^[0-9]+$" OR difference GREATER b OR difference LESS "-${b}")
-        message(FATAL_ERROR "README.md says '${line}', the program computes '${computed}', in ten-thousandths")
+        message(FATAL_ERROR "${PAGE} says '${line}', the program computes '${computed}', in ten-thousandths")
       endif()
     endforeach()
   endif()
@@ -58,5 +58,5 @@ foreach(line IN LISTS lines)
   endif()
 endforeach()
 if(NOT rows EQUAL 14)
-  message(FATAL_ERROR "README.md must have both tables of 7 profiles, got ${rows} rows")
+  message(FATAL_ERROR "${PAGE} must have both tables of 7 profiles, got ${rows} rows")
 endif()

@@ -15,7 +15,7 @@ from mkdocs.structure.files import File, InclusionLevel
 
 repository = Path(__file__).resolve().parent.parent.parent
 LINK = re.compile(r"\]\(([^)\s#]+)((?:#[^)\s]*)?)\)")
-LANGUAGES = {".cpp": "cpp", ".hpp": "cpp", ".py": "python", ".sh": "bash", ".json": "json", ".yml": "yaml"}
+LANGUAGES = {".cpp": "cpp", ".hpp": "cpp", ".py": "python", ".sh": "bash"}
 origins: dict[str, str] = {}  # of pages that are no files of docs/, by their name in the site: their path in the repository
 
 
@@ -30,7 +30,9 @@ def headers() -> dict[str, str]:
     found = {}
     for compound in xml.parse(Path(os.environ["TSTITCH_REFERENCE"]) / "tags").getroot():
         if compound.get("kind") == "file":
-            found[f"include/{compound.findtext('path', '')}{compound.findtext('name')}"] = compound.findtext("filename")
+            path = Path(compound.findtext("path", ""), compound.findtext("name", ""))  # absolute, in Doxygen 1.9
+            path = path.relative_to(repository) if path.is_absolute() else Path("include") / path
+            found[str(path)] = compound.findtext("filename", "")
     return found
 
 
@@ -43,7 +45,7 @@ def in_site(path: str) -> str:
     if path in of_headers:
         return f"api/{of_headers[path]}"
     suffix = Path(path).suffix
-    return f"repository/{path}" + ("" if suffix in (".md", ".png") else ".md")
+    return f"repository/{path}" + ("" if suffix in (".md", ".png", ".json") else ".md")
 
 
 def links(markdown: str):
@@ -73,7 +75,7 @@ def on_files(files, config):
                 if not source.is_file() or files.get_file_from_path(name) or path.startswith("examples/docs/"):
                     continue
                 suffix = source.suffix
-                if suffix == ".png":
+                if suffix in (".png", ".json"):
                     files.append(File.generated(config, name, abs_src_path=str(source)))
                     continue
                 content = source.read_text()

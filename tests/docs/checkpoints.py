@@ -1,0 +1,121 @@
+"""Small checkpoints of random weights, under the names that the pages use: make(folder, examples/export)."""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+START, END = "<|startoftext|>", "<|endoftext|>"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def make_dits(folder: Path, export: Path) -> None:
+    """In the official layout, of the official widths and one block."""
+    sys.path.insert(0, str(export))
+    from dit import DiT, DiTConfig, sin_cos_position_embedding
+
+    for name, width, heads, variance in (
+        ("DiT-S-2-256x256", 384, 6, True), ("DiT-XL-2-256x256", 1152, 16, True),
+        ("SiT-S-2-256", 384, 6, True), ("SiT-XL-2-256", 1152, 16, True),
+    ):  # fmt: skip
+        config = DiTConfig(channels=4, size=32, width=width, depth=1, heads=heads, num_classes=1000,
+                           learned_variance=variance)
+        with torch.device("meta"):
+            network = DiT(config)
+        generator = torch.Generator().manual_seed(width)
+        weights = {key: torch.randn(t.shape, generator=generator) * 0.02 for key, t in network.state_dict().items()}
+        torch.save(weights | {"pos_embed": sin_cos_position_embedding(width, 16)}, folder / f"{name}.pt")
+
+
+def clip(folder: Path, part: str, width: int, projected: bool) -> None:
+    """A tokenizer of letters and a text encoder."""
+    import transformers
+
+    pieces = [*LETTERS, *(letter + "</w>" for letter in LETTERS), START, END]
+    words = folder / f"tokenizer{part}"
+    words.mkdir(parents=True)
+    (words / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+    (words / "merges.txt").write_text("#version: 0.2\n")
+    (words / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "bos_token": START, "eos_token": END,
+        "unk_token": END, "pad_token": END,
+    }))  # fmt: skip
+    kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    kind(transformers.CLIPTextConfig(
+        vocab_size=len(pieces), hidden_size=width, intermediate_size=20, num_hidden_layers=2, num_attention_heads=2,
+        projection_dim=10, max_position_embeddings=77, bos_token_id=pieces.index(START),
+        eos_token_id=pieces.index(END), pad_token_id=pieces.index(END),
+    )).save_pretrained(folder / f"text_encoder{part}")  # fmt: skip
+
+
+def t5(folder: Path) -> None:
+    import tokenizers
+    import transformers
+
+    words = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -2.0), *((letter, -4.0) for letter in LETTERS)]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=2))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    (folder / "tokenizer").mkdir(parents=True)
+    tokenizer.save(str(folder / "tokenizer/tokenizer.json"))
+    (folder / "tokenizer/tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0, "eos_token": "</s>",
+        "unk_token": "<unk>", "pad_token": "<pad>",
+    }))  # fmt: skip
+    transformers.T5EncoderModel(transformers.T5Config(
+        vocab_size=len(words), d_model=16, d_kv=6, d_ff=20, num_layers=2, num_heads=2, is_encoder_decoder=False,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False,
+    )).save_pretrained(folder / "text_encoder")  # fmt: skip
+
+
+def make_pipelines(folder: Path) -> None:
+    """Folders of diffusers. Needs diffusers and transformers."""
+    import diffusers
+
+    def save(name: str, kind: str, parts: dict[str, object]) -> Path:
+        pipeline = folder / name
+        for part, value in parts.items():
+            value.save_pretrained(pipeline / part)
+        (pipeline / "model_index.json").write_text(json.dumps({"_class_name": kind}))
+        return pipeline
+
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, latent_channels=4, norm_num_groups=4,
+    )  # fmt: skip
+    vae.save_pretrained(folder / "sd-vae-ft-ema")
+
+    def unet(width: int, text: int, **more: object) -> object:
+        return diffusers.UNet2DConditionModel(
+            in_channels=4, out_channels=4, block_out_channels=(width, 2 * width), layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=text, attention_head_dim=4, norm_num_groups=8, sample_size=8, **more,
+        )  # fmt: skip
+
+    pndm = diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1)
+    save("bk-sdm-tiny", "StableDiffusionPipeline", {"unet": unet(8, 16), "scheduler": pndm})
+    sd = save("stable-diffusion-v1-4", "StableDiffusionPipeline", {"unet": unet(16, 16), "scheduler": pndm, "vae": vae})
+    clip(sd, "", 16, False)
+
+    euler = diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1)
+    added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 6,
+             "projection_class_embeddings_input_dim": 10 + 36}  # fmt: skip
+    save("ssd-1b", "StableDiffusionXLPipeline", {"unet": unet(8, 40, **added), "scheduler": euler})
+    xl = save("stable-diffusion-xl-base-1.0", "StableDiffusionXLPipeline",
+              {"unet": unet(16, 40, **added), "scheduler": euler, "vae": vae})
+    clip(xl, "", 16, False)
+    clip(xl, "_2", 24, True)
+
+    def pixart(layers: int) -> object:
+        return diffusers.PixArtTransformer2DModel(
+            num_layers=layers, num_attention_heads=2, attention_head_dim=12, sample_size=8, cross_attention_dim=24,
+            caption_channels=16, use_additional_conditions=False,
+        )  # fmt: skip
+
+    solver = diffusers.DPMSolverMultistepScheduler(beta_schedule="linear")
+    save("PixArt-small", "PixArtAlphaPipeline", {"transformer": pixart(1), "scheduler": solver})
+    large = save("PixArt-XL-2-512x512", "PixArtAlphaPipeline",
+                 {"transformer": pixart(2), "scheduler": solver, "vae": vae})
+    t5(large)
