@@ -5,7 +5,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/../examples/setup.sh"
 
 set_up stb CLI11 nlohmann-json Catch2
-add_programs clang++:clang aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64-static:qemu-user-static pkg-config:pkg-config
+add_programs clang++:clang aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64-static:qemu-user-static pkg-config:pkg-config doxygen:doxygen
 add_packages tests/requirements.txt
 # Programs take longer to compile with -O3 than their tests take to run; quickstart.sh compiles them as Release says.
 configure build/tests -DCMAKE_CXX_FLAGS_RELEASE="-O1 -DNDEBUG" -DTSTITCH_BUILD_TESTS=ON -DTSTITCH_BUILD_EXAMPLES=ON -DTSTITCH_WARNINGS_AS_ERRORS="${CI:-OFF}"

@@ -51,8 +51,11 @@ def main() -> None:
     if len(sys.argv) != 2:
         stop("usage: build.py OUTPUT_FOLDER", 2)
     output = Path(sys.argv[1]).resolve()
+    made = repository / "build/site-venv/bin/python"  # by build.sh
     for package in ("mkdocs", "l2m4m", "pygments"):
         if not importlib.util.find_spec(package):
+            if made.exists() and Path(sys.prefix) != made.parent.parent:
+                os.execv(made, [made, *sys.argv])
             stop(f"skipped: the Python package {package} is not there; bash examples/site/build.sh installs it", 77)
     if not shutil.which("doxygen"):
         stop("skipped: doxygen is not there; bash examples/site/build.sh installs it", 77)
