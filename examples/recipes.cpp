@@ -133,9 +133,9 @@ void editing(Networks const& networks) {
   const at::Tensor again = sampler.sample(networks, {.labels = {5}, .initial_noise = noise}).images;
   const at::Tensor horse = sampler.sample(networks, {.labels = {7}, .initial_noise = noise}).images;
 
-  const auto distance = [&](at::Tensor const& x) { return x.sub(picture).square().mean().sqrt().item<double>(); };
+  const auto distance = [&](at::Tensor const& x) { return x.cpu().sub(picture).square().mean().sqrt().item<double>(); };
   std::cout << "editing: read " << (distance(dog.clamp(-1, 1)) < 0.01) << ", kept half "
-            << half.images.narrow(3, 0, 16).equal(picture.narrow(3, 0, 16)) << ", inverted "
+            << half.images.cpu().narrow(3, 0, 16).equal(picture.narrow(3, 0, 16)) << ", inverted "
             << (distance(again) < distance(cat.images) && distance(again) < distance(horse)) << "\n";
 }
 

@@ -5,6 +5,7 @@ Every block of code of README.md and examples/docs:
 - C++ is a verbatim cut of a program in examples/ that CTest builds and runs with its output checked.
 - Shell is run, page by page, in a folder with small checkpoints of the names that the page uses. A block of text behind it
   is in its output, where ... stands for anything in a line.
+- Links lead to files and headings that are there.
 - Python is run, and CMake configures a project with the library as the page on building installed it.
 
 To be quick, tools draw on the CPU in one step, and by the small network where the page does not say which: what they
@@ -38,6 +39,7 @@ NOT_RUN = (
     (r"bash examples/site/build\.sh", "installs; docs.site does what is behind it"),
     (r"source \.venv/bin/activate && pip install -r \S+/requirements\.txt", "installs"),
     (r"cmake --build build/tests --target .*", "builds what is built"),
+    (r"cmake --build build/quickstart --target .*", "builds what is built"),
     (r"ctest --test-dir build/tests -R .*", "this test is part of it"),
     (r"tstitch_sample --budget .*", "what fits depends on the machine; tests/tool has budgets"),
     (r"(export PKG_CONFIG_PATH|g\+\+ app.cpp \$\(pkg-config).*" if not shutil.which("pkg-config") else "-", "no pkg-config"),
@@ -97,7 +99,7 @@ def blocks_of(page: Path) -> list[Block]:
 
 class Pages:
     def __init__(self, repository: Path, tools: Path, scratch: Path) -> None:
-        self.repository, self.scratch = repository, scratch
+        self.repository, self.tools, self.scratch = repository, tools, scratch
         shutil.rmtree(scratch, ignore_errors=True)
         self.bin, self.home, self.checkpoints = scratch / "bin", scratch / "home", scratch / "checkpoints"
         for folder in (self.bin, self.home, self.checkpoints):
@@ -134,9 +136,13 @@ class Pages:
             for path in self.checkpoints.iterdir():
                 (folder / path.name).symlink_to(path)
             shutil.copy(self.repository / "tests/consumer/main.cpp", folder / "app.cpp")
+            if page != "building.md":  # which makes it
+                (folder / "build/quickstart").mkdir(parents=True)
+                (folder / "build/quickstart/examples").symlink_to(self.tools)
         return folder
 
     def check(self, page: Path) -> None:
+        self.links(page)
         blocks = blocks_of(page)
         runs = [block for block in blocks if block.language != "cpp"]
         if runs and (needed := NEEDS.get(page.name)) and len(self.has) < 2:
@@ -166,6 +172,18 @@ class Pages:
                     self.cmake(block)
                 case other:
                     block.fail(f"the language must be cpp, sh, text, python or cmake, got '{other}'")
+
+    def links(self, page: Path) -> None:
+        """Links to files and headings lead there, as a code host shows the page."""
+        for path, heading in re.findall(r"\]\(([^)\s#:]*)(#[^)\s]+)?\)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)):
+            target = (page.parent / path).resolve() if path else page
+            if "api/index.html" in path:  # which the site alone has
+                continue
+            if not target.exists():
+                sys.exit(f"{page}: links to {path}, which is not there")
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M) if heading else []
+            if heading and heading[1:] not in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}:
+                sys.exit(f"{page}: links to {path}{heading}, a heading that is not there")
 
     def flags(self, page: Path) -> None:
         """The table of flags has those that there are."""
