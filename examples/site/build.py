@@ -16,7 +16,9 @@ from pathlib import Path
 site_folder = Path(__file__).resolve().parent
 repository = site_folder.parent.parent
 # What a browser would fetch to show a page. Links that a reader follows are others.
-FETCHES = re.compile(r"""<(?:script|link|img|iframe)\b[^>]*?\s(?:src|href)=["']?(?:https?:)?//|@import|url\(["']?(?:https?:)?//""")
+FETCHES = re.compile(
+    r"""<(?:script|link|img|iframe)\b[^>]*?\s(?:src|href)=["']?(?:https?:)?//|@import|url\(["']?(?:https?:)?//"""
+)
 
 
 def stop(message: str, code: int = 1) -> None:
@@ -62,10 +64,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         reference(Path(folder))
         pages(output, Path(folder))
-    for path in output.rglob("*.html"):
+    for path in [*output.rglob("*.html"), *output.rglob("*.css")]:
         if found := FETCHES.search(path.read_text(errors="replace")):
             stop(f"{path}: must be shown without a network, got {found.group()}")
-    print(f"{sum(1 for _ in output.glob('*.html'))} pages, {sum(1 for _ in output.glob('api/*.html'))} of the reference")
+    print(f"{len(list(output.glob('*.html')))} pages, {len(list(output.glob('api/*.html')))} of the reference")
 
 
 main()

@@ -16,7 +16,8 @@ from mkdocs.structure.files import File, InclusionLevel
 repository = Path(__file__).resolve().parent.parent.parent
 LINK = re.compile(r"\]\(([^)\s#]+)((?:#[^)\s]*)?)\)")
 LANGUAGES = {".cpp": "cpp", ".hpp": "cpp", ".py": "python", ".sh": "bash"}
-origins: dict[str, str] = {}  # of pages that are no files of docs/, by their name in the site: their path in the repository
+# Pages that are no files of docs/, by their name in the site, and their path in the repository.
+origins: dict[str, str] = {}
 
 
 def in_repository(page: str, link: str) -> str:

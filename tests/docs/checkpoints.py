@@ -90,13 +90,15 @@ def make_pipelines(folder: Path) -> None:
     def unet(width: int, text: int, **more: object) -> object:
         return diffusers.UNet2DConditionModel(
             in_channels=4, out_channels=4, block_out_channels=(width, 2 * width), layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             cross_attention_dim=text, attention_head_dim=4, norm_num_groups=8, sample_size=8, **more,
         )  # fmt: skip
 
     pndm = diffusers.PNDMScheduler(**BETAS, skip_prk_steps=True, steps_offset=1)
     save("bk-sdm-tiny", "StableDiffusionPipeline", {"unet": unet(8, 16), "scheduler": pndm})
-    sd = save("stable-diffusion-v1-4", "StableDiffusionPipeline", {"unet": unet(16, 16), "scheduler": pndm, "vae": vae})
+    sd = save("stable-diffusion-v1-4", "StableDiffusionPipeline",
+              {"unet": unet(16, 16), "scheduler": pndm, "vae": vae})
     clip(sd, "", 16, False)
 
     euler = diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1)

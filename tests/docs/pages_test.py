@@ -3,8 +3,8 @@
 Every block of code of README.md and examples/docs:
 
 - C++ is a verbatim cut of a program in examples/ that CTest builds and runs with its output checked.
-- Shell is run, page by page, in a folder with small checkpoints of the names that the page uses. A block of text behind it
-  is in its output, where ... stands for anything in a line.
+- Shell is run, page by page, in a folder with small checkpoints of the names that the page uses. A block of text
+  behind it is in its output, where ... stands for anything in a line.
 - Links lead to files and headings that are there.
 - Python is run, and CMake configures a project with the library as the page on building installed it.
 
@@ -42,7 +42,7 @@ NOT_RUN = (
     (r"cmake --build build/quickstart --target .*", "builds what is built"),
     (r"ctest --test-dir build/tests -R .*", "this test is part of it"),
     (r"tstitch_sample --budget .*", "what fits depends on the machine; tests/tool has budgets"),
-    (r"(export PKG_CONFIG_PATH|g\+\+ app.cpp \$\(pkg-config).*" if not shutil.which("pkg-config") else "-", "no pkg-config"),
+    ("-" if shutil.which("pkg-config") else r"(export PKG|g\+\+ app.cpp \$\(pkg-config).*", "pkg-config is not here"),
     (r"build/tests/examples/tstitch_sample --plan --sampler midpoint", "of a sampler that the reader is to write"),
 )
 SAME_FOLDER = {"pair_sit.md": "pair_dit.md"}  # goes on with its files
@@ -175,19 +175,22 @@ class Pages:
 
     def links(self, page: Path) -> None:
         """Links to files and headings lead there, as a code host shows the page."""
-        for path, heading in re.findall(r"\]\(([^)\s#:]*)(#[^)\s]+)?\)", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)):
+        text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+        for path, heading in re.findall(r"\]\(([^)\s#:]*)(#[^)\s]+)?\)", text):
             target = (page.parent / path).resolve() if path else page
             if "api/index.html" in path:  # which the site alone has
                 continue
             if not target.exists():
                 sys.exit(f"{page}: links to {path}, which is not there")
             titles = re.findall(r"^#+ (.*)$", target.read_text(), re.M) if heading else []
-            if heading and heading[1:] not in {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}:
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            if heading and heading[1:] not in anchors:
                 sys.exit(f"{page}: links to {path}{heading}, a heading that is not there")
 
     def flags(self, page: Path) -> None:
         """The table of flags has those that there are."""
-        help_text = subprocess.run([self.bin / "tstitch_sample", "--help"], text=True, capture_output=True, check=True).stdout
+        asked = [self.bin / "tstitch_sample", "--help"]
+        help_text = subprocess.run(asked, text=True, capture_output=True, check=True).stdout
         there = set(re.findall(r"^  (?:-h,)?(--[a-z-]+)", help_text, re.M)) - {"--help"}
         listed = {flag for row in re.findall(r"^\| (`--.*?) \|", page.read_text(), re.M)
                   for flag in re.findall(r"`(--[a-z-]+)", row)}  # fmt: skip
@@ -200,7 +203,8 @@ class Pages:
             if any(re.fullmatch(pattern, line) for pattern, _ in NOT_RUN):
                 for name in re.findall(r"(?<=bash )\S+|\S+/requirements\.txt|\w+_test(?= |$)", line):
                     # midpoint_test is the test of a sampler that the reader is to write.
-                    if name != "midpoint_test" and not any(self.repository.glob(name if "/" in name else f"tests/*/{name}.cpp")):
+                    places = self.repository.glob(name if "/" in name else f"tests/*/{name}.cpp")
+                    if name != "midpoint_test" and not any(places):
                         block.fail(f"{name} is not there")
                 continue
             lines.append(re.sub(r"^bash examples/quickstart\.sh (?=-)", "tstitch_sample ", line))
