@@ -41,7 +41,7 @@ def reference(folder: Path) -> None:
 
 
 def pages(output: Path, reference_folder: Path) -> None:
-    environment = os.environ | {"TSTITCH_REFERENCE": str(reference_folder), "NO_MKDOCS_2_WARNING": "1"}
+    environment = os.environ | {"TSTITCH_REFERENCE": str(reference_folder)}
     run = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--clean", "--config-file",
                           site_folder / "mkdocs.yml", "--site-dir", output], env=environment, text=True,
                          stderr=subprocess.STDOUT, stdout=subprocess.PIPE)
