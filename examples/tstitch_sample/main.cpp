@@ -187,6 +187,8 @@ int tstitch_sample(Arguments arguments) {
       job.infos, [&](tstitch::NetworkInfo const& info) { return missing_condition(job, info).empty(); });
   if (job.device.is_cuda() && !job.arguments.fastest_batch && known) options.warm_up_rows = batch_rows(job, plan);
   options.warm_up_sizes = job.input_sizes();
+  options.warm_up_forecasts =
+      std::ranges::any_of(plan.steps, [](tstitch::PlannedStep const& planned) { return planned.forecast.network; });
   const std::optional<tstitch::Decoder> decoder = load_decoder(job);
   require_grid(job, decoder);
   const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
