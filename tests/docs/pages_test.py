@@ -252,6 +252,7 @@ def main() -> None:
             continue
         print(page.name, flush=True)
         pages.check(page)
+    shutil.rmtree(pages.scratch)  # 0.5 GB; what failed stays to be looked at
     if pages.skipped:
         print(f"skipped: {'; '.join(pages.skipped)}")
         sys.exit(77)
