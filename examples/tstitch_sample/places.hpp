@@ -103,6 +103,12 @@ inline void require_apart(Job const& job) {
   Arguments const& arguments = job.arguments;
   std::vector<std::pair<std::string, std::string>> read{{"--decoder", arguments.decoder}};
   for (std::string const& path : arguments.models) read.emplace_back("--model", path);
+  for (auto const& [option, path] :
+       {std::pair{"--init-image", &arguments.init_image}, std::pair{"--mask", &arguments.mask},
+        std::pair{"--invert", &arguments.invert}, std::pair{"--initial-noise", &arguments.initial_noise},
+        std::pair{"--encoder", &arguments.encoder}}) {
+    read.emplace_back(option, *path);
+  }
   for (std::string const& path : arguments.conditions) read.emplace_back("--condition", path);
   const std::vector<std::pair<std::string, std::string>> written{
       {"--grid", arguments.grid}, {"--report", arguments.report}, {"--latents", arguments.latents}};

@@ -133,7 +133,7 @@ inline std::string hundredths(double value) {
 inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
                std::optional<tstitch::Decoder> const& decoder) {
   const tstitch::AnySampler sampler = sampler_of(job, routing(job, job.arguments.routing));
-  const tstitch::Plan plan = sampler.plan(job.guidance);
+  const tstitch::Plan plan = sampler.plan(job.guidance, job.arguments.strength);
   NetworkClock clock(plan, job.device, networks.size());
   const std::vector<tstitch::NetworkWork> work = plan.work(networks.size());
   std::optional<tstitch::ProgressBar> progress;
