@@ -59,6 +59,7 @@ struct Arguments {
   std::string forecast = "none";
   std::string forecast_guidance = "none";
   std::vector<std::uint64_t> seeds{0};  ///< one is the first picture's, and others follow; of several each is drawn
+  std::int64_t interpolate = 0;         ///< pictures between each two seeds
   double guidance_rescale = 0;
   std::vector<double> guidance_projection;       ///< eta, norm, momentum
   std::optional<std::int64_t> guidance_network;  ///< the index of the guide
@@ -82,6 +83,8 @@ struct Arguments {
   std::string latents;
   std::string output;
   std::string grid;
+  std::string animation;
+  double frame_seconds = 0.1;
   int scale = 3;
   std::string report;
   bool plan = false;

@@ -80,6 +80,7 @@ struct CommandLine {
   CLI::Option *timesteps = nullptr, *sigmas = nullptr, *eta = nullptr, *batch = nullptr, *pad = nullptr;
   CLI::Option* count = nullptr;
   CLI::Option *init_image = nullptr, *strength = nullptr, *mask = nullptr, *invert = nullptr, *initial_noise = nullptr;
+  CLI::Option* interpolate = nullptr;
 
   CLI::Option* option(char const* name, auto& value, std::string const& help) const {
     return strict(app.add_option(name, value, help)->group(group), value);
@@ -102,6 +103,10 @@ struct CommandLine {
   void add_machine();
   void add_output();
 
+  /// Pictures of each class or prompt where several seeds are given.
+  std::int64_t wanted_count() const {
+    return (std::int64_t(arguments.seeds.size()) - 1) * (arguments.interpolate + 1) + 1;
+  }
   /// Takes what the options say beside their values.
   void take_given() const;
   /// Refuses what would have no effect, rather than ignore it.
@@ -253,6 +258,11 @@ inline void CommandLine::add_editing() {
                           ".npy");
   option("--encoder", arguments.encoder, "encoder of the autoencoder, for networks that make latents")
       ->type_name("FILE");
+  interpolate = option("--interpolate", arguments.interpolate,
+                       "from each seed of a list to the next over so many pictures in between, whose noise is between "
+                       "theirs")
+                    ->check(in_range<std::int64_t>(1, 10'000));
+  for (auto const& part : {invert, initial_noise, sweep, budget}) interpolate->excludes(part);
   invert->excludes(init_image)->excludes(initial_noise);
   for (auto const& part : {init_image, invert, initial_noise}) part->excludes(sweep)->excludes(budget);
 }
@@ -295,10 +305,20 @@ inline void CommandLine::add_output() {
           ->excludes(sweep),
       ".npy");
   option("--output", arguments.output, "one PNG for each picture goes into this folder")->type_name("DIR");
-  file_of(option("--grid", arguments.grid, "all pictures in one PNG [samples.png, unless --output is given]")
+  file_of(option("--grid", arguments.grid, "all pictures in one PNG [samples.png, where nothing else is to be written]")
               ->type_name("FILE"),
           ".png");
-  shown("--scale", arguments.scale, "the grid's pictures are so many times larger")->check(in_range(1, 64));
+  const auto animation =
+      file_of(option("--animation", arguments.animation,
+                     "pictures one after another in one animated PNG, those of all classes or prompts side by side")
+                  ->type_name("FILE")
+                  ->excludes(sweep),
+              ".png");
+  shown("--frame-seconds", arguments.frame_seconds, "how long each picture of the animation is shown")
+      ->needs(animation)
+      ->check(in_range(0.01, 60.0));
+  shown("--scale", arguments.scale, "pictures of the grid and the animation are so many times larger")
+      ->check(in_range(1, 64));
   option("--report", arguments.report, "parameters, calls and seconds as JSON")->type_name("FILE");
   flag("--quiet", arguments.quiet, "print errors only");
 }
@@ -308,7 +328,7 @@ inline void CommandLine::take_given() const {
     arguments.sampling_given = arguments.sampling_given || part->count() > 0;
   }
   arguments.steps_given = steps->count() > 0;
-  if (arguments.seeds.size() > 1 && count->count() == 0) arguments.count = std::int64_t(arguments.seeds.size());
+  if (arguments.seeds.size() > 1 && count->count() == 0) arguments.count = wanted_count();
   arguments.ratio_given = ratio->count() > 0;
   arguments.forecast_given = forecast->count() > 0;
   arguments.forecast_guidance_given = forecast_guidance->count() > 0;
@@ -357,10 +377,13 @@ inline void CommandLine::require_numbers() const {
     throw std::invalid_argument("--guidance: must be one scale, or one for each of the " + std::to_string(networks) +
                                 " networks, got " + std::to_string(scales));
   }
-  if (arguments.seeds.size() > 1 && arguments.count != std::int64_t(arguments.seeds.size())) {
-    throw std::invalid_argument("--count: must be as many as there are seeds, " +
-                                std::to_string(arguments.seeds.size()) + ", or be left out, got " +
-                                std::to_string(arguments.count));
+  if (arguments.interpolate > 0 && arguments.seeds.size() < 2) {
+    throw std::invalid_argument("--interpolate: must have two seeds at least, got " +
+                                std::to_string(arguments.seeds.size()));
+  }
+  if (arguments.seeds.size() > 1 && arguments.count != wanted_count()) {
+    throw std::invalid_argument("--count: must be as many as the seeds ask for, " + std::to_string(wanted_count()) +
+                                ", or be left out, got " + std::to_string(arguments.count));
   }
   if (!(arguments.strength > 0 && arguments.strength <= 1)) {
     throw std::invalid_argument("--strength: must be above 0 and at most 1, got " +
@@ -410,7 +433,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
           {"Pictures", "tstitch_sample --class horse --class ship --seed 3,7,12 --guidance 1.5"},
           {"Editing", "tstitch_sample --init-image horse.png --strength 0.6 --class deer"},
           {"Machine", "tstitch_sample --device cpu --batch 8 --pad-batches"},
-          {"Output", "tstitch_sample --count 10 --output pictures --report report.json"}});
+          {"Output", "tstitch_sample --class ship --seed 3,7 --interpolate 15 --animation ship.png"}});
   if (const std::optional<int> code = read_arguments(app, count, values)) return code;
   read_routing(arguments);
   line.take_given();

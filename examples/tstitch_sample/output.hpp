@@ -71,6 +71,7 @@ inline Json parameters(Job const& job) {
     if (!path->empty()) json[name] = *path;
   }
   if (!a.init_image.empty()) json["strength"] = a.strength;
+  if (a.interpolate > 0) json["interpolate"] = a.interpolate;
   json["images"] = job.images();
   if (!a.shape.empty()) json["shape"] = a.shape;
   if (!a.conditions.empty()) json["conditions"] = a.conditions;

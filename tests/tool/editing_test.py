@@ -128,6 +128,27 @@ for i, (label, seed) in enumerate((label, seed) for seed in (12, 5, 2**64 - 1) f
     alone = drawn("--class", label, "--seed", seed, steps=2)
     assert np.array_equal(alone[0], each[i]), (label, seed)
 
+# Between two seeds: first and last are their own pictures, and what lies between begins with noise of the same norm.
+words = ("--class", 3, "--class", 8, "--seed", "12,5", "--interpolate", 3, "--animation", "between.png", "--scale", 2)
+between = drawn(*words, "--frame-seconds", 0.25, "--grid", "strip.png", steps=2)
+assert between.shape[0] == 10
+for i, (label, seed) in {0: (3, 12), 1: (8, 12), 8: (3, 5), 9: (8, 5)}.items():
+    assert np.array_equal(between[i], drawn("--class", label, "--seed", seed, steps=2)[0]), (label, seed)
+a, b = (noise(seed, 0, 0, (3, 32, 32)).ravel() for seed in (12, 5))
+angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+middle = (a * np.sin(0.25 * angle) + b * np.sin(0.75 * angle)) / np.sin(angle)
+np.save("middle.npy", middle.reshape(1, 3, 32, 32))
+assert levels(between[6:7], drawn("--class", 3, "--initial-noise", "middle.npy", steps=2)) < 0.1
+with Image.open("between.png") as animation:
+    assert animation.n_frames == 5 and animation.info["loop"] == 0 and json.loads(animation.text["parameters"])["interpolate"] == 3
+    for i in range(5):
+        animation.seek(i)
+        shown = np.asarray(animation.convert("RGB"), np.float32)[::2, ::2]  # each pixel twice
+        for column in range(2):
+            left = shown[:32, 33 * column : 33 * column + 32].transpose(2, 0, 1)
+            assert np.abs(np.clip(127.5 * between[2 * i + column] + 127.5, 0, 255) - left).max() < 0.51, (i, column)
+        assert animation.info["duration"] == 250
+
 guided = ("--class", 3, "--guidance", 3)
 usual = drawn(*guided)
 assert np.array_equal(drawn(*guided, "--guidance-rescale", 0), usual)
@@ -167,7 +188,13 @@ for words, says in {
     ("--mask", "left.png"): "--mask: must come with --init-image",
     ("--initial-noise", "two.npy", "--count", 3, "--class", 3): "--initial-noise: 'two.npy' must be [1, 3, 32, 32] or [3, 3, 32, 32], got [2, 3, 32, 32]",
     ("--seed", "1,,2"): "--seed: ",
-    ("--seed", "1,2", "--count", 3): "--count: must be as many as there are seeds, 2, or be left out, got 3",
+    ("--interpolate", 3): "--interpolate: must have two seeds at least, got 1",
+    ("--interpolate", 0, "--seed", "1,2"): "--interpolate: must be in [1, 10000], got '0'",
+    ("--interpolate", 3, "--seed", "1,2", "--initial-noise", "two.npy"): "--in",
+    ("--frame-seconds", 1): "--frame-seconds: must come with --animation",
+    ("--animation", "absent.gif"): "--animation: must end in .png, which is what is written, got 'absent.gif'",
+    ("--animation", "absent.png", "--frame-seconds", "nan"): "--frame-seconds: must be a finite number, got 'nan'",
+    ("--seed", "1,2", "--count", 3): "--count: must be as many as the seeds ask for, 2, or be left out, got 3",
     ("--guidance-rescale", 2): "--guidance-rescale: must be in [0, 1], got '2'",
     ("--guidance-projection", "1,2,3,4"): "--guidance-projection: must be one to three numbers, got 4",
     ("--guidance-projection", "2"): "eta must be in [0, 1], got 2",
