@@ -46,8 +46,9 @@ NOT_RUN = (
     (r"build/tests/examples/tstitch_sample --plan --sampler midpoint", "of a sampler that the reader is to write"),
 )
 SAME_FOLDER = {"pair_sit.md": "pair_dit.md"}  # goes on with its files
-NEEDS = {"pair_dit.md": "diffusers", "pair_sit.md": "diffusers", "pair_pixart.md": "transformers",
-         "pair_stable_diffusion.md": "transformers", "pair_sdxl.md": "transformers"}  # fmt: skip
+PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
+NEEDS = {page: PIPELINES for page in ("pair_dit.md", "pair_sit.md", "pair_pixart.md", "pair_stable_diffusion.md",
+                                      "pair_sdxl.md")} | {"editing.md": ("PIL",)}  # fmt: skip
 CHEAPER = """#!{python}
 import os, sys
 words, tool = sys.argv[1:], {tool!r}
@@ -55,8 +56,9 @@ def has(*flags): return any(word.split("=")[0] in flags for word in words)
 def value(flag, change):
     if flag in words: words[words.index(flag) + 1] = change(words[words.index(flag) + 1])
 if tool.endswith("tstitch_sample") and not has("--help", "--version", "--plan"):
-    value("--steps", lambda steps: "1")
-    if not has("--steps", "--preset", "--timesteps", "--sigmas"): words += ["--steps", "1"]
+    few = "4" if has("--invert") else "1"
+    value("--steps", lambda steps: few)
+    if not has("--steps", "--preset", "--timesteps", "--sigmas"): words += ["--steps", few]
     if not has("--ratio", "--fractions", "--sweep", "--preset") and words.count("--model") in (0, 2):
         words += ["--ratio", "1"]
     if has("--preset") and not has("--class", "--model"): words += ["--class", "3"]
@@ -117,8 +119,7 @@ class Pages:
             source = repository / f"examples/models/cifar10_dit_{'large' if name == 'large' else 'small'}.pt"
             (self.checkpoints / f"{name}.pt").symlink_to(source)
         checkpoints.make_dits(self.checkpoints, repository / "examples/export")
-        self.has = {name for name in ("diffusers", "transformers") if importlib.util.find_spec(name)}
-        if len(self.has) == 2:
+        if all(map(importlib.util.find_spec, PIPELINES)):
             checkpoints.make_pipelines(self.checkpoints)
         self.skipped: list[str] = []
 
@@ -145,8 +146,9 @@ class Pages:
         self.links(page)
         blocks = blocks_of(page)
         runs = [block for block in blocks if block.language != "cpp"]
-        if runs and (needed := NEEDS.get(page.name)) and len(self.has) < 2:
-            self.skipped.append(f"{page.name} wants {needed}")
+        missing = [package for package in NEEDS.get(page.name, ()) if not importlib.util.find_spec(package)]
+        if runs and missing:
+            self.skipped.append(f"{page.name} wants {', '.join(missing)}")
             runs = []
         for block in blocks:
             if block.language == "cpp" and not any(f"\n{block.text}\n" in text for text in self.programs.values()):
