@@ -1,6 +1,7 @@
 """What the tests of exporters share."""
 
 import contextlib
+import gc
 import importlib
 import io
 import shutil
@@ -34,6 +35,8 @@ def set_up(*packages: str) -> tuple[Path, Path]:
 
 def run(program: ModuleType, *arguments: object, stderr: io.StringIO | None = None) -> str:
     """Runs its main() in this process; an empty string, or the line with which it ended."""
+    if not gc.get_freeze_count():
+        gc.freeze()  # exporters look for garbage, which takes long among all that is imported
     sys.argv = [f"{program.__name__}.py", *map(str, arguments)]
     errors = stderr or io.StringIO()
     try:
