@@ -47,11 +47,11 @@ inline void require_writable(Job const& job) {
   }
 }
 
-/// How many pictures stand side by side in the grid; 0 for about a square.
+/// How many pictures stand side by side in the grid: those of a sweep, or one of each class; 0 for about a square.
 inline std::int64_t grid_columns(Job const& job) {
   if (!job.arguments.sweep.empty()) return job.images();
   if (job.arguments.interpolate > 0 && job.of_one_seed() == 1) return job.arguments.interpolate + 1;  // a seed a row
-  return job.arguments.count > 1 && !job.labels.empty() ? job.images() / job.arguments.count : 0;
+  return job.arguments.count > 1 && job.labels.size() > 1 ? job.images() / job.arguments.count : 0;
 }
 
 /// Refuses a grid that cannot be written, before its pictures are drawn.

@@ -48,7 +48,7 @@ NOT_RUN = (
 SAME_FOLDER = {"pair_sit.md": "pair_dit.md"}  # goes on with its files
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
 NEEDS = {page: PIPELINES for page in ("pair_dit.md", "pair_sit.md", "pair_pixart.md", "pair_stable_diffusion.md",
-                                      "pair_sdxl.md")} | {"editing.md": ("PIL",)}  # fmt: skip
+                                      "pair_sdxl.md")} | {"editing.md": ("PIL",), "gallery.md": ("PIL",)}  # fmt: skip
 CHEAPER = """#!{python}
 import os, sys
 words, tool = sys.argv[1:], {tool!r}
@@ -203,10 +203,8 @@ class Pages:
         lines = []
         for line in block.text.splitlines():
             if any(re.fullmatch(pattern, line) for pattern, _ in NOT_RUN):
-                for name in re.findall(r"(?<=bash )\S+|\S+/requirements\.txt|\w+_test(?= |$)", line):
-                    # midpoint_test is the test of a sampler that the reader is to write.
-                    places = self.repository.glob(name if "/" in name else f"tests/*/{name}.cpp")
-                    if name != "midpoint_test" and not any(places):
+                for name in re.findall(r"(?<=bash )\S+|\S+/requirements\.txt|\w+(?=_tests\b)", line):
+                    if not (self.repository / (name if "/" in name else f"tests/{name}")).exists():
                         block.fail(f"{name} is not there")
                 continue
             lines.append(re.sub(r"^bash examples/quickstart\.sh (?=-)", "tstitch_sample ", line))
