@@ -47,8 +47,9 @@ NOT_RUN = (
 )
 SAME_FOLDER = {"pair_sit.md": "pair_dit.md"}  # goes on with its files
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
-NEEDS = {page: PIPELINES for page in ("pair_dit.md", "pair_sit.md", "pair_pixart.md", "pair_stable_diffusion.md",
-                                      "pair_sdxl.md")} | {"editing.md": ("PIL",), "gallery.md": ("PIL",)}  # fmt: skip
+NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",)} | {
+    f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl")
+}
 CHEAPER = """#!{python}
 import os, sys
 words, tool = sys.argv[1:], {tool!r}
@@ -56,7 +57,7 @@ def has(*flags): return any(word.split("=")[0] in flags for word in words)
 def value(flag, change):
     if flag in words: words[words.index(flag) + 1] = change(words[words.index(flag) + 1])
 if tool.endswith("tstitch_sample") and not has("--help", "--version", "--plan"):
-    few = "4" if has("--invert") else "1"
+    few = "4" if has("--invert", "--strength") else "1"
     value("--steps", lambda steps: few)
     if not has("--steps", "--preset", "--timesteps", "--sigmas"): words += ["--steps", few]
     if not has("--ratio", "--fractions", "--sweep", "--preset") and words.count("--model") in (0, 2):
