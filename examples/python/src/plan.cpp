@@ -31,7 +31,10 @@ TimeOfSigma time_named(std::string const& name) {
 }
 
 void bind_levels(py::module_& module) {
-  py::class_<NoiseLevel>(module, "NoiseLevel")
+  py::class_<NoiseLevel>(
+      module, "NoiseLevel",
+      "How much picture and how much noise x holds: x = alpha x_0 + sigma noise. alpha^2 + sigma^2 = 1 for diffusion, "
+      "alpha + sigma = 1 for flow matching. log_snr_half is log(alpha / sigma), \"lambda\" of arXiv 2206.00927.")
       .def(py::init<double, double>(), py::arg("alpha"), py::arg("sigma"))
       .def_readonly("alpha", &NoiseLevel::alpha)
       .def_readonly("sigma", &NoiseLevel::sigma)
@@ -40,7 +43,9 @@ void bind_levels(py::module_& module) {
       .def("__repr__", [](NoiseLevel const& level) {
         return "NoiseLevel(alpha=" + number(level.alpha) + ", sigma=" + number(level.sigma) + ")";
       });
-  py::class_<Step>(module, "Step")
+  py::class_<Step>(module, "Step",
+                   "All that a routing rule may know of a step: index of count, 0 the noisiest; its training timestep "
+                   "t and the t_to that it leads to; the noise levels before and after.")
       .def(py::init([](int index, int count, double t, NoiseLevel from, NoiseLevel to, double t_to) {
              return Step{index, count, t, from, to, t_to};
            }),
@@ -60,7 +65,10 @@ void bind_levels(py::module_& module) {
 
 void bind_schedules(py::module_& module) {
   using Schedule = NoiseSchedule;
-  py::class_<Schedule>(module, "NoiseSchedule")
+  py::class_<Schedule>(module, "NoiseSchedule",
+                       "The noise schedule that a network was trained with: linear (arXiv 2006.11239), scaled_linear "
+                       "(Stable Diffusion), cosine (arXiv 2102.09672), flow (arXiv 2210.02747), from_betas, "
+                       "from_alphas_cumprod. `at(t)` is the NoiseLevel of any t in [0, noisiest].")
       .def_static("linear", &Schedule::linear, py::arg("num_train_timesteps") = 1000, py::arg("beta_start") = 1e-4,
                   py::arg("beta_end") = 0.02)
       .def_static("scaled_linear", &Schedule::scaled_linear, py::arg("num_train_timesteps") = 1000,
@@ -82,7 +90,10 @@ void bind_schedules(py::module_& module) {
       .def("level", &Schedule::level, py::arg("log_snr_half"))
       .def("distance", &Schedule::distance, py::arg("other"))
       .def("__repr__", [](Schedule const& schedule) { return "NoiseSchedule(" + schedule.name() + ")"; });
-  py::class_<Spacing>(module, "Spacing")
+  py::class_<Spacing>(module, "Spacing",
+                      "Which training timesteps the steps are at: a call (noise_schedule, steps) lists them, noisiest "
+                      "first. leading, linspace, trailing (arXiv 2305.08891), quadratic, beta (arXiv 2407.12173), "
+                      "karras (arXiv 2206.00364), shifted (arXiv 2403.03206), sigmas, list.")
       .def_static(
           "by_name", [](std::string const& text) { return spacing_by_name(text, "spacing"); }, py::arg("text"))
       .def_static(
@@ -196,7 +207,10 @@ void bind_routing(py::module_& module) {
 }
 
 void bind_plans(py::module_& module) {
-  py::class_<PlannedStep>(module, "PlannedStep")
+  py::class_<PlannedStep>(
+      module, "PlannedStep",
+      "A step of a plan: the Step, the index of its network, its guidance scale, evaluations that the update rule "
+      "makes, rows that a picture has in them, and whether the network or guidance is forecast.")
       .def_readonly("step", &PlannedStep::step)
       .def_readonly("network", &PlannedStep::network)
       .def_readonly("guidance", &PlannedStep::guidance_scale)

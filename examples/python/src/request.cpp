@@ -42,7 +42,10 @@ struct PyLogDensity {
 };
 
 void bind_guidance(py::module_& module) {
-  py::class_<ProjectedGuidance>(module, "ProjectedGuidance")
+  py::class_<ProjectedGuidance>(
+      module, "ProjectedGuidance",
+      "Adaptive projected guidance (arXiv 2410.02416, Algorithm 1): eta in [0, 1] is left of the parallel part, "
+      "updates are at most norm_threshold long, momentum is inside (-1, 1).")
       .def(py::init([](double eta, double norm_threshold, double momentum) {
              ProjectedGuidance projected{eta, norm_threshold, momentum};
              projected.validate();

@@ -84,13 +84,20 @@ class PyRule {
 };
 
 void bind_rule_input(py::module_& module) {
-  py::class_<Prediction>(module, "Prediction")
+  py::class_<Prediction>(module, "Prediction",
+                         "What a network says of x: x_0 [n, C, ...] thresholded, unclipped_x_0, and variance_fraction "
+                         "of a learned variance or None.")
       .def_readonly("x_0", &Prediction::x_0)
       .def_readonly("unclipped_x_0", &Prediction::unclipped_x_0)
       .def_property_readonly("variance_fraction", [](Prediction const& self) -> py::object {
         return self.variance_fraction.defined() ? py::cast(self.variance_fraction) : py::none();
       });
-  py::class_<RuleInput>(module, "StepInput")
+  py::class_<RuleInput>(
+      module, "StepInput",
+      "What an update rule is given, while it is called: step, x [n, C, ...] at step.from_level (not to be changed in "
+      "place), history (oldest first), noise_schedule, a dict `state` that is kept from step to step (replace what is "
+      "in it, never change it in place). predict() asks the network here, denoise(x, t, level) anywhere (t alone: at "
+      "the level of t; level alone: at the t of the level), noise(draw) draws.")
       .def_property_readonly("step", [](RuleInput const& self) { return self.in().step; })
       .def_property_readonly("x", [](RuleInput const& self) { return self.in().x; })
       .def_property_readonly("history",
@@ -135,7 +142,9 @@ void bind_rule_input(py::module_& module) {
 }
 
 void bind_options(py::module_& module) {
-  py::class_<Thresholding>(module, "Thresholding")
+  py::class_<Thresholding>(module, "Thresholding",
+                           "Keeps x_0 in the range of pictures: automatic() clips where the networks make pixels, "
+                           "none(), clip(range), dynamic(quantile, range, most) of arXiv 2205.11487.")
       .def_static("automatic", &Thresholding::automatic)
       .def_static("none", &Thresholding::none)
       .def_static("clip", &Thresholding::clip, py::arg("range") = 1.0)
@@ -257,7 +266,10 @@ void advance(AnySampler const& sampler, std::vector<Network> const& networks, Py
 }
 
 void bind_runs(py::module_& module) {
-  py::class_<PyReport>(module, "StepReport")
+  py::class_<PyReport>(module, "StepReport",
+                       "What a callback sees after a step: the Step, the index of its network, seconds on the host, x "
+                       "and x_0 [n, C, ...] of the batch, first (position of its first picture), images (rows after "
+                       "these are padding), done and steps.")
       .def_readonly("step", &PyReport::step)
       .def_readonly("network", &PyReport::network)
       .def_readonly("seconds", &PyReport::seconds)

@@ -197,6 +197,15 @@ void bind_trajectory(py::module_& module) {
              }
              self.trajectory.x = x.detach().clone();
            })
+      .def("jump",
+           [](Self& self, int next, NoiseLevel level) {
+             if (next < 0 || next >= self.trajectory.count) {
+               throw std::invalid_argument("jump: must be to a step of the run, got " + std::to_string(next));
+             }
+             self.trajectory.next = next;
+             self.trajectory.level = level;
+             self.trajectory.history.clear();
+           })
       .def("fork",
            [](Self const& self) {
              Self copy = self;
