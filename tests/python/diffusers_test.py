@@ -38,18 +38,22 @@ small, large = Net(1).eval(), Net(2).eval()
 def loop(scheduler, steps, x, ratio=0.0, generator=None, dtype=torch.float32):
     """How a pipeline runs a scheduler, with the first share of the steps for the small network."""
     scheduler.set_timesteps(steps)
-    x = x.to(dtype) * scheduler.init_noise_sigma
+    x = x.to(dtype) * getattr(scheduler, "init_noise_sigma", 1.0)
     for i, t in enumerate(scheduler.timesteps):
         net = small if i < round(ratio * len(scheduler.timesteps)) else large
-        output = net(scheduler.scale_model_input(x, t).float(), t.expand(x.shape[0])).to(dtype)
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        output = net(scaled.float(), t.expand(x.shape[0])).to(dtype)
         options = {} if generator is None else {"generator": generator}
         x = scheduler.step(output, t, x, return_dict=False, **options)[0]
     return x
 
 
 def near(a, b, most, what):
-    error = (a.double() - b.double()).abs().max().item() / max(1.0, b.double().abs().max().item())
-    check(error <= most, f"{what}: differ by {error:.3g}")
+    """Root mean square, of the values'; the largest is at most ten times that."""
+    difference = (a.double() - b.double()).abs()
+    scale = b.double().square().mean().sqrt().item()
+    error = difference.square().mean().sqrt().item() / scale
+    check(error <= most and difference.max().item() <= 10 * most * scale, f"{what}: differ by {error:.3g}, at most {difference.max():.3g}")
 
 
 noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -93,7 +97,8 @@ def test_scheduler_beside_diffusers():
             near(loop(mine, steps, noise), loop(peer, steps, noise), 1e-6, f"{name}, {steps} steps")
             check(mine.timesteps.tolist() == peer.timesteps.tolist(), f"{mine.timesteps} and {peer.timesteps}")
             times = torch.tensor([3, 700])
-            near(mine.add_noise(noise, noise.flip(0), times), peer.add_noise(noise, noise.flip(0), times), 1e-6, "add_noise")
+            ddim = PEERS["diffusers-ddim"]  # the others know the timesteps of their run alone
+            near(mine.add_noise(noise, noise.flip(0), times), ddim.add_noise(noise, noise.flip(0), times), 1e-6, "add_noise")
     # Stochastic rules draw from the generator as diffusers' do.
     peer = diffusers.DDPMScheduler(**BETAS)
     mine = tstitch.diffusers.Scheduler.from_config(peer.config, profile="diffusers-ddpm")
@@ -105,9 +110,12 @@ def test_scheduler_beside_diffusers():
         near(loop(mine, 10, noise), loop(peer, 10, noise), 2e-5, kind)
     peer = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
     mine = tstitch.diffusers.Scheduler.from_config(peer.config)
-    check(len(mine.plan) == 50 and mine.config.prediction_type == "flow_prediction", f"{mine}")
-    half = loop(tstitch.diffusers.Scheduler(), 6, noise, dtype=torch.bfloat16)
-    check(half.dtype == torch.bfloat16 and (half.float() - loop(tstitch.diffusers.Scheduler(), 6, noise)).abs().mean() < 0.05, "bfloat16")
+    for steps in (1, 2, 9):
+        near(loop(mine, steps, noise), loop(peer, steps, noise), 1e-6, f"flow matching, {steps} steps")
+    near(mine.timesteps, peer.timesteps, 1e-6, "timesteps of flow matching")
+    check(mine.config.prediction_type == "flow_prediction", f"{mine}")
+    half, whole = (loop(tstitch.diffusers.Scheduler(), 6, noise, dtype=kind) for kind in (torch.bfloat16, torch.float32))
+    check(half.dtype == torch.bfloat16 and (half.float() - whole).abs().mean() < 0.01 * whole.abs().mean(), "bfloat16")
 
 
 def test_scheduler_manners():
@@ -147,7 +155,7 @@ def dit(layers, seed, scheduler=None):
     torch.manual_seed(seed)
     transformer = diffusers.DiTTransformer2DModel(
         sample_size=8, num_layers=layers, patch_size=2, attention_head_dim=8, num_attention_heads=2, in_channels=4, out_channels=8,
-        num_embeds_ada_norm=10, norm_type="ada_norm_zero", norm_elementwise_affine=False,
+        num_embeds_ada_norm=1000, norm_type="ada_norm_zero", norm_elementwise_affine=False,
     ).eval()  # fmt: skip
     shake(transformer)
     return diffusers.DiTPipeline(transformer, autoencoder(), scheduler or diffusers.DDIMScheduler(**BETAS))
@@ -220,7 +228,7 @@ def latents_of(pipe, steps=5, **options):
     if isinstance(pipe, diffusers.StableDiffusion3Pipeline):
         call.update(pooled_prompt_embeds=pooled, negative_pooled_prompt_embeds=no_pooled)
     if isinstance(pipe, diffusers.PixArtAlphaPipeline):
-        call.update(prompt_embeds_attention_mask=ones, negative_prompt_attention_mask=ones, negative_prompt=None, use_resolution_binning=False)
+        call.update(prompt_attention_mask=ones, negative_prompt_attention_mask=ones, negative_prompt=None, use_resolution_binning=False)
     return pipe(**{**call, **options}).images
 
 
@@ -264,7 +272,7 @@ def test_stitched_is_the_librarys_plan():
 
         x = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
         made = tstitch.sample([network(pipe) for pipe in pipes], ratio=ratio, routing="stitch", profile="diffusers-ddim", steps=5,
-                              noise_schedule="linear", num_classes=10, labels=[1, 2], initial_noise=x)  # fmt: skip
+                              noise_schedule="linear", num_classes=1000, labels=[1, 2], initial_noise=x)  # fmt: skip
         with torch.no_grad():
             pictures = pipes[1].vae.decode(made.images / pipes[1].vae.config.scaling_factor).sample
         near(((pictures / 2 + 0.5).clamp(0, 1)).permute(0, 2, 3, 1), stitched, 1e-5, f"ratio {ratio}")
@@ -319,7 +327,7 @@ def test_scheduler_in_pipelines():
         pipe.scheduler = peer
         want = latents_of(pipe)
         pipe.scheduler = tstitch.diffusers.Scheduler.from_config(peer.config, profile=profile)
-        near(latents_of(pipe), want, 0.05 if name == "StableDiffusion3" else 1e-5, name)
+        near(latents_of(pipe), want, 1e-5, name)
 
 
 def test_what_does_not_fit():

@@ -28,6 +28,11 @@ from .sampling import Routing, Sampler, _routing_of
 __all__ = ["Scheduler", "SchedulerOutput", "noise_schedule", "stitch"]
 
 
+def _is_flow_match(config: Any) -> bool:
+    """Whether it is of a FlowMatch scheduler, whose configs name their class in files alone, and have a shift and no betas."""
+    return "FlowMatch" in (config.get("_class_name") or "") or ("shift" in config and "beta_schedule" not in config)
+
+
 def noise_schedule(config: Any) -> _core.NoiseSchedule:
     """The noise schedule that a diffusers scheduler's config describes.
 
@@ -37,10 +42,12 @@ def noise_schedule(config: Any) -> _core.NoiseSchedule:
     """
     name = type(config).__name__
     config = getattr(config, "config", config)
-    get = config.get if hasattr(config, "get") else lambda key, usual=None: getattr(config, key, usual)
+    if not hasattr(config, "get"):
+        raise TypeError(f"config: must be a diffusers scheduler or its config, got {shown(config)}")
+    get = config.get
     count = whole("num_train_timesteps", get("num_train_timesteps", 1000), 1)
     kind = get("beta_schedule")
-    if kind == "flow" or get("use_flow_sigmas") or "FlowMatch" in (get("_class_name") or name):
+    if kind == "flow" or get("use_flow_sigmas") or "FlowMatch" in name or _is_flow_match(config):
         return _core.NoiseSchedule.flow(count)
     if get("trained_betas") is not None:
         made = _core.NoiseSchedule.from_betas([float(beta) for beta in get("trained_betas")], "trained_betas")
@@ -105,7 +112,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             sampler: instead, an update rule by name (`tstitch.samplers`).
             num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, prediction_type, rescale_betas_zero_snr:
                 as diffusers' schedulers have them; beta_schedule "flow" is flow matching, prediction "flow_prediction".
-            spacing: of `sampler`, by name (`tstitch.spacings`); without, linspace, and for flow matching shifted by `shift`.
+            spacing: of `sampler`, by name (`tstitch.spacings`); without, linspace, and for flow matching that of diffusers'
+                FlowMatchEulerDiscreteScheduler with its `shift`.
             solver_options: of `sampler`, by name: {"order": 3}.
             clip_sample: clip x_0 to [-1, 1], with `sampler`; profiles do as their programs do.
             steps_offset: read by pipelines, which expect 1; of no effect.
@@ -118,8 +126,6 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             profile, sampler = (None, "euler") if self._noise.is_flow else ("recommended", None)
         self._way: dict[str, Any] = {"profile": profile}
         if sampler is not None:
-            if spacing is None and self._noise.is_flow:
-                spacing = f"shifted:{shift:.17g}"
             if sampler.endswith("adaptive"):
                 raise ValueError(f"sampler: must be one whose evaluations are known before the run, got {sampler!r}")
             self._way = {"sampler": sampler, "spacing": spacing, "sampler_options": solver_options,
@@ -132,8 +138,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **options: Any):
         """Of another scheduler's config: its noise schedule and prediction, with what is given here."""
-        flow = "FlowMatch" in (config.get("_class_name") or "") if hasattr(config, "get") else False
-        if flow:
+        config = getattr(config, "config", config)
+        if hasattr(config, "get") and _is_flow_match(config):
             options = {"beta_schedule": "flow", "prediction_type": "flow_prediction", **options}
         return super().from_config(config, return_unused_kwargs, **options)
 
@@ -149,7 +155,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def set_timesteps(self, num_inference_steps: int, device: torch.device | str | None = None) -> None:
         """Lays the timesteps, and forgets the run before."""
         steps = whole("num_inference_steps", num_inference_steps, 1)
-        self._sampler = Sampler([self._network], steps=steps, noise_schedule=self._noise, **self._way)
+        self._lay(steps)
         self.num_inference_steps = steps
         self._recorded: list[tuple[int, float]] | None = []
         run = self._sampler.begin(initial_noise=torch.zeros(1, 1, 1, 1))
@@ -164,6 +170,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = torch.tensor(times, dtype=torch.int64 if whole_times else torch.float32, device=device)
         self._times = times
         self._reset()
+
+    def _lay(self, steps: int) -> None:
+        way = dict(self._way)
+        if "spacing" in way and way["spacing"] is None and self._noise.is_flow:
+            # From pure noise to the shifted first timestep, all of it shifted once more, as diffusers does.
+            count, shift = self._noise.num_train_timesteps, float(self.config.shift)
+            shifted = lambda sigma: shift * sigma / (1 + (shift - 1) * sigma)  # noqa: E731
+            last = shifted(1 / count)
+            way["spacing"] = [count * shifted(1 + (last - 1) * i / max(steps - 1, 1)) for i in range(steps)]
+        self._sampler = Sampler([self._network], steps=steps, noise_schedule=self._noise, **way)
 
     def _reset(self) -> None:
         self._run, self._index, self._begin, self._returned = None, None, None, None
@@ -246,7 +262,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if x.device != self._network.device:
             self._network = Network(self._answer, name="pipeline", noise_schedule=self._noise, timestep_type="float32",
                                     prediction=self._network.prediction, device=x.device)  # fmt: skip
-            self._sampler = Sampler([self._network], steps=self.num_inference_steps, noise_schedule=self._noise, **self._way)
+            self._lay(self.num_inference_steps)
         self._run = self._sampler.begin(initial_noise=x, noise_source=self._draw)
         if first > 0:
             step = self._sampler.plan()[self._step_of[first]].step
