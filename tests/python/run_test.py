@@ -120,7 +120,10 @@ def test_other_plans_are_refused():
     del state["state"]["x"]
     refuses(ValueError, "whole trajectory", sampler.load, state)
     noisy = sampler.begin(**what, noise_source=lambda seeds, step, draw, shape, dtype, device: torch.ones(len(seeds), *shape))
-    refuses(ValueError, "plain data, which a noise_source is not", noisy.save, file)
+    refuses(ValueError, "save: a file holds plain data, and a noise_source is none", noisy.save, file)
+    parts = tstitch.Network.in_parts(embed=lambda x, t: [x], blocks=lambda x: x * 0.5, head=lambda feature, x: feature, **LINEAR)
+    forecasting = tstitch.Sampler([parts], steps=12, sampler="ddim", forecast="every:2")
+    refuses(ValueError, "what a network keeps for forecasts is none", forecasting.advance(forecasting.begin(shape=(1, 4, 4)), 6).save, file)
 
 
 def test_another_sampler_takes_over():

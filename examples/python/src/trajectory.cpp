@@ -85,7 +85,7 @@ Past past_of(py::handle object) {
 
 /// @throws std::invalid_argument for what cannot be written down
 [[noreturn]] void refuse_saving(std::string const& what) {
-  throw std::invalid_argument("save: a trajectory must be plain data, which " + what + " is not");
+  throw std::invalid_argument("save: a file holds plain data, and " + what + " is none");
 }
 
 py::object plain_rule_state(Memory const& memory) {

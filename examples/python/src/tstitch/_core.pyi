@@ -1,5 +1,6 @@
 """The C++ half of tstitch. What `tstitch` exports of it is public, the rest is private."""
 
+import builtins
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -112,7 +113,7 @@ class Spacing:
     def list(timesteps: Sequence[float]) -> Spacing: ...
     @property
     def name(self) -> str: ...
-    def __call__(self, noise_schedule: NoiseSchedule, steps: int) -> list[float]: ...
+    def __call__(self, noise_schedule: NoiseSchedule, steps: int) -> builtins.list[float]: ...
 
 class PlannedStep:
     """A step of a plan."""

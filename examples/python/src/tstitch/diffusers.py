@@ -83,7 +83,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     Update rules that ask the network several times a step have as many entries in `timesteps`.
     """
 
-    config_name = "scheduler_config.json"
+    config_name = "scheduler_config.json"  # type: ignore[assignment]
     order = 1
     init_noise_sigma = 1.0
 
@@ -121,6 +121,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if profile is not None and sampler is not None:
             raise ValueError(f"sampler: must not be given with profile, got {sampler!r} and {profile!r}")
         self._noise = noise_schedule(self.config)
+        self._shift = float(shift)
         prediction = "flow" if self._noise.is_flow and prediction_type == "epsilon" else prediction_type
         if profile is None and sampler is None:
             profile, sampler = (None, "euler") if self._noise.is_flow else ("recommended", None)
@@ -175,14 +176,17 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         way = dict(self._way)
         if "spacing" in way and way["spacing"] is None and self._noise.is_flow:
             # From pure noise to the shifted first timestep, all of it shifted once more, as diffusers does.
-            count, shift = self._noise.num_train_timesteps, float(self.config.shift)
+            count, shift = self._noise.num_train_timesteps, self._shift
             shifted = lambda sigma: shift * sigma / (1 + (shift - 1) * sigma)  # noqa: E731
             last = shifted(1 / count)
             way["spacing"] = [count * shifted(1 + (last - 1) * i / max(steps - 1, 1)) for i in range(steps)]
         self._sampler = Sampler([self._network], steps=steps, noise_schedule=self._noise, **way)
 
     def _reset(self) -> None:
-        self._run, self._index, self._begin, self._returned = None, None, None, None
+        self._run: Any = None
+        self._index: int | None = None
+        self._begin: int | None = None
+        self._returned: torch.Tensor | None = None
         self._outputs, self._given = [], 0
         self._noises: dict[tuple[int, int], torch.Tensor] = {}
 
@@ -250,10 +254,11 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         else:
             self._outputs = []
             x, x_0 = self._run.x, self._run.x_0
+        assert self._index is not None
         self._index += 1
-        self._returned = x.to(sample.dtype)
+        self._returned = previous = x.to(sample.dtype)
         x_0 = None if x_0 is None else x_0.to(sample.dtype)
-        return SchedulerOutput(self._returned, x_0) if return_dict else (self._returned, x_0)
+        return SchedulerOutput(previous, x_0) if return_dict else (previous, x_0)
 
     def _start(self, timestep: Any, sample: torch.Tensor) -> None:
         first = self._begin if self._begin is not None else self.index_for_timestep(timestep)
@@ -281,13 +286,12 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         times = torch.as_tensor(timesteps).flatten().tolist()
         levels = [self._noise.at(t) for t in times]
         shape = [-1] + [1] * (original_samples.dim() - 1)
-        like = {"dtype": original_samples.dtype, "device": original_samples.device}
-        alpha = torch.tensor([each.alpha for each in levels], **like).view(shape)
-        sigma = torch.tensor([each.sigma for each in levels], **like).view(shape)
+        alpha = original_samples.new_tensor([each.alpha for each in levels]).view(shape)
+        sigma = original_samples.new_tensor([each.sigma for each in levels]).view(shape)
         return alpha * original_samples + sigma * noise
 
     def __len__(self) -> int:
-        return self.config.num_train_timesteps
+        return self._noise.num_train_timesteps
 
     def __deepcopy__(self, memo: dict) -> Scheduler:
         """The same scheduler, without the run of this one."""
@@ -297,7 +301,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         return f"Scheduler({self._sampler.plan()!r})"
 
 
-def _parts(pipe: Any, name: str) -> tuple[str, torch.nn.Module]:
+def _parts(pipe: Any, name: str) -> tuple[str, Any]:
     for part in ("transformer", "unet"):
         module = getattr(pipe, part, None)
         if isinstance(module, torch.nn.Module):
@@ -309,6 +313,9 @@ class StitchedModel(torch.nn.Module):
     """In the place of a pipeline's transformer or unet: asks the small network at the noisier timesteps, the large one at the
     others. Its config and all else that pipelines ask for are the large one's.
     """
+
+    small: Any
+    large: Any
 
     def __init__(self, small: torch.nn.Module, large: torch.nn.Module, routing: _core.Routing, pipe: Any) -> None:
         super().__init__()
@@ -325,11 +332,11 @@ class StitchedModel(torch.nn.Module):
         return self.large.config
 
     @property
-    def dtype(self) -> torch.dtype:
+    def dtype(self) -> Any:
         return self.large.dtype
 
     @property
-    def device(self) -> torch.device:
+    def device(self) -> Any:
         return self.large.device
 
     def __getattr__(self, name: str) -> Any:
@@ -385,7 +392,7 @@ _SAME = ("in_channels", "cross_attention_dim", "caption_channels", "joint_attent
          "projection_class_embeddings_input_dim")  # fmt: skip
 
 
-def _require_same(small: torch.nn.Module, large: torch.nn.Module, small_pipe: Any, large_pipe: Any) -> None:
+def _require_same(small: Any, large: Any, small_pipe: Any, large_pipe: Any) -> None:
     differ = []
     for key in _SAME:
         a, b = getattr(small.config, key, None), getattr(large.config, key, None)

@@ -67,7 +67,8 @@ class Stated:
     decoding: str | None = None
     device: torch.device | None = None
 
-    def info(self, name: str, shape: Sequence[int] | None, conditions: Mapping[str, Sequence[int | None]]) -> _core.NetworkInfo:
+    def info(self, name: str, shape: Sequence[int] | None,
+             conditions: Mapping[str, Sequence[int | None] | _core.ConditionInfo]) -> _core.NetworkInfo:  # fmt: skip
         info = _core.NetworkInfo()
         info.name = name
         if self.noise_schedule is not None:
@@ -362,11 +363,11 @@ class Sources:
             found = load_networks([self._files[i] for i in missing], device=self.device, dtype=dtype, backend=chosen)
             for i, network in zip(missing, found):
                 self._made[i] = network
-        return [each._network for each in self._made]
+        return [each._network for each in self._made if each is not None]
 
     def networks(self) -> list[Network]:
         self.loaded()
-        return list(self._made)
+        return [each for each in self._made if each is not None]
 
 
 def _synonyms(name: str) -> list[str]:

@@ -238,9 +238,10 @@ class Sampler:
         if noise_schedule is not None:
             noise = noise_schedule_of(noise_schedule)
         else:
-            noise = next((each.noise_schedule for each in reversed(infos) if each.noise_schedule is not None), None)
-            if noise is None:
+            known = [each.noise_schedule for each in infos if each.noise_schedule is not None]
+            if not known:
                 raise ValueError("noise_schedule: must be given, as 'linear' or 'flow', because none of the networks states one")
+            noise = known[-1]
         way = {"sampler": sampler, "order": order, "eta": eta, "sampler_options": sampler_options, "spacing": spacing,
                "timesteps": timesteps, "sigmas": sigmas, "final_sigma": final_sigma, "previous_timestep": previous_timestep,
                "thresholding": thresholding}  # fmt: skip
@@ -352,12 +353,13 @@ class Sampler:
             ValueError: for a run of another plan, saying in what it differs, and for what is no trajectory.
         """
         if not isinstance(source, Mapping):
+            path = os.fspath(source)
             try:
-                source = torch.load(source, map_location=self._sources.device, weights_only=True)
+                source = torch.load(path, map_location=self._sources.device, weights_only=True)
             except FileNotFoundError:
                 raise
             except Exception as error:
-                raise ValueError(f"load: {os.fspath(source)!r} must be a file of Trajectory.save: {error}") from error
+                raise ValueError(f"load: {path!r} must be a file of Trajectory.save: {error}") from error
         if not isinstance(source, Mapping) or source.get("format") != _FORMAT:
             raise ValueError(f"load: must be a {_FORMAT!r}, got {shown(source.get('format') if isinstance(source, Mapping) else source)}")
         try:
@@ -476,7 +478,8 @@ class Sampler:
         request.guidance = guidance
         pixels = any(each.decoding == "pixels" for each in infos)
         if given["initial_noise"] is not None:
-            request.initial_noise = tensor("initial_noise", given["initial_noise"])
+            # Not the caller's memory, which a run in flight would share.
+            request.initial_noise = tensor("initial_noise", given["initial_noise"]).clone()
         if given["initial_image"] is not None:
             grey = any(list(each.full_shape)[:1] == [1] for each in infos)
             request.initial_image = image_tensor("initial_image", given["initial_image"], pixels, grey)
@@ -499,14 +502,10 @@ class Sampler:
         if count is not None:
             request.count = count
         batch = given.get("batch_size")
-        if batch is None and "callback" in given:
-            batch = 16 if self._sources.device.type == "cpu" else 256
-            # A generator's numbers are for one batch.
-            batch = 0 if given["torch_seed"] is not None else batch
-        if batch:
+        if batch is not None:
             request.batch_size = whole("batch_size", batch, 1)
-        elif batch is not None and given.get("batch_size") is not None:
-            whole("batch_size", batch, 1)
+        elif "callback" in given and given["torch_seed"] is None:  # a generator's numbers are for one batch
+            request.batch_size = 16 if self._sources.device.type == "cpu" else 256
         request.pad_batches = bool(given.get("pad_batches", False))
         if given["torch_seed"] is not None:
             if given["noise_source"] is not None:
@@ -610,6 +609,8 @@ def _rule_of(sampler: Any, order: Any, eta: Any, options: Mapping[str, Any] | No
         if not callable(evaluations):
             evaluations = whole("sampler.evaluations", evaluations, 0, 1000)
         return _core.UpdateRule.callable(sampler, str(name), whole("sampler.history", getattr(sampler, "history", 0), 0, 1000), evaluations)
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"sampler_options: must be a dict of options by name, got {shown(options)}")
     values = {str(key): _option(f"sampler_options[{key!r}]", value) for key, value in (options or {}).items()}
     for name, value in (("order", order), ("eta", eta)):
         if value is None:
