@@ -102,15 +102,15 @@ def test_batches():
 
 
 def test_torchscript_and_modules():
-    """A file run by TorchScript, the same file as a module of Python, and in turn with a file."""
+    """A file run by TorchScript, the same file as a module of Python (its weights are in 16 bits), and in turn with a file."""
     options = dict(steps=4, labels=["cat", "ship"], seeds=[5, 9], guidance=2.0, sampler="dpm-solver++", shape=(3, 32, 32))
     files = tstitch.sample(paths, device="cpu", backend="torchscript", **options).images
     known = dict(noise_schedule="linear", num_classes=10, null_class=10, decoding="pixels", learned_variance=True)
     classes = dict(class_names=pair[0].class_names)
-    modules = [tstitch.Network(torch.jit.load(path).eval(), **known, **classes) for path in paths]
+    modules = [tstitch.Network(torch.jit.load(path).eval().float(), **known, **classes) for path in paths]
     equal(tstitch.sample(modules, **options).images, files, "modules")
     equal(tstitch.sample([paths[0], modules[1]], device="cpu", backend="torchscript", **options).images, files, "file and module")
-    plain = [torch.jit.load(path).eval() for path in paths]
+    plain = [torch.jit.load(path).eval().float() for path in paths]
     equal(tstitch.sample(plain, **known, **classes, **options).images, files, "plain modules")
 
 

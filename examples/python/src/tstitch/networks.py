@@ -336,6 +336,8 @@ class Sources:
         modules = [each for each in networks if isinstance(each, torch.nn.Module)]
         near = next((p.device for each in modules for p in each.parameters()), None)
         near = near or next((each.device for each in networks if isinstance(each, Network)), None)
+        if near is None and any(isinstance(each, (str, os.PathLike)) for each in networks):
+            near = device or _core.default_device()
         for i, each in enumerate(networks):
             if isinstance(each, (str, os.PathLike)):
                 self._files[i] = os.fspath(each)
@@ -345,14 +347,15 @@ class Sources:
             if not isinstance(each, Network):
                 if not callable(each):
                     raise TypeError(f"networks[{i}]: must be an nn.Module, a function, a Network or a path, got {shown(each)}")
-                # A module says itself where it is, and is not moved.
-                there = device or (None if isinstance(each, torch.nn.Module) else near)
+                # A module with parameters says itself where it is, and is not moved.
+                says = isinstance(each, torch.nn.Module) and next(each.parameters(), None) is not None
+                there = device or (None if says else near)
                 made = Network.__new__(Network)
                 made._make(each, stated.info(_name_of(each), None, conditions), there, None)
                 each = made
             self._made.append(each)
             self.infos.append(each._network.info)
-        self.device = device or near or (_core.default_device() if self._files else torch.device("cpu"))
+        self.device = device or near or torch.device("cpu")
 
     def loaded(self) -> list[_core.Network]:
         missing = [i for i, each in enumerate(self._made) if each is None]

@@ -24,7 +24,7 @@ Callback = Callable[[_core.StepReport], Union[bool, None]]
 _FORMAT = "tstitch trajectory 1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """What was drawn."""
 
@@ -122,6 +122,9 @@ class Trajectory:
         return Trajectory(self._run.fork(), self._begun_by)
 
     __copy__ = fork
+
+    def __deepcopy__(self, memo: dict) -> Trajectory:
+        return self.fork()
 
     def state_dict(self) -> dict[str, Any]:
         """All of it as plain data, for torch.save.
@@ -683,31 +686,118 @@ _OF_REQUESTS = ("labels", "conditions", "guidance", "seeds", "count", "shape", "
                 "pad_batches", "callback")  # fmt: skip
 
 
-def sample(networks: Sequence[NetworkLike], **options: Any) -> Samples:
+def sample(
+    networks: Sequence[NetworkLike],
+    *,
+    # of Sampler
+    ratio: float | None = None,
+    fractions: Sequence[float] | None = None,
+    routing: Routing | None = None,
+    sampler: Rule | None = None,
+    order: int | None = None,
+    eta: float | None = None,
+    sampler_options: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    spacing: SpacingLike | None = None,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    final_sigma: str | None = None,
+    previous_timestep: str | None = None,
+    thresholding: str | _core.Thresholding | None = None,
+    at_switch: str | None = None,
+    forecast: str | Sequence[bool] | Callable[[_core.Step, int, int], bool] | None = None,
+    profile: str | None = None,
+    preset: str | None = None,
+    noise_schedule: NoiseScheduleLike | None = None,
+    prediction: str | None = None,
+    num_classes: int | None = None,
+    null_class: int | None = None,
+    class_names: Sequence[str] | None = None,
+    learned_variance: bool | None = None,
+    timestep_type: str | None = None,
+    decoding: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: str = "auto",
+    backend: str | Sequence[str] = "auto",
+    # of Sampler.sample
+    labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+    conditions: Mapping[str, Any] | None = None,
+    guidance: float | Sequence[float] | Guidance | None = None,
+    seeds: int | Sequence[int] = 0,
+    count: int | None = None,
+    shape: Sequence[int] | None = None,
+    initial_noise: Any = None,
+    initial_image: Any = None,
+    strength: float = 1.0,
+    mask: Any = None,
+    torch_seed: int | None = None,
+    noise_source: Callable[..., torch.Tensor] | None = None,
+    log_density: Callable[..., torch.Tensor] | None = None,
+    log_density_scale: float = 1.0,
+    log_density_of: str = "x_0",
+    batch_size: int | None = None,
+    pad_batches: bool = False,
+    callback: Callback | None = None,
+) -> Samples:
     """Draws with several networks in turn: `Sampler(networks, ...).sample(...)` in one call.
 
         samples = tstitch.sample([small, large], ratio=0.4, sampler="dpm-solver++", steps=20, shape=(3, 32, 32),
                                  noise_schedule="linear", labels=[0, 1, 2], num_classes=10, null_class=10, guidance=2.0)
 
-    Args:
-        networks: in the order of use, the small one first: modules, functions, `Network`s, or paths of files.
-        options: the arguments of `Sampler` and of `Sampler.sample`. Plain modules take the conditions of the call as keyword
-            arguments.
+    All arguments are those of `Sampler` and of `Sampler.sample`. Plain modules take the conditions of the call as keyword
+    arguments.
     """
-    of_request = {name: options.pop(name) for name in _OF_REQUESTS if name in options}
-    conditions = {
+    given = locals()
+    of_request = {name: given[name] for name in _OF_REQUESTS}
+    of_sampler = {name: value for name, value in given.items() if name != "networks" and name not in of_request}
+    taken = {
         name: _core.ConditionInfo(name, list(value.shape[1:]), value.is_floating_point())
-        for name, (value, _) in conditions_of(of_request.get("conditions")).items()
+        for name, (value, _) in conditions_of(conditions).items()
     }
-    return Sampler(networks, **options, _conditions=conditions).sample(**of_request)
+    return Sampler(**of_sampler, networks=networks, _conditions=taken).sample(**of_request)
 
 
-def plan(networks: Sequence[NetworkLike], *, guidance: float | Sequence[float] | Guidance | None = None, strength: float = 1.0,
-         **options: Any) -> Plan:  # fmt: skip
+def plan(
+    networks: Sequence[NetworkLike],
+    *,
+    # of Sampler
+    ratio: float | None = None,
+    fractions: Sequence[float] | None = None,
+    routing: Routing | None = None,
+    sampler: Rule | None = None,
+    order: int | None = None,
+    eta: float | None = None,
+    sampler_options: Mapping[str, Any] | None = None,
+    steps: int | None = None,
+    spacing: SpacingLike | None = None,
+    timesteps: Sequence[float] | None = None,
+    sigmas: Sequence[float] | None = None,
+    final_sigma: str | None = None,
+    previous_timestep: str | None = None,
+    thresholding: str | _core.Thresholding | None = None,
+    at_switch: str | None = None,
+    forecast: str | Sequence[bool] | Callable[[_core.Step, int, int], bool] | None = None,
+    profile: str | None = None,
+    preset: str | None = None,
+    noise_schedule: NoiseScheduleLike | None = None,
+    prediction: str | None = None,
+    num_classes: int | None = None,
+    null_class: int | None = None,
+    class_names: Sequence[str] | None = None,
+    learned_variance: bool | None = None,
+    timestep_type: str | None = None,
+    decoding: str | None = None,
+    device: torch.device | str | None = None,
+    dtype: str = "auto",
+    backend: str | Sequence[str] = "auto",
+    # of Sampler.plan
+    guidance: float | Sequence[float] | Guidance | None = None,
+    strength: float = 1.0,
+) -> Plan:
     """What `sample` with these arguments will do at each step; files are read as far as what they state.
 
-    Args:
-        networks, options: as for `Sampler`.
-        guidance, strength: as for `sample`.
+    All arguments are those of `Sampler` and of `Sampler.plan`.
     """
-    return Sampler(networks, **options).plan(guidance=guidance, strength=strength)
+    given = locals()
+    of_sampler = {name: value for name, value in given.items() if name not in ("guidance", "strength")}
+    return Sampler(**of_sampler).plan(guidance=guidance, strength=strength)
