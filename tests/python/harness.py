@@ -11,7 +11,7 @@ except ImportError as error:
     print(f"skipped: the package is not built here: {error}")
     sys.exit(77)
 
-__all__ = ["check", "equal", "main", "refuses", "require", "torch", "tstitch"]
+__all__ = ["check", "equal", "has", "main", "refuses", "require", "torch", "tstitch"]
 
 
 def require(*packages):
@@ -22,6 +22,17 @@ def require(*packages):
         except ImportError as error:
             print(f"skipped: needs {name}: {error}")
             sys.exit(77)
+
+
+def has(*packages):
+    """Whether the packages are there; says which part of a test is left out where one is missing."""
+    for name in packages:
+        try:
+            __import__(name)
+        except ImportError as error:
+            print(f"left out: a part that needs {name}: {error}")
+            return False
+    return True
 
 
 def check(truth, what):
