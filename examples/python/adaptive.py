@@ -15,7 +15,9 @@ MODELS = Path(__file__).resolve().parent.parent / "models"
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("networks", nargs="*", default=[MODELS / "cifar10_dit_small.pt", MODELS / "cifar10_dit_large.pt"])
 parser.add_argument("--tolerance", type=float, default=0.05, help="root mean square of the difference of their x_0")
-parser.add_argument("--every", type=int, default=3, help="steps that the small network takes before they are compared again")
+parser.add_argument(
+    "--every", type=int, default=3, help="steps that the small network takes before they are compared again"
+)
 parser.add_argument("--steps", type=int, default=30)
 args = parser.parse_args()
 
@@ -33,7 +35,10 @@ while not run.finished:
     taken.append("large")
     difference = (fork.x_0 - run.x_0).square().mean().sqrt().item()
     agree = difference < args.tolerance
-    print(f"step {run.next - 1:2d}, sigma {run.level.sigma:.3f}: they differ by {difference:.4f}" + (", the small one goes on" if agree else ""))
+    print(
+        f"step {run.next - 1:2d}, sigma {run.level.sigma:.3f}: they differ by {difference:.4f}"
+        + (", the small one goes on" if agree else "")
+    )
     if agree and not run.finished:
         steps = min(args.every, run.steps - run.next)
         small.advance(run, steps)
@@ -41,4 +46,6 @@ while not run.finished:
 
 whole = large.sample(**request).images
 distance = (run.x - whole).square().mean().sqrt().item()
-print(f"{taken.count('small')} of {args.steps} steps by the small network, {distance:.4f} from the large network's pictures")
+print(
+    f"{taken.count('small')} of {args.steps} steps by the small network, {distance:.4f} from the large network's pictures"
+)

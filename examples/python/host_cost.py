@@ -36,7 +36,10 @@ class Free(torch.nn.Module):
 
 # name -> diffusers' scheduler, what tstitch calls the same.
 SAMPLERS = {
-    "DDIM": (diffusers.DDIMScheduler(**BETAS, clip_sample=False), {"sampler": "ddim", "spacing": "leading", "thresholding": "none"}),
+    "DDIM": (
+        diffusers.DDIMScheduler(**BETAS, clip_sample=False),
+        {"sampler": "ddim", "spacing": "leading", "thresholding": "none"},
+    ),
     "DPM-Solver++ 2M": (diffusers.DPMSolverMultistepScheduler(**BETAS), {"profile": "diffusers-dpmpp"}),
 }
 

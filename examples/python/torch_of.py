@@ -23,7 +23,9 @@ if cuda:
     wanted = ("cuda_runtime_api.h", "cublasLt.h", "nvrtc.h", "cusparse.h", "cusolverDn.h")
     # The packages may lie in another folder of the search path than torch, as under --target.
     roots = [torch.parent, *(Path(folder) for folder in sys.path if folder)]
-    folders = [f for root in roots for f in [root / f"nvidia/cu{cuda.split('.')[0]}/include", *root.glob("nvidia/*/include")]]
+    folders = [
+        f for root in roots for f in [root / f"nvidia/cu{cuda.split('.')[0]}/include", *root.glob("nvidia/*/include")]
+    ]
     folders += [Path(f"/usr/local/cuda-{cuda}/include"), Path("/usr/local/cuda/include")]
     for header in wanted:
         has_it = next((folder for folder in folders if (folder / header).exists()), None)

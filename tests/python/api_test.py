@@ -1,13 +1,17 @@
-"""What people write: plans, routing, rules, pictures, labels, arrays, and what is refused: api_test.py MODELS"""
+"""What people write: plans, routing, rules, pictures, labels, arrays, and what is refused: api_test.py MODELS PAGE SCRATCH"""
 
+import os
+import re
+import shutil
 import sys
+import types
 import typing
 import warnings
 from pathlib import Path
 
 from harness import check, equal, has, main, refuses, torch, tstitch
 
-models = Path(sys.argv[1])
+models, page, scratch = (Path(each).resolve() for each in sys.argv[1:4])
 torch.manual_seed(0)
 paths = [models / "cifar10_dit_small.pt", models / "cifar10_dit_large.pt"]
 LINEAR = dict(noise_schedule="linear")
@@ -15,18 +19,32 @@ half, third = (lambda x, t: x * 0.5), (lambda x, t: x / 3)
 
 
 def drawn(networks=(half, third), **options):
-    return tstitch.sample(list(networks), **{**dict(steps=6, shape=(3, 8, 8), sampler="ddim", **LINEAR), **options}).images
+    return tstitch.sample(
+        list(networks), **{**dict(steps=6, shape=(3, 8, 8), sampler="ddim", **LINEAR), **options}
+    ).images
 
 
 def test_plan():
     plan = tstitch.plan(paths, steps=10, sampler="dpm-solver++", guidance=3)
-    check(len(plan) == 10 and plan[0].network == 0 and plan[-1].network == 1 and [p.network for p in plan] == plan.networks, repr(plan))
+    check(
+        len(plan) == 10
+        and plan[0].network == 0
+        and plan[-1].network == 1
+        and [p.network for p in plan] == plan.networks,
+        repr(plan),
+    )
     check([p.step.index for p in plan[2:4]] == [2, 3] and plan.calls == [4, 6] and plan.rows == [8, 12], repr(plan))
     check(plan.timesteps[0] == 999 and plan.sampler == "DPMSolver" and plan.spacing == "linspace", repr(plan))
     table = plan.table()
-    check(len(table) == 10 and table[3]["network"] == 0 and table[0]["guidance"] == 3 and table[9]["log_snr"] > 9, f"{table[9]}")
+    check(
+        len(table) == 10 and table[3]["network"] == 0 and table[0]["guidance"] == 3 and table[9]["log_snr"] > 9,
+        f"{table[9]}",
+    )
     check("steps: network 0 takes 4, network 1 takes 6" in str(plan), str(plan))
-    check(repr(plan).startswith("Plan(DPMSolver, linear(1000, 0.0001, 0.02), linspace, 10 steps: network 0 takes 4"), repr(plan))
+    check(
+        repr(plan).startswith("Plan(DPMSolver, linear(1000, 0.0001, 0.02), linspace, 10 steps: network 0 takes 4"),
+        repr(plan),
+    )
     check(plan == tstitch.plan(paths, steps=10, sampler="dpm-solver++", guidance=3), "equal plans")
     check(plan != tstitch.plan(paths, steps=10, sampler="dpm-solver++", guidance=2) and plan != 3, "other plans")
     refuses(IndexError, "", lambda: plan[10])
@@ -37,17 +55,24 @@ def test_plan():
 
 def test_routing():
     """Stitch, a list, a callable and names give the plans that they say."""
+
     def networks(**options):
         return tstitch.plan([half, third], steps=10, **LINEAR, **options).networks
 
     check(networks() == [0] * 4 + [1] * 6 == networks(ratio=0.4) == networks(fractions=[0.4, 0.6]), "a ratio")
     for ratio in (0, 0.25, 0.5, 1):
         check(networks(ratio=ratio).count(0) == round(ratio * 10), f"ratio {ratio}")
-    check(networks(routing=[1, 0] * 5) == [1, 0] * 5 == networks(routing=lambda step: (step.index + 1) % 2), "a list and a callable")
+    check(
+        networks(routing=[1, 0] * 5) == [1, 0] * 5 == networks(routing=lambda step: (step.index + 1) % 2),
+        "a list and a callable",
+    )
     check(networks(routing=torch.tensor([1, 0] * 5)) == [1, 0] * 5, "a tensor")
     check(networks(routing="both-ends", ratio=0.4) == [0, 0, 1, 1, 1, 1, 1, 1, 0, 0], "both ends")
     check(networks(routing=lambda step: int(step.t < 600)) == networks(routing="timestep:600"), "by timestep")
-    check(networks(routing=lambda step: int(2 * step.from_level.log_snr_half >= -2)) == networks(routing="logsnr:-2"), "by level")
+    check(
+        networks(routing=lambda step: int(2 * step.from_level.log_snr_half >= -2)) == networks(routing="logsnr:-2"),
+        "by level",
+    )
     refuses(ValueError, "ratio: must be in", networks, ratio=1.5)
     refuses(TypeError, "ratio: must be a number, got 'half'", networks, ratio="half")
     refuses(ValueError, "ratio: must not be given with a routing", networks, ratio=0.5, routing=[0] * 10)
@@ -117,7 +142,14 @@ def test_sampler_names():
     check(tstitch.samplers()["dpm-solver++"]["options"]["order"] == "2", "options of samplers")
     refuses(ValueError, "update_rule_by_name.*ddim.*got 'dimm'", drawn, sampler="dimm")
     refuses(ValueError, "options of ddim must be one of .*got 'ordr'", drawn, sampler_options={"ordr": 3})
-    refuses(ValueError, "order: must not be given with sampler_options", drawn, sampler="unipc", order=2, sampler_options={"order": 3})
+    refuses(
+        ValueError,
+        "order: must not be given with sampler_options",
+        drawn,
+        sampler="unipc",
+        order=2,
+        sampler_options={"order": 3},
+    )
     refuses(ValueError, "options of ddim", drawn, order=3)
     refuses(ValueError, "sampler: must not be given with profile", drawn, profile="dit")
     refuses(ValueError, "profile_by_name.*got 'dti'", drawn, profile="dti", sampler=None)
@@ -149,6 +181,7 @@ def test_noise_schedules():
 
 def test_predictions():
     """A network of Gaussian data has the same trajectory whatever it predicts."""
+
     def network(kind, noise, flow):
         def call(x, t):
             level = noise.at(float(t[0]))
@@ -161,7 +194,10 @@ def test_predictions():
 
     for name, kinds in (("linear", ("epsilon", "sample", "v")), ("flow", ("flow", "sample"))):
         noise = tstitch.noise_schedule_of(name)
-        made = [drawn([network(kind, noise, name)], noise_schedule=noise, prediction=kind, sampler="euler", steps=20) for kind in kinds]
+        made = [
+            drawn([network(kind, noise, name)], noise_schedule=noise, prediction=kind, sampler="euler", steps=20)
+            for kind in kinds
+        ]
         for each in made[1:]:
             check((each - made[0]).abs().max() < 1e-4, f"{name}: {(each - made[0]).abs().max()}")
         check(0.4 < made[0].std() < 0.6, f"{name}: {made[0].std()}")
@@ -174,7 +210,12 @@ def test_forecasts():
     parts = tstitch.Network.in_parts(**{**names, "blocks": lambda x: (calls.append(1), x * 0.5)[1]}, **LINEAR)
     options = dict(steps=12, sampler="ddim", shape=(1, 4, 4))
     tstitch.sample([half, parts], forecast="every:2", ratio=0, **options)
-    check(len(calls) == 12 - sum(p.forecast for p in tstitch.plan([half, parts], forecast="every:2", ratio=0, steps=12, sampler="ddim")), f"{len(calls)}")
+    check(
+        len(calls)
+        == 12
+        - sum(p.forecast for p in tstitch.plan([half, parts], forecast="every:2", ratio=0, steps=12, sampler="ddim")),
+        f"{len(calls)}",
+    )
     by_list = [i in (5, 7) for i in range(12)]
     plan = tstitch.plan([parts], forecast=by_list, steps=12)
     check([p.forecast for p in plan] == by_list and plan.calls == [10], str(plan))
@@ -183,10 +224,22 @@ def test_forecasts():
         return taken > 3 and step.index % 3 == 2
 
     mine.order = 2
-    check([p.step.index for p in tstitch.plan([parts], forecast=mine, steps=12) if p.forecast] == [5, 8, 11], "a callable")
-    refuses(TypeError, "forecast: must return True or False", tstitch.plan, [parts], forecast=lambda step, network, taken: 1)
+    check(
+        [p.step.index for p in tstitch.plan([parts], forecast=mine, steps=12) if p.forecast] == [5, 8, 11], "a callable"
+    )
+    refuses(
+        TypeError, "forecast: must return True or False", tstitch.plan, [parts], forecast=lambda step, network, taken: 1
+    )
     refuses(ValueError, "forecast: must be none or every:N", tstitch.plan, [parts], forecast="teacache")
-    refuses(ValueError, "is for networks whose parts can be asked", tstitch.sample, [half], forecast="every:2", **options, **LINEAR)
+    refuses(
+        ValueError,
+        "is for networks whose parts can be asked",
+        tstitch.sample,
+        [half],
+        forecast="every:2",
+        **options,
+        **LINEAR,
+    )
 
 
 def test_labels():
@@ -203,7 +256,9 @@ def test_labels():
     refuses(TypeError, r"labels\[0\]: must be an int, got 1.5", labels, [1.5])
     refuses(ValueError, "labels: must be at least one", labels, [])
     refuses(ValueError, "labels: these networks take none; say num_classes", drawn, labels=[1])
-    refuses(ValueError, "labels.*one for each of the 3", tstitch.sample, paths, device="cpu", labels=[1, 2], seeds=range(3))
+    refuses(
+        ValueError, "labels.*one for each of the 3", tstitch.sample, paths, device="cpu", labels=[1, 2], seeds=range(3)
+    )
     refuses(ValueError, "null class", drawn, networks=[lambda x, t, y: x], num_classes=3, labels=[1], guidance=2.0)
 
 
@@ -219,12 +274,23 @@ def test_conditions():
     check(a.shape[0] == 2 and seen[0][0] == (4, 5, 4), f"{seen[0]}")
     equal(drawn([text, text], conditions={"words": words, "words.null": null}, guidance=2.0), a, "name.null")
     equal(drawn([text, text], conditions={"words": (Lent(words), Lent(null))}, guidance=2.0), a, "DLPack")
-    equal(drawn([lambda x, t: x * words.mean((1, 2))[:, None, None, None]], seeds=range(2)), drawn([text], conditions={"words": words}), "unguided")
+    equal(
+        drawn([lambda x, t: x * words.mean((1, 2))[:, None, None, None]], seeds=range(2)),
+        drawn([text], conditions={"words": words}),
+        "unguided",
+    )
     network = tstitch.Network(text, conditions={"words": [None, 4]}, **LINEAR)
     equal(tstitch.Sampler([network], steps=6, sampler="ddim").sample(conditions={"words": words}, shape=(3, 8, 8)).images,
           drawn([text], conditions={"words": words}), "a network that lists them")  # fmt: skip
     refuses(ValueError, "conditions: 'words' is needed by network 0", tstitch.sample, [network], shape=(3, 8, 8))
-    refuses(ValueError, "conditions: 'words' must be .n or 1", tstitch.sample, [network], shape=(3, 8, 8), conditions={"words": torch.rand(2, 5, 5)})
+    refuses(
+        ValueError,
+        "conditions: 'words' must be .n or 1",
+        tstitch.sample,
+        [network],
+        shape=(3, 8, 8),
+        conditions={"words": torch.rand(2, 5, 5)},
+    )
     refuses(ValueError, "each must be one that a network asks for", tstitch.sample, [network], shape=(3, 8, 8),
             conditions={"words": words, "other": words})  # fmt: skip
     refuses(ValueError, "'x.null'.: must come with 'x'", drawn, conditions={"x.null": null})
@@ -257,7 +323,9 @@ def test_arrays():
         array = noise.numpy().copy()
         run = (sampler := tstitch.Sampler([half], steps=2, **LINEAR)).begin(initial_noise=array)
         array[:] = 0
-        equal(sampler.finish(run).images, sampler.sample(initial_noise=noise).images, "an array that is changed meanwhile")
+        equal(
+            sampler.finish(run).images, sampler.sample(initial_noise=noise).images, "an array that is changed meanwhile"
+        )
     check(drawn(initial_noise=noise.double()).dtype == torch.float64, "float64")
     refuses(ValueError, "initial_noise must be float32 or float64", drawn, initial_noise=noise.half())
     refuses(ValueError, "initial_noise must be .n, C, .* one row an image", drawn, initial_noise=noise, seeds=range(3))
@@ -274,24 +342,54 @@ def test_pictures():
     floating = bytes_.permute(2, 0, 1)[None].float() / 127.5 - 1
     options = dict(strength=0.5, decoding="pixels")
     want = drawn(initial_image=floating, **options)
-    for given in (Image.fromarray(bytes_.numpy()), bytes_.numpy(), bytes_.permute(2, 0, 1), floating[0], floating.numpy(), [bytes_.numpy()]):
+    for given in (
+        Image.fromarray(bytes_.numpy()),
+        bytes_.numpy(),
+        bytes_.permute(2, 0, 1),
+        floating[0],
+        floating.numpy(),
+        [bytes_.numpy()],
+    ):
         equal(drawn(initial_image=given, **options), want, f"{type(given)}")
     check(drawn(initial_image=[bytes_.numpy()] * 2, **options).shape[0] == 2, "two of them")
     mask = torch.zeros(8, 8)
     mask[:4] = 1
     want = drawn(initial_image=floating, mask=mask[None, None], decoding="pixels")
-    for given in (mask, mask.bool(), (mask * 255).to(torch.uint8), Image.fromarray((mask.numpy() * 255).astype(numpy.uint8)), mask.numpy()):
+    for given in (
+        mask,
+        mask.bool(),
+        (mask * 255).to(torch.uint8),
+        Image.fromarray((mask.numpy() * 255).astype(numpy.uint8)),
+        mask.numpy(),
+    ):
         equal(drawn(initial_image=floating, mask=given, decoding="pixels"), want, f"{type(given)}")
     check(torch.equal(want[..., 4:, :], floating[..., 4:, :]), "what is kept")
-    refuses(ValueError, r"initial_image: floating pictures must be in \[-1, 1\]", drawn, initial_image=floating * 100, **options)
-    refuses(ValueError, "initial_image: a uint8 array must be", drawn, initial_image=bytes_.permute(2, 0, 1).numpy(), **options)
-    refuses(TypeError, "initial_image: must be uint8 in 0..255 or floating", drawn, initial_image=floating.long(), **options)
+    refuses(
+        ValueError,
+        r"initial_image: floating pictures must be in \[-1, 1\]",
+        drawn,
+        initial_image=floating * 100,
+        **options,
+    )
+    refuses(
+        ValueError,
+        "initial_image: a uint8 array must be",
+        drawn,
+        initial_image=bytes_.permute(2, 0, 1).numpy(),
+        **options,
+    )
+    refuses(
+        TypeError, "initial_image: must be uint8 in 0..255 or floating", drawn, initial_image=floating.long(), **options
+    )
     refuses(ValueError, "mask needs an initial_image", drawn, mask=mask)
     refuses(ValueError, "mask: uint8 masks must be 0 or 255", drawn, initial_image=floating, mask=mask.to(torch.uint8))
     refuses(ValueError, "mask must be in", drawn, initial_image=floating, mask=mask * 3)
     refuses(ValueError, "strength", drawn, initial_image=floating, strength=0)
     samples = tstitch.sample([half], steps=2, shape=(3, 8, 8), seeds=[1, 2], **LINEAR)
-    check(len(samples.pil()) == 2 and samples.pil()[0].size == (8, 8) and samples.numpy().dtype == numpy.uint8, repr(samples))
+    check(
+        len(samples.pil()) == 2 and samples.pil()[0].size == (8, 8) and samples.numpy().dtype == numpy.uint8,
+        repr(samples),
+    )
     refuses(ValueError, "images: must be pictures", tstitch.sample([half], steps=2, shape=(4, 8, 8), **LINEAR).pil)
 
 
@@ -311,13 +409,18 @@ def test_seeds_and_batches():
     torch.manual_seed(7)
     noise = torch.randn(2, 3, 8, 8)
     equal(drawn(torch_seed=7, count=2), drawn(initial_noise=noise), "torch's noise")
-    own = drawn(noise_source=lambda seeds, step, draw, shape, dtype, device: noise if step < 0 else torch.zeros_like(noise), count=2, eta=1.0)
+    own = drawn(
+        noise_source=lambda seeds, step, draw, shape, dtype, device: noise if step < 0 else torch.zeros_like(noise),
+        count=2,
+        eta=1.0,
+    )
     check(own.isfinite().all(), "a source of noise")
     refuses(ValueError, "torch_seed: must not be given with noise_source", drawn, torch_seed=1, noise_source=print)
 
 
 def test_log_density():
     """Guidance by a gradient pulls the picture where it says, through the network and by x."""
+
     def pull(picture, t, labels, conditions):
         return -(picture - 1).square().flatten(1).sum(1)
 
@@ -369,7 +472,10 @@ def test_modules():
 
     equal(drawn([lambda x, t: Output(x * 0.5)]), drawn([half]), ".sample")
     equal(drawn([lambda x, t: (x * 0.5, 3)]), drawn([half]), "a tuple")
-    mixed = [tstitch.Network(half, noise_schedule="linear", name="a"), tstitch.Network(half, noise_schedule="cosine", name="b")]
+    mixed = [
+        tstitch.Network(half, noise_schedule="linear", name="a"),
+        tstitch.Network(half, noise_schedule="cosine", name="b"),
+    ]
     refuses(RuntimeError, "cannot share a trajectory\n  noise schedule", tstitch.sample, mixed, shape=(3, 8, 8))
 
 
@@ -379,7 +485,13 @@ def test_files():
     refuses(ValueError, "backend: must be one of auto", tstitch.load_networks, paths, backend="fast", device="cpu")
     refuses(ValueError, "dtype: must be 'auto'", tstitch.load_networks, paths, dtype="int8", device="cpu")
     network = tstitch.load_network(paths[0], device="cpu")
-    check(network.num_classes == 10 and network.shape == (3, 32, 32) and network.forecasts and "cifar10-dit-small" in repr(network), repr(network))
+    check(
+        network.num_classes == 10
+        and network.shape == (3, 32, 32)
+        and network.forecasts
+        and "cifar10-dit-small" in repr(network),
+        repr(network),
+    )
     out = network(torch.zeros(2, 3, 32, 32), torch.tensor([5, 5]), torch.tensor([1, 2]))
     check(out.shape == (2, 6, 32, 32), f"{out.shape}")
 
@@ -398,6 +510,48 @@ def test_it_says_what_it_is():
     check((Path(tstitch.__file__).parent / "py.typed").exists(), "py.typed")
     for function in (tstitch.Sampler.__init__, tstitch.Sampler.sample, tstitch.load_networks):
         typing.get_type_hints(function)
+
+
+def test_the_page():
+    """What the documentation shows runs, but for diffusers' pipelines and pictures of others."""
+    if not has("PIL"):
+        return
+    scratch.mkdir(parents=True, exist_ok=True)
+    os.chdir(scratch)
+    for name, path in zip(("small.pt", "large.pt"), paths):
+        shutil.copyfile(path, name)
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    check(len(blocks) >= 9, f"{len(blocks)} blocks")
+
+    def network(x, t, labels, encoder_hidden_states=None):
+        return x * 0.5
+
+    known = dict(
+        class_names=[f"class {i}" for i in range(7)] + ["cat"] + ["more"] * 992,
+        null_class=1000,
+        noise_schedule="linear",
+    )
+    takes = dict(conditions={"encoder_hidden_states": [None, 4]})
+    plain = [tstitch.Network(lambda x, t, labels: x * 0.5, shape=(3, 8, 8), **known)] * 2
+    told = [tstitch.Network(network, shape=(3, 8, 8), **takes, **known)] * 2
+    parts = dict(embed=lambda x, t: [x], blocks=lambda x: x * 0.5, head=lambda feature, x: feature)
+    forecasting = [tstitch.Network.in_parts(**parts, shape=(3, 8, 8), noise_schedule="linear")] * 2
+    pandas = types.SimpleNamespace(DataFrame=lambda table: table)
+    ran = 0
+    for block in blocks:
+        if "pipe" in block:
+            continue
+        names = dict(
+            tstitch=tstitch, torch=torch, pandas=pandas, small=half, large=third, module=network, networks=plain
+        )
+        if "conditions=" in block:
+            names.update(networks=told, text=torch.rand(8, 5, 4), empty=torch.rand(1, 5, 4), picture=torch.zeros(1, 3, 8, 8),
+                         mask=torch.ones(8, 8))  # fmt: skip
+        if "forecast=" in block:
+            names.update(networks=forecasting)
+        exec(compile(block, str(page), "exec"), names)
+        ran += 1
+    check(ran >= 7, f"{ran} blocks ran")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,10 @@ def near(a, b, most, what):
     difference = (a.double() - b.double()).abs()
     scale = b.double().square().mean().sqrt().item()
     error = difference.square().mean().sqrt().item() / scale
-    check(error <= most and difference.max().item() <= 10 * most * scale, f"{what}: differ by {error:.3g}, at most {difference.max():.3g}")
+    check(
+        error <= most and difference.max().item() <= 10 * most * scale,
+        f"{what}: differ by {error:.3g}, at most {difference.max():.3g}",
+    )
 
 
 noise = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -79,7 +82,11 @@ def test_scheduler_is_the_library():
         if name.endswith("adaptive"):
             refuses(ValueError, "evaluations are known before", tstitch.diffusers.Scheduler, sampler=name)
             continue
-        if {"eta", "s_churn"} & set(entry["options"]) and name.endswith(("ancestral", "sde")) or name in ("ddpm", "lcm"):
+        if (
+            {"eta", "s_churn"} & set(entry["options"])
+            and name.endswith(("ancestral", "sde"))
+            or name in ("ddpm", "lcm")
+        ):
             continue  # they draw noise of their own
         if name.endswith("-sde"):
             continue
@@ -98,7 +105,12 @@ def test_scheduler_beside_diffusers():
             check(mine.timesteps.tolist() == peer.timesteps.tolist(), f"{mine.timesteps} and {peer.timesteps}")
             times = torch.tensor([3, 700])
             ddim = PEERS["diffusers-ddim"]  # the others know the timesteps of their run alone
-            near(mine.add_noise(noise, noise.flip(0), times), ddim.add_noise(noise, noise.flip(0), times), 1e-6, "add_noise")
+            near(
+                mine.add_noise(noise, noise.flip(0), times),
+                ddim.add_noise(noise, noise.flip(0), times),
+                1e-6,
+                "add_noise",
+            )
     # Stochastic rules draw from the generator as diffusers' do.
     peer = diffusers.DDPMScheduler(**BETAS)
     mine = tstitch.diffusers.Scheduler.from_config(peer.config, profile="diffusers-ddpm")
@@ -114,7 +126,9 @@ def test_scheduler_beside_diffusers():
         near(loop(mine, steps, noise), loop(peer, steps, noise), 1e-6, f"flow matching, {steps} steps")
     near(mine.timesteps, peer.timesteps, 1e-6, "timesteps of flow matching")
     check(mine.config.prediction_type == "flow_prediction", f"{mine}")
-    half, whole = (loop(tstitch.diffusers.Scheduler(), 6, noise, dtype=kind) for kind in (torch.bfloat16, torch.float32))
+    half, whole = (
+        loop(tstitch.diffusers.Scheduler(), 6, noise, dtype=kind) for kind in (torch.bfloat16, torch.float32)
+    )
     check(half.dtype == torch.bfloat16 and (half.float() - whole).abs().mean() < 0.01 * whole.abs().mean(), "bfloat16")
 
 
@@ -124,7 +138,13 @@ def test_scheduler_manners():
     again = tstitch.diffusers.Scheduler.from_pretrained(scratch / "scheduler")
     check(again.config.profile == "diffusers-ddim" and "DDIM" in repr(again), repr(again))
     check(len(scheduler) == 1000 and scheduler.init_noise_sigma == 1 and scheduler.order == 1, "attributes")
-    refuses(ValueError, "sampler: must not be given with profile", tstitch.diffusers.Scheduler, profile="dit", sampler="ddim")
+    refuses(
+        ValueError,
+        "sampler: must not be given with profile",
+        tstitch.diffusers.Scheduler,
+        profile="dit",
+        sampler="ddim",
+    )
     refuses(ValueError, "beta_schedule: must be", tstitch.diffusers.Scheduler, beta_schedule="foo")
     scheduler.set_timesteps(5)
     refuses(ValueError, "timestep: must be one of timesteps, got 3", scheduler.step, noise, 3, noise)
@@ -182,7 +202,9 @@ def stable_diffusion(channels, seed, width=32):
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=width, attention_head_dim=4,
     ).eval()  # fmt: skip
-    scheduler = diffusers.DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+    )
     return diffusers.StableDiffusionPipeline(
         vae=autoencoder(), text_encoder=transformers.CLIPTextModel(clip(width)).eval(), tokenizer=None, unet=unet, scheduler=scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
@@ -223,12 +245,25 @@ ones = torch.ones(2, 6, dtype=torch.long)
 def latents_of(pipe, steps=5, **options):
     generator = torch.Generator().manual_seed(1)
     if isinstance(pipe, diffusers.DiTPipeline):
-        return torch.from_numpy(pipe([1, 2], num_inference_steps=steps, generator=generator, output_type="np", **options).images)
-    call = dict(num_inference_steps=steps, generator=generator, output_type="latent", prompt_embeds=words, negative_prompt_embeds=no_words)
+        return torch.from_numpy(
+            pipe([1, 2], num_inference_steps=steps, generator=generator, output_type="np", **options).images
+        )
+    call = dict(
+        num_inference_steps=steps,
+        generator=generator,
+        output_type="latent",
+        prompt_embeds=words,
+        negative_prompt_embeds=no_words,
+    )
     if isinstance(pipe, diffusers.StableDiffusion3Pipeline):
         call.update(pooled_prompt_embeds=pooled, negative_pooled_prompt_embeds=no_pooled)
     if isinstance(pipe, diffusers.PixArtAlphaPipeline):
-        call.update(prompt_attention_mask=ones, negative_prompt_attention_mask=ones, negative_prompt=None, use_resolution_binning=False)
+        call.update(
+            prompt_attention_mask=ones,
+            negative_prompt_attention_mask=ones,
+            negative_prompt=None,
+            use_resolution_binning=False,
+        )
     return pipe(**{**call, **options}).images
 
 
@@ -287,10 +322,21 @@ def test_schedulers_that_evaluate_twice():
         latents_of(pipe, steps=6)
         routed = pipe.transformer.networks()
         visited = pipe.scheduler.timesteps.tolist()
-        check(len(routed) == len(set(visited)) and sum(pipe.transformer.calls) == len(visited), f"{kind.__name__}: {pipe.transformer.calls}")
+        check(
+            len(routed) == len(set(visited)) and sum(pipe.transformer.calls) == len(visited),
+            f"{kind.__name__}: {pipe.transformer.calls}",
+        )
         networks = [network for _, network in routed]
-        check(networks == [0] * round(len(routed) / 2) + [1] * (len(routed) - round(len(routed) / 2)), f"{kind.__name__}: {networks}")
-        near(latents_of(tstitch.diffusers.stitch(*pipes, ratio=0), steps=6), latents_of(pipes[1], steps=6), 1e-5, kind.__name__)
+        check(
+            networks == [0] * round(len(routed) / 2) + [1] * (len(routed) - round(len(routed) / 2)),
+            f"{kind.__name__}: {networks}",
+        )
+        near(
+            latents_of(tstitch.diffusers.stitch(*pipes, ratio=0), steps=6),
+            latents_of(pipes[1], steps=6),
+            1e-5,
+            kind.__name__,
+        )
 
 
 def test_calls_as_usual():
@@ -332,18 +378,39 @@ def test_scheduler_in_pipelines():
 
 def test_what_does_not_fit():
     stitch = tstitch.diffusers.stitch
-    refuses(ValueError, "differ in cross_attention_dim .32 and 24.", stitch, stable_diffusion((8, 16), 1), stable_diffusion((8, 16), 1, 24))
-    refuses(ValueError, "must have a transformer as pipe_large, got a unet", stitch, stable_diffusion((8, 16), 1), dit(1, 1))
+    refuses(
+        ValueError,
+        "differ in cross_attention_dim .32 and 24.",
+        stitch,
+        stable_diffusion((8, 16), 1),
+        stable_diffusion((8, 16), 1, 24),
+    )
+    refuses(
+        ValueError, "must have a transformer as pipe_large, got a unet", stitch, stable_diffusion((8, 16), 1), dit(1, 1)
+    )
     other = dit(1, 1, diffusers.DDIMScheduler(beta_schedule="squaredcos_cap_v2"))
     refuses(ValueError, "noise schedule", stitch, other, dit(2, 2))
-    refuses(ValueError, "prediction_type .v_prediction and epsilon", stitch, dit(1, 1, diffusers.DDIMScheduler(**BETAS, prediction_type="v_prediction")), dit(2, 2))
+    refuses(
+        ValueError,
+        "prediction_type .v_prediction and epsilon",
+        stitch,
+        dit(1, 1, diffusers.DDIMScheduler(**BETAS, prediction_type="v_prediction")),
+        dit(2, 2),
+    )
     refuses(ValueError, "ratio: must be in", stitch, dit(1, 1), dit(2, 2), ratio=2)
     refuses(TypeError, "pipe_small: must be a diffusers pipeline", stitch, 3, dit(2, 2))
     pipe = stitch(dit(1, 1), dit(2, 2))
     refuses(ValueError, "must be a pipeline of one network", stitch, dit(1, 1), pipe)
     refuses(NotImplementedError, "save the pipelines", pipe.transformer.save_pretrained, scratch)
-    refuses(TypeError, "routing: must return an int", latents_of, stitch(dit(1, 1), dit(2, 2), routing=lambda step: 0.5))
-    refuses(ValueError, "routing: must be 0 for the small network or 1", latents_of, stitch(dit(1, 1), dit(2, 2), routing=lambda step: 2))
+    refuses(
+        TypeError, "routing: must return an int", latents_of, stitch(dit(1, 1), dit(2, 2), routing=lambda step: 0.5)
+    )
+    refuses(
+        ValueError,
+        "routing: must be 0 for the small network or 1",
+        latents_of,
+        stitch(dit(1, 1), dit(2, 2), routing=lambda step: 2),
+    )
 
 
 if __name__ == "__main__":

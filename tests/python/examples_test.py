@@ -21,7 +21,10 @@ def run(name, *arguments):
 def test_sweep():
     require("matplotlib")
     code, text = run("sweep.py", "--ratios", 2, "--steps", 2, "--metric", "contrast", "--out", "contrast.png")
-    check(code == 0 and re.search(r"ratio 1.00: Plan.*ratio 1.00: contrast \d.*figure: contrast.png", text, re.DOTALL), text)
+    check(
+        code == 0 and re.search(r"ratio 1.00: Plan.*ratio 1.00: contrast \d.*figure: contrast.png", text, re.DOTALL),
+        text,
+    )
     check((scratch / "contrast.png").stat().st_size > 10000, "an empty figure")
 
 

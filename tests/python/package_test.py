@@ -28,7 +28,9 @@ def python(code, **environment):
 
 
 def must(run, pattern=""):
-    assert run.returncode == 0 and re.search(pattern, run.stdout + run.stderr), f"{pattern}: {run.returncode}\n{run.stdout}\n{run.stderr}"
+    assert run.returncode == 0 and re.search(pattern, run.stdout + run.stderr), (
+        f"{pattern}: {run.returncode}\n{run.stdout}\n{run.stderr}"
+    )
     return run.stdout
 
 
@@ -41,8 +43,14 @@ def install():
     if run.returncode == 0:
         return
     shutil.rmtree(site, ignore_errors=True)
-    if re.search(r"No module named pip|No matching distribution found for (scikit-build-core|ninja|cmake)|NewConnectionError|ConnectTimeout", output):
-        skip("pip cannot fetch the build backend: " + next(line for line in reversed(output.splitlines()) if line.strip()))
+    if re.search(
+        r"No module named pip|No matching distribution found for (scikit-build-core|ninja|cmake)|NewConnectionError|ConnectTimeout",
+        output,
+    ):
+        skip(
+            "pip cannot fetch the build backend: "
+            + next(line for line in reversed(output.splitlines()) if line.strip())
+        )
     if re.search(r"No CMAKE_CXX_COMPILER could be found|missing: .*Development.Module", output):
         skip("there is no C++ compiler or no Python.h")
     sys.exit(output)
@@ -58,7 +66,10 @@ def main():
 
     # What importing costs beside torch, the best of several, because the machine may be busy.
     seconds = min(
-        float(must(python("import torch, time; t = time.perf_counter(); import tstitch; print(time.perf_counter() - t)"))) for _ in range(3)
+        float(
+            must(python("import torch, time; t = time.perf_counter(); import tstitch; print(time.perf_counter() - t)"))
+        )
+        for _ in range(3)
     )
     print(f"import: {seconds:.3f} s beside torch's")
     assert seconds <= 0.3, seconds
@@ -66,7 +77,8 @@ def main():
     # Another torch is refused before its libraries are called.
     other = python("import torch; torch.__version__ = '2.99.1+cpu'; import tstitch")
     assert other.returncode == 1 and re.search(
-        r"ImportError: tstitch was built for torch 2\.\d+.*, and torch here is 2.99.1\+cpu. Build it again", other.stderr
+        r"ImportError: tstitch was built for torch 2\.\d+.*, and torch here is 2.99.1\+cpu. Build it again",
+        other.stderr,
     ), other.stderr
     patch = python("import torch; v = torch.__version__.split('+'); a, b, c = v[0].split('.')[:3]\n"
                    "torch.__version__ = f'{a}.{b}.99' + (f'+{v[1]}' if v[1:] else ''); import tstitch")  # fmt: skip
@@ -84,7 +96,11 @@ def main():
         assert run.returncode and "there is no torch for" in text and "pip install torch" in text, run.stderr
 
     # Examples stand beside the package's source and find the installed one.
-    must(python(f"import sys; sys.path.insert(0, {str(source)!r}); import tstitch; assert tstitch.__file__.startswith({str(site)!r}), tstitch"))
+    must(
+        python(
+            f"import sys; sys.path.insert(0, {str(source)!r}); import tstitch; assert tstitch.__file__.startswith({str(site)!r}), tstitch"
+        )
+    )
     typed = {path.name for path in (site / "tstitch").iterdir()}
     assert {"py.typed", "_core.pyi"} <= typed, typed
 

@@ -55,7 +55,14 @@ def test_begin_and_advance_are_sample():
         sampler = tstitch.Sampler(pair, steps=7, **way)
         whole = sampler.sample(**what)
         run = sampler.begin(**what)
-        check(run.next == 0 and not run.finished and run.x_0 is None and run.seeds == [4, 5, 6] and run.labels == [1, 2, 3], repr(run))
+        check(
+            run.next == 0
+            and not run.finished
+            and run.x_0 is None
+            and run.seeds == [4, 5, 6]
+            and run.labels == [1, 2, 3],
+            repr(run),
+        )
         while not run.finished:
             check(sampler.advance(run) is run, "advance returns the trajectory")
         equal(run.x, whole.images, f"{way}")
@@ -103,7 +110,9 @@ def test_other_plans_are_refused():
     others = {
         "sampler 'DDIM', this sampler has 'DPMSolver'": dict(steps=6, sampler="dpm-solver++"),
         "steps 6, this sampler has 7": dict(steps=7, sampler="ddim"),
-        r"networks \[0, 0, 1, 1, 1, 1\], this sampler has \[0, 0, 0, 0, 0, 1\]": dict(steps=6, sampler="ddim", ratio=0.8),
+        r"networks \[0, 0, 1, 1, 1, 1\], this sampler has \[0, 0, 0, 0, 0, 1\]": dict(
+            steps=6, sampler="ddim", ratio=0.8
+        ),
         "spacing 'linspace'": dict(steps=6, sampler="ddim", spacing="leading"),
         r"sampler 'DDIM', this sampler has 'DDIM \(eta 1\)'": dict(steps=6, sampler="ddim", eta=1),
     }
@@ -119,11 +128,20 @@ def test_other_plans_are_refused():
     state = sampler.begin(**what).state_dict()
     del state["state"]["x"]
     refuses(ValueError, "whole trajectory", sampler.load, state)
-    noisy = sampler.begin(**what, noise_source=lambda seeds, step, draw, shape, dtype, device: torch.ones(len(seeds), *shape))
+    noisy = sampler.begin(
+        **what, noise_source=lambda seeds, step, draw, shape, dtype, device: torch.ones(len(seeds), *shape)
+    )
     refuses(ValueError, "save: a file holds plain data, and a noise_source is none", noisy.save, file)
-    parts = tstitch.Network.in_parts(embed=lambda x, t: [x], blocks=lambda x: x * 0.5, head=lambda feature, x: feature, **LINEAR)
+    parts = tstitch.Network.in_parts(
+        embed=lambda x, t: [x], blocks=lambda x: x * 0.5, head=lambda feature, x: feature, **LINEAR
+    )
     forecasting = tstitch.Sampler([parts], steps=12, sampler="ddim", forecast="every:2")
-    refuses(ValueError, "what a network keeps for forecasts is none", forecasting.advance(forecasting.begin(shape=(1, 4, 4)), 6).save, file)
+    refuses(
+        ValueError,
+        "what a network keeps for forecasts is none",
+        forecasting.advance(forecasting.begin(shape=(1, 4, 4)), 6).save,
+        file,
+    )
 
 
 def test_another_sampler_takes_over():
@@ -204,7 +222,15 @@ def test_callback():
     check(not stopped.finished and stopped.finished_images == 2 and len(stopped) == 3, repr(stopped))
     at_once = tstitch.sample(pair, steps=4, callback=lambda r: False, **what)
     check(len(at_once) == 3 and at_once.finished_images == 0, repr(at_once))
-    refuses(TypeError, "callback: must return nothing, or False", tstitch.sample, pair, steps=4, callback=lambda r: 3, **what)
+    refuses(
+        TypeError,
+        "callback: must return nothing, or False",
+        tstitch.sample,
+        pair,
+        steps=4,
+        callback=lambda r: 3,
+        **what,
+    )
     refuses(KeyError, "mine", tstitch.sample, pair, steps=4, callback=lambda r: {}["mine"], **what)
     refuses(TypeError, "callback: must be callable", tstitch.sample, pair, callback=3, **what)
 
@@ -256,7 +282,10 @@ def test_files_leave_python_free():
 def test_threads():
     """One sampler, many threads: the same bits as one after another, of modules and of files."""
     file = tstitch.Sampler([models / "cifar10_dit_small.pt"], steps=4, sampler="dpm-solver++", device="cpu")
-    for sampler, options in ((tstitch.Sampler(pair, steps=6, sampler="unipc"), what), (file, dict(labels=[1, 2, 3], guidance=2.0))):
+    for sampler, options in (
+        (tstitch.Sampler(pair, steps=6, sampler="unipc"), what),
+        (file, dict(labels=[1, 2, 3], guidance=2.0)),
+    ):
         alone = [sampler.sample(**{**options, "seeds": seed}).images for seed in range(6)]
         beside = [None] * 6
 

@@ -22,7 +22,11 @@ pair = tstitch.load_networks(paths, device="cpu")
 def drawn(*arguments):
     file = scratch / "latents.npy"
     file.unlink(missing_ok=True)
-    run = subprocess.run([tool, "--device", "cpu", "--quiet", "--latents", str(file), *map(str, arguments)], capture_output=True, text=True)
+    run = subprocess.run(
+        [tool, "--device", "cpu", "--quiet", "--latents", str(file), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
     check(run.returncode == 0, f"{arguments}: {run.stderr}")
     return torch.from_numpy(numpy.load(file))
 
@@ -74,14 +78,28 @@ def test_spacings():
 
 
 def test_routings():
-    for name in ("large-first", "both-ends", "interleaved", "dit", "stable-diffusion", "latent-diffusion", "latent-consistency"):
+    for name in (
+        "large-first",
+        "both-ends",
+        "interleaved",
+        "dit",
+        "stable-diffusion",
+        "latent-diffusion",
+        "latent-consistency",
+    ):
         compare(["--routing", name, "--ratio", 0.5, "--steps", 5, "--class", 2, "--sampler", "ddim"],
                 routing=name, ratio=0.5, steps=5, labels=2, sampler="ddim")  # fmt: skip
     for bounds in ("timestep:600", "logsnr:-2"):
         compare(["--routing", bounds, "--steps", 5, "--class", 2], routing=bounds, steps=5, labels=2)
     three = [*pair, pair[1]]
     arguments = [each for path in (*paths, paths[1]) for each in ("--model", path)]
-    compare([*arguments, "--fractions", "0.4,0.4,0.2", "--steps", 5, "--class", 2], three, fractions=[0.4, 0.4, 0.2], steps=5, labels=2)
+    compare(
+        [*arguments, "--fractions", "0.4,0.4,0.2", "--steps", 5, "--class", 2],
+        three,
+        fractions=[0.4, 0.4, 0.2],
+        steps=5,
+        labels=2,
+    )
 
 
 def test_profiles():
@@ -103,13 +121,19 @@ def test_batches():
 
 def test_torchscript_and_modules():
     """A file run by TorchScript, the same file as a module of Python (its weights are in 16 bits), and in turn with a file."""
-    options = dict(steps=4, labels=["cat", "ship"], seeds=[5, 9], guidance=2.0, sampler="dpm-solver++", shape=(3, 32, 32))
+    options = dict(
+        steps=4, labels=["cat", "ship"], seeds=[5, 9], guidance=2.0, sampler="dpm-solver++", shape=(3, 32, 32)
+    )
     files = tstitch.sample(paths, device="cpu", backend="torchscript", **options).images
     known = dict(noise_schedule="linear", num_classes=10, null_class=10, decoding="pixels", learned_variance=True)
     classes = dict(class_names=pair[0].class_names)
     modules = [tstitch.Network(torch.jit.load(path).eval().float(), **known, **classes) for path in paths]
     equal(tstitch.sample(modules, **options).images, files, "modules")
-    equal(tstitch.sample([paths[0], modules[1]], device="cpu", backend="torchscript", **options).images, files, "file and module")
+    equal(
+        tstitch.sample([paths[0], modules[1]], device="cpu", backend="torchscript", **options).images,
+        files,
+        "file and module",
+    )
     plain = [torch.jit.load(path).eval().float() for path in paths]
     equal(tstitch.sample(plain, **known, **classes, **options).images, files, "plain modules")
 

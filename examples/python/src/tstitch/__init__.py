@@ -65,7 +65,9 @@ def samplers() -> dict[str, dict]:
 
 def routings() -> dict[str, str]:
     """All routings by name, and what each is; "timestep" and "logsnr" are written with numbers, "timestep:600"."""
-    return {each["name"] + (":" + each["boundaries"] if each["boundaries"] else ""): each["help"] for each in _core.routings}
+    return {
+        each["name"] + (":" + each["boundaries"] if each["boundaries"] else ""): each["help"] for each in _core.routings
+    }
 
 
 def spacings() -> dict[str, str]:

@@ -43,7 +43,9 @@ class Step:
     from_level: NoiseLevel
     #: Of x after it.
     to_level: NoiseLevel
-    def __init__(self, index: int, count: int, t: float, from_level: NoiseLevel, to_level: NoiseLevel, t_to: float) -> None: ...
+    def __init__(
+        self, index: int, count: int, t: float, from_level: NoiseLevel, to_level: NoiseLevel, t_to: float
+    ) -> None: ...
 
 class NoiseSchedule:
     """The noise schedule that a network was trained with. t is in [0, noisiest]."""
@@ -52,7 +54,9 @@ class NoiseSchedule:
     def linear(num_train_timesteps: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
         """beta rises linearly (arXiv 2006.11239); the defaults are those of DDPM and DiT."""
     @staticmethod
-    def scaled_linear(num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> NoiseSchedule:
+    def scaled_linear(
+        num_train_timesteps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012
+    ) -> NoiseSchedule:
         """sqrt(beta) rises linearly; the defaults are those of Stable Diffusion."""
     @staticmethod
     def cosine(num_train_timesteps: int = 1000) -> NoiseSchedule:
@@ -148,7 +152,9 @@ class Plan:
 
 class Routing:
     @staticmethod
-    def by_name(text: str, ratio: float, fractions: Sequence[float], num_train_timesteps: int, seed: int) -> Routing: ...
+    def by_name(
+        text: str, ratio: float, fractions: Sequence[float], num_train_timesteps: int, seed: int
+    ) -> Routing: ...
     @staticmethod
     def table(networks: Sequence[int]) -> Routing: ...
     @staticmethod
@@ -197,10 +203,20 @@ class Network:
     info: NetworkInfo
     device: torch.device
     forecasts: bool
-    def __init__(self, call: Callable[..., Any], info: NetworkInfo, device: torch.device, dtype: torch.dtype | None = None) -> None: ...
+    def __init__(
+        self, call: Callable[..., Any], info: NetworkInfo, device: torch.device, dtype: torch.dtype | None = None
+    ) -> None: ...
     @staticmethod
-    def in_parts(embed: Any, blocks: Any, head: Any, residual: bool, info: NetworkInfo, device: torch.device) -> Network: ...
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None, conditions: Sequence[tuple[str, torch.Tensor]]) -> torch.Tensor: ...
+    def in_parts(
+        embed: Any, blocks: Any, head: Any, residual: bool, info: NetworkInfo, device: torch.device
+    ) -> Network: ...
+    def __call__(
+        self,
+        x: torch.Tensor,
+        t: torch.Tensor,
+        labels: torch.Tensor | None,
+        conditions: Sequence[tuple[str, torch.Tensor]],
+    ) -> torch.Tensor: ...
 
 class ProjectedGuidance:
     """Adaptive projected guidance (arXiv 2410.02416, Algorithm 1)."""
@@ -215,8 +231,17 @@ class ProjectedGuidance:
 
 class Guidance:
     scale: list[float]
-    def __init__(self, scale: Sequence[float], begin: float, end: float, channels: int, rescale: float,
-                 projected: ProjectedGuidance | None, guide_network: int | None, forecast: Forecast | None) -> None: ...
+    def __init__(
+        self,
+        scale: Sequence[float],
+        begin: float,
+        end: float,
+        channels: int,
+        rescale: float,
+        projected: ProjectedGuidance | None,
+        guide_network: int | None,
+        forecast: Forecast | None,
+    ) -> None: ...
 
 class Request:
     labels: list[int]
@@ -314,7 +339,9 @@ class UpdateRule:
     @staticmethod
     def by_name(name: str, options: Mapping[str, str]) -> UpdateRule: ...
     @staticmethod
-    def callable(callable: Callable[[StepInput], torch.Tensor], name: str, history: int, evaluations: int | Callable[[Step], int]) -> UpdateRule: ...
+    def callable(
+        callable: Callable[[StepInput], torch.Tensor], name: str, history: int, evaluations: int | Callable[[Step], int]
+    ) -> UpdateRule: ...
 
 class Options:
     steps: int
@@ -363,10 +390,13 @@ class Sampler:
     def plan(self, guidance: Guidance, strength: float = 1.0) -> Plan: ...
     def begin(self, networks: Sequence[Network], request: Request) -> Trajectory: ...
     def advance(self, networks: Sequence[Network], trajectory: Trajectory, steps: int = 1) -> None: ...
-    def sample(self, networks: Sequence[Network], request: Request,
-               callback: Callable[[StepReport], bool | None] | None) -> tuple[torch.Tensor | None, list[int], int, bool]: ...
+    def sample(
+        self, networks: Sequence[Network], request: Request, callback: Callable[[StepReport], bool | None] | None
+    ) -> tuple[torch.Tensor | None, list[int], int, bool]: ...
 
 def default_device() -> torch.device: ...
-def load_networks(paths: Sequence[str], device: torch.device, dtype: str, backends: Sequence[str], info: NetworkInfo | None) -> list[Network]: ...
+def load_networks(
+    paths: Sequence[str], device: torch.device, dtype: str, backends: Sequence[str], info: NetworkInfo | None
+) -> list[Network]: ...
 def load_network_info(path: str, info: NetworkInfo | None = None) -> NetworkInfo: ...
 def require_compatible(networks: Sequence[Network]) -> None: ...

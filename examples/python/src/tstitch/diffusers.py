@@ -1,7 +1,7 @@
 """diffusers' pipelines, stitched, and this library's samplers as a scheduler for them.
 
-    pipe = tstitch.diffusers.stitch(small_pipe, large_pipe, ratio=0.4)   # unchanged calls
-    pipe.scheduler = tstitch.diffusers.Scheduler.from_config(pipe.scheduler.config, profile="recommended")
+pipe = tstitch.diffusers.stitch(small_pipe, large_pipe, ratio=0.4)   # unchanged calls
+pipe.scheduler = tstitch.diffusers.Scheduler.from_config(pipe.scheduler.config, profile="recommended")
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from . import _core
 from .arguments import shown, whole
-from .networks import Network, noise_schedule_of
+from .networks import Network
 from .plans import Plan
 from .sampling import Routing, Sampler, _routing_of
 
@@ -58,7 +58,9 @@ def noise_schedule(config: Any) -> _core.NoiseSchedule:
     elif kind == "squaredcos_cap_v2":
         made = _core.NoiseSchedule.cosine(count)
     else:
-        raise ValueError(f"beta_schedule: must be 'linear', 'scaled_linear', 'squaredcos_cap_v2' or 'flow', got {kind!r}")
+        raise ValueError(
+            f"beta_schedule: must be 'linear', 'scaled_linear', 'squaredcos_cap_v2' or 'flow', got {kind!r}"
+        )
     return made.with_zero_terminal_snr() if get("rescale_betas_zero_snr") else made
 
 
@@ -164,7 +166,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             self._sampler.advance(run)
         evaluations, self._recorded = self._recorded, None
         if {step for step, _ in evaluations} != set(range(run.steps)):
-            raise ValueError(f"sampler: must ask the network in every step, which {self._sampler.plan().sampler} does not")
+            raise ValueError(
+                f"sampler: must ask the network in every step, which {self._sampler.plan().sampler} does not"
+            )
         self._step_of = [step for step, _ in evaluations]
         times = [t for _, t in evaluations]
         whole_times = all(t == int(t) for t in times)
@@ -241,7 +245,9 @@ class Scheduler(SchedulerMixin, ConfigMixin):
         if self._index is None:
             self._start(timestep, sample)
         elif self._run.x.shape != sample.shape:
-            raise ValueError(f"sample: must be {list(self._run.x.shape)} as in the step before, got {list(sample.shape)}")
+            raise ValueError(
+                f"sample: must be {list(self._run.x.shape)} as in the step before, got {list(sample.shape)}"
+            )
         if not self._outputs and sample is not self._returned:
             self._run.x = sample.to(self._run.x)
         self._draw_from = (generator, sample.dtype)
@@ -273,12 +279,16 @@ class Scheduler(SchedulerMixin, ConfigMixin):
             step = self._sampler.plan()[self._step_of[first]].step
             self._run._run.jump(step.index, step.from_level)
 
-    def _draw(self, seeds: list[int], step: int, draw: int, shape: tuple, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    def _draw(
+        self, seeds: list[int], step: int, draw: int, shape: tuple, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
         # A step of several evaluations is computed again for each of them, with the same noise.
         if (step, draw) not in self._noises:
             generator, kind = self._draw_from
             self._noises = {key: value for key, value in self._noises.items() if key[0] == step}
-            self._noises[step, draw] = randn_tensor((len(seeds), *shape), generator=generator, device=device, dtype=kind).to(dtype)
+            self._noises[step, draw] = randn_tensor(
+                (len(seeds), *shape), generator=generator, device=device, dtype=kind
+            ).to(dtype)
         return self._noises[step, draw]
 
     def add_noise(self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -361,7 +371,10 @@ class StitchedModel(torch.nn.Module):
             visited = list(dict.fromkeys(torch.as_tensor(timesteps).double().tolist()))
             noise = noise_schedule(pipe.scheduler)
             levels = [noise.at(min(max(t, 0.0), noise.noisiest)) for t in visited] + [_core.NoiseLevel(1.0, 0.0)]
-            steps = [_core.Step(i, len(visited), t, levels[i], levels[i + 1], (visited + [0.0])[i + 1]) for i, t in enumerate(visited)]
+            steps = [
+                _core.Step(i, len(visited), t, levels[i], levels[i + 1], (visited + [0.0])[i + 1])
+                for i, t in enumerate(visited)
+            ]
             self._known = (timesteps, visited, [self._routing(step) for step in steps])
         return list(zip(self._known[1], self._known[2]))
 
@@ -373,7 +386,9 @@ class StitchedModel(torch.nn.Module):
         t = float(t.flatten()[0]) if isinstance(t, torch.Tensor) else float(t)
         _, network = min(self.networks(), key=lambda each: abs(each[0] - t))
         if network not in (0, 1):
-            raise ValueError(f"routing: must be 0 for the small network or 1 for the large one, got {network} at t = {t:g}")
+            raise ValueError(
+                f"routing: must be 0 for the small network or 1 for the large one, got {network} at t = {t:g}"
+            )
         self.calls[network] += 1
         module = self.large if network else self.small
         returned = module(*args, **kwargs)
@@ -419,7 +434,10 @@ def _require_same(small: Any, large: Any, small_pipe: Any, large_pipe: Any) -> N
     if types[0] != types[1]:
         differ.append(f"dtype ({types[0]} and {types[1]})")
     if differ:
-        raise ValueError("pipe_small: these networks cannot share a trajectory, the first and the second differ in " + ", ".join(differ))
+        raise ValueError(
+            "pipe_small: these networks cannot share a trajectory, the first and the second differ in "
+            + ", ".join(differ)
+        )
 
 
 def stitch(

@@ -21,10 +21,14 @@ def forecast_of(name: str, value: Any, first_network: int, warm_up: int) -> _cor
         return _core.Forecast.by_name(value, first_network, warm_up, name)
     if callable(value):
         order = whole(f"{name}.order", getattr(value, "order", 1), 0, 8)
-        return _core.Forecast.callable(value, order, whole(f"{name}.first_network", getattr(value, "first_network", first_network), 0))
+        return _core.Forecast.callable(
+            value, order, whole(f"{name}.first_network", getattr(value, "first_network", first_network), 0)
+        )
     if is_list(value):
         return _core.Forecast.table([bool(each) for each in value], 1, first_network)
-    raise TypeError(f"{name}: must be 'every:2', a list of bools or a callable (step, network, taken) -> bool, got {value!r}")
+    raise TypeError(
+        f"{name}: must be 'every:2', a list of bools or a callable (step, network, taken) -> bool, got {value!r}"
+    )
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,9 @@ def image_tensor(name: str, value: Any, pixels: bool, grey: bool = False) -> tor
             if image.dim() == 2:
                 image = image[..., None]
             if image.dim() not in (3, 4) or image.shape[-1] not in (1, 3):
-                raise ValueError(f"{name}: a uint8 array must be [H, W], [H, W, C] or [n, H, W, C] with 1 or 3 channels, got {list(image.shape)}")
+                raise ValueError(
+                    f"{name}: a uint8 array must be [H, W], [H, W, C] or [n, H, W, C] with 1 or 3 channels, got {list(image.shape)}"
+                )
             image = image.movedim(-1, -3)
         if image.dim() == 3:
             image = image[None]
@@ -54,7 +56,9 @@ def image_tensor(name: str, value: Any, pixels: bool, grey: bool = False) -> tor
     if pixels:
         low, high = image.min().item(), image.max().item()
         if not (low >= -1.001 and high <= 1.001):
-            raise ValueError(f"{name}: floating pictures must be in [-1, 1] (uint8 ones in 0..255), got values from {low:.4g} to {high:.4g}")
+            raise ValueError(
+                f"{name}: floating pictures must be in [-1, 1] (uint8 ones in 0..255), got values from {low:.4g} to {high:.4g}"
+            )
     return image
 
 
@@ -64,7 +68,11 @@ def mask_tensor(name: str, value: Any) -> torch.Tensor:
         import numpy
 
         value = numpy.asarray(value.convert("L"))
-    mask = torch.stack([tensor(name, each) for each in value]) if isinstance(value, (list, tuple)) and is_list(value) else tensor(name, value)
+    mask = (
+        torch.stack([tensor(name, each) for each in value])
+        if isinstance(value, (list, tuple)) and is_list(value)
+        else tensor(name, value)
+    )
     if mask.dtype == torch.uint8:
         if ((mask != 0) & (mask != 255)).any():
             raise ValueError(f"{name}: uint8 masks must be 0 or 255; give others as floating values in [0, 1]")
@@ -77,5 +85,7 @@ def mask_tensor(name: str, value: Any) -> torch.Tensor:
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """[n, H, W, C] in 0..255 from [n, C, H, W] in [-1, 1], on the CPU."""
     if images.dim() != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(f"images: must be pictures, [n, 1 or 3, H, W], got {list(images.shape)}; latents want their decoder first")
+        raise ValueError(
+            f"images: must be pictures, [n, 1 or 3, H, W], got {list(images.shape)}; latents want their decoder first"
+        )
     return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).movedim(1, -1).contiguous().cpu()

@@ -152,9 +152,9 @@ class Network:
         """
         if isinstance(module, Network) or not callable(module):
             raise TypeError(f"module: must be an nn.Module or a function, got {shown(module)}")
-        info = Stated(noise_schedule, prediction, num_classes, null_class, class_names, learned_variance, timestep_type, decoding).info(
-            name if name is not None else _name_of(module), shape, conditions or {}
-        )
+        info = Stated(
+            noise_schedule, prediction, num_classes, null_class, class_names, learned_variance, timestep_type, decoding
+        ).info(name if name is not None else _name_of(module), shape, conditions or {})
         info.guidance_scale = real("guidance_scale", guidance_scale)
         self._make(module, info, device, dtype)
 
@@ -163,7 +163,9 @@ class Network:
         if device is None:
             device = first.device if first is not None else torch.device("cpu")
         device = torch.device(device)
-        if first is not None and (first.device.type != device.type or (device.index is not None and first.device != device)):
+        if first is not None and (
+            first.device.type != device.type or (device.index is not None and first.device != device)
+        ):
             raise ValueError(f"device: must be where the module is, {first.device}, got {device}")
         if dtype is None and first is not None:
             dtype = next((each.dtype for each in module.parameters() if each.is_floating_point()), None)
@@ -205,7 +207,9 @@ class Network:
         info = Stated(**stated).info(known["name"] or "network in parts", known["shape"], known["conditions"] or {})
         return cls._of(_core.Network.in_parts(embed, blocks, head, residual, info, torch.device(device)))
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None, **conditions: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, x: torch.Tensor, t: torch.Tensor, labels: torch.Tensor | None = None, **conditions: torch.Tensor
+    ) -> torch.Tensor:
         """The raw output for x [n, C, ...] and t [n]."""
         return self._network(x, t, labels, list(conditions.items()))
 
@@ -271,7 +275,9 @@ class Network:
 
 def _name_of(module: Any) -> str:
     inner = getattr(module, "_orig_mod", module)  # what torch.compile wraps
-    return type(inner).__name__ if isinstance(inner, torch.nn.Module) else getattr(inner, "__name__", type(inner).__name__)
+    return (
+        type(inner).__name__ if isinstance(inner, torch.nn.Module) else getattr(inner, "__name__", type(inner).__name__)
+    )
 
 
 def _device_of(device: torch.device | str | None) -> torch.device:
@@ -346,7 +352,9 @@ class Sources:
                 continue
             if not isinstance(each, Network):
                 if not callable(each):
-                    raise TypeError(f"networks[{i}]: must be an nn.Module, a function, a Network or a path, got {shown(each)}")
+                    raise TypeError(
+                        f"networks[{i}]: must be an nn.Module, a function, a Network or a path, got {shown(each)}"
+                    )
                 # A module with parameters says itself where it is, and is not moved.
                 says = isinstance(each, torch.nn.Module) and next(each.parameters(), None) is not None
                 there = device or (None if says else near)

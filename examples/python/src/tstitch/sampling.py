@@ -57,7 +57,9 @@ class Samples:
 
     def __repr__(self) -> str:
         state = "" if self.finished else f", stopped with {self.finished_images} finished"
-        return f"Samples({list(self.images.shape)} {str(self.images.dtype).removeprefix('torch.')}, {self.plan!r}{state})"
+        return (
+            f"Samples({list(self.images.shape)} {str(self.images.dtype).removeprefix('torch.')}, {self.plan!r}{state})"
+        )
 
 
 class Trajectory:
@@ -234,7 +236,9 @@ class Sampler:
             ValueError, TypeError: naming the argument.
             RuntimeError: for files, and for networks that do not fit together.
         """
-        stated = Stated(noise_schedule, prediction, num_classes, null_class, class_names, learned_variance, timestep_type, decoding)
+        stated = Stated(
+            noise_schedule, prediction, num_classes, null_class, class_names, learned_variance, timestep_type, decoding
+        )
         self._sources = Sources(networks, stated, _conditions or {}, device, dtype, backend)
         infos = self._sources.infos
         last = infos[-1]
@@ -243,12 +247,14 @@ class Sampler:
         else:
             known = [each.noise_schedule for each in infos if each.noise_schedule is not None]
             if not known:
-                raise ValueError("noise_schedule: must be given, as 'linear' or 'flow', because none of the networks states one")
+                raise ValueError(
+                    "noise_schedule: must be given, as 'linear' or 'flow', because none of the networks states one"
+                )
             noise = known[-1]
         way = {"sampler": sampler, "order": order, "eta": eta, "sampler_options": sampler_options, "spacing": spacing,
                "timesteps": timesteps, "sigmas": sigmas, "final_sigma": final_sigma, "previous_timestep": previous_timestep,
                "thresholding": thresholding}  # fmt: skip
-        self._guidance_channels, self._guidance_forecast, self._rows_per_image, routed = 0, None, 1, ""
+        self._guidance_channels, self._guidance_forecast, self._rows_per_image = 0, None, 1
         if preset is None and profile is None and all(each is None for each in way.values()):
             recommended = last.profile.replace("_", "-")
             profile = recommended if recommended in dict(_core.profiles) else None
@@ -345,9 +351,13 @@ class Sampler:
         if not trajectory.finished:
             self.advance(trajectory, trajectory.steps - trajectory.next)
         if not trajectory.x.isfinite().all():
-            raise RuntimeError("finish: values must be finite numbers, got nan or infinity; `sample` says which network made them")
+            raise RuntimeError(
+                "finish: values must be finite numbers, got nan or infinity; `sample` says which network made them"
+            )
         seeds = trajectory.seeds
-        return Samples(trajectory.x, seeds, trajectory.labels, self._classes(trajectory.labels), len(seeds), True, trajectory.plan)
+        return Samples(
+            trajectory.x, seeds, trajectory.labels, self._classes(trajectory.labels), len(seeds), True, trajectory.plan
+        )
 
     def load(self, source: str | os.PathLike | Mapping[str, Any]) -> Trajectory:
         """A trajectory that `Trajectory.save` wrote, or its `state_dict`, to go on to the same bits. Runs no code of the file.
@@ -364,7 +374,9 @@ class Sampler:
             except Exception as error:
                 raise ValueError(f"load: {path!r} must be a file of Trajectory.save: {error}") from error
         if not isinstance(source, Mapping) or source.get("format") != _FORMAT:
-            raise ValueError(f"load: must be a {_FORMAT!r}, got {shown(source.get('format') if isinstance(source, Mapping) else source)}")
+            raise ValueError(
+                f"load: must be a {_FORMAT!r}, got {shown(source.get('format') if isinstance(source, Mapping) else source)}"
+            )
         try:
             run = _core.Trajectory.from_state(dict(source["state"]))
         except (KeyError, TypeError, RuntimeError) as error:
@@ -441,7 +453,9 @@ class Sampler:
         images, drawn, finished_images, finished = self._sampler.sample(self._sources.loaded(), request, callback)
         if images is None:  # stopped before anything was predicted
             images = torch.empty([0, *(request.shape or [0])])
-        labels_of_rows = list(request.labels) * len(drawn) if len(request.labels) == 1 else list(request.labels)[: len(drawn)]
+        labels_of_rows = (
+            list(request.labels) * len(drawn) if len(request.labels) == 1 else list(request.labels)[: len(drawn)]
+        )
         plan = self._plan_of(guide, request.strength)
         return Samples(images, drawn, labels_of_rows, self._classes(labels_of_rows), finished_images, finished, plan)
 
@@ -460,7 +474,9 @@ class Sampler:
         if guidance is None:
             last = self._sources.infos[-1]
             wanted = {each.name for each in last.conditions}
-            guidable = last.null_class is not None or any(null is not None and key in wanted for key, (_, null) in conditions.items())
+            guidable = last.null_class is not None or any(
+                null is not None and key in wanted for key, (_, null) in conditions.items()
+            )
             guidance = last.guidance_scale if guidable else 1.0
         if not isinstance(guidance, Guidance):
             guidance = Guidance(tuple(reals("guidance", guidance)) if is_list(guidance) else real("guidance", guidance))
@@ -499,7 +515,9 @@ class Sampler:
         else:
             request.seed = whole("seeds", seeds, 0, 2**64 - 1)
         rows = [value.shape[0] for pair in conditions.values() for value in pair if value is not None and value.dim()]
-        rows += [each.shape[0] for each in (request.initial_noise, request.initial_image) if each is not None and each.dim()]
+        rows += [
+            each.shape[0] for each in (request.initial_noise, request.initial_image) if each is not None and each.dim()
+        ]
         count = None if given["count"] is None else whole("count", given["count"], 1)
         self._take_labels(request, given["labels"], count, max([len(request.seeds), *rows], default=0))
         if count is not None:
@@ -521,7 +539,9 @@ class Sampler:
         if given["log_density"] is not None:
             if not callable(given["log_density"]):
                 raise TypeError(f"log_density: must be callable, got {shown(given['log_density'])}")
-            request.set_log_density(given["log_density"], real("log_density_scale", given["log_density_scale"]), given["log_density_of"])
+            request.set_log_density(
+                given["log_density"], real("log_density_scale", given["log_density_scale"]), given["log_density_of"]
+            )
         return request, guidance
 
     def _take_labels(self, request: _core.Request, labels: Any, count: int | None, rows: int) -> None:
@@ -605,13 +625,17 @@ def _option(name: str, value: Any) -> str:
 def _rule_of(sampler: Any, order: Any, eta: Any, options: Mapping[str, Any] | None) -> _core.UpdateRule:
     if not isinstance(sampler, str):
         if not callable(sampler):
-            raise TypeError(f"sampler: must be the name of one or a callable (StepInput) -> tensor, got {shown(sampler)}")
+            raise TypeError(
+                f"sampler: must be the name of one or a callable (StepInput) -> tensor, got {shown(sampler)}"
+            )
         only("a callable sampler", {"order": order, "eta": eta, "sampler_options": options})
         name = getattr(sampler, "name", None) or getattr(sampler, "__name__", type(sampler).__name__)
         evaluations = getattr(sampler, "evaluations", 1)
         if not callable(evaluations):
             evaluations = whole("sampler.evaluations", evaluations, 0, 1000)
-        return _core.UpdateRule.callable(sampler, str(name), whole("sampler.history", getattr(sampler, "history", 0), 0, 1000), evaluations)
+        return _core.UpdateRule.callable(
+            sampler, str(name), whole("sampler.history", getattr(sampler, "history", 0), 0, 1000), evaluations
+        )
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(f"sampler_options: must be a dict of options by name, got {shown(options)}")
     values = {str(key): _option(f"sampler_options[{key!r}]", value) for key, value in (options or {}).items()}
@@ -624,7 +648,9 @@ def _rule_of(sampler: Any, order: Any, eta: Any, options: Mapping[str, Any] | No
     return _core.UpdateRule.by_name(sampler, values)
 
 
-def _take_spacing(options: _core.Options, noise: _core.NoiseSchedule, steps: Any, spacing: Any, timesteps: Any, sigmas: Any) -> None:
+def _take_spacing(
+    options: _core.Options, noise: _core.NoiseSchedule, steps: Any, spacing: Any, timesteps: Any, sigmas: Any
+) -> None:
     if timesteps is not None:
         only("timesteps", {"spacing": spacing, "sigmas": sigmas})
         spacing = reals("timesteps", timesteps)
@@ -658,7 +684,9 @@ def _routing_of(routing: Any, ratio: Any, fractions: Any, networks: int, timeste
         if callable(routing):
             return _core.Routing.callable(routing)
         if not is_list(routing):
-            raise TypeError(f"routing: must be a name, a list of networks or a callable (step) -> index, got {shown(routing)}")
+            raise TypeError(
+                f"routing: must be a name, a list of networks or a callable (step) -> index, got {shown(routing)}"
+            )
         return _core.Routing.table(wholes("routing", routing, 0, networks - 1))
     if fractions is not None:
         only("fractions", {"ratio": ratio})
@@ -678,7 +706,9 @@ def _routing_of(routing: Any, ratio: Any, fractions: Any, networks: int, timeste
         raise ValueError(f"fractions: must be given for more than two networks, got none for {networks}")
     if bounded and ratio is not None:
         raise ValueError(f"ratio: must not be given with routing {routing!r}, which has its boundaries")
-    return _core.Routing.by_name("stitch" if routing is None else routing, 0.4 if ratio is None else ratio, fractions or [], timesteps, 0)
+    return _core.Routing.by_name(
+        "stitch" if routing is None else routing, 0.4 if ratio is None else ratio, fractions or [], timesteps, 0
+    )
 
 
 _OF_REQUESTS = ("labels", "conditions", "guidance", "seeds", "count", "shape", "initial_noise", "initial_image", "strength", "mask",
