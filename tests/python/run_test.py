@@ -125,9 +125,21 @@ def test_other_plans_are_refused():
     torch.save({"x": torch.zeros(3)}, file)
     refuses(ValueError, "must be a 'tstitch trajectory 1'", sampler.load, file)
     refuses(FileNotFoundError, "absent", sampler.load, scratch / "absent.pt")
-    state = sampler.begin(**what).state_dict()
-    del state["state"]["x"]
-    refuses(ValueError, "whole trajectory", sampler.load, state)
+    whole = sampler.advance(sampler.begin(**what)).state_dict()
+    for key in whole["state"]:
+        part = {**whole, "state": {name: value for name, value in whole["state"].items() if name != key}}
+        refuses(ValueError, "load: the file must hold a whole trajectory", sampler.load, part)
+        for odd in ("text", -1, [1], None):
+            try:
+                sampler.finish(sampler.load({**whole, "state": {**whole["state"], key: odd}}))
+            except (ValueError, RuntimeError):
+                pass  # said in one way or another
+    refuses(
+        ValueError,
+        "load: the file's run has|another plan",
+        sampler.load,
+        {**whole, "plan": None, "state": {**whole["state"], "plan": 3}},
+    )
     noisy = sampler.begin(
         **what, noise_source=lambda seeds, step, draw, shape, dtype, device: torch.ones(len(seeds), *shape)
     )

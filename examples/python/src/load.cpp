@@ -12,7 +12,11 @@ std::vector<LoadOptions> options_of(at::Device device, std::string const& dtype,
                                     std::vector<std::string> const& backends, std::optional<NetworkInfo> const& info) {
   std::vector<LoadOptions> all;
   for (std::string const& backend : backends) {
-    all.push_back(with_backend({.device = device, .dtype = dtype_named(dtype), .info = info}, backend));
+    LoadOptions options;
+    options.device = device;
+    options.dtype = dtype_named(dtype);
+    options.info = info;
+    all.push_back(with_backend(options, backend));
   }
   return all;
 }

@@ -117,8 +117,9 @@ void bind_request(py::module_& module) {
     self.noise = {.by_address = false};
   });
   request.def("set_log_density", [](Self& self, py::object callable, double scale, std::string const& of) {
-    self.request.gradient = {PyLogDensity{Ref(std::move(callable))}, scale,
-                             choose<DensityOf>("log_density_of", of, {{"x", DensityOf::x}, {"x_0", DensityOf::x_0}})};
+    self.request.gradient.of = choose<DensityOf>("log_density_of", of, {{"x", DensityOf::x}, {"x_0", DensityOf::x_0}});
+    self.request.gradient.scale = scale;
+    self.request.gradient.log_density = PyLogDensity{Ref(std::move(callable))};
     self.with_gradient = true;
   });
 }

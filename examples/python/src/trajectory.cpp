@@ -34,11 +34,14 @@ py::dict plain(Condition const& condition) {
                   py::arg("tensors") = tensors);
 }
 
+// What may throw stands outside of initialisers: g++ 12 destroys the members of a half-made aggregate twice.
 Condition condition_of(py::handle object) {
-  Condition condition{.labels = tensor_of(object["labels"]),
-                      .host_labels = object["host_labels"].cast<std::vector<std::int64_t>>()};
+  Condition condition;
+  condition.labels = tensor_of(object["labels"]);
+  condition.host_labels = object["host_labels"].cast<std::vector<std::int64_t>>();
   for (auto const& [name, tensor] : object["tensors"].cast<py::dict>()) {
-    condition.tensors.emplace_back(name.cast<std::string>(), tensor.cast<at::Tensor>());
+    at::Tensor value = tensor.cast<at::Tensor>();
+    condition.tensors.emplace_back(name.cast<std::string>(), std::move(value));
   }
   return condition;
 }
@@ -53,14 +56,16 @@ py::dict plain(Guidance const& guidance) {
 }
 
 Guidance guidance_of(py::handle object) {
-  Guidance guidance{.scale = GuidanceScale(object["scale"].cast<std::vector<double>>()),
-                    .begin = object["begin"].cast<double>(),
-                    .end = object["end"].cast<double>(),
-                    .channels = object["channels"].cast<int>(),
-                    .rescale = object["rescale"].cast<double>(),
-                    .guide_network = object["guide_network"].cast<std::optional<std::size_t>>()};
-  if (!object["projected"].is_none()) {
-    const auto [eta, norm, momentum] = object["projected"].cast<std::tuple<double, double, double>>();
+  Guidance guidance;
+  guidance.scale = GuidanceScale(object["scale"].cast<std::vector<double>>());
+  guidance.begin = object["begin"].cast<double>();
+  guidance.end = object["end"].cast<double>();
+  guidance.channels = object["channels"].cast<int>();
+  guidance.rescale = object["rescale"].cast<double>();
+  guidance.guide_network = object["guide_network"].cast<std::optional<std::size_t>>();
+  const py::object projected = object["projected"];
+  if (!projected.is_none()) {
+    const auto [eta, norm, momentum] = projected.cast<std::tuple<double, double, double>>();
     guidance.projected = ProjectedGuidance{eta, norm, momentum};
   }
   guidance.validate();
@@ -76,11 +81,17 @@ py::dict plain(Past const& past) {
 
 Past past_of(py::handle object) {
   const py::tuple step = object["step"];
-  return {{step[0].cast<int>(), step[1].cast<int>(), step[2].cast<double>(), level_of(step[3]), level_of(step[4]),
-           step[5].cast<double>()},
-          object["network"].cast<std::size_t>(),
-          object["x"].cast<at::Tensor>(),
-          object["x_0"].cast<at::Tensor>()};
+  Past past{};
+  past.step.index = step[0].cast<int>();
+  past.step.count = step[1].cast<int>();
+  past.step.t = step[2].cast<double>();
+  past.step.from = level_of(step[3]);
+  past.step.to = level_of(step[4]);
+  past.step.t_to = step[5].cast<double>();
+  past.network = object["network"].cast<std::size_t>();
+  past.x = object["x"].cast<at::Tensor>();
+  past.x_0 = object["x_0"].cast<at::Tensor>();
+  return past;
 }
 
 /// @throws std::invalid_argument for what cannot be written down
@@ -100,9 +111,11 @@ py::object plain_rule_state(Memory const& memory) {
 Memory rule_state_of(py::object const& object) {
   Memory memory;
   if (object.is_none()) return memory;
+  if (!py::isinstance<py::dict>(object)) throw std::invalid_argument("load: rule_state must be a dict or None");
   if (object.contains("adaptive_h")) {
-    memory.as<AdaptiveState>() = {object["adaptive_h"].cast<std::vector<double>>(),
-                                  object["adaptive_memory"].cast<std::vector<PIDController::Memory>>()};
+    AdaptiveState& state = memory.as<AdaptiveState>();
+    state.h = object["adaptive_h"].cast<std::vector<double>>();
+    state.memory = object["adaptive_memory"].cast<std::vector<PIDController::Memory>>();
   } else {
     memory.as<RuleState>().value = Ref(object);
   }
@@ -134,24 +147,30 @@ py::dict state_of(PyTrajectory const& self) {
 }
 
 PyTrajectory from_state(py::dict const& state) {
+  PyTrajectory made;
+  Trajectory& into = made.trajectory;
+  into.next = state["next"].cast<int>();
+  into.count = state["count"].cast<int>();
+  into.timesteps = state["timesteps"].cast<std::uint64_t>();
+  into.plan = state["plan"].cast<std::uint64_t>();
+  into.level = level_of(state["level"]);
+  into.x = state["x"].cast<at::Tensor>();
+  into.x_0 = tensor_of(state["x_0"]);
+  into.momentum = tensor_of(state["momentum"]);
+  into.rule_state = rule_state_of(state["rule_state"]);
+  into.seeds = state["seeds"].cast<std::vector<std::uint64_t>>();
+  into.condition.conditional = condition_of(state["conditional"]);
+  into.condition.guided = condition_of(state["guided"]);
+  into.guidance = guidance_of(state["guidance"]);
   const py::tuple inpainting = state["inpainting"];
-  PyTrajectory made{
-      .trajectory = {.next = state["next"].cast<int>(),
-                     .count = state["count"].cast<int>(),
-                     .timesteps = state["timesteps"].cast<std::uint64_t>(),
-                     .plan = state["plan"].cast<std::uint64_t>(),
-                     .level = level_of(state["level"]),
-                     .x = state["x"].cast<at::Tensor>(),
-                     .x_0 = tensor_of(state["x_0"]),
-                     .momentum = tensor_of(state["momentum"]),
-                     .rule_state = rule_state_of(state["rule_state"]),
-                     .seeds = state["seeds"].cast<std::vector<std::uint64_t>>(),
-                     .condition = {condition_of(state["conditional"]), condition_of(state["guided"])},
-                     .guidance = guidance_of(state["guidance"]),
-                     .inpainting = {tensor_of(inpainting[0]), tensor_of(inpainting[1]), tensor_of(inpainting[2])}},
-      .strength = state["strength"].cast<double>()};
+  into.inpainting.mask = tensor_of(inpainting[0]);
+  into.inpainting.image = tensor_of(inpainting[1]);
+  into.inpainting.noise = tensor_of(inpainting[2]);
+  made.strength = state["strength"].cast<double>();
   for (py::handle each : state["history"]) made.trajectory.history.push_back(past_of(each));
-  made.trajectory.memories.resize(state["memories"].cast<std::size_t>());
+  const std::size_t memories = state["memories"].cast<std::size_t>();
+  if (memories > 1000) throw std::invalid_argument("load: memories must be at most 1000");
+  into.memories.resize(memories);
   made.noise.torch_seed = state["torch_seed"].cast<std::optional<std::uint64_t>>();
   made.noise.rows_per_image = state["rows_per_image"].cast<int>();
   if (made.noise.torch_seed) {
@@ -160,7 +179,7 @@ PyTrajectory from_state(py::dict const& state) {
   }
   Trajectory const& run = made.trajectory;
   if (!run.x.defined() || run.next < 0 || run.next > run.count || run.x.dim() < 2 ||
-      std::size_t(run.x.size(0)) != run.seeds.size()) {
+      std::size_t(run.x.size(0)) != run.seeds.size() || !run.x.is_floating_point()) {
     throw std::invalid_argument("load: the file must hold a trajectory, with one row of x for each seed");
   }
   return made;

@@ -379,10 +379,10 @@ class Sampler:
             )
         try:
             run = _core.Trajectory.from_state(dict(source["state"]))
-        except (KeyError, TypeError, RuntimeError) as error:
+        except Exception as error:  # whatever is thrown at what is no trajectory
             raise ValueError(f"load: the file must hold a whole trajectory: {error!r}") from error
         made = Trajectory(run, self)
-        self._require_plan(made, source["plan"])
+        self._require_plan(made, source.get("plan") or {})
         return made
 
     def sample(
@@ -571,7 +571,7 @@ class Sampler:
         for name, mine in (("noise_schedule", own.noise_schedule), ("spacing", own.spacing), ("sampler", own.sampler),
                            ("steps", len(own)), ("timesteps", own.timesteps), ("networks", own.networks),
                            ("guidance", [each.guidance for each in own])):  # fmt: skip
-            saved = len(facts["timesteps"]) if name == "steps" else facts[name]
+            saved = len(facts.get("timesteps", ())) if name == "steps" else facts.get(name)
             if saved != mine:
                 raise ValueError(f"load: the file's run has {name} {shown(saved)}, this sampler has {shown(mine)}")
         raise ValueError("load: the file's run is of another plan than this sampler's")
