@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <filesystem>
 #include <limits>
+#include <map>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -162,7 +163,10 @@ class HelpFormatter : public CLI::Formatter {
  public:
   static constexpr std::size_t width = 80;
 
-  HelpFormatter() { column_width(30); }
+  /// @param examples of groups, a command each
+  explicit HelpFormatter(std::map<std::string, std::string> examples = {}) : examples_(std::move(examples)) {
+    column_width(30);
+  }
 
   /// The text with its spaces turned into ends of lines where one would be longer.
   static std::string wrapped(std::string text, std::size_t columns) {
@@ -181,11 +185,32 @@ class HelpFormatter : public CLI::Formatter {
   std::string make_option_desc(CLI::Option const* option) const override {
     return wrapped(option->get_description(), width - get_column_width());
   }
+
+  /// Without what an option excludes, which is said to who gives both.
+  std::string make_option_opts(CLI::Option const* option) const override {
+    const std::string all = CLI::Formatter::make_option_opts(option);
+    return all.substr(0, all.find(" Excludes:"));
+  }
+
+  std::string make_group(std::string group, bool is_positional,
+                         std::vector<CLI::Option const*> options) const override {
+    std::string text = CLI::Formatter::make_group(group, is_positional, std::move(options));
+    const auto example = examples_.find(group);
+    const std::string heading = group + ":\n";
+    if (const std::size_t at = text.find(heading); example != examples_.end() && at != std::string::npos) {
+      text.insert(at + heading.size(), wrapped("  " + example->second, width) + "\n\n");
+    }
+    return text;
+  }
+
+ private:
+  std::map<std::string, std::string> examples_;
 };
 
 /// Gives a program's options the help, and the version that the flag prints.
-inline void set_up(CLI::App& app, std::string const& version) {
-  app.formatter(std::make_shared<HelpFormatter>());
+/// @param examples of groups of options, a command each
+inline void set_up(CLI::App& app, std::string const& version, std::map<std::string, std::string> examples = {}) {
+  app.formatter(std::make_shared<HelpFormatter>(std::move(examples)));
   app.description(HelpFormatter::wrapped(app.get_description(), HelpFormatter::width));
   app.set_version_flag("--version", version, "print the versions of the program, of torch and of CUDA, and stop");
 }

@@ -1,5 +1,5 @@
 /// @file
-/// The command line of tstitch_sample.
+/// What the command line of tstitch_sample says.
 #pragma once
 
 #include <tstitch/method/by_name.hpp>
@@ -58,10 +58,21 @@ struct Arguments {
   std::string guidance_interval = "0:1";
   std::string forecast = "none";
   std::string forecast_guidance = "none";
-  std::uint64_t seed = 0;
-  std::int64_t batch = 0;  ///< 0: what suits the device
+  std::vector<std::uint64_t> seeds{0};  ///< one is the first picture's, and others follow; of several each is drawn
+  std::int64_t interpolate = 0;         ///< pictures between each two seeds
+  double guidance_rescale = 0;
+  std::vector<double> guidance_projection;       ///< eta, norm, momentum
+  std::optional<std::int64_t> guidance_network;  ///< the index of the guide
+  std::int64_t batch = 0;                        ///< 0: what suits the device
   bool pad_batches = false;
   bool fastest_batch = false;
+
+  std::string init_image;  ///< a picture, or .npy of what networks know
+  double strength = 1;
+  std::string mask;
+  std::string invert;
+  std::string initial_noise;
+  std::string encoder;
 
   std::string device = "auto";
   std::string dtype = "auto";
@@ -72,6 +83,8 @@ struct Arguments {
   std::string latents;
   std::string output;
   std::string grid;
+  std::string animation;
+  double frame_seconds = 0.1;
   int scale = 3;
   std::string report;
   bool plan = false;
@@ -145,329 +158,4 @@ inline std::vector<std::string> ratio_names(std::vector<double> const& ratios) {
     // They rise, so those that are the same are neighbours. 17 digits tell all numbers apart.
     if (digits == 17 || std::adjacent_find(names.begin(), names.end()) == names.end()) return names;
   }
-}
-
-/// "ddim, dpm-solver++ [0], euler-ancestral [1]": the samplers that take an option, with what they have without.
-inline std::string samplers_help(std::string const& option) {
-  std::map<std::string, std::vector<std::string>> by_usual;
-  for (std::string const& name : samplers_with(option)) {
-    by_usual[tstitch::find_update_rule(name).option(option)->usual].push_back(name);
-  }
-  std::string text;
-  for (auto const& [usual, names] : by_usual) text += (text.empty() ? "" : "; ") + joined(names) + " [" + usual + "]";
-  return text;
-}
-
-/// "stitch (the nearest whole number of steps), ...": the routings, and what they are.
-inline std::string routings_help() {
-  std::vector<std::string> all;
-  for (tstitch::NamedRouting const& each : tstitch::routing::named()) {
-    all.push_back(each.name + (each.boundaries.empty() ? "" : ":" + each.boundaries) + " (" + each.help + ")");
-  }
-  return joined(all) + ". What is behind a colon takes the place of a ratio: T and L are boundaries between networks";
-}
-
-inline std::vector<std::string> routings_by_fractions() {
-  std::vector<std::string> names;
-  for (tstitch::NamedRouting const& each : tstitch::routing::named()) {
-    if (each.takes_fractions) names.push_back(each.name);
-  }
-  return names;
-}
-
-/// Takes the boundaries behind the colon of --routing.
-/// @throws std::invalid_argument for a routing that there is not
-inline void read_routing(Arguments& arguments) {
-  std::string text = arguments.routing;
-  std::replace(text.begin(), text.begin() + std::ptrdiff_t(std::min(text.find(':'), text.size())), '_', '-');
-  auto [routing, boundaries] = tstitch::read_routing(text, tstitch::routing::named(), "--routing");
-  arguments.routing = routing.name;
-  arguments.boundaries = std::move(boundaries);
-  arguments.between = routing.between;
-}
-
-/// Whether what is behind the colon lies between networks, one fewer than they are.
-inline bool has_boundaries_between(Arguments const& arguments) {
-  return !arguments.boundaries.empty() && arguments.between;
-}
-
-/// The options in their groups, and what they must be together.
-struct CommandLine {
-  CLI::App& app;
-  Arguments& arguments;
-  char const* group = "";
-  // Those that others go with or without, or that it matters whether they are given.
-  CLI::Option *ratio = nullptr, *fractions = nullptr, *sweep = nullptr, *routing = nullptr;
-  CLI::Option *profile = nullptr, *sampler = nullptr, *order = nullptr, *steps = nullptr, *spacing = nullptr;
-  CLI::Option *preset = nullptr, *budget = nullptr, *quality = nullptr, *times = nullptr;
-  CLI::Option *forecast = nullptr, *forecast_guidance = nullptr, *plan = nullptr;
-  CLI::Option *timesteps = nullptr, *sigmas = nullptr, *eta = nullptr, *batch = nullptr, *pad = nullptr;
-
-  CLI::Option* option(char const* name, auto& value, std::string const& help) const {
-    return strict(app.add_option(name, value, help)->group(group), value);
-  }
-  /// The same with its default in the help.
-  CLI::Option* shown(char const* name, auto& value, std::string const& help) const {
-    return option(name, value, help)->capture_default_str();
-  }
-  CLI::Option* numbers(char const* name, std::vector<double>& value, char const* help) const {
-    return add_numbers(app, name, value, help)->group(group);
-  }
-  CLI::Option* flag(char const* name, bool& value, char const* help) const {
-    return app.add_flag(name, value, help)->group(group);
-  }
-
-  void add_routing();
-  void add_sampling();
-  void add_pictures();
-  void add_machine();
-  void add_output();
-
-  /// Takes what the options say beside their values.
-  void take_given() const;
-  /// Refuses what would have no effect, rather than ignore it.
-  void require_effect() const;
-  /// Refuses numbers that are too many, too few, too large or too small.
-  void require_numbers() const;
-};
-
-inline void CommandLine::add_routing() {
-  group = "Routing";
-  option("--model", arguments.models,
-         "TorchScript file or AOTInductor package; repeat in the order of use, small first")
-      ->type_name("FILE")
-      ->allow_extra_args(false);
-  ratio = shown("--ratio", arguments.ratio, "share of the steps for the first of two networks");
-  fractions =
-      numbers("--fractions", arguments.fractions, "share of the steps for each network, adding up to 1: 0.3,0.3,0.4");
-  sweep = option("--sweep", arguments.sweep, "many ratios from the same noise, FROM:TO:STEP, one row of the grid each");
-  fractions->excludes(ratio)->excludes(sweep);
-  sweep->type_name("A:B:C")->excludes(ratio);
-  routing = shown("--routing", arguments.routing, "how networks share the steps: " + routings_help());
-  routing->type_name("RULE")->excludes(sweep);
-  plan = flag("--plan", arguments.plan, "print what each step would do, and stop");
-}
-
-inline void CommandLine::add_sampling() {
-  group = "Sampling";
-  std::string presets;
-  for (tstitch::NamedPreset const& each : tstitch::presets()) {
-    presets += (presets.empty() ? "" : "; ") + each.name + " (" + each.help + ")";
-  }
-  preset =
-      option("--preset", arguments.preset, "how two networks are sampled, in a word: " + presets)->type_name("NAME");
-  one_of(preset, names_in(tstitch::presets()));
-  budget = option("--budget", arguments.budget,
-                  "what drawing may cost: " + tstitch::budgets_text() +
-                      "; takes what is best for that by a quality table, or as many steps of the large network as fit")
-               ->type_name("COST");
-  quality = option("--quality", arguments.quality,
-                   "table of measure_quality.py that the budget chooses from [the bundled pair's, with that pair]")
-                ->type_name("FILE")
-                ->needs(budget);
-  times = option("--times", arguments.times,
-                 "file that keeps what networks take, none for nowhere [tstitch/times.txt in the user's cache]")
-              ->type_name("FILE")
-              ->needs(budget);
-  const std::vector<std::string> profile_names = names_in(tstitch::profiles());
-  profile = option("--profile", arguments.profile,
-                   "instead of sampler, order, spacing and eta, this library's choice or what another program does: " +
-                       joined(profile_names) + " [what the last network recommends]")
-                ->type_name("NAME");
-  one_of(profile, profile_names);
-  const std::vector<std::string> sampler_names = names_in(tstitch::update_rules());
-  sampler = shown("--sampler", arguments.sampler, "update rule: " + joined(sampler_names))->type_name("NAME");
-  one_of(sampler, sampler_names);
-  order = option("--order", arguments.order,
-                 "1 to 3, of the adaptive ones 2 or 3, of lms 1 to 8: " + samplers_help("order"));
-  steps = option("--steps", arguments.steps,
-                 "50, or what the last network recommends where no other sampling option is given; some "
-                 "samplers evaluate a network more than once in each, as --plan shows");
-  spacing = option("--spacing", arguments.spacing,
-                   tstitch::spacings_text() +
-                       ", or a list of timesteps; shifted is for flow matching [linspace; shifted for flow "
-                       "matching]")
-                ->type_name("NAME");
-  timesteps = numbers("--timesteps", arguments.timesteps,
-                      "instead of steps and spacing: where each step begins, the noisiest first");
-  sigmas = numbers("--sigmas", arguments.sigmas,
-                   "the same by noise levels, sigma / alpha; a last one of 0 is where the last step ends");
-  eta = option("--eta", arguments.eta,
-               "how much noise a step renews, 0 to 1, of dpm-solver++ 0 or more: " + samplers_help("eta"));
-  forecast = shown("--forecast", arguments.forecast,
-                   "steps in which the blocks of the last network do not run, for what they add is forecast: " +
-                       tstitch::forecasts_text() +
-                       ", as every:2 computes one of 2, or the file of a table (tstitch_inspect --forecast)")
-                 ->type_name("NAME");
-  for (auto const& list : {timesteps, sigmas}) list->excludes(steps)->excludes(spacing);
-  timesteps->excludes(sigmas);
-  for (auto const& part : {sampler, order, spacing, eta}) profile->excludes(part);
-  for (auto const& part :
-       {profile, sampler, order, steps, spacing, timesteps, sigmas, eta, forecast, fractions, budget}) {
-    preset->excludes(part);
-  }
-  for (auto const& part : {fractions, sweep, plan}) budget->excludes(part);
-  for (auto const& part : {order, spacing, timesteps, sigmas, eta}) quality->excludes(part);
-}
-
-inline void CommandLine::add_pictures() {
-  group = "Pictures";
-  option("--class", arguments.classes,
-         "name, one of its synonyms, or number; repeat for more; all for each [all of up to 10 classes, else 10]")
-      ->type_name("CLASS")
-      ->allow_extra_args(false);
-  option("--condition", arguments.conditions,
-         "file of tensors by name, such as the embedding of a prompt (encode_prompt.py); repeat for more")
-      ->type_name("FILE")
-      ->allow_extra_args(false);
-  shown("--count", arguments.count, "pictures of each class, or of each prompt");
-  add_shape(app, arguments.shape)->group(group);
-  numbers("--guidance", arguments.guidance,
-          "classifier-free guidance scale, 1 for none, or one for each network: 1.5,3 [what the last network "
-          "recommends]");
-  shown("--guidance-interval", arguments.guidance_interval, "share of the steps at which guidance begins and ends")
-      ->type_name("A:B");
-  forecast_guidance =
-      shown("--forecast-guidance", arguments.forecast_guidance,
-            "steps in which what guidance adds is forecast, and networks run with the class or prompt alone: " +
-                tstitch::forecasts_text())
-          ->type_name("NAME");
-  preset->excludes(forecast_guidance);
-  shown("--seed", arguments.seed, "picture i has seed SEED + i, and its noise depends on nothing else");
-}
-
-inline void CommandLine::add_machine() {
-  group = "Machine";
-  shown("--device", arguments.device, "auto, cpu, cuda or cuda:N");
-  one_of(shown("--dtype", arguments.dtype,
-               "of the networks: float32, float16 or bfloat16; auto is float32 on the CPU, the file's own on a GPU and "
-               "of packages; float32 is without TF32")
-             ->type_name("TYPE"),
-         tstitch::dtype_names());
-  add_names(app, "--backend", arguments.backends,
-            "how networks are run, for all or for each: torchscript, native (DiTs by the library's own engine), "
-            "native-e4m3 (in 8 bits) or aot-inductor, each with +graph for CUDA graphs; auto is the fastest that "
-            "keeps the number format",
-            tstitch::backend_names())
-      ->group(group)
-      ->default_str("auto");
-  batch = option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
-  pad = flag("--pad-batches", arguments.pad_batches,
-             "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them");
-  flag("--fastest-batch", arguments.fastest_batch,
-       "measure batches of 1, 2, 4 ... pictures up to --batch first, and draw in the fastest")
-      ->excludes(pad)
-      ->excludes(budget);
-}
-
-inline void CommandLine::add_output() {
-  group = "Output";
-  const auto decoder =
-      option("--decoder", arguments.decoder, "decoder of the autoencoder, for networks that make latents");
-  decoder->type_name("FILE");
-  option("--tile", arguments.tile, "decode in tiles of so many pixels of the latent a side [whole pictures]")
-      ->needs(decoder)
-      ->check(in_range<std::int64_t>(17, 65536));
-  file_of(
-      option("--latents", arguments.latents, "what the networks made, before it is decoded: .npy, float32 [n, C, ...]")
-          ->type_name("FILE")
-          ->excludes(sweep),
-      ".npy");
-  option("--output", arguments.output, "one PNG for each picture goes into this folder")->type_name("DIR");
-  file_of(option("--grid", arguments.grid, "all pictures in one PNG [samples.png, unless --output is given]")
-              ->type_name("FILE"),
-          ".png");
-  shown("--scale", arguments.scale, "the grid's pictures are so many times larger")->check(in_range(1, 64));
-  option("--report", arguments.report, "parameters, calls and seconds as JSON")->type_name("FILE");
-  flag("--quiet", arguments.quiet, "print errors only");
-}
-
-inline void CommandLine::take_given() const {
-  for (CLI::Option const* const part : {profile, sampler, order, spacing, timesteps, sigmas, eta}) {
-    arguments.sampling_given = arguments.sampling_given || part->count() > 0;
-  }
-  arguments.steps_given = steps->count() > 0;
-  arguments.ratio_given = ratio->count() > 0;
-  arguments.forecast_given = forecast->count() > 0;
-  arguments.forecast_guidance_given = forecast_guidance->count() > 0;
-  for (CLI::Option const* const part : {order, spacing, timesteps, sigmas, eta}) {
-    arguments.spacing_given = arguments.spacing_given || part->count() > 0;
-  }
-  if (arguments.sigmas.size() > 1 && arguments.sigmas.back() == 0) arguments.sigmas.pop_back();
-  if (const std::size_t listed = arguments.timesteps.size() + arguments.sigmas.size(); listed > 0) {
-    arguments.steps = int(listed);
-  }
-}
-
-inline void CommandLine::require_effect() const {
-  const auto only = [](CLI::Option const* given, bool useful, std::string const& rule, std::string const& got) {
-    if (given->count() && !useful) {
-      throw std::invalid_argument(given->get_name() + ": is for " + rule + ", got " + got);
-    }
-  };
-  const std::size_t networks = arguments.models.size();
-  const bool bounded = !arguments.boundaries.empty();
-  only(ratio, networks == 2, "two networks", std::to_string(networks));
-  only(ratio, !bounded, "routing by shares of the steps", arguments.routing);
-  only(sweep, networks == 2, "two networks", std::to_string(networks));
-  const std::vector<std::string> by_fractions = routings_by_fractions();
-  only(fractions, std::ranges::count(by_fractions, arguments.routing) > 0,
-       "the routings " + joined_with_and(by_fractions), arguments.routing);
-  const bool several = has_boundaries_between(arguments) || !arguments.fractions.empty();
-  only(routing, several ? networks > 1 : networks == 2, several ? "several networks" : "two networks",
-       std::to_string(networks));
-  only(timesteps, arguments.profile.empty(), "runs without --profile", arguments.profile);
-  only(sigmas, arguments.profile.empty(), "runs without --profile", arguments.profile);
-  only(order, takes(arguments, "order"), joined_with_and(samplers_with("order")), arguments.sampler);
-  only(preset, networks == 2, "two networks", std::to_string(networks));
-  only(budget, arguments.routing == "stitch", "the routing stitch", arguments.routing);
-  only(pad, arguments.sweep.empty(), "runs without --sweep", in_quotes(arguments.sweep));
-  only(eta, takes(arguments, "eta"), joined_with_and(samplers_with("eta")), arguments.sampler);
-}
-
-inline void CommandLine::require_numbers() const {
-  const std::size_t networks = arguments.models.size();
-  if (has_boundaries_between(arguments) && arguments.boundaries.size() + 1 != networks) {
-    throw std::invalid_argument("--routing: must have a boundary between each two of the " + std::to_string(networks) +
-                                " networks, got " + std::to_string(arguments.boundaries.size()));
-  }
-  if (const std::size_t scales = arguments.guidance.size(); scales > 1 && scales != networks) {
-    throw std::invalid_argument("--guidance: must be one scale, or one for each of the " + std::to_string(networks) +
-                                " networks, got " + std::to_string(scales));
-  }
-  if (arguments.count < 1) {
-    throw std::invalid_argument("--count: must be at least 1, got " + std::to_string(arguments.count));
-  }
-  // Padded batches have their size however few pictures are in them.
-  const std::int64_t most = arguments.pad_batches ? 65'536 : 1'000'000;
-  if (batch->count() && (arguments.batch < 1 || arguments.batch > most)) {
-    throw std::invalid_argument("--batch: must be in [1, " + std::to_string(most) + "]" +
-                                (arguments.pad_batches ? " with --pad-batches" : "") + ", got " +
-                                std::to_string(arguments.batch));
-  }
-}
-
-/// @returns nothing when the program is to go on, else its exit code; help and version have been printed then
-/// @throws std::invalid_argument for options that are not what they must be, or do not suit each other
-inline std::optional<int> parse(int count, char** values, Arguments& arguments) {
-  CLI::App app{
-      "Samples class-conditional pictures with several diffusion transformers in turn: the first, noisy steps go to "
-      "the first network, the later ones to the next (T-Stitch, arXiv 2402.14167).\n"
-      "Without arguments: one picture of each class from the bundled pair, into samples.png.\n"
-      "Networks and decoders are programs: TorchScript files and .pt2 packages run code that they contain, so take "
-      "them from whom you trust.",
-      "tstitch_sample"};
-  CommandLine line{app, arguments};
-  line.add_routing();
-  line.add_sampling();
-  line.add_pictures();
-  line.add_machine();
-  line.add_output();
-  set_up(app, version_of("tstitch_sample"));
-  if (const std::optional<int> code = read_arguments(app, count, values)) return code;
-  read_routing(arguments);
-  line.take_given();
-  line.require_effect();
-  line.require_numbers();
-  return std::nullopt;
 }

@@ -7,7 +7,10 @@
 #include <tstitch/peer/by_name.hpp>
 #include <tstitch/tstitch.hpp>
 
+#include <ATen/ops/cat.h>
+
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <limits>
@@ -76,10 +79,36 @@ struct Job {
   tstitch::Guidance guidance;
   std::optional<tstitch::AnyProfile> way;  ///< how pictures are drawn: the profile, or what the arguments say
   Notes notes;
-  double predicted_seconds = 0;  ///< of a batch, where there is a budget
+  double predicted_seconds = 0;                                  ///< of a batch, where there is a budget
+  at::Tensor initial_image = {}, mask = {}, initial_noise = {};  ///< [1 or n, ...] of Request; undefined: none
+  at::Tensor to_invert = {};                                     ///< [1, C, ...]; its noise is the initial one
 
   std::int64_t images() const { return image_count; }
-  std::uint64_t seed(std::int64_t image) const { return arguments.seed + std::uint64_t(image); }
+  /// How many there are of one seed where several are given: one of each class or prompt.
+  std::int64_t of_one_seed() const { return std::max<std::int64_t>({1, std::int64_t(labels.size()), prompts}); }
+  std::uint64_t seed(std::int64_t image) const {
+    std::vector<std::uint64_t> const& seeds = arguments.seeds;
+    if (arguments.interpolate > 0) return seeds[0];  // of the noise that steps add, which is to be the same in all
+    return seeds.size() == 1 ? seeds[0] + std::uint64_t(image) : seeds[std::size_t(image / of_one_seed())];
+  }
+  /// Noise between the two seeds that a picture lies between, on the great circle (slerp), whose middle has the norm of
+  /// noise; float64 sums.
+  at::Tensor noise_between(std::int64_t image) const {
+    const std::int64_t at = image / of_one_seed(), steps = arguments.interpolate + 1;
+    const double share = double(at % steps) / double(steps);
+    const auto of = [&](std::int64_t seed) {
+      // Of the numbers that the seeds' own pictures begin with.
+      return tstitch::noise({arguments.seeds[std::size_t(seed)]}, tstitch::NoiseAddress::initial(), shape, at::kFloat)
+          .to(at::kDouble);
+    };
+    const at::Tensor a = of(at / steps);
+    if (share == 0) return a;
+    const at::Tensor b = of(at / steps + 1);
+    const double cosine = a.mul(b).sum().item<double>() / (a.norm().item<double>() * b.norm().item<double>());
+    const double angle = std::acos(std::clamp(cosine, -1.0, 1.0));
+    if (!(std::sin(angle) > 1e-6)) return a.lerp(b, share);  // the same seed again
+    return a.mul(std::sin((1 - share) * angle)).add(b, std::sin(share * angle)).div(std::sin(angle));
+  }
   /// Class after class, as the columns of a sweep: every class once, then again.
   std::int64_t label(std::int64_t image) const { return labels[std::size_t(image) % labels.size()]; }
 
@@ -92,6 +121,19 @@ struct Job {
     }
     for (tstitch::NamedCondition const& each : conditions) {
       request.conditions.push_back({each.name, rows(each.value, first, count), rows(each.null, first, count)});
+    }
+    request.initial_image = initial_image;
+    request.mask = mask;
+    request.strength = arguments.strength;
+    if (arguments.interpolate > 0) {
+      std::vector<at::Tensor> between;
+      for (std::int64_t i = first; i < first + count; ++i) between.push_back(noise_between(i));
+      request.initial_noise = at::cat(between).to(at::kFloat).to(device);
+    } else if (initial_noise.defined()) {
+      const bool one = initial_noise.size(0) == 1;
+      std::vector<std::int64_t> all(std::size_t(initial_noise.dim()), -1);
+      all[0] = count;
+      request.initial_noise = one ? initial_noise.expand(all) : initial_noise.narrow(0, first, count);
     }
     if (arguments.pad_batches) {
       request.batch_size = arguments.batch;
@@ -255,17 +297,19 @@ inline void require_picture(Arguments const& arguments, std::vector<std::int64_t
   if (!arguments.sweep.empty()) {
     throw std::invalid_argument("--sweep: is for networks whose x is a picture, [C, H, W]" + got);
   }
-  if (!arguments.latents.empty() && arguments.output.empty() && arguments.grid.empty() && arguments.decoder.empty())
+  if (!arguments.latents.empty() && arguments.output.empty() && arguments.grid.empty() && arguments.decoder.empty() &&
+      arguments.animation.empty())
     return;
   throw std::invalid_argument(
-      "--latents: must be given, without --output, --grid and --decoder, for networks whose x is no picture, [C, H, "
-      "W]" +
+      "--latents: must be given, without --output, --grid, --animation and --decoder, for networks whose x is no "
+      "picture, [C, H, W]" +
       got);
 }
 
 /// Latents need a decoder, and pictures none.
 inline void require_decoder(Arguments const& arguments, tstitch::NetworkInfo const& info) {
-  const bool draws = arguments.latents.empty() || !arguments.output.empty() || !arguments.grid.empty();
+  const bool draws =
+      arguments.latents.empty() || !arguments.output.empty() || !arguments.grid.empty() || !arguments.animation.empty();
   if (info.decoding == tstitch::Decoding::none && info.channels != 1 && info.channels != 3 &&
       arguments.decoder.empty() && !arguments.plan && draws) {
     throw std::invalid_argument("--decoder: is needed by networks that make latents, got none for " +
@@ -278,17 +322,27 @@ inline void require_decoder(Arguments const& arguments, tstitch::NetworkInfo con
 
 /// How many pictures there are; labels and prompts are known.
 inline std::int64_t count_pictures(Job const& job, Arguments const& arguments) {
-  const std::int64_t each = std::max<std::int64_t>({1, std::int64_t(job.labels.size()), job.prompts});
+  const std::int64_t each = job.of_one_seed();
   if (arguments.count > 100'000'000 / each) {
     throw std::invalid_argument("--count: must give at most 100000000 pictures, got " +
                                 std::to_string(arguments.count));
   }
   const std::int64_t images = arguments.count * each;
-  if (std::uint64_t(images - 1) > std::numeric_limits<std::uint64_t>::max() - arguments.seed) {
+  std::vector<std::uint64_t> const& seeds = arguments.seeds;
+  if (seeds.size() == 1 && std::uint64_t(images - 1) > std::numeric_limits<std::uint64_t>::max() - seeds[0]) {
     throw std::invalid_argument("--seed: must leave room for one seed more a picture below 18446744073709551616, got " +
-                                std::to_string(arguments.seed) + " and " + std::to_string(images) + " pictures");
+                                std::to_string(seeds[0]) + " and " + std::to_string(images) + " pictures");
   }
   return images;
+}
+
+/// @param numbers of --guidance-projection, at most three
+inline std::optional<tstitch::ProjectedGuidance> projection_of(std::vector<double> const& numbers) {
+  if (numbers.empty()) return {};
+  tstitch::ProjectedGuidance projection{.eta = numbers[0]};
+  if (numbers.size() > 1) projection.norm_threshold = numbers[1];
+  if (numbers.size() > 2) projection.momentum = numbers[2];
+  return projection;
 }
 
 /// How the job is guided, but for the channels; conditions are known.
@@ -307,6 +361,9 @@ inline tstitch::Guidance guidance_of(Job& job, Arguments const& arguments) {
                                                 : tstitch::GuidanceScale(arguments.guidance),
                                    .begin = interval[0],
                                    .end = interval[1],
+                                   .rescale = arguments.guidance_rescale,
+                                   .projected = projection_of(arguments.guidance_projection),
+                                   .guide_network = arguments.guidance_network,
                                    .forecast = forecast_of_guidance(arguments.forecast_guidance)};
   note_guidance(job.notes, arguments, guidance, with_null);
   return guidance;
@@ -360,7 +417,9 @@ inline Job prepare(Arguments arguments) {
   if (!arguments.pad_batches) arguments.batch = std::min(arguments.batch, job.image_count);
   job.guidance = guidance_of(job, arguments);
   take_way(job, arguments);
-  if (arguments.output.empty() && arguments.grid.empty() && arguments.latents.empty()) arguments.grid = "samples.png";
+  if (arguments.output.empty() && arguments.grid.empty() && arguments.latents.empty() && arguments.animation.empty()) {
+    arguments.grid = "samples.png";
+  }
   job.arguments = std::move(arguments);
   return job;
 }
@@ -392,7 +451,7 @@ inline tstitch::AnyModelSchedule routing(Job const& job, std::string const& rule
                                           .fractions = arguments.fractions,
                                           .boundaries = arguments.boundaries,
                                           .num_train_timesteps = timesteps,
-                                          .seed = std::uint32_t(arguments.seed)},
+                                          .seed = std::uint32_t(arguments.seeds[0])},
                                          tstitch::routing::named());
 }
 

@@ -21,6 +21,8 @@
 #include "../common/signals.hpp"
 #include "arguments.hpp"
 #include "budget.hpp"
+#include "command_line.hpp"
+#include "editing.hpp"
 #include "job.hpp"
 #include "output.hpp"
 #include "places.hpp"
@@ -106,7 +108,7 @@ std::string summary(Job const& job, tstitch::Plan const& plan) {
 }
 
 tstitch::Plan plan_by(Job const& job, tstitch::AnyModelSchedule const& schedule) {
-  return sampler_of(job, schedule).plan(job.guidance);
+  return sampler_of(job, schedule).plan(job.guidance, job.arguments.strength);
 }
 
 /// That what is to be forecast has no step for it.
@@ -123,13 +125,15 @@ void note_forecasts(Job& job, tstitch::Plan const& plan) {
 /// What one may not expect of how the networks share the steps.
 void note_routing(Job& job, tstitch::Plan const& plan) {
   Arguments const& arguments = job.arguments;
+  const tstitch::AnyModelSchedule schedule = routing(job, arguments.routing);
+  const tstitch::Plan whole = sampler_of(job, schedule).plan(job.guidance);
   std::vector<double> shares = arguments.fractions;
   if (!arguments.boundaries.empty()) {
     shares = {};
   } else if (shares.empty()) {
     shares = {arguments.ratio, 1 - arguments.ratio};
   }
-  note_shares(job.notes, shares, plan, job.infos);
+  note_shares(job.notes, shares, whole, plan, job.infos);
   const std::string published = job.way->routing;
   if (arguments.routing != "stitch" || published.empty() || !arguments.fractions.empty()) return;
   const tstitch::Plan theirs = plan_by(job, routing(job, published));
@@ -176,6 +180,7 @@ int tstitch_sample(Arguments arguments) {
   for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
   tstitch::require_device(job.device);
   require_writable(job);
+  take_editing(job);
   if (!chosen_later) say(job, summary(job, plan));
 
   tstitch::LoadOptions options{.device = job.device, .dtype = tstitch::dtype_named(job.arguments.dtype)};
@@ -187,6 +192,8 @@ int tstitch_sample(Arguments arguments) {
       job.infos, [&](tstitch::NetworkInfo const& info) { return missing_condition(job, info).empty(); });
   if (job.device.is_cuda() && !job.arguments.fastest_batch && known) options.warm_up_rows = batch_rows(job, plan);
   options.warm_up_sizes = job.input_sizes();
+  options.warm_up_forecasts =
+      std::ranges::any_of(plan.steps, [](tstitch::PlannedStep const& planned) { return planned.forecast.network; });
   const std::optional<tstitch::Decoder> decoder = load_decoder(job);
   require_grid(job, decoder);
   const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
@@ -195,6 +202,7 @@ int tstitch_sample(Arguments arguments) {
     say(job, summary(job, plan_by(job, routing(job, job.arguments.routing))));
   }
   if (job.arguments.fastest_batch) take_fastest_batch(job, plan, networks);
+  if (job.to_invert.defined()) job.initial_noise = inverted(job, networks, job.to_invert);
   has_begun = true;
   return sweep ? run_sweep(job, networks, decoder) : run(job, networks, decoder);
 }

@@ -77,12 +77,16 @@ inline void note_guidance(Notes& notes, Arguments const& arguments, tstitch::Gui
 }
 
 /// @param wanted the shares of the steps that are asked for, one a network; empty: others than shares are
-inline void note_shares(Notes& notes, std::vector<double> const& wanted, tstitch::Plan const& plan,
-                        std::vector<tstitch::NetworkInfo> const& infos) {
+/// @param whole the plan, of a strength of 1
+inline void note_shares(Notes& notes, std::vector<double> const& wanted, tstitch::Plan const& whole,
+                        tstitch::Plan const& plan, std::vector<tstitch::NetworkInfo> const& infos) {
+  const std::vector<int> of_whole = whole.calls(infos.size());
   const std::vector<int> calls = plan.calls(infos.size());
   for (std::size_t k = 0; k < infos.size(); ++k) {
     if (calls[k] > 0 || (!wanted.empty() && wanted[k] == 0)) continue;
     notes.push_back(in_quotes(infos[k].name) + " takes none of the " + std::to_string(plan.steps.size()) + " steps" +
-                    (wanted.empty() ? "" : ": its share of " + tstitch::words::text(wanted[k]) + " rounds to 0"));
+                    (of_whole[k] > 0  ? ": its steps are noisier ones, which --strength leaves out"
+                     : wanted.empty() ? ""
+                                      : ": its share of " + tstitch::words::text(wanted[k]) + " rounds to 0"));
   }
 }

@@ -57,7 +57,21 @@ inline Json parameters(Job const& job) {
   json["guidance_interval"] = a.guidance_interval;
   if (a.forecast != "none") json["forecast"] = a.forecast;
   if (a.forecast_guidance != "none") json["forecast_guidance"] = a.forecast_guidance;
-  json["seed"] = a.seed;
+  if (a.guidance_rescale != 0) json["guidance_rescale"] = a.guidance_rescale;
+  if (!a.guidance_projection.empty()) json["guidance_projection"] = a.guidance_projection;
+  if (a.guidance_network) json["guidance_network"] = *a.guidance_network;
+  if (a.seeds.size() == 1) {
+    json["seed"] = a.seeds[0];
+  } else {
+    json["seeds"] = a.seeds;
+  }
+  for (auto const& [name, path] :
+       {std::pair{"init_image", &a.init_image}, std::pair{"mask", &a.mask}, std::pair{"invert", &a.invert},
+        std::pair{"initial_noise", &a.initial_noise}, std::pair{"encoder", &a.encoder}}) {
+    if (!path->empty()) json[name] = *path;
+  }
+  if (!a.init_image.empty()) json["strength"] = a.strength;
+  if (a.interpolate > 0) json["interpolate"] = a.interpolate;
   json["images"] = job.images();
   if (!a.shape.empty()) json["shape"] = a.shape;
   if (!a.conditions.empty()) json["conditions"] = a.conditions;

@@ -30,7 +30,8 @@ inline void require_writable(Job const& job) {
     if (!folder.empty()) std::filesystem::create_directories(folder, error);
     if (error) throw std::runtime_error("'" + path + "': must be a " + rule + ", got '" + error.message() + "'");
   };
-  for (std::string const& file : {job.arguments.grid, job.arguments.report, job.arguments.latents}) {
+  for (std::string const& file :
+       {job.arguments.grid, job.arguments.report, job.arguments.latents, job.arguments.animation}) {
     if (file.empty()) continue;
     make_folder(std::filesystem::path(file).parent_path(), file, "file that can be written");
     std::int64_t numbers = file == job.arguments.latents ? job.images() : 0;
@@ -46,10 +47,11 @@ inline void require_writable(Job const& job) {
   }
 }
 
-/// How many pictures stand side by side in the grid; 0 for about a square.
+/// How many pictures stand side by side in the grid: those of a sweep, or one of each class; 0 for about a square.
 inline std::int64_t grid_columns(Job const& job) {
   if (!job.arguments.sweep.empty()) return job.images();
-  return job.arguments.count > 1 && !job.labels.empty() ? job.images() / job.arguments.count : 0;
+  if (job.arguments.interpolate > 0 && job.of_one_seed() == 1) return job.arguments.interpolate + 1;  // a seed a row
+  return job.arguments.count > 1 && job.labels.size() > 1 ? job.images() / job.arguments.count : 0;
 }
 
 /// Refuses a grid that cannot be written, before its pictures are drawn.
@@ -103,9 +105,17 @@ inline void require_apart(Job const& job) {
   Arguments const& arguments = job.arguments;
   std::vector<std::pair<std::string, std::string>> read{{"--decoder", arguments.decoder}};
   for (std::string const& path : arguments.models) read.emplace_back("--model", path);
+  for (auto const& [option, path] :
+       {std::pair{"--init-image", &arguments.init_image}, std::pair{"--mask", &arguments.mask},
+        std::pair{"--invert", &arguments.invert}, std::pair{"--initial-noise", &arguments.initial_noise},
+        std::pair{"--encoder", &arguments.encoder}}) {
+    read.emplace_back(option, *path);
+  }
   for (std::string const& path : arguments.conditions) read.emplace_back("--condition", path);
-  const std::vector<std::pair<std::string, std::string>> written{
-      {"--grid", arguments.grid}, {"--report", arguments.report}, {"--latents", arguments.latents}};
+  const std::vector<std::pair<std::string, std::string>> written{{"--grid", arguments.grid},
+                                                                 {"--report", arguments.report},
+                                                                 {"--latents", arguments.latents},
+                                                                 {"--animation", arguments.animation}};
   require_different(written, read);
   for (auto const& [option, path] : written) {
     if (path.empty() || arguments.output.empty()) continue;

@@ -29,7 +29,9 @@ class Pictures {
   }
 
   /// Whether there are to be any, and not latents alone.
-  bool wanted() const { return files() || !job_.arguments.grid.empty(); }
+  bool wanted() const { return files() || gathers(); }
+  /// Whether they are to be in one file.
+  bool gathers() const { return !job_.arguments.grid.empty() || !job_.arguments.animation.empty(); }
   /// Whether each is to be a file.
   bool files() const { return !job_.arguments.output.empty(); }
 
@@ -57,7 +59,7 @@ class Pictures {
   /// Whether the picture is where it is to be.
   bool done(std::int64_t image) const { return done_[std::size_t(image)]; }
   std::int64_t count() const { return std::count(done_.begin(), done_.end(), true); }
-  std::vector<tstitch::Picture> const& for_grid() const { return for_grid_; }
+  std::vector<tstitch::Picture> const& gathered() const { return gathered_; }
 
  private:
   /// @param next makes the pictures of the next batch
@@ -66,7 +68,7 @@ class Pictures {
     const std::int64_t first = drawn_, count = std::min(job_.arguments.batch, sampled_ - drawn_);
     drawn_ += count;
     std::vector<tstitch::Picture> pictures = next();
-    if (!job_.arguments.grid.empty()) for_grid_.insert(for_grid_.end(), pictures.begin(), pictures.end());
+    if (gathers()) gathered_.insert(gathered_.end(), pictures.begin(), pictures.end());
     if (files()) {
       writer_([this, first, pictures = std::move(pictures)] {
         write_pictures(job_, parameters(job_), job_.arguments.output, pictures, first, done_);
@@ -78,7 +80,7 @@ class Pictures {
 
   Job const& job_;
   Flags done_;
-  std::vector<tstitch::Picture> for_grid_ = {};
+  std::vector<tstitch::Picture> gathered_ = {};
   std::int64_t sampled_ = 0, drawn_ = 0;
   BackgroundWriter writer_ = {};
   std::optional<tstitch::DecodeQueue> queue_ = {};
@@ -133,7 +135,7 @@ inline std::string hundredths(double value) {
 inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
                std::optional<tstitch::Decoder> const& decoder) {
   const tstitch::AnySampler sampler = sampler_of(job, routing(job, job.arguments.routing));
-  const tstitch::Plan plan = sampler.plan(job.guidance);
+  const tstitch::Plan plan = sampler.plan(job.guidance, job.arguments.strength);
   NetworkClock clock(plan, job.device, networks.size());
   const std::vector<tstitch::NetworkWork> work = plan.work(networks.size());
   std::optional<tstitch::ProgressBar> progress;
@@ -176,8 +178,13 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
   json["pictures"] = list_pictures(job, pictures);
   failure.watch([&] { write_report(job, json); });
   // Last, for it may be too large.
-  if (!pictures.for_grid().empty()) {
-    leave("grid", job.arguments.grid, [&] { write_grid(job, pictures.for_grid(), text); });
+  if (!pictures.gathered().empty()) {
+    if (!job.arguments.grid.empty()) {
+      leave("grid", job.arguments.grid, [&] { write_grid(job, pictures.gathered(), text); });
+    }
+    if (!job.arguments.animation.empty()) {
+      leave("animation", job.arguments.animation, [&] { write_animation(job, pictures.gathered(), text); });
+    }
   }
 
   say(job, counted(finished, job.noun()), " in ", hundredths(seconds), " s, ", hundredths(double(finished) / seconds),

@@ -66,6 +66,8 @@ struct LoadOptions {
   std::vector<std::int64_t> warm_up_rows = {};
   /// Sizes that networks leave open, which warming up must know.
   InputSizes warm_up_sizes = {};
+  /// Whether forecast steps (SamplingOptions::forecast) are warmed up too, where a network can forecast.
+  bool warm_up_forecasts = false;
   /// What a network is, for TorchScript files without metadata; files that have it are believed instead.
   std::optional<NetworkInfo> info = {};
   /// Where no backend is named, these are asked in their order before anything else is tried.
@@ -149,10 +151,16 @@ inline bool wants_graphs(LoadOptions const& options) {
   return options.graphs == Graphs::always || (options.graphs == Graphs::automatic && options.device.is_cuda());
 }
 
+/// Warms up as the options say.
+template <class Options>
+void warm_up_by(Network const& network, Options const& options) {
+  warm_up(network, options.warm_up_rows, options.warm_up_sizes, options.warm_up_forecasts);
+}
+
 /// A DiT by the library's own engine, warmed up, which load_dit leaves to others.
 inline Network load_engine(std::string const& path, TorchScriptOptions const& options, DiTOptions const& how = {}) {
   Network network = load_dit(path, options, how);
-  reading(torchscript_file, quoted(path), [&] { warm_up(network, options.warm_up_rows, options.warm_up_sizes); });
+  reading(torchscript_file, quoted(path), [&] { warm_up_by(network, options); });
   return network;
 }
 
@@ -198,13 +206,14 @@ inline Network load_plain(std::string const& path, LoadOptions const& options) {
   if (!options.warm_up_rows.empty()) closed("load_network", load_network_info(path, options), options.warm_up_sizes);
   if (FileReader const* const reader = reader_of(path, options)) {
     Network network = reader->load(path, options);
-    warm_up(network, options.warm_up_rows, options.warm_up_sizes);
+    warm_up_by(network, options);
     return network;
   }
   const TorchScriptOptions script{.device = options.device,
                                   .dtype = options.dtype,
                                   .warm_up_rows = options.warm_up_rows,
                                   .warm_up_sizes = options.warm_up_sizes,
+                                  .warm_up_forecasts = options.warm_up_forecasts,
                                   .info = options.info};
   const bool choose = options.backend == Backend::automatic;
   Backend backend = options.backend;
@@ -215,8 +224,10 @@ inline Network load_plain(std::string const& path, LoadOptions const& options) {
   }
   switch (backend) {
     case Backend::aot_inductor:
-      return load_aot_inductor(
-          path, {.device = options.device, .dtype = options.dtype, .warm_up_rows = options.warm_up_rows});
+      return load_aot_inductor(path, {.device = options.device,
+                                      .dtype = options.dtype,
+                                      .warm_up_rows = options.warm_up_rows,
+                                      .warm_up_forecasts = options.warm_up_forecasts});
     case Backend::native: return load_native(path, script, choose);
     case Backend::native_e4m3: {
       std::vector<double> inputs = tstitch::read_network_info(path, options.info).architecture.e4m3_inputs;
@@ -263,7 +274,7 @@ inline Network with_graphs(Network const& plain, LoadOptions const& options) {
   Network network = captured(plain, {.on_fallback = [name](std::string const& reason) {
                                detail::diagnose("load_network", "runs " + name + " without graphs: " + reason);
                              }});
-  warm_up(network, options.warm_up_rows, options.warm_up_sizes);
+  detail::warm_up_by(network, options);
   return network;
 #else
   detail::diagnose("load_network", "runs " + name + " without graphs: the program was built without TSTITCH_WITH_CUDA");

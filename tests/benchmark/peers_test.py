@@ -138,7 +138,7 @@ for arguments, words in (
 ):
     done = measure(*arguments)
     assert done.returncode == 2 and words in done.stderr.splitlines()[-1], (arguments, done.stderr)
-done = measure(tool, *small, "--backend", "magic", "--no-accuracy")
+done = measure(tool, *small, "--backend", "magic", "--peers", "", "--no-accuracy")
 assert done.returncode == 1 and "got 'magic'" in done.stderr, done.stderr
 done = measure(tool, *small, "--peers", "first-block-cache", "--forecast", "every:2,9", "--no-accuracy")
 assert done.returncode == 1 and "order must be in [0, 8], got 9" in done.stderr, done.stderr

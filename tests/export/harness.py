@@ -1,6 +1,8 @@
 """What the tests of exporters share."""
 
 import contextlib
+import functools
+import gc
 import importlib
 import io
 import shutil
@@ -32,8 +34,15 @@ def set_up(*packages: str) -> tuple[Path, Path]:
     return export, scratch
 
 
+@functools.cache
+def freeze_garbage() -> None:
+    """Once: exporters look for garbage, which takes long among all that is imported."""
+    gc.freeze()
+
+
 def run(program: ModuleType, *arguments: object, stderr: io.StringIO | None = None) -> str:
     """Runs its main() in this process; an empty string, or the line with which it ended."""
+    freeze_garbage()
     sys.argv = [f"{program.__name__}.py", *map(str, arguments)]
     errors = stderr or io.StringIO()
     try:

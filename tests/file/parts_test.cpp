@@ -180,3 +180,25 @@ TEST_CASE("files with some of the parts, or with other arguments, are refused") 
                       "def forward(self, x, t):\n  return x\n"}),
              ContainsSubstring("forecast_blocks must return Tensor, got Tensor[]"));
 }
+
+TEST_CASE("warming up asks for forecasts where it is told to, and where the network can forecast") {
+  int blocks = 0, heads = 0;
+  NetworkInfo info;
+  info.shape = {1, 2, 2};
+  const SplitNetwork parts{
+      .embed = [](at::Tensor const& x, at::Tensor const&, Condition const&) { return std::vector{x}; },
+      .blocks = [&](std::vector<at::Tensor> const& embedded) { return ++blocks, embedded[0].add(1); },
+      .head = [&](std::vector<at::Tensor> const&, at::Tensor const& feature) { return ++heads, feature; }};
+  const Network network(parts, info);
+  warm_up(network, {2, 4}, {});
+  CHECK(blocks == 6);
+  CHECK(heads == 6);
+  blocks = heads = 0;
+  warm_up(network, {2, 4}, {}, true);
+  CHECK(blocks == 12);
+  CHECK(heads == 18);
+  int calls = 0;
+  const Network plain([&](at::Tensor const& x, at::Tensor const&) { return ++calls, x.clone(); }, info);
+  warm_up(plain, {2}, {}, true);
+  CHECK(calls == 3);
+}

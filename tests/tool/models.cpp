@@ -39,7 +39,7 @@ void save(std::string const& path, std::string const& forward, std::string const
 }
 
 /// A network of 4-channel latents that takes the embedding of a prompt, a decoder that shows 3 of them at twice the
-/// size, and two prompts.
+/// size, its encoder, and two prompts.
 void save_latent_models(std::string const& folder) {
   save(folder + "/latent.pt", "def forward(self, x, t, text):\n  return x - text.mean()\n",
        network_metadata({{"name", "latent"},
@@ -62,6 +62,14 @@ void save_latent_models(std::string const& folder) {
           {"latent_scale", scale}});
   };
   decoder("decoder.pt", "4", "0.5");
+  save(folder + "/encoder.pt",
+       "def forward(self, x):\n  small = torch.avg_pool2d(x, 2)\n  return torch.cat([small, small[:, :1]], 1)\n",
+       {{"format", "1"},
+        {"kind", "encoder"},
+        {"name", "halved"},
+        {"latent_channels", "4"},
+        {"upsampling", "2"},
+        {"latent_scale", "0.5"}});
   decoder("decoder_of_nan.pt", "4", "0.5", "float('nan')");
   decoder("decoder_of_16.pt", "16", "0.5");
   decoder("decoder_of_another_scale.pt", "4", "0.25");

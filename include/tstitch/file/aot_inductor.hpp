@@ -65,6 +65,7 @@ struct AOTInductorOptions {
   /// Batch sizes that will come, which the package must have been compiled for, and that are run once before the
   /// network is handed out. Guidance doubles the rows of a batch.
   std::vector<std::int64_t> warm_up_rows = {};
+  bool warm_up_forecasts = false;  ///< whether forecast steps are run too, where the package is in parts
 };
 
 namespace detail {
@@ -196,7 +197,9 @@ inline Network load_aot_inductor(std::string const& path, AOTInductorOptions con
     const Network network =
         detail::run_once(compiled, stated.in_parts, std::move(stated.info), options.device, stated.batch.smallest());
     NetworkInfo const& info = network.info();
-    for (const std::int64_t rows : options.warm_up_rows) detail::run_on_zeros(network, info, rows, 1);
+    for (const std::int64_t rows : options.warm_up_rows) {
+      detail::run_on_zeros(network, info, rows, 1, options.warm_up_forecasts);
+    }
     return network;
   });
 }

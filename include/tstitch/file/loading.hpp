@@ -80,8 +80,10 @@ struct Signature {
 
 /// Runs a network on zeros, so that later runs of so many rows are fast.
 /// @param info of the network, with nothing open (`closed`)
-/// @returns the output of the last run
-inline at::Tensor run_on_zeros(Network const& network, NetworkInfo const& info, std::int64_t rows, int runs) {
+/// @param forecasts whether what it keeps for forecasts and forecasts by it is run too, where it can
+/// @returns the output of the last run without
+inline at::Tensor run_on_zeros(Network const& network, NetworkInfo const& info, std::int64_t rows, int runs,
+                               bool forecasts = false) {
   const auto zeros = [&](std::vector<std::int64_t> sizes, at::ScalarType type) {
     sizes.insert(sizes.begin(), rows);
     return host_tensor(sizes, type).zero_().to(network.device());
@@ -100,6 +102,14 @@ inline at::Tensor run_on_zeros(Network const& network, NetworkInfo const& info, 
   }
   at::Tensor output;
   for (int run = 0; run < runs; ++run) output = network(x, t, condition, 0.0);
+  if (!forecasts || !network.forecasts()) return output;
+  Memory memory;
+  const Step step{.index = 0, .count = 2, .t = 0, .from = {}, .to = {}};
+  const StepForecast keeping{.keep = 1}, repeating{.network = true, .conditional = {{0, 1}}};
+  for (StepForecast const* const forecast : {&keeping, &repeating}) {
+    const Evaluation evaluation{.timestep = 0, .step = &step, .memory = &memory, .forecast = forecast};
+    for (int run = 0; run < runs; ++run) network(x, t, condition, evaluation);
+  }
   return output;
 }
 
@@ -114,12 +124,14 @@ inline at::Device default_device() {
 /// is done before a run.
 /// @param rows of the batches that it will see; under guidance twice the pictures
 /// @param sizes that the network leaves open
+/// @param forecasts whether it will be asked to forecast; nothing for one that cannot
 /// @throws std::invalid_argument for rows, where they are not given or not what the network states
-inline void warm_up(Network const& network, std::vector<std::int64_t> const& rows, InputSizes const& sizes = {}) {
+inline void warm_up(Network const& network, std::vector<std::int64_t> const& rows, InputSizes const& sizes = {},
+                    bool forecasts = false) {
   if (rows.empty()) return;
   const c10::AutoGradMode no_gradients(false);
   const NetworkInfo info = detail::closed("warm_up", network.info(), sizes);
-  for (const std::int64_t count : rows) detail::run_on_zeros(network, info, count, 3);
+  for (const std::int64_t count : rows) detail::run_on_zeros(network, info, count, 3, forecasts);
 }
 
 }  // namespace tstitch

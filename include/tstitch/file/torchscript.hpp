@@ -60,6 +60,7 @@ struct TorchScriptOptions {
   std::vector<std::int64_t> warm_up_rows = {};
   /// Sizes that the network leaves open, which warming up must know.
   InputSizes warm_up_sizes = {};
+  bool warm_up_forecasts = false;  ///< whether forecast steps are warmed up too, where the network can forecast
   /// What the network is, for files without metadata; files that have it are believed instead.
   std::optional<NetworkInfo> info = {};
 };
@@ -253,7 +254,9 @@ inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchSc
   if (options.warm_up_rows.empty()) return network;
   const NetworkInfo closed_info = closed("load_torchscript", network.info(), options.warm_up_sizes);
   // TorchScript has settled after three runs, two of which WarmUp makes.
-  for (const std::int64_t rows : options.warm_up_rows) run_on_zeros(network, closed_info, rows, warm_up ? 1 : 3);
+  for (const std::int64_t rows : options.warm_up_rows) {
+    run_on_zeros(network, closed_info, rows, warm_up ? 1 : 3, options.warm_up_forecasts);
+  }
   return network;
 }
 

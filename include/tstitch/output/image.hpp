@@ -218,6 +218,18 @@ inline void append_big_endian(std::string& bytes, std::uint32_t value) {
   for (int shift = 24; shift >= 0; shift -= 8) bytes += char(value >> shift);
 }
 
+/// A chunk of a PNG file: size, kind, body and checksum.
+inline std::string png_chunk(std::string_view kind, std::string_view body) {
+  std::string chunk;
+  append_big_endian(chunk, std::uint32_t(body.size()));
+  chunk += kind;
+  chunk += body;
+  Crc32 sum;
+  sum.add(chunk.data() + 4, chunk.size() - 4);
+  append_big_endian(chunk, sum.value());
+  return chunk;
+}
+
 /// One iTXt chunk (PNG specification, 11.3.3.4), uncompressed.
 /// @throws std::invalid_argument for what the specification does not allow
 inline std::string text_chunk(std::string_view keyword, std::string_view text) {
@@ -237,16 +249,10 @@ inline std::string text_chunk(std::string_view keyword, std::string_view text) {
     refuse("encode_png", "a text must be UTF-8 without NUL",
            "'" + std::string(text.substr(0, 200)) + "' for '" + std::string(keyword) + "'");
   }
-  std::string body = "iTXt" + std::string(keyword);
+  std::string body(keyword);
   body += std::string(5, '\0');  // end of keyword, no compression (2), no language, no translated keyword
   body += text;
-  std::string chunk;
-  append_big_endian(chunk, std::uint32_t(body.size() - 4));
-  chunk += body;
-  Crc32 sum;
-  sum.add(body.data(), body.size());
-  append_big_endian(chunk, sum.value());
-  return chunk;
+  return png_chunk("iTXt", body);
 }
 
 }  // namespace detail

@@ -1,0 +1,206 @@
+"""Pictures that are edited, seeds, and guidance of other kinds: editing_test.py TOOL BUNDLED_MODELS TOOL_MODELS FOLDER
+
+TOOL_MODELS is what tool_models wrote. Exits with 77 where numpy or Pillow is missing.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+try:
+    import numpy as np
+    from PIL import Image
+except ImportError as error:
+    print(f"skipped: {error}")
+    sys.exit(77)
+
+tool, bundled, models, scratch = (Path(argument).resolve() for argument in sys.argv[1:])
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "peers"))
+from noise import noise  # noqa: E402
+
+shutil.rmtree(scratch, ignore_errors=True)
+scratch.mkdir(parents=True)
+os.chdir(scratch)
+
+
+def run(*words: object) -> subprocess.CompletedProcess:
+    return subprocess.run([str(tool), "--device", "cpu", *map(str, words)], capture_output=True, text=True, check=False)
+
+
+def drawn(*words: object, steps: int = 4, batch: int = 1) -> np.ndarray:
+    """x_0 [n, C, H, W]"""
+    done = run("--steps", steps, "--batch", batch, "--latents", "x.npy", "--quiet", *words)
+    assert done.returncode == 0, (words, done.stderr)
+    return np.load("x.npy")
+
+
+def refusal(*words: object) -> str:
+    done = run("--steps", 2, "--latents", "absent.npy", *words)
+    assert done.returncode in (1, 2) and done.stdout == "" and not Path("absent.npy").exists(), (words, done)
+    return done.stderr
+
+
+def levels(a: np.ndarray, b: np.ndarray) -> float:
+    return 127.5 * np.abs(np.clip(a, -1, 1) - np.clip(b, -1, 1)).max()
+
+
+# ------------------------------------------------------------------------------------------------ what is begun from
+
+plain = drawn("--class", 3, "--seed", 5)
+np.save("noise.npy", noise(5, 0, 0, (3, 32, 32)).astype(np.float32)[None])
+assert levels(drawn("--class", 3, "--seed", 99, "--initial-noise", "noise.npy"), plain) < 0.1
+# One for each picture, in float64 and in batches.
+several = np.stack([noise(seed, 0, 0, (3, 32, 32)) for seed in (5, 6, 7)])
+np.save("noises.npy", several)
+expected = drawn("--class", 3, "--seed", 5, "--count", 3)
+assert levels(drawn("--class", 3, "--count", 3, "--initial-noise", "noises.npy", batch=2), expected) < 0.1
+
+image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+Image.fromarray(image).save("image.png")
+known = image.transpose(2, 0, 1)[None].astype(np.float32) / 127.5 - 1
+np.save("image.npy", known)
+half = drawn("--class", 3, "--init-image", "image.png", "--strength", 0.5)
+assert np.array_equal(drawn("--class", 3, "--init-image", "image.npy", "--strength", 0.5), half)
+assert levels(half, drawn("--class", 3, "--init-image", "image.png", "--strength", 1)) > 20
+# The networks that the steps have in the whole run: of 4 steps at ratio 0.5 the last two are the large one's.
+run("--class", 3, "--steps", 4, "--ratio", 0.5, "--init-image", "image.png", "--strength", 0.5, "--report", "x.json",
+    "--grid", "x.png")  # fmt: skip
+report = json.loads(Path("x.json").read_text())
+assert report["calls"] == [0, 2] and report["strength"] == 0.5 and report["init_image"] == "image.png", report
+assert report["notes"] == ["'cifar10-dit-small' takes none of the 2 steps: its steps are noisier ones, which --strength leaves out"]
+
+# Other kinds of files of the same picture, and larger ones of the same shape.
+grey = Image.fromarray(image).convert("L")
+for name, picture, same_as in (
+    ("rgba.png", Image.fromarray(image).convert("RGBA"), known),
+    ("grey.png", grey, np.repeat(np.asarray(grey, np.float32)[None, None] / 127.5 - 1, 3, 1)),
+    ("large.png", Image.fromarray(image).resize((96, 96), Image.Resampling.NEAREST), known),
+    ("photo.jpg", Image.fromarray(image).resize((320, 320), Image.Resampling.NEAREST), known),
+):
+    picture.save(name, **({"quality": 100, "subsampling": 0} if name.endswith("jpg") else {}))
+    np.save("same.npy", same_as)
+    words = ("--class", 3, "--strength", 0.25, "--ratio", 0)
+    error = levels(drawn(*words, "--init-image", name), drawn(*words, "--init-image", "same.npy"))
+    assert error < (12 if name == "photo.jpg" else 0.1), (name, error)
+
+# ------------------------------------------------------------------------------------------------ what is kept
+
+mask = np.zeros((32, 32), np.uint8)
+Image.fromarray(mask).save("black.png")
+Image.fromarray(mask + 255).save("white.png")
+mask[:, :16] = 255
+Image.fromarray(mask).save("left.png")
+Image.fromarray(mask).resize((64, 64), Image.Resampling.NEAREST).save("left_of_64.png")
+keep = ("--class", 3, "--seed", 5, "--init-image", "image.png", "--mask")
+assert np.array_equal(drawn(*keep, "black.png"), known)
+assert levels(drawn(*keep, "white.png"), plain) < 1e-3
+left = drawn(*keep, "left.png")
+assert np.array_equal(left[..., 16:], known[..., 16:]) and levels(left[..., :16], known[..., :16]) > 20
+assert levels(drawn(*keep, "left_of_64.png")[..., 17:], known[..., 17:]) < 1e-3
+
+# ------------------------------------------------------------------------------------------------ inversion
+
+picture = drawn("--class", 7, "--seed", 3, steps=20)
+np.save("picture.npy", picture)
+back, away = (drawn("--class", 4, "--invert", "picture.npy", "--guidance", scale, steps=20) for scale in (0, 3))
+apart = [127.5 * np.sqrt(np.square(x - picture).mean()) for x in (back, away)]
+assert apart[0] < 4 and apart[1] > 12, apart  # without a class it comes back
+
+# ------------------------------------------------------------------------------------------------ latents
+
+latent = ("--model", models / "latent.pt", "--condition", models / "two_prompts.pt", "--encoder", models / "encoder.pt")
+wanted = drawn(*latent[:4], "--guidance", 1).shape[-1]  # pixels of the latent a side
+blocks = np.random.default_rng(1).integers(0, 256, (wanted, wanted, 3), dtype=np.uint8).repeat(2, 0).repeat(2, 1)
+Image.fromarray(blocks).save("blocks.png")
+Image.fromarray(np.zeros((2 * wanted, 2 * wanted), np.uint8)).save("keep.png")
+kept = drawn(*latent, "--guidance", 1, "--init-image", "blocks.png", "--mask", "keep.png")
+expected = (blocks[::2, ::2].astype(np.float32) / 127.5 - 1).transpose(2, 0, 1) * 0.5  # the latent scale
+assert np.abs(kept[:, :3] - expected).max() < 1e-6, np.abs(kept[:, :3] - expected).max()
+
+# ------------------------------------------------------------------------------------------------ seeds and guidance
+
+each = drawn("--class", 3, "--class", 8, "--seed", "12,5,18446744073709551615", steps=2)
+assert each.shape[0] == 6
+for i, (label, seed) in enumerate((label, seed) for seed in (12, 5, 2**64 - 1) for label in (3, 8)):
+    alone = drawn("--class", label, "--seed", seed, steps=2)
+    assert np.array_equal(alone[0], each[i]), (label, seed)
+
+# Between two seeds: first and last are their own pictures, and what lies between begins with noise of the same norm.
+words = ("--class", 3, "--class", 8, "--seed", "12,5", "--interpolate", 3, "--animation", "between.png", "--scale", 2)
+between = drawn(*words, "--frame-seconds", 0.25, "--grid", "strip.png", steps=2)
+assert between.shape[0] == 10
+for i, (label, seed) in {0: (3, 12), 1: (8, 12), 8: (3, 5), 9: (8, 5)}.items():
+    assert np.array_equal(between[i], drawn("--class", label, "--seed", seed, steps=2)[0]), (label, seed)
+a, b = (noise(seed, 0, 0, (3, 32, 32)).ravel() for seed in (12, 5))
+angle = np.arccos(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
+middle = (a * np.sin(0.25 * angle) + b * np.sin(0.75 * angle)) / np.sin(angle)
+np.save("middle.npy", middle.reshape(1, 3, 32, 32))
+assert levels(between[6:7], drawn("--class", 3, "--initial-noise", "middle.npy", steps=2)) < 0.1
+with Image.open("between.png") as animation:
+    assert animation.n_frames == 5 and animation.info["loop"] == 0 and json.loads(animation.text["parameters"])["interpolate"] == 3
+    for i in range(5):
+        animation.seek(i)
+        shown = np.asarray(animation.convert("RGB"), np.float32)[::2, ::2]  # each pixel twice
+        for column in range(2):
+            left = shown[:32, 33 * column : 33 * column + 32].transpose(2, 0, 1)
+            assert np.abs(np.clip(127.5 * between[2 * i + column] + 127.5, 0, 255) - left).max() < 0.51, (i, column)
+        assert animation.info["duration"] == 250
+
+guided = ("--class", 3, "--guidance", 3)
+usual = drawn(*guided)
+assert np.array_equal(drawn(*guided, "--guidance-rescale", 0), usual)
+assert levels(drawn(*guided, "--guidance-projection", 1), usual) < 0.1  # the formula of guidance, in x_0
+assert levels(drawn(*guided, "--guidance-rescale", 1), usual) > 0.3
+assert levels(drawn(*guided, "--guidance-projection", "0,5,-0.5"), usual) > 0.5
+report = drawn(*guided, "--guidance-network", 0, "--report", "guide.json")
+assert json.loads(Path("guide.json").read_text())["guidance_network"] == 0 and levels(report, usual) > 1
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+Path("text.png").write_text("no picture")
+Path("text.npy").write_text("no numbers")
+Path("cut.png").write_bytes(Path("image.png").read_bytes()[:200])
+Image.fromarray(image[:, :16]).save("narrow.png")
+np.save("wide.npy", np.zeros((1, 3, 32, 64), np.float32))
+np.save("two.npy", np.zeros((2, 3, 32, 32), np.float32))
+np.save("nan.npy", np.full((1, 3, 32, 32), np.nan, np.float32))
+for words, says in {
+    ("--init-image", "nowhere.png"): "--init-image: 'nowhere.png' must be a PNG or JPEG file, got none",
+    ("--init-image", "."): "--init-image: '.' must be a PNG or JPEG file, got none",
+    ("--init-image", "text.png"): "--init-image: 'text.png' must be a PNG or JPEG file, got 'unknown image type'",
+    ("--init-image", "cut.png"): "--init-image: 'cut.png' must be a PNG or JPEG file, got '",
+    ("--init-image", "narrow.png"): "--init-image: must be a picture of 32 x 32 or the same shape, got one of 16 x 32",
+    ("--init-image", "text.npy"): "read_npy: 'text.npy': must be a .npy file, got something else",
+    ("--init-image", "wide.npy"): "--init-image: 'wide.npy' must be [1, 3, 32, 32], got [1, 3, 32, 64]",
+    ("--init-image", "nan.npy"): "--init-image: 'nan.npy' must have finite numbers, got nan or infinity",
+    ("--init-image", "two.npy"): "--init-image: 'two.npy' must be [1, 3, 32, 32], got [2, 3, 32, 32]",
+    ("--init-image", "image.png", "--mask", "narrow.png"): "--mask: must be a picture of 32 x 32 or the same shape, got one of 16 x 32",
+    ("--init-image", "image.png", "--encoder", models / "encoder.pt"): "encoder.pt' must make 3 channels for 'cifar10-dit-large', got 4",
+    ("--init-image", "image.png", "--invert", "image.png"): "--in",
+    ("--init-image", "image.png", "--strength", 0): "--strength: must be above 0 and at most 1, got 0",
+    ("--init-image", "image.png", "--strength", 1.5): "--strength: must be above 0 and at most 1, got 1.5",
+    ("--init-image", "image.png", "--strength", "nan"): "--strength: must be a finite number, got 'nan'",
+    ("--init-image", "image.png", "--strength", 0.1): "strength must leave at least 1 of 2 steps",
+    ("--strength", 0.5): "--strength: must come with --init-image",
+    ("--mask", "left.png"): "--mask: must come with --init-image",
+    ("--initial-noise", "two.npy", "--count", 3, "--class", 3): "--initial-noise: 'two.npy' must be [1, 3, 32, 32] or [3, 3, 32, 32], got [2, 3, 32, 32]",
+    ("--seed", "1,,2"): "--seed: ",
+    ("--interpolate", 3): "--interpolate: must have two seeds at least, got 1",
+    ("--interpolate", 0, "--seed", "1,2"): "--interpolate: must be in [1, 10000], got '0'",
+    ("--interpolate", 3, "--seed", "1,2", "--initial-noise", "two.npy"): "--in",
+    ("--frame-seconds", 1): "--frame-seconds: must come with --animation",
+    ("--animation", "absent.gif"): "--animation: must end in .png, which is what is written, got 'absent.gif'",
+    ("--animation", "absent.png", "--frame-seconds", "nan"): "--frame-seconds: must be a finite number, got 'nan'",
+    ("--seed", "1,2", "--count", 3): "--count: must be as many as the seeds ask for, 2, or be left out, got 3",
+    ("--guidance-rescale", 2): "--guidance-rescale: must be in [0, 1], got '2'",
+    ("--guidance-projection", "1,2,3,4"): "--guidance-projection: must be one to three numbers, got 4",
+    ("--guidance-projection", "2"): "eta must be in [0, 1], got 2",
+    ("--guidance-network", 2): "--guidance-network: must be the number of one of the 2 networks, from 0 on, got 2",
+    ("--guidance-network", 0, "--guidance-rescale", 0.5, "--guidance", 2): "rescale",
+}.items():  # fmt: skip
+    message = refusal(*words)
+    assert says in message and message.count("\n") == 1, (words, message)
+print("edited, kept, inverted and refused")
