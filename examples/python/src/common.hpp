@@ -1,0 +1,61 @@
+/// @file
+/// What the files of the extension share.
+#pragma once
+
+#include <torch/csrc/utils/pybind.h>
+
+#include <ATen/core/Tensor.h>
+
+#include <tstitch/plan/plan.hpp>
+#include <tstitch/sampler/any_sampler.hpp>
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "python_ref.hpp"
+
+namespace tstitch::python {
+
+/// Where the noise of a run comes from, as far as a file can say it.
+struct NoiseOrigin {
+  bool by_address = true;                        ///< the library's own
+  std::optional<std::uint64_t> torch_seed = {};  ///< torch's generator
+  int rows_per_image = 1;                        ///< see NoiseOrder
+};
+
+/// A request, and what a file can say of its parts that are callables.
+struct PyRequest {
+  Request request = {};
+  NoiseOrigin noise = {};
+  bool with_gradient = false;
+};
+
+/// A trajectory as Python holds it. It is changed under the GIL alone.
+struct PyTrajectory {
+  Trajectory trajectory;
+  double strength = 1;
+  NoiseOrigin noise = {};
+  bool busy = false;  ///< some thread advances it
+};
+
+/// What a Python rule keeps from step to step: a dict, or nothing yet.
+struct RuleState {
+  Ref value = {};
+};
+
+/// A rule that is a callable of Python.
+AnyUpdateRule rule_from_python(py::object callable, std::string name, int history, py::object evaluations);
+
+void bind_plan(py::module_& module);
+void bind_network(py::module_& module);
+void bind_request(py::module_& module);
+void bind_trajectory(py::module_& module);
+void bind_sampler(py::module_& module);
+void bind_load(py::module_& module);
+
+}  // namespace tstitch::python

@@ -1,0 +1,72 @@
+"""What the tests of the Python package share: the package where there is one, checks, refusals."""
+
+import re
+import sys
+import traceback
+
+try:
+    import torch
+    import tstitch
+except ImportError as error:
+    print(f"skipped: the package is not built here: {error}")
+    sys.exit(77)
+
+__all__ = ["check", "equal", "has", "main", "refuses", "require", "torch", "tstitch"]
+
+
+def require(*packages):
+    """Ends the test as skipped where a package is missing."""
+    for name in packages:
+        try:
+            __import__(name)
+        except ImportError as error:
+            print(f"skipped: needs {name}: {error}")
+            sys.exit(77)
+
+
+def has(*packages):
+    """Whether the packages are there; says which part of a test is left out where one is missing."""
+    for name in packages:
+        try:
+            __import__(name)
+        except ImportError as error:
+            print(f"left out: a part that needs {name}: {error}")
+            return False
+    return True
+
+
+def check(truth, what):
+    if not truth:
+        raise AssertionError(what)
+
+
+def equal(a, b, what):
+    """The same bits."""
+    check(a.shape == b.shape and a.dtype == b.dtype, f"{what}: {a.dtype} {list(a.shape)} and {b.dtype} {list(b.shape)}")
+    check(torch.equal(a, b), f"{what}: differ by up to {(a - b).abs().max()}")
+
+
+def refuses(kind, pattern, call, *args, **keywords):
+    """The call raises exactly this, with a message that matches."""
+    try:
+        returned = call(*args, **keywords)
+    except kind as error:
+        check(type(error) is kind, f"{type(error).__name__} is not {kind.__name__}: {error}")
+        check(re.search(pattern, str(error)), f"{str(error)!r} does not match {pattern!r}")
+        return error
+    raise AssertionError(f"was not refused with {pattern!r}: {returned!r}")
+
+
+def main(module):
+    """Runs all functions whose names begin with test_; their docstrings say what is expected."""
+    failed = 0
+    tests = {name: test for name, test in vars(module).items() if name.startswith("test_")}
+    for name, test in tests.items():
+        try:
+            test()
+        except Exception:
+            failed += 1
+            print(f"{name} failed:")
+            traceback.print_exc()
+    print(f"{len(tests) - failed} of {len(tests)} passed")
+    sys.exit(1 if failed else 0)
