@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "../common/bundled.hpp"
 #include "../common/device.hpp"
 #include "../common/forecast.hpp"
 #include "../common/network.hpp"
@@ -21,7 +22,7 @@
 #include "../common/strict.hpp"
 
 struct Arguments {
-  std::vector<std::string> models{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};
+  std::vector<std::string> models{bundled_small(), bundled_large()};
   std::vector<std::int64_t> batches;  ///< ascending
   std::vector<std::int64_t> shape;    ///< of x for one sample; until the files are read --shape, or empty
   std::vector<double> ratios{0, .2, .4, .6, .8, 1};  ///< ascending

@@ -13,12 +13,13 @@
 #include <string>
 #include <vector>
 
+#include "../common/bundled.hpp"
 #include "../common/device.hpp"
 #include "../common/shape.hpp"
 #include "../common/strict.hpp"
 
 struct Arguments {
-  std::vector<std::string> files{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};
+  std::vector<std::string> files{bundled_small(), bundled_large()};
   std::string device = "auto";
   std::string dtype = "auto";
   std::vector<std::int64_t> rows{1, 8};

@@ -19,6 +19,7 @@
 #include <string>
 #include <vector>
 
+#include "../common/bundled.hpp"
 #include "../common/device.hpp"
 #include "../common/forecast.hpp"
 #include "../common/network.hpp"
@@ -26,7 +27,7 @@
 #include "../common/strict.hpp"
 
 struct Arguments {
-  std::vector<std::string> models{TSTITCH_MODELS "/cifar10_dit_small.pt", TSTITCH_MODELS "/cifar10_dit_large.pt"};
+  std::vector<std::string> models{bundled_small(), bundled_large()};
   double ratio = 0.4;
   std::vector<double> fractions;
   std::string sweep;

@@ -30,11 +30,11 @@ inline std::optional<tstitch::QualityTable> quality_table(Job const& job, std::s
   Arguments const& arguments = job.arguments;
   const bool given = !arguments.quality.empty();
   std::error_code none;
-  const std::string bundled = TSTITCH_MODELS "/cifar10_quality.txt";
-  const bool is_bundled = arguments.models == Arguments{}.models && std::filesystem::exists(bundled, none);
+  const std::string its_table = bundled("cifar10_quality.txt");
+  const bool is_bundled = arguments.models == Arguments{}.models && std::filesystem::exists(its_table, none);
   if (!given && !is_bundled) return why = "there is no quality table", std::nullopt;
   if (!given && arguments.spacing_given) return why = "the quality table knows samplers by name alone", std::nullopt;
-  const std::string path = given ? arguments.quality : bundled;
+  const std::string path = given ? arguments.quality : its_table;
   tstitch::QualityTable table = tstitch::read_quality_table(path);
   std::vector<std::string> names;
   for (tstitch::NetworkInfo const& info : job.infos) names.push_back(info.name);
