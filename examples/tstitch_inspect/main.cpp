@@ -18,6 +18,7 @@
 #include "forecast.hpp"
 #include "probe.hpp"
 #include "progress.hpp"
+#include "summary.hpp"
 #include "ways.hpp"
 
 namespace {
@@ -66,6 +67,7 @@ int inspect(Arguments const& arguments) {
   }
   if (networks.size() > 1 && mismatches.empty() && !arguments.no_probe) {
     json["agreement"] = probe(networks, arguments, conditions, progress);
+    if (networks.size() == 2) summarise(arguments, json);
   }
   if (!arguments.forecast.empty() && mismatches.empty()) {
     json["forecast"] = calibrate_forecast(networks, arguments, conditions);
