@@ -36,6 +36,7 @@ ELSEWHERE = {
 NOT_RUN = (
     (r"bash examples/quickstart\.sh( +#.*)?", "installs and builds; arguments behind it are run by tstitch_sample"),
     (r"bash tests/run\.sh( +#.*)?", "this test is part of it"),
+    (r"bash tests/consumer/matrix\.sh", "takes minutes; the compiler of the tests is tried by tests/consumer"),
     (r"bash examples/site/build\.sh", "installs; docs.site does what is behind it"),
     (r"source \.venv/bin/activate && pip install -r \S+/requirements\.txt", "installs"),
     (r"cmake --build build/tests --target .*", "builds what is built"),
