@@ -44,7 +44,6 @@ struct Arguments {
   at::Device device = at::kCPU;
 
   std::string json;
-  std::string plot;
   std::string latents;
 
   /// Set in the processes that draw one first picture: when they were started, in nanoseconds of the steady clock.
@@ -76,7 +75,7 @@ inline void complete(Arguments& arguments) {
   std::vector<std::pair<std::string, std::string>> read;
   for (std::string const& path : arguments.models) read.emplace_back("--model", path);
   for (std::string const& path : arguments.conditions) read.emplace_back("--condition", path);
-  require_different({{"--json", arguments.json}, {"--plot", arguments.plot}, {"--latents", arguments.latents}}, read);
+  require_different({{"--json", arguments.json}, {"--latents", arguments.latents}}, read);
   const std::size_t cells =
       arguments.batches.size() * arguments.ratios.size() * arguments.dtypes.size() * arguments.backends.size();
   if (!arguments.latents.empty() && cells != 1) {
@@ -160,8 +159,6 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
 
   group = "Output";
   option("--json", arguments.json, "everything, as JSON; written after every batch size")->type_name("FILE");
-  file_of(option("--plot", arguments.plot, "time over ratio and images/s over batch as a PNG")->type_name("FILE"),
-          ".png");
   file_of(
       option("--latents", arguments.latents, "what the last trajectory made: .npy, float32 [n, C, ...]; for one cell")
           ->type_name("FILE"),

@@ -265,7 +265,7 @@ int tstitch_benchmark(Arguments arguments) {
   std::vector<tstitch::NetworkInfo> infos;
   for (std::string const& path : arguments.models) infos.push_back(tstitch::load_network_info(path));
   arguments.shape = shape_for(infos, arguments.shape);
-  for (std::string const& path : {arguments.json, arguments.plot, arguments.latents}) {
+  for (std::string const& path : {arguments.json, arguments.latents}) {
     if (!path.empty()) tstitch::require_writable(path);  // now rather than after the work
   }
   Json report = describe(arguments);
@@ -284,10 +284,6 @@ int tstitch_benchmark(Arguments arguments) {
     }
   }
   if (!arguments.json.empty()) std::printf("json: %s\n", arguments.json.c_str());
-  if (!arguments.plot.empty()) {
-    tstitch::write_png(arguments.plot, draw_report(report));
-    std::printf("plot: %s\n", arguments.plot.c_str());
-  }
   return 0;
 }
 

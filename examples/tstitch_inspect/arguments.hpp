@@ -37,7 +37,6 @@ struct Arguments {
   std::string sampler = "ddim";
   std::string profile;  ///< takes the place of sampler
   std::string json;
-  std::string plot;
 };
 
 /// @returns nothing when the program is to go on, else its exit code; help and version have been printed then
@@ -107,7 +106,6 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
           ->check(in_range(0.0, 1.0))
           ->capture_default_str();
   option("--json", arguments.json, "everything, as JSON")->type_name("FILE");
-  file_of(option("--plot", arguments.plot, "the agreement as a PNG")->type_name("FILE"), ".png");
   set_up(app, version_of("tstitch_inspect"));
   if (const std::optional<int> code = read_arguments(app, count, values)) return code;
   for (CLI::Option const* const part : {sampler, profile, ratio}) {

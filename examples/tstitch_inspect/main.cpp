@@ -25,13 +25,10 @@ namespace {
 
 int inspect(Arguments const& arguments) {
   // What would fail or have no effect later is refused now.
-  if (!arguments.plot.empty() && (arguments.files.size() < 2 || arguments.no_probe)) {
-    throw std::invalid_argument("--plot: is for networks that are compared, got " + in_quotes(arguments.plot));
-  }
   std::vector<std::pair<std::string, std::string>> read;
   for (std::string const& path : arguments.files) read.emplace_back("FILE", path);
   for (std::string const& path : arguments.conditions) read.emplace_back("--condition", path);
-  require_different({{"--json", arguments.json}, {"--plot", arguments.plot}, {"--forecast", arguments.forecast}}, read);
+  require_different({{"--json", arguments.json}, {"--forecast", arguments.forecast}}, read);
   if (!arguments.forecast.empty() && arguments.files.size() > 2) {
     throw std::invalid_argument("--forecast: is for one network or two, got " + std::to_string(arguments.files.size()));
   }
@@ -42,7 +39,7 @@ int inspect(Arguments const& arguments) {
     throw std::invalid_argument("--intervals: is for one network or two, got " +
                                 std::to_string(arguments.files.size()));
   }
-  for (std::string const& path : {arguments.json, arguments.plot, arguments.forecast}) {
+  for (std::string const& path : {arguments.json, arguments.forecast}) {
     if (!path.empty()) tstitch::require_writable(path);
   }
   const tstitch::LoadOptions options{.device = device_of(arguments.device),

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <tstitch/model/network_wrapper.hpp>
-#include <tstitch/output/image.hpp>
 #include <tstitch/study/agreement.hpp>
 
 #include <algorithm>
@@ -14,7 +13,6 @@
 #include <utility>
 #include <vector>
 
-#include "../common/plot.hpp"
 #include "arguments.hpp"
 #include "call.hpp"
 #include "progress.hpp"
@@ -55,7 +53,6 @@ inline Json probe(std::vector<tstitch::Network> networks, Arguments const& argum
   std::printf("agreement of '%s' with '%s' along the trajectory of '%s', %lld images\n", name(0).c_str(),
               name(last).c_str(), name(last).c_str(), static_cast<long long>(arguments.count));
   std::printf("  %8s %8s %12s %8s\n", "t", "cosine", "difference", "sum");
-  Curve cosine{.color = {31, 119, 180}}, sum{.color = {214, 90, 20}};
   const std::size_t every = std::max<std::size_t>(1, means.size() / 10);
   for (std::size_t i = 0; i < means.size(); ++i) {
     const double t = agreement.steps[i].step.t;
@@ -65,10 +62,7 @@ inline Json probe(std::vector<tstitch::Network> networks, Arguments const& argum
     json["timesteps"].push_back(t);
     json["cosines"].push_back(means[i]);
     json["differences"].push_back(differences[i]);
-    cosine.x.push_back(double(i) / double(means.size()));
-    cosine.y.push_back(means[i]);
-    sum.x.push_back(double(i + 1) / double(means.size()));
-    sum.y.push_back(shares[i]);
+    json["cumulative_shares"].push_back(shares[i]);
   }
   std::printf("cosine: of the noise that they predict; difference: of x after the step, root mean square\n");
   const double ratio = agreement.ratio(arguments.tolerance);
@@ -76,12 +70,5 @@ inline Json probe(std::vector<tstitch::Network> networks, Arguments const& argum
   json["suggested_ratio"] = ratio;
   std::printf("suggested ratio: %.2f (steps with %g of the difference that the first network would make in all)\n",
               ratio, arguments.tolerance);
-  if (!arguments.plot.empty()) {
-    char title[128];
-    std::snprintf(title, sizeof title, "cosine of noise (blue), sum of differences (orange), ratio %.2f", ratio);
-    const Plot plot{.title = title, .x_label = "share of the steps", .curves = {cosine, sum}, .marks = {ratio}};
-    tstitch::write_png(arguments.plot, plot.draw());
-    std::printf("plot: %s\n", arguments.plot.c_str());
-  }
   return json;
 }

@@ -61,8 +61,8 @@ REFUSED = {
         ["--guidance", "1.5", "3"],
         ["--backend", "native,,native"],
     ],
-    inspect: [*[["--shape", text] for text in NO_SHAPES], ["--rows", "0"], ["--rows", "-1"], ["--rows", "1,,8"], ["--plot", "x.svg"], ["--tolerance", "2"]],
-    benchmark: [*[["--shape", text] for text in NO_SHAPES], ["--batch", "0"], ["--ratio", "1.5"], ["--ratio", "0,,1"], ["--plot", "x.jpg"], ["--steps", "0"], ["--dtype", ","]],
+    inspect: [*[["--shape", text] for text in NO_SHAPES], ["--rows", "0"], ["--rows", "-1"], ["--rows", "1,,8"], ["--plot", "x.png"], ["--tolerance", "2"]],
+    benchmark: [*[["--shape", text] for text in NO_SHAPES], ["--batch", "0"], ["--ratio", "1.5"], ["--ratio", "0,,1"], ["--plot", "x.png"], ["--steps", "0"], ["--dtype", ","]],
 }
 
 # Some of each are right.
