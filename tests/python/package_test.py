@@ -37,7 +37,7 @@ def must(run, pattern=""):
 def install():
     shutil.rmtree(site, ignore_errors=True)
     command = [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-deps", "--target", str(site),
-               "-C", f"cmake.define.CMAKE_CXX_FLAGS_RELEASE={flags}", str(source)]  # fmt: skip
+               "--config-settings", f"cmake.define.CMAKE_CXX_FLAGS_RELEASE={flags}", str(source)]  # fmt: skip
     run = subprocess.run(command, capture_output=True, text=True, cwd=scratch, env={**os.environ, "PYTHONPATH": ""})
     output = run.stdout + run.stderr
     if run.returncode == 0:

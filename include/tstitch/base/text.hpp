@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cmath>
 #include <cstddef>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -85,8 +86,12 @@ std::vector<Number> numbers_of(std::string const& option, std::string_view text,
   if (!good || (count && numbers.size() != count)) {
     if (count == 1)
       throw std::invalid_argument(option + ": must be " + kind_of_number<Number>() + ", got " + in_quotes(text));
+    std::string range;
+    if constexpr (std::is_unsigned_v<Number>) {
+      range = "in [0, " + std::to_string(std::numeric_limits<Number>::max()) + "] ";
+    }
     throw std::invalid_argument(option + ": must be " + (count ? std::to_string(count) + " " : "") +
-                                (std::is_integral_v<Number> ? "whole " : "") + "numbers with " +
+                                (std::is_integral_v<Number> ? "whole " : "") + "numbers " + range + "with " +
                                 (separator == ':' ? "colons" : "commas") + " between, got " + in_quotes(text));
   }
   return numbers;
