@@ -6,7 +6,8 @@
 #include <string>
 #include <system_error>
 
-/// A file of the bundled networks: in the folder that was installed with the program, else in the one it was built from.
+/// A file of the bundled networks: in the folder that was installed with the program, else in the one it was built
+/// from.
 inline std::string bundled(std::string const& name) {
   std::error_code error;
   const std::filesystem::path program = std::filesystem::read_symlink("/proc/self/exe", error);
