@@ -24,14 +24,17 @@ report() {  # report <what> <compiler> <standard> <flags> <exit code>
 }
 
 compilers=()
+seen=" "  # where they lead: g++ is one of the others
 for name in g++-{12..20} clang++-{14..25} g++ clang++; do
-  path=$(command -v "$name") && path=$(realpath "$path") || continue
-  [[ " ${compilers[*]} " == *" $path "* ]] || compilers+=("$path")
+  command -v "$name" >/dev/null || continue
+  path=$(realpath "$(command -v "$name")")
+  [[ $seen == *" $path "* ]] && continue
+  seen+="$path "
+  compilers+=("$name")
 done
 
 for compiler in "${compilers[@]}"; do
-  name=$(basename "$compiler")
-  [[ $compiler == *llvm* ]] && name=clang-$("$compiler" -dumpversion | cut -d. -f1)
+  name=$compiler
   for standard in c++20 c++23; do
     [[ $standard == c++23 ]] && ! "$compiler" -std=c++23 -x c++ -fsyntax-only - </dev/null 2>/dev/null && standard=c++2b
     for flags in "" -D_GLIBCXX_ASSERTIONS; do

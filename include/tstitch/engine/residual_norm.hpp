@@ -11,6 +11,7 @@
 #include <cstdint>
 
 #include "../base/vector_code.hpp"
+#include "../tensor/host_tensor.hpp"
 #include "dit_kernels.hpp"
 #include "e4m3.hpp"
 
@@ -105,8 +106,8 @@ inline at::Tensor residual_norm_modulate(at::Tensor const& x, at::Tensor const& 
     at::Tensor normed = x.new_empty(x.sizes());
     const at::Tensor added = y.defined() ? y.contiguous() : y;
     const ModulatedRows rows{.x = x.mutable_data_ptr<float>(),
-                             .y = added.defined() ? added.const_data_ptr<float>() : nullptr,
-                             .modulation = modulation.const_data_ptr<float>(),
+                             .y = added.defined() ? values_of<float>(added) : nullptr,
+                             .modulation = values_of<float>(modulation),
                              .normed = normed.mutable_data_ptr<float>(),
                              .tokens = tokens,
                              .slots = modulation.size(1),

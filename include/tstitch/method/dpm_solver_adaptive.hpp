@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "../base/contraction.hpp"
+#include "../tensor/host_tensor.hpp"
 #include "dpm_solver.hpp"
 
 TSTITCH_NO_CONTRACTION
@@ -370,7 +371,7 @@ struct AdaptiveDPMSolverUpdate {
     const at::Tensor means = squares.new_empty({squares.size(0)});
     for (std::int64_t i = 0; i < squares.size(0); ++i) means.select(0, i).copy_(squares.select(0, i).mean());
     const at::Tensor host = means.to(at::kCPU, at::kDouble).sqrt_();
-    double const* const values = host.const_data_ptr<double>();
+    double const* const values = detail::values_of<double>(host);
     return {values, values + host.numel()};
   }
 

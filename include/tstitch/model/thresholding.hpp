@@ -46,11 +46,11 @@ at::Tensor clip_on_host(at::Tensor const& x, double range) {
   Real* const out = clipped.mutable_data_ptr<Real>();
 #ifdef TSTITCH_X86
   if (has_avx2()) {
-    clip_on_host_avx2(out, x.const_data_ptr<Real>(), Real(range), x.numel());
+    clip_on_host_avx2(out, values_of<Real>(x), Real(range), x.numel());
     return clipped;
   }
 #endif
-  clip_on_host(out, x.const_data_ptr<Real>(), Real(range), x.numel());
+  clip_on_host(out, values_of<Real>(x), Real(range), x.numel());
   return clipped;
 }
 

@@ -67,7 +67,7 @@ inline at::Tensor are_finite(at::Tensor const& images) {
 /// @throws std::runtime_error
 inline void require_finite(char const* place, at::Tensor const& finite) {
   for (std::int64_t i = 0; i < finite.size(0); ++i) {
-    if (finite.const_data_ptr<bool>()[i]) continue;
+    if (values_of<bool>(finite)[i]) continue;
     throw std::runtime_error("tstitch::" + std::string(place) +
                              ": values must be finite numbers, got nan or infinity in image " + std::to_string(i) +
                              " of " + std::to_string(finite.size(0)));
@@ -94,7 +94,7 @@ inline std::vector<Picture> to_pictures(at::Tensor const& images) {
   std::vector<Picture> pictures;
   const std::int64_t size = bytes.size(0) ? bytes.numel() / bytes.size(0) : 0;
   for (std::int64_t i = 0; i < bytes.size(0); ++i) {
-    const std::uint8_t* const begin = bytes.const_data_ptr<std::uint8_t>() + i * size;
+    const std::uint8_t* const begin = detail::values_of<std::uint8_t>(bytes) + i * size;
     pictures.push_back({int(bytes.size(2)), int(bytes.size(1)), int(bytes.size(3)), {begin, begin + size}});
   }
   return pictures;

@@ -44,7 +44,7 @@ inline std::string encode_npy(at::Tensor const& tensor) {
   file += char(header.size() & 0xFF);
   file += char(header.size() >> 8);
   file += header;
-  return file.append(reinterpret_cast<char const*>(values.const_data_ptr<float>()), std::size_t(values.numel()) * 4);
+  return file.append(reinterpret_cast<char const*>(detail::values_of<float>(values)), std::size_t(values.numel()) * 4);
 }
 
 /// @throws as encode_npy does; std::runtime_error when the file cannot be written; then there is no partial file

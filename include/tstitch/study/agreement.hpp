@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "../sampler/sampler.hpp"
+#include "../tensor/host_tensor.hpp"
 
 namespace tstitch {
 
@@ -30,7 +31,7 @@ struct Agreement {
   /// The mean over the images, one a step.
   static std::vector<double> means(at::Tensor const& values) {
     const at::Tensor means = values.mean(1);
-    double const* const begin = means.const_data_ptr<double>();
+    double const* const begin = detail::values_of<double>(means);
     return {begin, begin + means.numel()};
   }
 

@@ -23,6 +23,7 @@
 
 #include "../base/contraction.hpp"
 #include "../method/ddpm.hpp"
+#include "../tensor/host_tensor.hpp"
 
 TSTITCH_NO_CONTRACTION
 
@@ -78,7 +79,7 @@ struct VariationalBound {
     const at::Tensor first = terms.select(0, 0).mean(1), last = terms.select(0, terms.size(0) - 1).mean(1);
     std::vector<double> bounds{last.sum().add_(prior.mean()).item<double>()};
     for (std::int64_t i = 0; i < first.numel(); ++i) {
-      bounds.push_back(bounds.back() + first.const_data_ptr<double>()[i] - last.const_data_ptr<double>()[i]);
+      bounds.push_back(bounds.back() + detail::values_of<double>(first)[i] - detail::values_of<double>(last)[i]);
     }
     return bounds;
   }
@@ -302,7 +303,7 @@ inline std::string to_string(VariationalBound const& bound) {
                   planned.step.from.lambda());
     table += text;
     for (std::int64_t k = 0; k < networks; ++k) {
-      std::snprintf(text, sizeof text, "  %11.6f%c", means.const_data_ptr<double>()[k * steps + i],
+      std::snprintf(text, sizeof text, "  %11.6f%c", detail::values_of<double>(means)[k * steps + i],
                     planned.network == std::size_t(k) ? '*' : ' ');
       table += text;
     }

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,17 @@ using words::shape_text;
 /// What at::empty makes on the host, without the two seconds of compile time of its header.
 inline at::Tensor host_tensor(at::IntArrayRef shape, at::ScalarType type, bool pinned = false) {
   return at::Tensor(at::detail::empty_cpu(shape, type, pinned));
+}
+
+/// The numbers of a tensor of this type; what at::Tensor::const_data_ptr<T> gives. That is a function of torch's
+/// libraries whose name clang 18 and later write in another way than the g++ that made them.
+template <class T>
+T const* values_of(at::Tensor const& tensor) {
+  if (tensor.scalar_type() != c10::CppTypeToScalarType<T>::value) {
+    throw std::logic_error("tstitch: numbers must be read as what they are, got " +
+                           std::string(at::toString(tensor.scalar_type())));
+  }
+  return static_cast<T const*>(tensor.const_data_ptr());
 }
 
 /// Host numbers to a device without waiting for it.

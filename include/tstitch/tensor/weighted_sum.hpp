@@ -36,7 +36,7 @@ template <class Real>
 [[gnu::always_inline]] inline void sum_on_host(Real* out, std::span<const Term> terms, std::int64_t count) {
   for (std::int64_t i = 0; i < count; i += sum_block) {
     const std::int64_t part = count - i < sum_block ? count - i : sum_block;
-    const auto values = [&](std::size_t k) { return terms[k].tensor.template const_data_ptr<Real>() + i; };
+    const auto values = [&](std::size_t k) { return values_of<Real>(terms[k].tensor) + i; };
     sum_of_two(out + i, Real(terms[0].weight), values(0), Real(terms[1].weight), values(1), part);
     for (std::size_t k = 2; k < terms.size(); ++k) {
       add_term(out + i, Real(terms[k].of_sum), Real(terms[k].weight), values(k), part);
