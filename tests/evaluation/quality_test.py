@@ -84,6 +84,19 @@ for cell in cells:
 distances = {cell["frechet_distance_in_classifier_features"] for cell in cells}
 assert len(distances) == 4, "the routings draw different pictures"
 
+# A set whose drawing was stopped has a report, too, and is drawn again.
+import measure_quality  # noqa: E402
+
+piece = measure_quality.Piece(measure_quality.Run("ddim", 10, "0:1:0.5", 20), scratch / "stopped", 0, 20)
+assert not piece.is_drawn()
+piece.folder.mkdir()
+for finished, whole in (([20, 20, 20], True), ([20, 20, 13], False), ([20, 20], False), ([], False)):
+    piece.report.write_text(json.dumps({"ratios": [{"finished_images": count} for count in finished]}))
+    assert piece.is_drawn() == whole, finished
+for finished, whole in ((20, True), (13, False)):
+    piece.report.write_text(json.dumps({"finished_images": finished}))
+    assert piece.is_drawn() == whole, finished
+
 # What is measured is not measured again, and the same pictures give the same figures.
 before = report.stat().st_mtime_ns
 assert drawn("--experiment", "routings") == cells and report.stat().st_mtime_ns == before
