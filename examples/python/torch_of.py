@@ -20,13 +20,16 @@ cuda = (torch / "lib" / "libtorch_cuda.so").exists() and version.get("cuda")
 # pip's nvidia packages lie beside torch, one folder for all since CUDA 13 (nvidia/cu13), one each before; else a toolkit.
 include = []
 if cuda:
-    wanted = ("cuda_runtime_api.h", "cublasLt.h", "nvrtc.h", "cusparse.h", "cusolverDn.h")
+    wanted = ("cuda_runtime_api.h", "cublasLt.h", "nvrtc.h", "cusparse.h", "cusolverDn.h", "crt/host_config.h")
     # The packages may lie in another folder of the search path than torch, as under --target.
     roots = [torch.parent, *(Path(folder) for folder in sys.path if folder)]
     folders = [
         f for root in roots for f in [root / f"nvidia/cu{cuda.split('.')[0]}/include", *root.glob("nvidia/*/include")]
     ]
     folders += [Path(f"/usr/local/cuda-{cuda}/include"), Path("/usr/local/cuda/include")]
+    # What cuda_runtime.h includes is in a package of its own (nvidia-cuda-crt), on which torch does not depend; Triton, on
+    # which it does, has a copy.
+    folders += [root / "triton/backends/nvidia/include" for root in roots]
     for header in wanted:
         has_it = next((folder for folder in folders if (folder / header).exists()), None)
         if has_it is None:
