@@ -90,6 +90,34 @@ TEST_CASE("errors of forecasts are those of what is known") {
   }
 }
 
+TEST_CASE("what a difference grows to until the end is measured, and between it estimated") {
+  const double of_x = 1.2;
+  const std::vector<Network> networks{network(of_x), network(of_x)};
+  for (const int order : {0, 1, 2}) {
+    const AnySampler by = sampler(25, 0.2);
+    const ForecastErrors found = measure_forecasts(by, networks, request(), 1, order);
+    REQUIRE(found.growth.size() == 20);
+    const Plan plan = by.plan();
+    // Of x_0 = of_x / 2 x + f(t) a step of DDIM is linear in x.
+    std::vector<double> exact(20, 1);
+    for (std::size_t k = 19; k-- > 0;) {
+      Step const& step = plan.steps[std::size_t(found.steps[k + 1])].step;
+      const double shrunk = step.to.sigma / step.from.sigma;
+      exact[k] = exact[k + 1] * std::abs(shrunk + (step.to.alpha - shrunk * step.from.alpha) * of_x / 2);
+    }
+    int measured = 0;
+    for (std::size_t k = std::size_t(order) + 1; k < 19; ++k) {
+      std::vector<int> nodes;
+      for (int node = int(k) - order - 1; node <= int(k); ++node) nodes.push_back(node);
+      CHECK(found.effect(nodes) == Approx(found.errors.at(nodes) * found.growth[k]));
+      measured += std::abs(found.growth[k] / exact[k] - 1) < 1e-3;
+      CHECK(found.growth[k] == Approx(exact[k]).epsilon(0.3));
+    }
+    CHECK(measured >= 7);
+    CHECK(std::isinf(found.effect({0, 19})));
+  }
+}
+
 TEST_CASE("the best table is the best of all") {
   const std::vector<Network> networks{network(), network()};
   for (const int order : {0, 1, 2}) {

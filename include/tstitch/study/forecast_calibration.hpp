@@ -7,9 +7,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
+#include <iterator>
 #include <limits>
 #include <map>
 #include <memory>
+#include <set>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -31,6 +33,16 @@ struct ForecastErrors {
   /// By the positions in `steps` of the computed ones that a forecast is made of, oldest first, and its own: by how
   /// much x after the step differs from the computed one, root mean square over the images.
   std::map<std::vector<int>, double> errors = {};
+  /// By the positions in `steps`: how much larger a difference of x after the step is at the end of the run.
+  std::vector<double> growth = {};
+
+  /// What a forecast would change in the last x, root mean square; infinite where that was not measured.
+  /// @param nodes a key of `errors`
+  double effect(std::vector<int> const& nodes) const {
+    const auto error = errors.find(nodes);
+    if (error == errors.end()) return std::numeric_limits<double>::infinity();
+    return error->second * growth.at(std::size_t(nodes.back()));
+  }
 
   /// The table of the least `sum` over all ways to compute so many of the steps, which is the shortest path from step
   /// to step. The first order + 1 steps and the last are computed.
@@ -38,13 +50,14 @@ struct ForecastErrors {
   /// @throws std::invalid_argument for another number
   ForecastTable best(int computed) const;
 
-  /// What the errors of a table come to: those of steps that are forecast in a row add up, because they are much alike,
-  /// and the sums of different rows add up in squares. Infinite where it forecasts what was not measured.
+  /// What the effects of a table come to: those of steps that are forecast in a row add up, because they are much
+  /// alike, and the sums of different rows add up in squares. Infinite where it forecasts what was not measured.
   double sum(ForecastTable const& table) const;
 };
 
 /// Measures along a sampler's own trajectories, in which nothing is forecast, what every forecast from steps nearby
 /// would make. A forecast costs what comes before and after the blocks, 12 of them a step for order 1, 18 for order 2.
+/// How these errors grow until the end is measured by up to 8 more runs, in each of which one step is forecast.
 ///
 /// What they come to (ForecastErrors::sum) is a heuristic for the error of the picture.
 /// @param network of `networks`: takes its steps in one row, and forecasts (Network::forecasts)
@@ -141,6 +154,29 @@ inline double effect_of_output(NetworkInfo const& info, Step const& step) {
   return std::abs(of_x_0 * to_x_0(info.prediction_type, step.from).of_output);
 }
 
+/// At most `most` positions, evenly spread from `first` to `last`.
+inline std::set<int> spread(int first, int last, int most) {
+  std::set<int> positions;
+  for (int i = 0; i < most && first <= last; ++i) positions.insert(first + (last - first) * i / (most - 1));
+  return positions;
+}
+
+/// A value for each of `count` positions: what is known, a geometric series between it, and 1 where nothing is known.
+inline std::vector<double> between(std::map<int, double> const& known, int count) {
+  std::vector<double> values(std::size_t(count), 1);
+  for (int k = 0; k < count && !known.empty(); ++k) {
+    const auto after = known.lower_bound(k);
+    const auto before = after == known.begin() ? after : std::prev(after);
+    if (after == known.end() || before == after || after->first == k) {
+      values[std::size_t(k)] = after == known.end() ? before->second : after->second;
+      continue;
+    }
+    const double share = double(k - before->first) / (after->first - before->first);
+    values[std::size_t(k)] = std::pow(before->second, 1 - share) * std::pow(after->second, share);
+  }
+  return values;
+}
+
 /// The steps of a network in a plan.
 /// @throws std::invalid_argument where there are none, or several rows of them
 inline std::vector<int> steps_in_a_row(Plan const& plan, std::size_t network) {
@@ -182,15 +218,18 @@ inline ForecastErrors measure_forecasts(AnySampler const& sampler, std::vector<N
     bool operator()(Step const&, std::size_t) const { return false; }
   };
   SamplingOptions options = sampler.options();
-  options.forecast = KeepAll{detail::window_of(order).kept - 1, network};
-  const AnySampler keeping{sampler.noise_schedule(), sampler.model_schedule(), options, sampler.rule()};
+  const auto sampler_with = [&](Forecast const& forecast) {
+    options.forecast = forecast;
+    return AnySampler{sampler.noise_schedule(), sampler.model_schedule(), options, sampler.rule()};
+  };
+  const AnySampler keeping = sampler_with(KeepAll{detail::window_of(order).kept - 1, network});
   detail::require_forecasts(networks[network], network);
   detail::ForecastWatch::Sums sums;
   std::vector<Network> watched = networks;
   watched[network] = detail::ForecastWatch(networks[network], found.steps, order, sums).network();
   Request plain = request;
   plain.guidance.forecast = {};
-  keeping.sample(watched, plain);
+  const at::Tensor exact = keeping.sample(watched, plain).images;
   for (auto const& [nodes, squares] : sums.squares) {
     const int step = found.steps[std::size_t(nodes.back())];
     const auto planned = std::find_if(plan.steps.begin(), plan.steps.end(),
@@ -198,6 +237,22 @@ inline ForecastErrors measure_forecasts(AnySampler const& sampler, std::vector<N
     found.errors[nodes] = std::sqrt(squares.item<double>() / sums.counts.at(nodes)) *
                           detail::effect_of_output(networks[network].info(), planned->step);
   }
+  // One step is forecast from those right before it, and all others are computed.
+  std::map<int, double> growth;
+  const int steps = int(found.steps.size());
+  for (const int k : detail::spread(order + 1, steps - 2, 8)) {
+    std::vector<int> nodes;
+    for (int node = k - order - 1; node <= k; ++node) nodes.push_back(node);
+    const auto error = found.errors.find(nodes);
+    if (error == found.errors.end() || !(error->second > 1e-6)) continue;  // of float32's rounding
+    ForecastTable one{
+        .forecast = std::vector<bool>(std::size_t(found.count)), .order = order, .first_network = network};
+    one.forecast[std::size_t(found.steps[std::size_t(k)])] = true;
+    const at::Tensor change = sampler_with(one).sample(networks, plain).images.sub(exact);
+    const double grown = std::sqrt(change.square().mean().item<double>()) / error->second;
+    if (grown > 0) growth[k] = grown;
+  }
+  found.growth = detail::between(growth, steps);
   return found;
 }
 
@@ -214,8 +269,7 @@ inline double ForecastErrors::sum(ForecastTable const& table) const {
     if (nodes.size() <= std::size_t(order)) continue;  // computed all the same
     std::vector<int> asked(nodes.end() - (order + 1), nodes.end());
     asked.push_back(k);
-    const auto error = errors.find(asked);
-    row += error == errors.end() ? std::numeric_limits<double>::infinity() : error->second;
+    row += effect(asked);
   }
   return std::sqrt(squares + row * row);
 }
@@ -252,9 +306,8 @@ inline ForecastTable ForecastErrors::best(int computed) const {
         }
         Last forecast = last;  // the next one comes later, and this step is forecast
         forecast.push_back(next);
-        const auto error = errors.find(forecast);
-        if (error == errors.end()) break;
-        row += error->second;
+        row += effect(forecast);
+        if (!std::isfinite(row)) break;
       }
     }
     ways = std::move(longer);
