@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import logging
+import os
 import re
 import shutil
 import tempfile
@@ -157,6 +158,7 @@ class AOTInductor:
                     with calling(network, method):
                         files = self.compiled(network, arguments, with_weights)
                     for part in files:
+                        require_shared_library(Path(part))
                         archive.write_file(f"data/aotinductor/{name_of(name, method)}/{Path(part).name}", part)
                         Path(part).unlink()
                     with_weights = False
@@ -233,6 +235,13 @@ class AOTInductor:
             return outputs[0][:rows]
 
         return call
+
+
+def require_shared_library(file: Path) -> None:
+    """Of a compiled model: with a C++ library of its own beside torch's, torch would crash when it loads it."""
+    if file.suffix == ".so" and b"libstdc++.so" not in file.read_bytes() and b"libc++.so" not in file.read_bytes():
+        compiler = os.environ.get("CXX", "g++")
+        fail(f"--format: aot-inductor must have a compiler that links the C++ library as a shared one, got {compiler}; set CXX")
 
 
 @contextlib.contextmanager
