@@ -12,10 +12,10 @@ using namespace tstitch;
 
 namespace {
 
-const NoiseSchedule linear = NoiseSchedule::linear(), flow = NoiseSchedule::flow();
+const NoiseSchedule linear = NoiseSchedule::linear(), flow = NoiseSchedule::flow(1000, 2);
 
 std::string plan_of(Spacing const& spacing, AnyModelSchedule const& schedule = SingleNetwork{}) {
-  const bool shifts = spacing.name() == "shifted";
+  const bool shifts = spacing.name() == "shifted" || spacing.name() == "flow_match_euler";
   return to_string(make_plan(shifts ? flow : linear, 10, spacing, FinalSigma::zero, schedule));
 }
 
@@ -43,6 +43,7 @@ TEST_CASE("spacings by name are those of the class") {
       {"sections:4,6", Spacing::sections({4, 6})},
       {"shifted", Spacing::shifted()},
       {"shifted:3", Spacing::shifted(3)},
+      {"flow-match-euler", Spacing::flow_match_euler()},
       {"999,900,800,700,600,500,400,300,200,100.5",
        Spacing::list({999, 900, 800, 700, 600, 500, 400, 300, 200, 100.5})},
   };
@@ -63,7 +64,7 @@ TEST_CASE("spacings by name are those of the class") {
 TEST_CASE("what is no spacing is refused with all that are") {
   const std::string all =
       "tstitch::spacing_by_name: must be leading, linspace, trailing, ddim, logsnr, karras, "
-      "quadratic, beta, shifted, sections:N,N,... or shifted:S, or a list of timesteps, got ";
+      "quadratic, beta, shifted, flow-match-euler, sections:N,N,... or shifted:S, or a list of timesteps, got ";
   for (char const* text : {"even", "", "sections", "leading:3", "Karras"}) {
     CHECK(refusal([&] { spacing_by_name(text); }) == all + "'" + text + "'");
   }

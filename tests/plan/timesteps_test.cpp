@@ -153,12 +153,26 @@ TEST_CASE("rounded points are kept apart where a rule crowds them") {
   CHECK(even == rounded(times(Spacing::quadratic(), 10)));
 }
 
-TEST_CASE("shifted flow timesteps are those of diffusers' FlowMatchEuler without its last, which ends above 0") {
+TEST_CASE("shifted flow timesteps are even ones by Eq. 23, with the shift of the noise schedule where none is given") {
   const NoiseSchedule flow = NoiseSchedule::flow();
   CHECK(times(Spacing::shifted(), 4, flow) == List{1000, 750, 500, 250});
   const List list = times(Spacing::shifted(3), 4, flow);
   CHECK(list[0] == 1000);
   CHECK(list[2] == Approx(750).epsilon(1e-15));  // 3 x 0.5 / (1 + 2 x 0.5)
+  CHECK(times(Spacing::shifted(), 4, NoiseSchedule::flow(1000, 3)) == list);
+  CHECK(times(Spacing::shifted(1), 4, NoiseSchedule::flow(1000, 3)) == times(Spacing::shifted(), 4, flow));
+  CHECK(NoiseSchedule::flow(1000, 3).distance(flow) == 0);
+  CHECK(NoiseSchedule::flow(1000, 3).name() == "flow(1000, shift 3)");
+}
+
+TEST_CASE("timesteps of diffusers' FlowMatchEuler") {
+  // FlowMatchEulerDiscreteScheduler(shift=3.0).set_timesteps(4), diffusers 0.42.1.
+  const List published{1000, 857.6923217773438, 602.1505737304688, 8.928571701049805};
+  const List list = times(Spacing::flow_match_euler(3), 4, NoiseSchedule::flow());
+  REQUIRE(list.size() == 4);
+  for (std::size_t i = 0; i < 4; ++i) CHECK(list[i] == Approx(published[i]).epsilon(1e-6));  // theirs are float32
+  CHECK(times(Spacing::flow_match_euler(), 4, NoiseSchedule::flow(1000, 3)) == list);
+  CHECK(times(Spacing::flow_match_euler(), 1, NoiseSchedule::flow(1000, 3)) == List{1000});
 }
 
 TEST_CASE("a list of sigmas is taken as it is") {

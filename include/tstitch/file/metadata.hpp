@@ -24,6 +24,7 @@
 ///     tstitch/timestep_type *           int64 | float32
 ///     tstitch/noise_schedule *          linear | scaled_linear | cosine | flow | alphas_cumprod
 ///     tstitch/num_train_timesteps *     for all schedules but alphas_cumprod
+///     tstitch/flow_shift                for flow, NoiseSchedule::flow's shift, 1 without
 ///     tstitch/beta_start *, beta_end *  for linear and scaled_linear
 ///     tstitch/alphas_cumprod *          for alphas_cumprod: one number a line
 ///     tstitch/decoding                  pixels | none (default)
@@ -101,7 +102,11 @@ inline NoiseSchedule read_noise_schedule(MetadataReader const& file) {
   }
   const int count = file.in_range<int>("num_train_timesteps", 1, 1'000'000);
   if (kind == Kind::cosine) return NoiseSchedule::cosine(count);
-  if (kind == Kind::flow) return NoiseSchedule::flow(count);
+  if (kind == Kind::flow) {
+    const double shift = file.has("flow_shift") ? file.number<double>("flow_shift") : 1;
+    if (!(shift > 0 && shift <= 1000)) file.fail("flow_shift", "must be above 0 and at most 1000", text(shift));
+    return NoiseSchedule::flow(count, shift);
+  }
   const double start = file.number<double>("beta_start"), end = file.number<double>("beta_end");
   NoiseSchedule schedule =
       kind == Kind::linear ? NoiseSchedule::linear(count, start, end) : NoiseSchedule::scaled_linear(count, start, end);

@@ -48,6 +48,7 @@ inline constexpr std::array metadata_keys = std::to_array<MetadataKey>({
     {"timestep_type"},
     {"noise_schedule"},
     {"num_train_timesteps"},
+    {"flow_shift"},
     {"beta_start"},
     {"beta_end"},
     {"alphas_cumprod", long_list},

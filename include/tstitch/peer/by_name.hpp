@@ -50,6 +50,8 @@ inline std::vector<NamedProfile> const& profiles() {
        [](Noise const& trained, int steps) { return any_profile(profile::diffusers_dpmpp(trained, steps)); }},
       {"diffusers-pndm", "diffusers' PNDMScheduler as Stable Diffusion has it",
        [](Noise const& trained, int steps) { return any_profile(profile::diffusers_pndm(trained, steps)); }},
+      {"diffusers-flow-euler", "diffusers' FlowMatchEulerDiscreteScheduler",
+       [](Noise const& trained, int steps) { return any_profile(profile::diffusers_flow_euler(trained, steps)); }},
       {"diffusers-lcm", "diffusers' LCMScheduler",
        [](Noise const& trained, int steps) { return any_profile(profile::diffusers_lcm(trained, steps)); }},
       {"dpm-solver", "the authors' dpm_solver_pytorch",

@@ -23,6 +23,7 @@
 #include "../method/ddim.hpp"
 #include "../method/ddpm.hpp"
 #include "../method/dpm_solver.hpp"
+#include "../method/euler.hpp"
 #include "../method/lcm.hpp"
 #include "../method/pndm.hpp"
 #include "../method/unipc.hpp"
@@ -155,6 +156,12 @@ inline Profile<PNDMUpdate> diffusers_pndm(NoiseSchedule const& trained, int step
                       .final_sigma = FinalSigma::sigma_min,
                       .thresholding = Thresholding::none()},
           .routing = "stable-diffusion"};
+}
+
+/// diffusers' FlowMatchEulerDiscreteScheduler with the shift of the noise schedule: Euler's method, to x_0.
+inline Profile<EulerUpdate> diffusers_flow_euler(NoiseSchedule const& trained, int steps) {
+  return {.noise_schedule = trained,
+          .options = {.steps = steps, .spacing = Spacing::flow_match_euler(), .thresholding = Thresholding::none()}};
 }
 
 /// diffusers' LCMScheduler as it comes, for latent consistency models.

@@ -104,13 +104,16 @@ inline std::vector<NamedSpacing> const& spacings() {
        .make = nullptr,
        .make_with = detail::sections_of},
       {.name = "shifted",
-       .help = "for flow matching, denser where there is much noise by the shift S",
+       .help = "for flow matching, denser where there is much noise by the shift S (the network's own)",
        .numbers = "S",
        .make = [] { return Spacing::shifted(); },
        .make_with =
            [](std::string const& place, std::string const& text) {
              return Spacing::shifted(detail::numbers_of(place, text, ':', 1)[0]);
            }},
+      {.name = "flow-match-euler",
+       .help = "diffusers' for flow matching, with the network's own shift",
+       .make = [] { return Spacing::flow_match_euler(); }},
   };
   return list;
 }

@@ -107,12 +107,16 @@ class NoiseSchedule {
   }
 
   /// Flow matching (Lipman et al. 2023, arXiv 2210.02747) on the straight line that SiT, Stable Diffusion 3 and FLUX
-  /// use: alpha = 1 - t / T, sigma = t / T. t = T is pure noise. The time shift of those models changes which timesteps
-  /// are visited and is a spacing, `Spacing::shifted`.
-  static NoiseSchedule flow(int num_train_timesteps = 1000) {
+  /// use: alpha = 1 - t / T, sigma = t / T. t = T is pure noise.
+  /// @param shift above 0, of the timesteps that the network's makers visit. It changes no noise level: it is what
+  /// `Spacing::shifted` takes where nothing else is said. Stable Diffusion 3 has 3.
+  static NoiseSchedule flow(int num_train_timesteps = 1000, double shift = 1) {
     require_timesteps("NoiseSchedule::flow", num_train_timesteps);
-    NoiseSchedule flow({}, "flow(" + std::to_string(num_train_timesteps) + ")");
+    if (!(shift > 0 && std::isfinite(shift))) detail::refuse("NoiseSchedule::flow", "shift must be above 0", shift);
+    NoiseSchedule flow({}, "flow(" + std::to_string(num_train_timesteps) +
+                               (shift == 1 ? ")" : ", shift " + detail::text(shift) + ")"));
     flow.flow_timesteps_ = num_train_timesteps;
+    flow.shift_ = shift;
     return flow;
   }
 
@@ -194,6 +198,9 @@ class NoiseSchedule {
   int num_train_timesteps() const { return is_flow() ? flow_timesteps_ : int(alphas_cumprod_.size()); }
 
   bool is_flow() const { return flow_timesteps_ > 0; }
+
+  /// Of `flow`; 1 for tables.
+  double shift() const { return shift_; }
 
   /// The t of most noise: T - 1 for tables, T for flow matching.
   int noisiest() const { return is_flow() ? flow_timesteps_ : num_train_timesteps() - 1; }
@@ -331,6 +338,7 @@ class NoiseSchedule {
   std::vector<double> alphas_cumprod_;
   std::string name_;
   int flow_timesteps_ = 0;  // T of flow matching; 0 for a table
+  double shift_ = 1;
   struct {
     int power = 0;  // beta is an even ramp to this power; 0: it is not
     double start = 0, end = 0;

@@ -190,17 +190,25 @@ class Spacing {
   /// For flow matching: sigma = 1, 1 - 1/N, 1 - 2/N ..., each moved to shift sigma / (1 + (shift - 1) sigma), which
   /// takes more steps where there is much noise (Esser et al. 2024, arXiv 2403.03206, Eq. 23). Larger pictures want
   /// larger shifts; Stable Diffusion 3 uses 3.
-  static Spacing shifted(double shift = 1) {
-    if (!(shift > 0 && std::isfinite(shift))) detail::refuse("Spacing::shifted", "shift must be above 0", shift);
+  /// @param shift above 0; none: the noise schedule's own
+  static Spacing shifted(std::optional<double> shift = {}) {
+    if (shift) require_shift("Spacing::shifted", *shift);
     return {"shifted", [shift](NoiseSchedule const& noise, int steps) {
-              if (!noise.is_flow()) detail::refuse("Spacing::shifted", "is for flow matching", noise.name());
-              require_steps("shifted", noise, steps);
-              std::vector<double> list;
-              for (int i = 0; i < steps; ++i) {
-                const double sigma = 1 - double(i) / steps;
-                list.push_back(noise.noisiest() * (shift * sigma / (1 + (shift - 1) * sigma)));
-              }
-              return at("shifted", noise, list);
+              return shifted_sigmas("shifted", noise, steps, shift,
+                                    [&](double, int i) { return 1 - double(i) / steps; });
+            }};
+  }
+
+  /// The timesteps of diffusers' FlowMatchEulerDiscreteScheduler, which begin their last step nearer to the picture:
+  /// sigma goes in even steps from 1 to what 1 / T is shifted to, and all of it is shifted (once more).
+  /// @param shift above 0; none: the noise schedule's own
+  static Spacing flow_match_euler(std::optional<double> shift = {}) {
+    if (shift) require_shift("Spacing::flow_match_euler", *shift);
+    return {"flow_match_euler", [shift](NoiseSchedule const& noise, int steps) {
+              return shifted_sigmas("flow_match_euler", noise, steps, shift, [&](double by, int i) {
+                const double last = shifted_sigma(by, 1.0 / noise.num_train_timesteps());
+                return steps == 1 ? 1 : 1 + (last - 1) * i / (steps - 1);
+              });
             }};
   }
 
@@ -301,6 +309,24 @@ class Spacing {
               }
               return at("sections", noise, {list.rbegin(), list.rend()});
             }};
+  }
+
+  static void require_shift(char const* place, double shift) {
+    if (!(shift > 0 && std::isfinite(shift))) detail::refuse(place, "shift must be above 0", shift);
+  }
+
+  /// Esser et al. 2024, Eq. 23.
+  static double shifted_sigma(double shift, double sigma) { return shift * sigma / (1 + (shift - 1) * sigma); }
+
+  /// @param sigma of (shift, index), before it is shifted
+  static std::vector<Timestep> shifted_sigmas(char const* name, NoiseSchedule const& noise, int steps,
+                                              std::optional<double> shift, auto const& sigma) {
+    if (!noise.is_flow()) detail::refuse(std::string("Spacing::") + name, "is for flow matching", noise.name());
+    require_steps(name, noise, steps);
+    const double by = shift.value_or(noise.shift());
+    std::vector<double> list;
+    for (int i = 0; i < steps; ++i) list.push_back(noise.noisiest() * shifted_sigma(by, sigma(by, i)));
+    return at(name, noise, list);
   }
 
   static void require_steps(char const* name, NoiseSchedule const& noise, int steps) {
