@@ -2,11 +2,13 @@
 tstitch reads.
 
 FOLDER is a pipeline of diffusers: tokenizer/ and text_encoder/ (Stable Diffusion 1 and 2, PixArt-alpha and Sigma), or
-also tokenizer_2/ and text_encoder_2/ (SDXL; its refiner has only these). The file is a dictionary of tensors, float32
-but for the mask, one row for each prompt:
+also tokenizer_2/ and text_encoder_2/ (SDXL; its refiner has only these), or also a third of each (Stable Diffusion 3;
+text_encoder_3/ may be left out, as diffusers allows). The file is a dictionary of tensors, float32 but for the mask, one
+row for each prompt:
 
-    text_embedding [n, tokens, width]   the last hidden states; SDXL: the last but one, of both encoders side by side
-    pooled_embedding [n, width]         SDXL: the projected end of the text, of the second encoder
+    text_embedding [n, tokens, width]   the last hidden states; SDXL: the last but one, of both encoders side by side;
+                                        SD3: these, filled up with zeros, and behind them T5's last
+    pooled_embedding [n, width]         SDXL: the projected end of the text, of the second encoder; SD3: of both
     size_ids [n, 6]                     SDXL: height and width, crop's top and left, height and width of the target
     text_mask [n, tokens]               PixArt: int64, 1 where there is text and 0 behind it
     resolution [n, 2]                   PixArt of 1024 pixels: height and width
@@ -21,8 +23,8 @@ which names and describes the pictures. Needs the Python package transformers.
 
 Texts for PixArt are put in lower case, and spaces around them dropped, as diffusers does where clean_caption is off or
 bs4 and ftfy are not installed. What else clean_caption would do, such as dropping addresses, tags, brackets and #, is
-not done here. The size is taken as it is, where diffusers' pipelines go to the nearest one of a list. PixArt's encoder
-runs in float32, for which the T5 of the published networks takes 19 GB of memory.
+not done here. The size is taken as it is, where diffusers' pipelines go to the nearest one of a list. T5 runs in float32,
+for which that of the published networks takes 19 GB of memory.
 """
 
 import argparse
@@ -42,6 +44,9 @@ from options import add_variant, positive, sides  # noqa: E402
 
 # Bytes of a prompt that tstitch reads (condition_file.hpp). Encoders take some hundred words.
 LONGEST_PROMPT = 64 << 10
+
+# Of T5 in diffusers' pipeline of Stable Diffusion 3.
+SD3_TOKENS = 256
 
 # What the refiner of SDXL is told of how pretty the picture is to be, with the prompt and without.
 AESTHETICS, AESTHETICS_NULL = 6.0, 2.5
@@ -111,11 +116,11 @@ class TextEncoder:
 
 
 class T5Encoder:
-    """The T5 text encoder of a pipeline and its tokenizer."""
+    """A T5 text encoder of a pipeline and its tokenizer. @suffix is "" or "_3"."""
 
-    def __init__(self, pipeline: Path, variant: str | None):
+    def __init__(self, pipeline: Path, suffix: str, variant: str | None):
         transformers = find_transformers()
-        folder = pipeline / "text_encoder"
+        folder = pipeline / f"text_encoder{suffix}"
         config = Config(folder / "config.json")
         say(f"reading {folder}")
         try:
@@ -126,13 +131,17 @@ class T5Encoder:
             fail(f"{config.path}: must be the shape of a T5EncoderModel, got '{first_line(error)}'")
         fill(self.model, with_both_names(load_weights(folder, variant), folder), folder)
         files = ("spiece.model", "tokenizer.json")
-        tokens = pipeline / "tokenizer"
+        tokens = pipeline / f"tokenizer{suffix}"
+        self.width = shape.d_model
         self.tokenizer = read_tokenizer(transformers.T5Tokenizer, tokens, files, shape.vocab_size, folder)
 
-    def __call__(self, prompts: list[str], length: int) -> tuple[Tensor, Tensor]:
-        """The last hidden states [n, length, width], and where there is text, int64 [n, length]."""
-        tokens, mask = tokenize(self.tokenizer, [prompt.lower().strip() for prompt in prompts], length)
-        return self.model(tokens, attention_mask=mask).last_hidden_state, mask
+    def __call__(self, prompts: list[str], length: int, masked: bool) -> tuple[Tensor, Tensor]:
+        """The last hidden states [n, length, width], and where there is text, int64 [n, length].
+
+        @masked: what is filled up is not attended to.
+        """
+        tokens, mask = tokenize(self.tokenizer, prompts, length)
+        return self.model(tokens, attention_mask=mask if masked else None).last_hidden_state, mask
 
 
 def with_both_names(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
@@ -179,10 +188,15 @@ def encode(args: argparse.Namespace) -> dict[str, Tensor]:
     if not pipeline.is_dir():
         fail(f"{pipeline}: must be a folder, got {'a file' if pipeline.exists() else 'nothing'}")
     parts = [suffix for suffix in ("", "_2") if (pipeline / f"text_encoder{suffix}").is_dir()]
-    if not parts or (pipeline / "text_encoder_3").is_dir():
+    index = pipeline / "model_index.json"
+    kind = Config(index).values.get("_class_name") if index.is_file() else None
+    of_sd3 = (pipeline / "text_encoder_3").is_dir() or isinstance(kind, str) and kind.startswith("StableDiffusion3")
+    if not parts or of_sd3 and len(parts) < 2:
         found = some([name for name in names_in(pipeline) if name.startswith("text_encoder")])
-        fail(f"{pipeline}: must hold text_encoder, text_encoder_2 or both, got {found}")
+        fail(f"{pipeline}: must hold {'text_encoder and text_encoder_2' if of_sd3 else 'text_encoder, text_encoder_2 or both'}, got {found}")
     texts = [*args.prompts, args.negative or ""]
+    if of_sd3:
+        return encode_for_stable_diffusion_3(args, texts)
     if parts == [""] and Config(pipeline / "text_encoder/config.json").get("architectures") == ["T5EncoderModel"]:
         return encode_for_pixart(args, texts)
     return encode_for_stable_diffusion(args, texts, parts)
@@ -196,15 +210,33 @@ def encode_for_pixart(args: argparse.Namespace, texts: list[str]) -> dict[str, T
         fail(f"{pipeline}: model_index.json must be of a {kinds}, or --text-tokens be given, got neither")
     transformer = pipeline / "transformer" / "config.json"
     sized = transformer.is_file() and asks_for_sizes(Config(transformer))
-    encoder = T5Encoder(pipeline, args.variant)
+    encoder = T5Encoder(pipeline, "", args.variant)
     say(f"encoding {len(texts)} texts")
-    embedding, mask = encoder(texts, length)
+    embedding, mask = encoder([text.lower().strip() for text in texts], length, masked=True)
     found = {"text_embedding": embedding, "text_mask": mask}
     if sized:
         height, width = picture_size(pipeline, args.size)
         found["resolution"] = torch.tensor([[float(height), float(width)]]).repeat(len(texts), 1)
         found["aspect_ratio"] = torch.tensor([[height / width]]).repeat(len(texts), 1)
     return split(found)
+
+
+def encode_for_stable_diffusion_3(args: argparse.Namespace, texts: list[str]) -> dict[str, Tensor]:
+    pipeline, length = args.folder, args.text_tokens or SD3_TOKENS
+    encoders = [TextEncoder(pipeline, suffix, True, args.variant) for suffix in ("", "_2")]
+    t5 = T5Encoder(pipeline, "_3", args.variant) if (pipeline / "text_encoder_3").is_dir() else None
+    transformer = pipeline / "transformer" / "config.json"
+    width = t5.width if t5 else Config(transformer).integer("joint_attention_dim", 4096) if transformer.is_file() else 4096
+    say(f"encoding {len(texts)} texts" + ("" if t5 else f", without T5: zeros are in its place, for {length} tokens"))
+    outputs = [encoder(texts) for encoder in encoders]
+    clip = torch.cat([before for _, before, _ in outputs], dim=2)
+    if clip.size(2) > width:
+        fail(f"{pipeline}: both CLIP encoders must be at most {width} wide, as the transformer's text is, got {clip.size(2)}")
+    clip = torch.nn.functional.pad(clip, (0, width - clip.size(2)))
+    # As the networks were trained, T5 attends to what is filled up, too.
+    long = t5(texts, length, masked=False)[0] if t5 else torch.zeros(len(texts), length, width)
+    pooled = torch.cat([projected for *_, projected in outputs], dim=1)
+    return split({"text_embedding": torch.cat([clip, long], dim=1), "pooled_embedding": pooled})
 
 
 def encode_for_stable_diffusion(args: argparse.Namespace, texts: list[str], parts: list[str]) -> dict[str, Tensor]:
@@ -276,7 +308,7 @@ def main() -> None:
         "--text-tokens",
         type=positive,
         metavar="N",
-        help="PixArt: tokens of a text (default: 120 for PixArt-alpha, 300 for PixArt-Sigma)",
+        help="tokens of a text of T5 (default: 120 for PixArt-alpha, 300 for PixArt-Sigma, 256 for Stable Diffusion 3)",
     )
     add_variant(parser)
     args = parser.parse_args()

@@ -180,6 +180,37 @@ def zero_terminal(table: list[float]) -> list[float]:
     return [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in table]
 
 
+# Of FlowMatchEulerDiscreteScheduler: what is off in the profile, and what says nothing where it is off.
+FLOW_OFF = ("use_dynamic_shifting", "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
+            "stochastic_sampling")  # fmt: skip
+FLOW_NOTES = {"num_train_timesteps", "shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"}
+
+
+def flow(folder: Path, shift: float | None, steps: int) -> dict[str, object]:
+    """The keys of a network by flow matching: its schedule, and how its makers draw where that is a profile of tstitch.
+
+    @shift: of --flow-shift, else the scheduler's. @steps: of the pipeline where nothing is asked for.
+    """
+    scheduler = scheduler_of(folder)
+    count, profile = 1000, {}
+    if scheduler is not None:
+        name = scheduler.values.get("_class_name")
+        if not isinstance(name, str) or not (name.startswith("FlowMatch") or scheduler.values.get("use_flow_sigmas")):
+            scheduler.refuse("_class_name", "must be a scheduler of flow matching", name)
+        count = scheduler.integer("num_train_timesteps", 1000)
+        shift = shift or scheduler.real("flow_shift" if "flow_shift" in scheduler.values else "shift", 1.0)
+        if not 0 < shift <= 1000:
+            scheduler.refuse("shift", "must be above 0 and at most 1000", shift)
+        values = {key: value for key, value in scheduler.values.items() if not key.startswith("_") and key not in FLOW_NOTES}
+        if name == "FlowMatchEulerDiscreteScheduler" and values.keys() <= {*FLOW_OFF} and not any(values.values()):
+            profile = {"profile": "diffusers-flow-euler", "steps": steps}
+    elif shift is None:
+        ask(folder, {"--flow-shift": "no scheduler/scheduler_config.json"})
+    return {
+        "prediction": "flow", "noise_schedule": "flow", "num_train_timesteps": count, "flow_shift": float(shift), **profile,
+    }  # fmt: skip
+
+
 def latents(folder: Path) -> dict[str, float]:
     """The scale and shift of the pipeline's autoencoder."""
     path = folder / "vae" / "config.json"

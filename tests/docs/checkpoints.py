@@ -50,7 +50,7 @@ def clip(folder: Path, part: str, width: int, projected: bool) -> None:
     )).save_pretrained(folder / f"text_encoder{part}")  # fmt: skip
 
 
-def t5(folder: Path) -> None:
+def t5(folder: Path, part: str = "", width: int = 16) -> None:
     import tokenizers
     import transformers
 
@@ -58,16 +58,17 @@ def t5(folder: Path) -> None:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(words, unk_id=2))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    (folder / "tokenizer").mkdir(parents=True)
-    tokenizer.save(str(folder / "tokenizer/tokenizer.json"))
-    (folder / "tokenizer/tokenizer_config.json").write_text(json.dumps({
+    place = folder / f"tokenizer{part}"
+    place.mkdir(parents=True)
+    tokenizer.save(str(place / "tokenizer.json"))
+    (place / "tokenizer_config.json").write_text(json.dumps({
         "tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0, "eos_token": "</s>",
         "unk_token": "<unk>", "pad_token": "<pad>",
     }))  # fmt: skip
     transformers.T5EncoderModel(transformers.T5Config(
-        vocab_size=len(words), d_model=16, d_kv=6, d_ff=20, num_layers=2, num_heads=2, is_encoder_decoder=False,
+        vocab_size=len(words), d_model=width, d_kv=6, d_ff=20, num_layers=2, num_heads=2, is_encoder_decoder=False,
         feed_forward_proj="gated-gelu", tie_word_embeddings=False,
-    )).save_pretrained(folder / "text_encoder")  # fmt: skip
+    )).save_pretrained(folder / f"text_encoder{part}")  # fmt: skip
 
 
 def make_pipelines(folder: Path) -> None:
@@ -121,3 +122,22 @@ def make_pipelines(folder: Path) -> None:
     large = save("PixArt-XL-2-512x512", "PixArtAlphaPipeline",
                  {"transformer": pixart(2), "scheduler": solver, "vae": vae})
     t5(large)
+
+    def sd3(layers: int, dual: list[int]) -> object:
+        return diffusers.SD3Transformer2DModel(
+            sample_size=8, num_layers=layers, attention_head_dim=8, num_attention_heads=2, joint_attention_dim=40, in_channels=16,
+            caption_projection_dim=16, pooled_projection_dim=20, pos_embed_max_size=12, qk_norm="rms_norm", dual_attention_layers=dual,
+        )  # fmt: skip
+
+    of_sd3 = diffusers.AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8), down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=1, latent_channels=16, norm_num_groups=4,
+        scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False,
+    )  # fmt: skip
+    flow = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
+    kind = "StableDiffusion3Pipeline"
+    save("stable-diffusion-3.5-medium", kind, {"transformer": sd3(2, [0]), "scheduler": flow})
+    large = save("stable-diffusion-3.5-large", kind, {"transformer": sd3(3, []), "scheduler": flow, "vae": of_sd3})
+    clip(large, "", 16, True)
+    clip(large, "_2", 24, True)
+    t5(large, "_3", 40)

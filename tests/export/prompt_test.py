@@ -121,6 +121,27 @@ pixarts = {
 }
 assert len(list((sigma / "text_encoder").glob("*.safetensors"))) > 1
 
+# Stable Diffusion 3 has both CLIP encoders with a projection, and T5, which may be left out.
+sd3, clip_only = scratch / "sd3", scratch / "sd3_without_t5"
+sd3_words = [tokenizer(sd3 / "tokenizer", END), tokenizer(sd3 / "tokenizer_2", "!")]
+sd3_models = [encoder(sd3 / "text_encoder", 16, True), encoder(sd3 / "text_encoder_2", 24, True)]
+(sd3 / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
+(sd3 / "transformer").mkdir()
+(sd3 / "transformer/config.json").write_text(json.dumps({"joint_attention_dim": 48}))
+shutil.copytree(sd3, clip_only)
+sd3_t5 = transformers.T5EncoderModel(
+    transformers.T5Config(vocab_size=len(T5_WORDS) + 3, d_model=48, d_kv=6, d_ff=20, num_layers=2, num_heads=2,
+                          feed_forward_proj="gated-gelu", is_encoder_decoder=False, tie_word_embeddings=False)
+).eval()  # fmt: skip
+for parameter in sd3_t5.parameters():
+    parameter.copy_(torch.randn_like(parameter) * 0.3)
+sd3_t5.save_pretrained(sd3 / "text_encoder_3", max_shard_size="8KB")
+sd3_t5_words = t5_tokenizer(sd3 / "tokenizer_3")
+sd3_transformer = diffusers.SD3Transformer2DModel(
+    sample_size=8, num_layers=1, attention_head_dim=4, num_attention_heads=2, joint_attention_dim=48, caption_projection_dim=8,
+    pooled_projection_dim=20, pos_embed_max_size=4,
+)  # fmt: skip
+
 # ---------------------------------------------------------------------------------------- what diffusers encodes
 
 prompts = ["a cat", "two dogs in a hat and more words than there is room for", ""]
@@ -201,8 +222,26 @@ same(refined["size_ids"], torch.tensor([[1024, 1024, 0, 0, 6]]).float())
 same(refined["size_ids.null"], torch.tensor([[1024, 1024, 0, 0, 2.5]]))
 same(refined["text_embedding"], encoded(xl, "a cat")["text_embedding"][:, :, 16:])
 
-# PixArt: text in lower case and without spaces around it, its mask, and the sizes where the network asks for them.
 t5_prompts = ["a cat", "  Two DOGS.\n", "", "many words " * 20]
+# Stable Diffusion 3: all three side by side and behind each other; without T5 zeros are in its place.
+for folder, t5, t5_words in ((sd3, sd3_t5, sd3_t5_words), (clip_only, None, None)):
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=sd3_transformer, scheduler=None, vae=None, text_encoder=sd3_models[0], tokenizer=sd3_words[0], text_encoder_2=sd3_models[1],
+        tokenizer_2=sd3_words[1], text_encoder_3=t5, tokenizer_3=t5_words,
+    )  # fmt: skip
+    for negative, length in ((None, 256), ("Dog", 9)):
+        more = ["--text-tokens", length, "--negative", negative] if negative else []
+        got = encoded(folder, *t5_prompts, *more)
+        assert set(got) == {f"{name}{end}" for name in ("text_embedding", "pooled_embedding") for end in ("", ".null")}, set(got)
+        assert got["text_embedding"].shape == (4, LENGTH + length, 48) and got["pooled_embedding"].shape == (4, 20)
+        results = pipe.encode_prompt(t5_prompts, None, None, "cpu", 1, True, negative or "", max_sequence_length=length)
+        same(got["text_embedding"], results[0])
+        same(got["text_embedding.null"], results[1][:1])
+        same(got["pooled_embedding"], results[2])
+        same(got["pooled_embedding.null"], results[3][:1])
+        assert ("without T5" in stderr.getvalue()) == (t5 is None), stderr.getvalue()
+
+# PixArt: text in lower case and without spaces around it, its mask, and the sizes where the network asks for them.
 for folder, pipe in pixarts.items():
     length = {alpha: 120, sigma: 300}[folder]
     for negative in (None, "Dog"):
@@ -291,6 +330,9 @@ def with_weights(change: object) -> Path:
 
 
 config = "text_encoder/config.json"
+must_refuse(without(sd3, "text_encoder_2"), "a", words=("must hold text_encoder and text_encoder_2", "text_encoder_3"))
+must_refuse(without(sd3, "tokenizer_3"), "a", words=("tokenizer_3", "must be a folder"))
+must_refuse(edited(clip_only, "transformer/config.json", joint_attention_dim=39), "a", words=("at most 39 wide", "got 40"))
 must_refuse(scratch / "nowhere", "a", words=("nowhere", "must be a folder"))
 must_refuse(out, "a", words=("must be a folder", "a file"))
 must_refuse(without(sd, "text_encoder"), "a", words=("must hold text_encoder", "got nothing"))
