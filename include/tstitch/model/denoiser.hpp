@@ -238,7 +238,11 @@ inline ToX0 to_x_0(PredictionType type, NoiseLevel level) {
   switch (type) {
     case PredictionType::epsilon: return {1 / alpha, -sigma / alpha};
     case PredictionType::sample: break;
-    case PredictionType::v_prediction: return {alpha, -sigma};
+    case PredictionType::v_prediction: {
+      const double power = alpha * alpha + sigma * sigma;
+      if (std::abs(power - 1) < 1e-12) return {alpha, -sigma};
+      return {alpha / power, -sigma / power};  // of flow matching, whose x has another variance
+    }
     case PredictionType::flow: return {1 / (alpha + sigma), -sigma / (alpha + sigma)};
   }
   return {0, 1};
