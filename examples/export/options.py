@@ -50,6 +50,16 @@ def open_sides(text: str) -> tuple[int | None, int | None]:
         raise argparse.ArgumentTypeError(f"must be N, HEIGHTxWIDTH or *, got '{text}'") from error
 
 
+def open_video(text: str) -> tuple[int | None, ...]:
+    """"5x60x104": frames, height and width; "*" for any."""
+    if text == "*":
+        return None, None, None
+    parts = text.split("x")
+    if len(parts) != 3 or not all(p.isdecimal() and 0 < int(p) <= 65536 for p in parts):
+        raise argparse.ArgumentTypeError(f"must be FRAMESxHEIGHTxWIDTH or *, got '{text}'")
+    return tuple(map(int, parts))
+
+
 def token_count(text: str) -> int | None:
     if text == "*":
         return None

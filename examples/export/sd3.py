@@ -235,10 +235,10 @@ class Projection(nn.Module):
 
 
 class FeedForward(nn.Module):
-    def __init__(self, width: int):
+    def __init__(self, width: int, hidden: int):
         super().__init__()
         # The middle one is where a checkpoint counts its dropout.
-        self.net = nn.ModuleList([Projection(width, 4 * width), nn.Identity(), Dense(4 * width, width)])
+        self.net = nn.ModuleList([Projection(width, hidden), nn.Identity(), Dense(hidden, width)])
 
     def tensors(self) -> tuple[Linear, Linear]:
         return self.net[0].proj.tensors(), self.net[2].tensors()
@@ -262,8 +262,8 @@ class Block(nn.Module):
         self.norm1_context = Modulation(width, 2 if last else 6)
         self.attn = JointAttention(config, last)
         self.attn2 = SelfAttention(config) if dual else None
-        self.ff = FeedForward(width)
-        self.ff_context = None if last else FeedForward(width)
+        self.ff = FeedForward(width, 4 * width)
+        self.ff_context = None if last else FeedForward(width, 4 * width)
 
     def weights(self) -> BlockWeights:
         text = TextWeights(
