@@ -51,19 +51,6 @@ void schedules() {
             << ", by noise: " << by_noise.plan().calls()[0] << "\n";
 }
 
-void own_network() {
-  const auto my_model = [](at::Tensor const& x, at::Tensor const& t, at::Tensor const& labels) {
-    return x.mul(0.5).add(t.add(labels).view({-1, 1, 1, 1}), 1e-4);
-  };
-  const tstitch::Network network(
-      [=](at::Tensor const& x, at::Tensor const& t, tstitch::Condition const& c) { return my_model(x, t, c.labels); },
-      {.name = "mine", .channels = 4, .height = 32, .width = 32, .num_classes = 1000, .null_class = 1000});
-
-  const tstitch::DDIM sampler{tstitch::NoiseSchedule::linear(), tstitch::SingleNetwork{}, {.steps = 5}};
-  const auto samples = sampler.sample({network}, {.labels = {207}, .guidance = {.scale = 4.0}});
-  std::cout << "own network: " << samples.images.sizes() << "\n";
-}
-
 void guidance(Networks const& networks) {
   const tstitch::DDIM sampler{networks[0].noise_schedule(), tstitch::Stitch{.ratio = 0.5}, {.steps = 4}};
   const auto draw = [&](tstitch::Guidance const& guidance) {
@@ -223,7 +210,6 @@ int main(int argc, char** argv) try {
   if (argc != 3) return 2;
   plan();
   schedules();
-  own_network();
   gradient_guidance();
 
   const auto networks = tstitch::load_networks({argv[1], argv[2]});

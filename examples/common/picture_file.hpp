@@ -73,7 +73,7 @@ inline at::Tensor resized(std::string const& option, at::Tensor const& picture, 
       return std::to_string(across) + " x " + std::to_string(down);
     };
     throw std::invalid_argument(option + ": must be a picture of " + size(width, height) +
-                                " or the same shape, got one of " + size(w, h));
+                                " or of the same proportions, got one of " + size(w, h));
   }
   if (height < h) return at::adaptive_avg_pool2d(picture, {height, width});
   return at::upsample_bilinear2d(picture, {height, width}, false);

@@ -17,6 +17,7 @@ import pathlib
 import re
 import secrets
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
@@ -113,6 +114,8 @@ def read_file(path: Path) -> Mapping[object, object]:
             return load_file(path)
         except Exception as error:
             fail(f"{path}: must be a safetensors file, got '{first_line(error)}'")
+    if is_torchscript(path):
+        fail(f"{path}: must hold tensors only, got a TorchScript file; one that an exporter wrote is loaded as it is")
     with torch.serialization.safe_globals([*VALUES]):
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -139,7 +142,21 @@ def refuse_pickle(path: Path, error: Exception) -> None:
             f"{path}: must hold tensors only, got an object of {match[1] or match[2]}, which may run code; of a file that "
             f"you trust save the tensors alone: torch.save(torch.load(FILE, weights_only=False)[KEY], NEW_FILE)"
         )
-    fail(f"{path}: must hold tensors only, got '{first_line(error)}'")
+    got = f"'{first_line(error)}'" if may_be_saved(path) else "no file that torch.save wrote, or one that is cut off"
+    fail(f"{path}: must hold tensors only, got {got}")
+
+
+def is_torchscript(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def may_be_saved(path: Path) -> bool:
+    """A zip archive, or a pickle as torch wrote them before; of others torch's message says nothing that helps."""
+    with path.open("rb") as file:
+        return file.read(1) == b"\x80" or zipfile.is_zipfile(path)
 
 
 def first_line(error: Exception) -> str:
@@ -676,12 +693,14 @@ def component(folder: Path, name: str) -> Path:
     fail(f"{folder}: must hold config.json or {name}/config.json, got {some(names_in(folder))}")
 
 
-def require_place(output: Path) -> None:
-    """Where a file can be written; refused before the work rather than after it."""
+def require_place(output: Path, source: Path | None = None) -> None:
+    """Where a file can be written, and not over what it is made of; refused before the work rather than after it."""
     if not output.absolute().parent.is_dir():
         fail(f"{output}: must be in a folder that exists, got none")
     if output.is_dir():
         fail(f"{output}: must be a file, got a folder")
+    if source is not None and output.exists() and source.exists() and output.samefile(source):
+        fail(f"{output}: must be another file than the checkpoint, got the same")
 
 
 def say(message: str) -> None:

@@ -686,7 +686,7 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.time and args.kind != "sit":
         fail(f"--time: is for --kind sit, got {args.time} for a DiT")
-    require_place(args.output)
+    require_place(args.output, args.checkpoint)
     args.names_file = args.class_names
     args.class_names = read_class_names(args.class_names) if args.class_names else []
     return args

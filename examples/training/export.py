@@ -15,7 +15,7 @@ import packages  # noqa: E402
 packages.require(__file__, "torch", beside=("numpy", "PIL"))
 import torch  # noqa: E402
 from aot_inductor import add_form, form_of  # noqa: E402
-from common import TOLERANCE, fill, say, shape_of_x, write  # noqa: E402
+from common import TOLERANCE, fill, require_place, say, shape_of_x, write  # noqa: E402
 from dit import DiT, DiTConfig, random_inputs  # noqa: E402
 from options import finite_real  # noqa: E402
 
@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--license", default="MIT", help="licence of the weights (default: %(default)s)")
     add_form(parser, parts=True)
     args = parser.parse_args()
+    require_place(args.output, args.checkpoint)
     form = form_of(args)
     args.name = args.name or args.output.stem
 

@@ -42,6 +42,7 @@ NOT_RUN = (
     (r"cmake --build build/tests --target .*", "builds what is built"),
     (r"cmake --build build/quickstart --target .*", "builds what is built"),
     (r"ctest --test-dir build/tests -R .*", "this test is part of it"),
+    (r"python examples/python/sweep\.py .*", "wants the Python package; tests/python runs it"),
     (r"tstitch_sample --budget .*", "what fits depends on the machine; tests/tool has budgets"),
     ("-" if shutil.which("pkg-config") else r"(export PKG|g\+\+ app.cpp \$\(pkg-config).*", "pkg-config is not here"),
     (r"build/tests/examples/tstitch_sample --plan --sampler midpoint", "of a sampler that the reader is to write"),

@@ -508,8 +508,15 @@ def check_refusals() -> None:
     whole = (scratch / "official.pt").read_bytes()
     for name, content in (("short.pt", whole[: len(whole) // 2]), ("none.pt", b""), ("text.pt", b"not weights\n")):
         (scratch / name).write_bytes(content)
-        must_refuse(scratch / name, says="must hold tensors only, got")
+        must_refuse(scratch / name, says="must hold tensors only, got no file that torch.save wrote, or one that is cut off")
+    script = scratch / "script.pt"
+    torch.jit.script(torch.nn.Linear(2, 2)).save(script)
+    must_refuse(script, says="must hold tensors only, got a TorchScript file")
 
+    (scratch / "same").symlink_to(scratch)
+    message = run(scratch / "official.pt", scratch / "same/official.pt", *ASKED)
+    assert message.endswith("must be another file than the checkpoint, got the same"), message
+    assert (scratch / "official.pt").read_bytes() == whole
     message = run(scratch / "official.pt", scratch / "no_folder/x.pt", *ASKED)
     assert message.endswith("must be in a folder that exists, got none"), message
 
