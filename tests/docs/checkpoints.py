@@ -141,3 +141,16 @@ def make_pipelines(folder: Path) -> None:
     clip(large, "", 16, True)
     clip(large, "_2", 24, True)
     t5(large, "_3", 40)
+
+    def wan(layers: int) -> object:
+        return diffusers.WanTransformer3DModel(
+            num_layers=layers, num_attention_heads=2, attention_head_dim=12, text_dim=4096, freq_dim=16, ffn_dim=24,
+        )  # fmt: skip
+
+    unipc = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+    save("Wan2.1-T2V-1.3B-Diffusers", "WanPipeline", {"transformer": wan(1), "scheduler": unipc})
+    save("Wan2.1-T2V-14B-Diffusers", "WanPipeline", {"transformer": wan(2), "scheduler": unipc})
+    save("Wan2.2-T2V-A14B-Diffusers", "WanPipeline", {"transformer": wan(1), "transformer_2": wan(2), "scheduler": unipc})
+    generator = torch.Generator().manual_seed(0)
+    texts = {name: torch.randn(1, 512, 4096, generator=generator) for name in ("text_embedding", "text_embedding.null")}
+    torch.save(texts, folder / "prompt.pt")

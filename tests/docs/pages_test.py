@@ -50,7 +50,7 @@ NOT_RUN = (
 SAME_FOLDER = {"pair_sit.md": "pair_dit.md"}  # goes on with its files
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
 NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",)} | {
-    f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3")
+    f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "wan")
 }
 CHEAPER = """#!{python}
 import os, sys
