@@ -22,6 +22,7 @@
 #include "file/at_once.hpp"
 #include "file/dit.hpp"
 #include "file/torchscript.hpp"
+#include "model/bridge.hpp"
 #include "study/calibration.hpp"
 #ifdef TSTITCH_WITH_CUDA
 #include "engine/cuda_graph.hpp"
@@ -72,6 +73,9 @@ struct LoadOptions {
   std::optional<NetworkInfo> info = {};
   /// Where no backend is named, these are asked in their order before anything else is tried.
   std::vector<FileReader> readers = {};
+  /// Of load_networks: networks whose latents or noise schedule are not those of the last one are bridged to it
+  /// (`bridged`); else they are refused.
+  bool bridge = false;
 };
 
 namespace detail {
@@ -303,17 +307,24 @@ inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
                    std::to_string(options.size()));
   }
   const auto of = [&](std::size_t k) -> LoadOptions const& { return options[options.size() == 1 ? 0 : k]; };
+  const auto bridge = [&](std::vector<Network>& all) {
+    for (std::size_t k = 0; k + 1 < all.size(); ++k) {
+      if (of(k).bridge) all[k] = bridged(all[k], all.back().info());
+    }
+  };
   std::vector<Network> stated;
   for (std::size_t k = 0; k < paths.size(); ++k) {
     detail::require_graphs(of(k), captures_graphs);
     stated.emplace_back([](at::Tensor const& x, at::Tensor const&) { return x; }, load_network_info(paths[k], of(k)),
                         of(k).device);
   }
+  bridge(stated);
   require_compatible(stated);
   if (paths.empty()) return {};
   std::vector<Network> networks =
       at_once(of(0).device, paths.size(), [&](std::size_t k) { return detail::load_plain(paths[k], of(k)); });
   for (std::size_t k = 0; k < paths.size(); ++k) networks[k] = with_graphs(networks[k], of(k));
+  bridge(networks);
   return networks;
 }
 

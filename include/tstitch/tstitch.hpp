@@ -17,6 +17,7 @@
 #include "method/pndm.hpp"
 #include "method/unipc.hpp"
 #include "model/autoencoder.hpp"
+#include "model/bridge.hpp"
 #include "model/guidance.hpp"
 #include "model/split_network.hpp"
 #include "peer/profile.hpp"

@@ -62,7 +62,7 @@ if tool.endswith("tstitch_sample") and not has("--help", "--version", "--plan"):
     few = "4" if has("--invert", "--strength") else "1"
     value("--steps", lambda steps: few)
     if not has("--steps", "--preset", "--timesteps", "--sigmas"): words += ["--steps", few]
-    if not has("--ratio", "--fractions", "--sweep", "--preset") and words.count("--model") in (0, 2):
+    if not has("--ratio", "--fractions", "--sweep", "--preset", "--routing") and words.count("--model") in (0, 2):
         words += ["--ratio", "1"]
     if has("--preset") and not has("--class", "--model"): words += ["--class", "3"]
 value("--device", lambda device: "cpu")

@@ -52,6 +52,46 @@ TEST_CASE("the door looks for the scales of 8 bits where the file states none") 
   CHECK_FALSE(draw({found, found}).equal(draw({load_dit(pair[0]), load_dit(pair[0])})));
 }
 
+TEST_CASE("networks of other latents and schedules go through the door where they are to be bridged") {
+  const auto info = [](std::string const& path) {
+    const bool small = path == "small";
+    return read_network_info({{"format", "1"},
+                              {"name", path},
+                              {"input_shape", "1 2 2"},
+                              {"prediction", small ? "epsilon" : "flow"},
+                              {"timestep_type", "float32"},
+                              {"noise_schedule", small ? "cosine" : "flow"},
+                              {"num_train_timesteps", "100"},
+                              {"latent_scale", small ? "0.5" : "2"}},
+                             path);
+  };
+  const FileReader reader{.reads = [](std::string const& path) { return path == "small" || path == "large"; },
+                          .info = info,
+                          .load =
+                              [&](std::string const& path, LoadOptions const&) {
+                                return Network([](at::Tensor const& x, at::Tensor const&) { return x.mul(0.3); },
+                                               info(path));
+                              }};
+  LoadOptions options{.device = at::kCPU, .readers = {reader}};
+  const std::vector<std::string> both{"small", "large"};
+  const std::string refusal = message_of<std::runtime_error>([&] { load_networks(both, options); });
+  CHECK(refusal.find("noise schedule: network 0 ('small') has cosine(100), network 1 ('large') has flow(100)") !=
+        std::string::npos);
+  CHECK(refusal.find("latent scale and shift") != std::string::npos);
+  options.bridge = true;
+  const std::vector<Network> loaded = load_networks(both, options);
+  CHECK(loaded[0].info().prediction_type == PredictionType::sample);
+  const DDIM sampler{
+      NoiseSchedule::flow(100), Stitch{.ratio = 0.5}, {.steps = 4, .spacing = Spacing::list({70, 50, 30, 20})}};
+  const auto plain = [&](std::string const& name) { return reader.load(name, options); };
+  const auto drawn = [&](std::vector<Network> const& networks) {
+    return sampler.sample(networks, {.count = 2}).images;
+  };
+  CHECK(drawn(loaded).equal(drawn({bridged(plain("small"), info("large")), plain("large")})));
+  CHECK(load_networks({pair[0], pair[1]}, {.device = at::kCPU, .bridge = true})[0].info().prediction_type ==
+        PredictionType::epsilon);  // which fit as they are
+}
+
 TEST_CASE("a kind of file of one's own goes through the door") {
   // Its name says all; a file there is none.
   std::atomic<int> loaded = 0;  // in a thread for each
