@@ -6,6 +6,7 @@ Every block of code of README.md and examples/docs:
 - Shell is run, page by page, in a folder with small checkpoints of the names that the page uses. A block of text
   behind it is in its output, where ... stands for anything in a line.
 - Links lead to files and headings that are there.
+- Each class of the headers has an example in these programs, which the reference shows (examples/site/examples.py).
 - Python is run, and CMake configures a project with the library as the page on building installed it.
 
 To be quick, tools draw on the CPU in one step, and by the small network where the page does not say which: what they
@@ -24,6 +25,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import checkpoints
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples/site"))
+import examples  # noqa: E402
 
 # Blocks of these are checked elsewhere.
 ELSEWHERE = {
@@ -114,9 +118,7 @@ class Pages:
             self.program(name, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         self.environment = os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(self.home),
                                          "XDG_CACHE_HOME": str(self.home / ".cache")}  # fmt: skip
-        listed = (repository / "examples/CMakeLists.txt").read_text()
-        self.programs = {path: path.read_text() for path in sorted((repository / "examples").glob("*.cpp"))
-                         if re.search(rf"^example_test\({path.stem}\b", listed, re.M)}  # fmt: skip
+        self.programs = {path: path.read_text() for path in examples.programs_of(repository)}
         for name in ("small", "base", "large"):
             source = repository / f"examples/models/cifar10_dit_{'large' if name == 'large' else 'small'}.pt"
             (self.checkpoints / f"{name}.pt").symlink_to(source)
@@ -246,6 +248,8 @@ def main() -> None:
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--page", action="append")
     arguments = parser.parse_args()
+    if wrong := examples.complaints(arguments.repository.resolve()):
+        sys.exit("\n".join(wrong))
     pages = Pages(arguments.repository.resolve(), arguments.tools.resolve(), arguments.scratch.resolve())
     # The page on building comes first: others use what it installs.
     for page in sorted([pages.repository / "README.md", *pages.repository.glob("examples/docs/*.md")],
