@@ -25,6 +25,8 @@
 #include <tstitch/tstitch.hpp>
 
 #include <cmath>
+#include <cstddef>
+#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <functional>
@@ -526,6 +528,20 @@ void budgets() {
   std::cout << "budget: way " << found.index.value() << " in " << found.cost << " s\n";
 }
 
+void best_way() {
+  const std::int64_t batch = 4;
+  const tstitch::Request request{.count = batch};
+  std::vector<tstitch::AnySampler> samplers;
+  for (const int steps : {12, 8}) {
+    samplers.push_back(tstitch::DDIM{noise_schedule, tstitch::Stitch{.ratio = 0.4}, {.steps = steps}});
+  }
+  const std::vector<double> distances{1.9, 2.0};  // how good their pictures were found to be
+  tstitch::RunTimes times(networks, request);
+  const auto found = tstitch::best_within(distances, tstitch::budget_by_name("80ms").most(batch),
+                                          [&](std::size_t i) { return times.predict(samplers[i]); });
+  std::cout << "best way: known " << (found.cost > 0) << "\n";
+}
+
 void run_times() {
   std::remove("times.txt");
   const tstitch::KeptTimes kept{.file = "times.txt", .names = {"small", "large"}};
@@ -625,6 +641,7 @@ int main(int argc, char** argv) try {
                              sums,
                              quality_tables,
                              budgets,
+                             best_way,
                              run_times,
                              files_of_times,
                              batch_times,

@@ -31,7 +31,6 @@ import examples  # noqa: E402
 
 # Blocks of these are checked elsewhere.
 ELSEWHERE = {
-    "forecasting.md": "its commands are those of tests/tool, its numbers those of the programs that it names",
     "python.md": "tests/python",
     "CHANGELOG.md": "it says what was",
     "moving_to_0.2.md": "it says what was",
@@ -46,13 +45,17 @@ NOT_RUN = (
     (r"cmake --build build/tests --target .*", "builds what is built"),
     (r"cmake --build build/quickstart --target .*", "builds what is built"),
     (r"ctest --test-dir build/tests -R .*", "this test is part of it"),
-    (r"tstitch_sample --budget .*", "what fits depends on the machine; tests/tool has budgets"),
+    (r"python examples/benchmark/benchmark_peers\.py .*", "takes minutes of a GPU"),
+    (r"python examples/evaluation/measure_quality\.py .*", "takes hours; evaluation.quality runs a small one"),
+    (r"python examples/evaluation/quality_table\.py .*", "of what that writes; evaluation.quality runs it"),
+    (r"tstitch_sample (--model \S+ )*--budget .*", "what fits depends on the machine; tests/tool has budgets"),
     ("-" if shutil.which("pkg-config") else r"(export PKG|g\+\+ app.cpp \$\(pkg-config).*", "pkg-config is not here"),
     (r"build/tests/examples/tstitch_sample --plan --sampler midpoint", "of a sampler that the reader is to write"),
 )
-SAME_FOLDER = {"pair_sit.md": "pair_dit.md"}  # goes on with its files
+# These go on with the other's files.
+SAME_FOLDER = {"pair_sit.md": "pair_dit.md", "forecasting.md": "pair_stable_diffusion.md"}
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
-NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",)} | {
+NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "forecasting.md": PIPELINES} | {
     f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl")
 }
 CHEAPER = """#!{python}
@@ -205,9 +208,9 @@ class Pages:
 
     def shell(self, block: Block) -> tuple[str, int]:
         lines = []
-        for line in block.text.splitlines():
+        for line in re.sub(r" *\\\n *", " ", block.text).splitlines():
             if any(re.fullmatch(pattern, line) for pattern, _ in NOT_RUN):
-                for name in re.findall(r"(?<=bash )\S+|\S+/requirements\.txt|\w+(?=_tests\b)", line):
+                for name in re.findall(r"(?<=bash )\S+|(?<=python )\S+|\S+/requirements\.txt|\w+(?=_tests\b)", line):
                     if not (self.repository / (name if "/" in name else f"tests/{name}")).exists():
                         block.fail(f"{name} is not there")
                 continue
@@ -251,9 +254,9 @@ def main() -> None:
     if wrong := examples.complaints(arguments.repository.resolve()):
         sys.exit("\n".join(wrong))
     pages = Pages(arguments.repository.resolve(), arguments.tools.resolve(), arguments.scratch.resolve())
-    # The page on building comes first: others use what it installs.
+    # The page on building comes first: others use what it installs. Those that go on with the files of others come last.
     for page in sorted([pages.repository / "README.md", *pages.repository.glob("examples/docs/*.md")],
-                       key=lambda path: (path.name != "building.md", path.name)):  # fmt: skip
+                       key=lambda path: (path.name != "building.md", path.name in SAME_FOLDER, path.name)):  # fmt: skip
         if page.name in ELSEWHERE or (arguments.page and page.name not in arguments.page):
             continue
         print(page.name, flush=True)
