@@ -1,5 +1,6 @@
 """What people write: plans, routing, rules, pictures, labels, arrays, and what is refused: api_test.py MODELS PAGE SCRATCH"""
 
+import ast
 import itertools
 import os
 import re
@@ -566,6 +567,43 @@ def test_it_says_what_it_is():
     check((Path(tstitch.__file__).parent / "py.typed").exists(), "py.typed")
     for function in (tstitch.Sampler.__init__, tstitch.Sampler.sample, tstitch.load_networks):
         typing.get_type_hints(function)
+
+
+def test_stubs():
+    """The stubs of the extension name what is in it, and nothing else; arguments have the names that they can be given by."""
+    core = tstitch._core
+    stubs = ast.parse((Path(tstitch.__file__).parent / "_core.pyi").read_text())
+
+    def named(body):
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                yield node.name, node
+            elif isinstance(node, ast.AnnAssign):
+                yield node.target.id, node
+
+    def arguments(function):
+        """Those that have names in the extension, which says arg0 of the others."""
+        return re.findall(r"(\w+): ", (function.__doc__ or "").partition("\n")[0])
+
+    def compare(where, body, there):
+        stated = dict(named(body))
+        known = {name for name in vars(there) if not name.startswith("_") or name in ("__init__", "__call__", "__len__")}
+        if isinstance(there, type):
+            known -= {"__init__"}  # all have one, many none to be called
+        missing = known - set(stated)
+        check(not missing, f"_core.pyi: {where} must name {sorted(missing)}")
+        gone = {name for name in stated if not hasattr(there, name)}
+        check(not gone, f"_core.pyi: {where} names {sorted(gone)}, which are not there")
+        for name, node in stated.items():
+            if isinstance(node, ast.ClassDef):
+                compare(f"{where}.{name}", node.body, getattr(there, name))
+            elif isinstance(node, ast.FunctionDef) and callable(getattr(there, name)):
+                said = [each.arg for each in (*node.args.args, *node.args.kwonlyargs)]
+                for argument in arguments(getattr(there, name)):
+                    check(argument in said or argument == "self" or argument.startswith("arg"),
+                          f"_core.pyi: {where}.{name} must take {argument}, takes {said}")  # fmt: skip
+
+    compare("_core", stubs.body, core)
 
 
 def test_the_page():
