@@ -544,8 +544,9 @@ class Sampler:
     ) -> Sampler:
         """The best way to draw that a budget allows, as a sampler of its own. Draws, to measure what networks take.
 
-        Without a quality table the last network takes as many steps as fit, then the one before it. With one, the way of the
-        least distance that fits is taken; what was said of sampler, profile, steps, ratio and forecasts stays as it was said.
+        Without a quality table the last network takes as many steps as fit, then the one before it, whatever fractions were
+        given of more than two. With one, the way of the least distance that fits is taken; what was said of sampler, profile,
+        steps, ratio and forecasts stays as it was said.
 
         Args:
             budget: "80ms" or "1.5s" for a batch, or "20img/s".
@@ -688,11 +689,14 @@ def _within(sampler: Sampler, budget: Any, quality: Any, guidance: Any, given: d
         raise TypeError(f"budget: must be a text such as '80ms' or '20img/s', got {shown(budget)}")
     wanted = _core.Budget.by_name(budget)
     if wanted.is_flop:
-        raise ValueError(f"budget: must be of time, as '80ms' or '20img/s'; operations are counted by tstitch_sample, got {budget!r}")
+        raise ValueError(
+            f"budget: must be of time, as '80ms' or '20img/s'; operations are counted by tstitch_sample, got {budget!r}"
+        )
     said, infos = sampler._given, sampler._sources.infos
     if said["routing"] not in (None, "stitch"):
         raise ValueError(f"budget: chooses the shares of the networks for routing 'stitch', got {shown(said['routing'])}")
-    only("budget", {"fractions": said["fractions"]})
+    if len(infos) == 2:  # of more they must be given, and are replaced
+        only("budget", {"fractions": said["fractions"]})
     if len(infos) < 2 or (quality is None and said["ratio"] is not None):
         got = "one network" if len(infos) < 2 else f"ratio {said['ratio']} and no quality table"
         raise ValueError(f"budget: must have something to choose, got {got}")
@@ -736,10 +740,11 @@ def _within(sampler: Sampler, budget: Any, quality: Any, guidance: Any, given: d
         chosen, fits = choose()
     seconds = cost(chosen)
     if not fits:
-        takes = f"{batch / seconds:.4g} img/s" if budget.endswith("img/s") else f"{1e3 * seconds:.4g} ms"
-        raise ValueError(f"budget: must be what the cheapest way takes, {takes} for {batch} pictures, or more, got {budget!r}"
-                         if not budget.endswith("img/s") else
-                         f"budget: must be at most what the cheapest way reaches, {takes}, got {budget!r}")  # fmt: skip
+        if budget.endswith("img/s"):
+            rule = f"at most what the cheapest way reaches, {batch / seconds:.4g} img/s"
+        else:
+            rule = f"what the cheapest way takes, {1e3 * seconds:.4g} ms for {batch} pictures, or more"
+        raise ValueError(f"budget: must be {rule}, got {budget!r}")
     chosen._predicted_seconds = seconds
     return chosen
 
@@ -1002,6 +1007,8 @@ def sample(
     given.pop("budget"), given.pop("quality")
     of_request = {name: given[name] for name in _OF_REQUESTS}
     of_sampler = {name: value for name, value in given.items() if name != "networks" and name not in of_request}
+    if budget is not None and fractions is None and isinstance(networks, (list, tuple)) and len(networks) > 2:
+        of_sampler["fractions"] = [1 / len(networks)] * len(networks)  # which the budget replaces
     sampler = Sampler(**of_sampler, networks=networks, _conditions=_infos_of(conditions))
     if budget is None:
         if quality is not None:
@@ -1013,7 +1020,9 @@ def sample(
     return chosen.sample(**{**of_request, "guidance": None})
 
 
-def invert(networks: Sequence[NetworkLike], image: Any, *, rule: Rule = "ddim", iterations: int = 3, **options: Any) -> torch.Tensor:
+def invert(
+    networks: Sequence[NetworkLike], image: Any, *, rule: Rule = "ddim", iterations: int = 3, **options: Any
+) -> torch.Tensor:
     """The noise from which pictures are drawn again: `Sampler(networks, ...).invert(image, ...)` in one call.
 
         noise = tstitch.invert(["small.pt", "large.pt"], picture, steps=50)
