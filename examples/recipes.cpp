@@ -192,6 +192,17 @@ void presets(Networks const& networks) {
   std::cout << "preset: " << sampler.plan().steps.size() << " steps, " << samples.finished_images << " picture\n";
 }
 
+void forecasts(Networks const& networks) {
+  const auto noise_schedule = networks[0].noise_schedule();
+  const tstitch::DDIM sampler{noise_schedule,
+                              tstitch::Stitch{.ratio = 0.4},
+                              {.steps = 50, .forecast = tstitch::ForecastEvery{.every = 2, .first_network = 1}}};
+  const tstitch::Guidance guidance{.scale = 1.5, .forecast = tstitch::ForecastEvery{.every = 2, .warm_up = 2}};
+  std::cout << sampler.plan(guidance);
+  const auto samples = sampler.sample(networks, {.labels = {3}, .guidance = guidance});
+  std::cout << "forecasts: " << samples.finished_images << " picture\n";
+}
+
 void profiles(Networks const& networks) {
   const tstitch::Request request{.labels = {3}, .guidance = {.scale = 1.5}};
   const auto profile = tstitch::profile::diffusers_dpmpp(networks.back().noise_schedule(), 4);
@@ -220,6 +231,7 @@ int main(int argc, char** argv) try {
   watch(networks);
   errors(networks);
   presets(networks);
+  forecasts(networks);
   profiles(networks);
 } catch (std::exception const& error) {
   std::cerr << error.what() << "\n";

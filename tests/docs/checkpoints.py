@@ -151,6 +151,18 @@ def make_pipelines(folder: Path) -> None:
     save("Wan2.1-T2V-1.3B-Diffusers", "WanPipeline", {"transformer": wan(1), "scheduler": unipc})
     save("Wan2.1-T2V-14B-Diffusers", "WanPipeline", {"transformer": wan(2), "scheduler": unipc})
     save("Wan2.2-T2V-A14B-Diffusers", "WanPipeline", {"transformer": wan(1), "transformer_2": wan(2), "scheduler": unipc})
+
+    def sana(layers: int) -> object:
+        return diffusers.SanaTransformer2DModel(
+            sample_size=8, num_layers=layers, num_attention_heads=2, attention_head_dim=8, num_cross_attention_heads=2,
+            cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=4096,
+        )  # fmt: skip
+
+    for name, layers in (("Sana_600M_1024px_diffusers", 1), ("Sana_1600M_1024px_diffusers", 2)):
+        save(name, "SanaPipeline", {"transformer": sana(layers), "scheduler": flow})
+
+    # Of both Wan and Sana: a network takes of it what it asks for.
     generator = torch.Generator().manual_seed(0)
     texts = {name: torch.randn(1, 512, 4096, generator=generator) for name in ("text_embedding", "text_embedding.null")}
-    torch.save(texts, folder / "prompt.pt")
+    masks = dict.fromkeys(("text_mask", "text_mask.null"), torch.ones(1, 512, dtype=torch.int64))
+    torch.save(texts | masks, folder / "prompt.pt")

@@ -6,6 +6,7 @@ Every block of code of README.md and examples/docs:
 - Shell is run, page by page, in a folder with small checkpoints of the names that the page uses. A block of text
   behind it is in its output, where ... stands for anything in a line.
 - Links lead to files and headings that are there.
+- Each class of the headers has an example in these programs, which the reference shows (examples/site/examples.py).
 - Python is run, and CMake configures a project with the library as the page on building installed it.
 
 To be quick, tools draw on the CPU in one step, and by the small network where the page does not say which: what they
@@ -25,9 +26,11 @@ from pathlib import Path
 
 import checkpoints
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples/site"))
+import examples  # noqa: E402
+
 # Blocks of these are checked elsewhere.
 ELSEWHERE = {
-    "forecasting.md": "its commands are those of tests/tool, its numbers those of the programs that it names",
     "python.md": "tests/python",
     "CHANGELOG.md": "it says what was",
     "moving_to_0.2.md": "it says what was",
@@ -43,14 +46,18 @@ NOT_RUN = (
     (r"cmake --build build/quickstart --target .*", "builds what is built"),
     (r"ctest --test-dir build/tests -R .*", "this test is part of it"),
     (r"python examples/python/sweep\.py .*", "wants the Python package; tests/python runs it"),
-    (r"tstitch_sample --budget .*", "what fits depends on the machine; tests/tool has budgets"),
+    (r"python examples/benchmark/benchmark_peers\.py .*", "takes minutes of a GPU"),
+    (r"python examples/evaluation/measure_quality\.py .*", "takes hours; evaluation.quality runs a small one"),
+    (r"python examples/evaluation/quality_table\.py .*", "of what that writes; evaluation.quality runs it"),
+    (r"tstitch_sample (--model \S+ )*--budget .*", "what fits depends on the machine; tests/tool has budgets"),
     ("-" if shutil.which("pkg-config") else r"(export PKG|g\+\+ app.cpp \$\(pkg-config).*", "pkg-config is not here"),
     (r"build/tests/examples/tstitch_sample --plan --sampler midpoint", "of a sampler that the reader is to write"),
 )
-SAME_FOLDER = {"pair_sit.md": "pair_dit.md"}  # goes on with its files
+# These go on with the other's files.
+SAME_FOLDER = {"pair_sit.md": "pair_dit.md", "forecasting.md": "pair_stable_diffusion.md"}
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
-NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",)} | {
-    f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "wan")
+NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "forecasting.md": PIPELINES} | {
+    f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "sana", "wan")
 }
 CHEAPER = """#!{python}
 import os, sys
@@ -115,9 +122,7 @@ class Pages:
             self.program(name, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
         self.environment = os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(self.home),
                                          "XDG_CACHE_HOME": str(self.home / ".cache")}  # fmt: skip
-        listed = (repository / "examples/CMakeLists.txt").read_text()
-        self.programs = {path: path.read_text() for path in sorted((repository / "examples").glob("*.cpp"))
-                         if re.search(rf"^example_test\({path.stem}\b", listed, re.M)}  # fmt: skip
+        self.programs = {path: path.read_text() for path in examples.programs_of(repository)}
         for name in ("small", "base", "large"):
             source = repository / f"examples/models/cifar10_dit_{'large' if name == 'large' else 'small'}.pt"
             (self.checkpoints / f"{name}.pt").symlink_to(source)
@@ -204,9 +209,9 @@ class Pages:
 
     def shell(self, block: Block) -> tuple[str, int]:
         lines = []
-        for line in block.text.splitlines():
+        for line in re.sub(r" *\\\n *", " ", block.text).splitlines():
             if any(re.fullmatch(pattern, line) for pattern, _ in NOT_RUN):
-                for name in re.findall(r"(?<=bash )\S+|\S+/requirements\.txt|\w+(?=_tests\b)", line):
+                for name in re.findall(r"(?<=bash )\S+|(?<=python )\S+|\S+/requirements\.txt|\w+(?=_tests\b)", line):
                     if not (self.repository / (name if "/" in name else f"tests/{name}")).exists():
                         block.fail(f"{name} is not there")
                 continue
@@ -247,10 +252,12 @@ def main() -> None:
     parser.add_argument("scratch", type=Path)
     parser.add_argument("--page", action="append")
     arguments = parser.parse_args()
+    if wrong := examples.complaints(arguments.repository.resolve()):
+        sys.exit("\n".join(wrong))
     pages = Pages(arguments.repository.resolve(), arguments.tools.resolve(), arguments.scratch.resolve())
-    # The page on building comes first: others use what it installs.
+    # The page on building comes first: others use what it installs. Those that go on with the files of others come last.
     for page in sorted([pages.repository / "README.md", *pages.repository.glob("examples/docs/*.md")],
-                       key=lambda path: (path.name != "building.md", path.name)):  # fmt: skip
+                       key=lambda path: (path.name != "building.md", path.name in SAME_FOLDER, path.name)):  # fmt: skip
         if page.name in ELSEWHERE or (arguments.page and page.name not in arguments.page):
             continue
         print(page.name, flush=True)

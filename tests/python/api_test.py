@@ -1,5 +1,7 @@
 """What people write: plans, routing, rules, pictures, labels, arrays, and what is refused: api_test.py MODELS PAGE SCRATCH"""
 
+import ast
+import itertools
 import os
 import re
 import shutil
@@ -9,7 +11,7 @@ import typing
 import warnings
 from pathlib import Path
 
-from harness import check, equal, has, main, refuses, torch, tstitch
+from harness import Decodes, Encodes, Latents, check, equal, has, main, refuses, save_module, torch, tstitch
 
 models, page, scratch = (Path(each).resolve() for each in sys.argv[1:4])
 torch.manual_seed(0)
@@ -393,6 +395,61 @@ def test_pictures():
     refuses(ValueError, "images: must be pictures", tstitch.sample([half], steps=2, shape=(4, 8, 8), **LINEAR).pil)
 
 
+def test_inversion():
+    """Sampling from the noise gives the picture again, by each rule that can be inverted; others are refused."""
+    smooth = [lambda x, t, gain=gain: (x * gain).tanh() * 0.3 + t.float()[:, None, None, None] / 4000 for gain in (0.4, 0.5)]
+    options = dict(steps=12, thresholding="none", **LINEAR)
+    picture = torch.rand(2, 3, 4, 4) * 2 - 1
+    for way, routing in itertools.product(
+        (dict(sampler="ddim"), dict(sampler="euler"), dict(sampler="heun"), dict(sampler="dpm-solver++", order=1)),
+        (dict(ratio=0.4), dict(routing="both-ends", ratio=0.5), dict(routing=lambda step: step.index % 2)),
+    ):
+        rule = way["sampler"] if "order" not in way else "ddim"
+        sampler = tstitch.Sampler(smooth, **way, **routing, **options)
+        before = 1.0
+        for iterations in (1, 8):
+            noise = sampler.invert(picture, rule=rule, iterations=iterations)
+            back = sampler.sample(initial_noise=noise).images
+            error = (back - picture).abs().max()
+            check(error < before, f"{way} {iterations} iterations: {error}")
+            before = error / 10
+        check(error < 1e-4 and (noise - picture).abs().max() > 0.1, f"{way} {routing}: {error}")
+        check(noise.shape == picture.shape and sampler.invert(picture, batch_size=1).shape == picture.shape, "batches")
+    for way in (dict(sampler="unipc"), dict(sampler="ddim", forecast="every:2"), dict(sampler="ddpm")):
+        equal(tstitch.invert(smooth, picture, **way, **options), tstitch.invert(smooth, picture, sampler="ddim", **options),
+              f"{way}: DDIM is inverted")  # fmt: skip
+
+    # Labels: those of no class where nothing is said.
+    def by_label(x, t, labels):
+        seen.append(labels.tolist())
+        return x * 0.1
+
+    seen, known = [], dict(num_classes=10, null_class=10)
+    tstitch.invert([by_label], picture, **known, **options)
+    check(seen and all(each == [10, 10] for each in seen), f"{seen[:2]}")
+    seen.clear()
+    tstitch.invert([by_label], picture, labels=[1, 2], **known, **options)
+    check(all(each == [1, 2] for each in seen), f"{seen[:2]}")
+    seen.clear()
+    tstitch.invert([by_label], picture, labels=3, guidance=2.0, **known, **options)
+    check(all(each == [3, 3, 10, 10] for each in seen), f"{seen[:2]}")
+
+    refusals = [
+        (ValueError, "needs a rule without history, got 1", dict(rule="dpm-solver++")),
+        (ValueError, "needs a rule without noise", dict(rule="ddpm")),
+        (ValueError, "iterations: must be at least 1, got 0", dict(iterations=0)),
+        (ValueError, "iterations: must be at most 10000", dict(iterations=10001)),
+        (TypeError, "sampler: must be the name of one", dict(rule=3)),
+        (ValueError, "forecasts are for update rules that go to the picture", dict(guidance=tstitch.Guidance(forecast="every:2"))),
+        (TypeError, "must be a picture, got None", dict(image=None)),
+        (ValueError, "labels: these networks take none", dict(labels=3)),
+        (ValueError, "batch_size: must be at least 1", dict(batch_size=0)),
+        (TypeError, "unexpected keyword argument 'strength'", dict(strength=0.5)),
+    ]
+    for kind, pattern, odd in refusals:
+        refuses(kind, pattern, tstitch.invert, smooth, **{"image": picture, **options, **odd})
+
+
 def test_seeds_and_batches():
     """A picture depends on its seed alone."""
     whole = drawn(seeds=range(5))
@@ -512,16 +569,56 @@ def test_it_says_what_it_is():
         typing.get_type_hints(function)
 
 
+def test_stubs():
+    """The stubs of the extension name what is in it, and nothing else; arguments have the names that they can be given by."""
+    core = tstitch._core
+    stubs = ast.parse((Path(tstitch.__file__).parent / "_core.pyi").read_text())
+
+    def named(body):
+        for node in body:
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                yield node.name, node
+            elif isinstance(node, ast.AnnAssign):
+                yield node.target.id, node
+
+    def arguments(function):
+        """Those that have names in the extension, which says arg0 of the others."""
+        return re.findall(r"(\w+): ", (function.__doc__ or "").partition("\n")[0])
+
+    def compare(where, body, there):
+        stated = dict(named(body))
+        known = {name for name in vars(there) if not name.startswith("_") or name in ("__init__", "__call__", "__len__")}
+        if isinstance(there, type):
+            known -= {"__init__"}  # all have one, many none to be called
+        missing = known - set(stated)
+        check(not missing, f"_core.pyi: {where} must name {sorted(missing)}")
+        gone = {name for name in stated if not hasattr(there, name)}
+        check(not gone, f"_core.pyi: {where} names {sorted(gone)}, which are not there")
+        for name, node in stated.items():
+            if isinstance(node, ast.ClassDef):
+                compare(f"{where}.{name}", node.body, getattr(there, name))
+            elif isinstance(node, ast.FunctionDef) and callable(getattr(there, name)):
+                said = [each.arg for each in (*node.args.args, *node.args.kwonlyargs)]
+                for argument in arguments(getattr(there, name)):
+                    check(argument in said or argument == "self" or argument.startswith("arg"),
+                          f"_core.pyi: {where}.{name} must take {argument}, takes {said}")  # fmt: skip
+
+    compare("_core", stubs.body, core)
+
+
 def test_the_page():
     """What the documentation shows runs, but for diffusers' pipelines and pictures of others."""
     if not has("PIL"):
         return
     scratch.mkdir(parents=True, exist_ok=True)
     os.chdir(scratch)
-    for name, path in zip(("small.pt", "large.pt"), paths):
+    for name, path in zip(("small.pt", "large.pt", "quality.txt"), [*paths, models / "cifar10_quality.txt"]):
         shutil.copyfile(path, name)
+    latents = [save_module(scratch, f"latent_{size}", Latents(), latent_scale=0.5) for size in ("small", "large")]
+    for kind, module in (("decoder", Decodes(3)), ("encoder", Encodes())):
+        save_module(scratch, kind, module, kind=kind, latent_channels=4, upsampling=2, latent_scale=0.5)
     blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    check(len(blocks) >= 9, f"{len(blocks)} blocks")
+    check(len(blocks) >= 12, f"{len(blocks)} blocks")
 
     def network(x, t, labels, encoder_hidden_states=None):
         return x * 0.5
@@ -549,9 +646,15 @@ def test_the_page():
                          mask=torch.ones(8, 8))  # fmt: skip
         if "forecast=" in block:
             names.update(networks=forecasting)
+        if "decoder" in block:
+            names.update(networks=latents, picture=torch.zeros(1, 3, 48, 40))
+            block = block.replace(", labels=7", "")
+        if "invert" in block:
+            names.update(picture=torch.zeros(1, 3, 8, 8))
+        block = block.replace("80ms", "80s")  # which a slow machine keeps, too
         exec(compile(block, str(page), "exec"), names)
         ran += 1
-    check(ran >= 7, f"{ran} blocks ran")
+    check(ran >= 10, f"{ran} blocks ran")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ except ImportError as error:
     print(f"skipped: the package is not built here: {error}")
     sys.exit(77)
 
-__all__ = ["check", "equal", "has", "main", "refuses", "require", "torch", "tstitch"]
+__all__ = ["Decodes", "Encodes", "Latents", "check", "equal", "has", "main", "refuses", "require", "save_module", "torch", "tstitch"]
 
 
 def require(*packages):
@@ -55,6 +55,49 @@ def refuses(kind, pattern, call, *args, **keywords):
         check(re.search(pattern, str(error)), f"{str(error)!r} does not match {pattern!r}")
         return error
     raise AssertionError(f"was not refused with {pattern!r}: {returned!r}")
+
+
+NETWORK = dict(input_channels=4, input_height=24, input_width=20, prediction="epsilon", timestep_type="int64",
+               noise_schedule="linear", num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02)  # fmt: skip
+
+
+def save_module(folder, name, module, **values):
+    """A TorchScript file with metadata, of a network unless its kind is said; returns its path."""
+    path = folder / f"{name}.pt"
+    values = {"format": 1, "name": name, **({} if "kind" in values else NETWORK), **values}
+    extra = {f"tstitch/{key}": str(value) for key, value in values.items()}
+    torch.jit.save(torch.jit.script(module.eval()), str(path), _extra_files=extra)
+    return path
+
+
+class Latents(torch.nn.Module):
+    """A network of 4 channels, 24 x 20."""
+
+    def forward(self, x, t):
+        return x.tanh() * 0.5
+
+
+class Decodes(torch.nn.Module):
+    """A decoder of 4 channels to twice the size."""
+
+    def __init__(self, channels):
+        super().__init__()
+        torch.manual_seed(channels)
+        self.conv = torch.nn.ConvTranspose2d(4, channels, 4, stride=2, padding=1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Encodes(torch.nn.Module):
+    """An encoder of colours to 4 channels of half the size."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(3, 4, 2, stride=2)
+
+    def forward(self, x):
+        return self.conv(x)
 
 
 def main(module):

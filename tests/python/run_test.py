@@ -1,6 +1,7 @@
 """Runs taken apart: forks, files, threads, callbacks, and what networks of Python raise: run_test.py MODELS SCRATCH"""
 
 import gc
+import itertools
 import os
 import signal
 import sys
@@ -140,20 +141,120 @@ def test_other_plans_are_refused():
         sampler.load,
         {**whole, "plan": None, "state": {**whole["state"], "plan": 3}},
     )
-    noisy = sampler.begin(
-        **what, noise_source=lambda seeds, step, draw, shape, dtype, device: torch.ones(len(seeds), *shape)
-    )
-    refuses(ValueError, "save: a file holds plain data, and a noise_source is none", noisy.save, file)
-    parts = tstitch.Network.in_parts(
-        embed=lambda x, t: [x], blocks=lambda x: x * 0.5, head=lambda feature, x: feature, **LINEAR
-    )
-    forecasting = tstitch.Sampler([parts], steps=12, sampler="ddim", forecast="every:2")
-    refuses(
-        ValueError,
-        "what a network keeps for forecasts is none",
-        forecasting.advance(forecasting.begin(shape=(1, 4, 4)), 6).save,
-        file,
-    )
+    callables = {
+        "noise_source is a callable; torch_seed": dict(
+            noise_source=lambda seeds, step, draw, shape, dtype, device: torch.ones(len(seeds), *shape)
+        ),
+        "log_density is a callable": dict(log_density=lambda picture, t, labels, conditions: picture.sum((1, 2, 3))),
+        "guidance.forecast is a callable; give a name or a list of bools": dict(
+            guidance=tstitch.Guidance(2.0, forecast=lambda step, network, taken: False)
+        ),
+    }
+    file.unlink()
+    for reason, request in callables.items():
+        refuses(ValueError, f"save: a file holds plain data, and {reason}", sampler.begin(**{**what, **request}).save, file)
+        check(not list(scratch.glob("other.pt*")), "a refused file is not there")
+
+
+def in_parts(gain):
+    """A network whose blocks depend on x, t and the label."""
+    return tstitch.Network.in_parts(
+        embed=lambda x, t, labels: [x * 0.25, t, labels],
+        blocks=lambda x, t, labels: x + (torch.sin(t.float() / 150) + torch.cos(gain * labels))[:, None, None, None],
+        head=lambda feature, x, t, labels: (0.7 * feature).tanh(),
+        prediction="sample", timestep_type="float32", num_classes=10, null_class=10, **LINEAR,
+    )  # fmt: skip
+
+
+def test_file_of_forecasts():
+    """Saved in the middle and loaded by another sampler, a run with forecasts goes on to the same bits."""
+    parts = [in_parts(0.9), in_parts(1.1)]
+    steps = 9
+    table = [i in (3, 5, 6) for i in range(steps)]
+    forecasts = [None, "every:2", "every:3,2,1", table, lambda step, network, taken: taken % 2 == 1]
+    of_guidance = [None, "every:2,1,1", table]
+    guides = [dict(scale=1.0), dict(scale=2.0), dict(scale=[1.5, 3.0], begin=0.2, end=0.8), dict(scale=2.0, guide_network=0),
+              dict(scale=2.0, projected=tstitch.ProjectedGuidance(eta=0.1, norm_threshold=3.0, momentum=-0.5))]  # fmt: skip
+    kept = 0
+    for way in SAMPLERS:
+        if "adaptive" in way["sampler"]:
+            continue
+        for forecast, guided, guide in itertools.product(forecasts, of_guidance, guides):
+            if forecast is None and guided is None:
+                continue
+
+            def sampler():
+                return tstitch.Sampler(parts, steps=steps, ratio=0.3, forecast=forecast, **way)
+
+            request = {**what, "guidance": tstitch.Guidance(**guide, forecast=guided)}
+            name = f"{way} {forecast} {guided} {guide}"
+            first = sampler()
+            run, whole = first.begin(**request), first.sample(**request).images
+            for i in range(1, steps):
+                first.advance(run)
+                if i not in (2, 5, 7):
+                    continue
+                if i == 5:
+                    run.save(scratch / "forecasts.pt")
+                    other = sampler().load(scratch / "forecasts.pt")
+                else:
+                    other = first.load(run.state_dict())
+                state = run.state_dict()["state"]
+                kept += bool(state["differences"]) or any(state["memories"])
+                equal(sampler().finish(other).images, whole, f"{name} at {i}")
+            equal(first.finish(run).images, whole, name)
+    check(kept > 300, f"{kept} of the files had something for forecasts in them")
+
+
+def test_file_of_forecasts_by_files():
+    """The same of the bundled pair's engine, whose features are parts of one another."""
+    paths = [models / f"cifar10_dit_{size}.pt" for size in ("small", "large")]
+    sampler = tstitch.Sampler(paths, steps=9, ratio=0.3, forecast="every:2", sampler="dpm-solver++", device="cpu")
+    request = dict(labels=[1, 2], guidance=tstitch.Guidance(2.0, forecast="every:2,1,1"))
+    run = sampler.begin(**request)
+    for i in range(8):
+        sampler.advance(run).save(scratch / "engine.pt")
+        equal(sampler.finish(sampler.load(scratch / "engine.pt")).images, sampler.sample(**request).images, f"step {i}")
+    # Tensors that share memory are written once.
+    tensors = sum(each.numel() * each.element_size() for memory in run.state_dict()["state"]["memories"] if memory
+                  for _, _, each in memory["conditional"] + memory["unconditional"])  # fmt: skip
+    check(0 < tensors < (scratch / "engine.pt").stat().st_size < 1.5 * tensors + 200_000, f"{tensors} bytes are kept")
+
+
+def test_odd_files_of_forecasts():
+    """What forecasts cannot be made of is refused; a sampler without these forecasts is another plan."""
+    options = dict(steps=9, ratio=0.3, sampler="ddim")
+    sampler = tstitch.Sampler([in_parts(0.9), in_parts(1.1)], forecast="every:2", **options)
+    run = sampler.advance(sampler.begin(**{**what, "guidance": tstitch.Guidance(2.0, forecast="every:2,1,1")}), 5)
+    whole = run.state_dict()
+    state = whole["state"]
+    check(state["differences"] and state["memories"][1]["both"], f"{state}")
+    plain = tstitch.Sampler([in_parts(0.9), in_parts(1.1)], **options)
+    refuses(ValueError, r"load: the file's run has forecast \[False, .*True.*\], this sampler has \[False", plain.load, whole)
+
+    def put(path, value):
+        """The file with another value somewhere inside."""
+        made = {**whole, "state": {**state}}
+        place = made["state"]
+        for key in path[:-1]:
+            place[key] = place[key].copy()
+            place = place[key]
+        place[path[-1]] = value
+        return made
+
+    twice = [(3, 0, torch.zeros(3)), (3, 0, torch.zeros(3))]
+    for path, value in [
+        (("differences",), twice), (("differences",), [(3, 0, None)]), (("differences",), [(3, 0)]), (("differences",), 3),
+        (("memories",), 3), (("memories", 1), 3), (("memories", 1), {}), (("memories", 1, "conditional"), twice),
+        (("forecasts", "conditional"), [3, 3]), (("forecasts", "guided"), 3), (("forecasts", "guided"), -1),
+        (("forecasts", "network"), -1), (("forecasts", "taken"), "many"), (("guidance", "forecast", "every"), 0),
+        (("guidance", "forecast", "order"), 9), (("guidance", "forecast"), {"every": 2}), (("guidance", "forecast"), "every:2"),
+        (("noise", "name"), "mine"), (("noise",), {"name": "torch"}), (("noise",), None),
+        (("noise",), {"name": "torch", "seed": -1, "rows_per_image": 1, "initial_first": True}),
+    ]:  # fmt: skip
+        refuses(ValueError, "load: the file must hold a whole trajectory", sampler.load, put(path, value))
+    refuses(RuntimeError, "a forecast must be made of evaluations that were kept", sampler.finish,
+            sampler.load(put(("memories", 1), None)))  # fmt: skip
 
 
 def test_another_sampler_takes_over():

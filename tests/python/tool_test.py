@@ -1,14 +1,18 @@
 """Python draws what tstitch_sample draws, to the bit: tool_test.py TSTITCH_SAMPLE MODELS SCRATCH
 
-Of the bundled pair, over samplers, guidance, forecasts, ratios, profiles and presets.
+Of the bundled pair, over samplers, guidance, forecasts, ratios, profiles, presets, budgets and inversion, and of latents with
+their decoder and encoder.
 """
 
 import itertools
+import shutil
 import subprocess
 import sys
+import time
+import warnings
 from pathlib import Path
 
-from harness import check, equal, main, refuses, require, torch, tstitch
+from harness import Decodes, Encodes, Latents, check, equal, has, main, refuses, require, save_module, torch, tstitch
 
 require("numpy")
 import numpy  # noqa: E402
@@ -120,6 +124,178 @@ def test_batches():
     compare(["--steps", 2, "--count", 18, "--class", "dog"], steps=2, count=18, labels="dog")
     compare(["--steps", 2, "--count", 5, "--class", "dog", "--batch", 3, "--pad-batches"],
             steps=2, count=5, labels="dog", batch_size=3, pad_batches=True)  # fmt: skip
+
+
+def test_inversion():
+    """The noise of a picture: what the tool draws from it, over samplers, routings and numbers of steps."""
+    image = torch.rand(1, 3, 32, 32) * 2 - 1
+    numpy.save(scratch / "image.npy", image.numpy())
+    levels = (image[0].movedim(0, -1) * 127.5 + 128).to(torch.uint8).numpy()
+    files, given = ["image.npy"], [image]
+    if has("PIL"):
+        from PIL import Image
+
+        Image.fromarray(levels).save(scratch / "image.png")
+        files, given = [*files, "image.png"], [*given, Image.fromarray(levels)]
+    ways = [dict(sampler="ddim"), dict(sampler="dpm-solver++"), dict(profile="diffusers-ddim"),
+            dict(sampler="heun", spacing="trailing", forecast="every:2")]  # fmt: skip
+    for file, picture, (ratio, steps), way in [
+        *((files[0], given[0], *each) for each in itertools.product(((0, 3), (0.5, 4)), ways)),
+        *((file, picture, (0.3, 4), ways[0]) for file, picture in zip(files, given)),
+        (files[0], given[0], (0.4, None), dict(preset="fastest")),
+    ]:
+        way = {**way, "steps": steps}
+        flags = [word for name, value in {**way, "ratio": ratio}.items() if value is not None for word in (f"--{name}", value)]
+        noise = tstitch.invert(pair, picture, ratio=ratio, **way)
+        drawing = dict(ratio=ratio, labels=4, guidance=1.5, initial_noise=noise, **way)
+        compare([*flags, "--invert", scratch / file, "--class", 4, "--guidance", 1.5], **drawing)
+        check(not noise.equal(image) and noise.shape == image.shape, f"{noise.shape}")
+
+
+def test_decoders():
+    """Pictures of latents: whole and in tiles, grey and of colour, the levels of the tool's files."""
+    if not has("PIL"):
+        return
+    from PIL import Image
+
+    network = save_module(scratch, "latents", Latents(), latent_scale=0.5, latent_shift=0.25)
+    scale = dict(latent_channels=4, upsampling=2, latent_scale=0.5, latent_shift=0.25)
+    for channels, tile in itertools.product((1, 3), (0, 17)):
+        file = save_module(scratch, "decodes", Decodes(channels), kind="decoder", picture_channels=channels, **scale)
+        folder = scratch / "decoded"
+        shutil.rmtree(folder, ignore_errors=True)
+        latents = drawn("--model", network, "--steps", 3, "--count", 3, "--decoder", file, "--output", folder, "--sampler", "ddim",
+                        *(["--tile", tile] if tile else []))  # fmt: skip
+        decoder = tstitch.load_decoder(file, device="cpu", tile=tile)
+        check(decoder.upsampling == 2 and decoder.picture_channels == channels and "decodes" in repr(decoder), repr(decoder))
+        tiling = dict(decoder=decoder) if tile else dict(decoder=file)
+        samples = tstitch.sample([network], device="cpu", steps=3, count=3, sampler="ddim", **tiling)
+        equal(samples.images, latents, "latents")
+        equal(samples.pictures, decoder(latents), "pictures")
+        check(list(samples.pictures.shape) == [3, channels, 48, 40] and samples.numpy().shape == (3, 48, 40, channels), "shapes")
+        tools = [numpy.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))]
+        check(len(tools) == 3, f"{tools}")
+        for mine, its in zip(samples.pil(), tools):
+            check(numpy.array_equal(numpy.asarray(mine), its), f"{channels} channels, tile {tile}")
+        sampler = tstitch.Sampler([network], device="cpu", steps=3, sampler="ddim", decoder=decoder)
+        equal(sampler.finish(sampler.begin(count=3)).pictures, samples.pictures, "finish")
+
+    # What does not fit is refused before anything is drawn.
+    options = dict(device="cpu", steps=2, sampler="ddim")
+
+    def other(name="odd", **values):
+        return save_module(scratch, name, Decodes(3), **{**dict(kind="decoder", **scale), **values})
+
+    for pattern, networks, decoder in [
+        ("decoder: is for networks that make latents, got 'odd' for 'cifar10-dit-large'", pair, other()),
+        ("decoder: must take the 4 channels of 'latents', 'five' takes 5", [network], other("five", latent_channels=5)),
+        ("decoder: must have latents of scale 0.5 and shift 0.25 for 'latents', 'scaled' has 0.7 and 0", [network],
+         other("scaled", latent_scale=0.7, latent_shift=0)),
+    ]:  # fmt: skip
+        refuses(ValueError, pattern, tstitch.Sampler, networks, decoder=decoder, **options)
+    refuses(TypeError, "decoder: must be a Decoder or the path of one, got 3", tstitch.Sampler, [network], decoder=3, **options)
+    refuses(RuntimeError, "absent.pt", tstitch.Sampler, [network], decoder=scratch / "absent.pt", **options)
+    refuses(RuntimeError, "kind|decoder", tstitch.load_decoder, network, device="cpu")
+    refuses(ValueError, "overlap: must be below tile, 3, got 3", tstitch.load_decoder, other(), tile=3, overlap=3)
+    refuses(ValueError, "tile: must be at least 0, got -1", tstitch.load_decoder, other(), tile=-1)
+    refuses(ValueError, "dtype: must be 'auto'", tstitch.load_decoder, other(), dtype="int8")
+    refuses(ValueError, "decoder=... for networks that make latents", tstitch.sample([network], **options).pil)
+    one, tiny = other("one", latent_scale=1, latent_shift=0), other("tiny", latents="scaled", latent_scale=1, latent_shift=0)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for decoder in (one, tiny):
+            tstitch.Sampler([network], decoder=decoder, **options)
+    check(len(said) == 1 and "'one' has latents of scale 1" in str(said[0].message), f"{said}")
+
+
+def test_encoders():
+    """An encoder's latents are what initial_image takes: the picture that the tool encodes."""
+    if not has("PIL"):
+        return
+    from PIL import Image
+
+    network = save_module(scratch, "latents", Latents(), latent_scale=0.5, latent_shift=0.25)
+    file = save_module(scratch, "encodes", Encodes(), kind="encoder", latent_channels=4, upsampling=2, latent_scale=0.5, latent_shift=0.25)
+    picture = Image.fromarray((torch.rand(48, 40, 3) * 255).to(torch.uint8).numpy())
+    picture.save(scratch / "picture.png")
+    encoder = tstitch.load_encoder(file, device="cpu")
+    latents = encoder(picture)
+    check(list(latents.shape) == [1, 4, 24, 20] and encoder.upsampling == 2, f"{latents.shape}")
+    decoder = save_module(scratch, "decodes", Decodes(3), kind="decoder", latent_channels=4, upsampling=2, latent_scale=0.5, latent_shift=0.25)
+    its = drawn("--model", network, "--steps", 4, "--sampler", "ddim", "--init-image", scratch / "picture.png", "--strength", 0.5,
+                "--encoder", file, "--decoder", decoder)  # fmt: skip
+    options = dict(device="cpu", steps=4, sampler="ddim", initial_image=latents, strength=0.5)
+    equal(tstitch.sample([network], **options).images, its, "an encoded picture")
+    refuses(ValueError, "multiples of 2", encoder, torch.zeros(1, 3, 5, 4))
+    refuses(ValueError, "must be in", encoder, torch.full((1, 3, 4, 4), 3.0))
+    refuses(RuntimeError, "encoder|kind", tstitch.load_encoder, decoder, device="cpu")
+
+
+def test_budgets():
+    """What fits: with ample budgets the tool's choice and its bits, with none a refusal that says what the cheapest takes."""
+    table = models / "cifar10_quality.txt"
+    ample = ["--budget", "1000s", "--quality", table, "--times", scratch / "times.txt"]
+    for flags, options in [
+        (["--steps", 10], dict(steps=10)),
+        (["--sampler", "dpm-solver++", "--steps", 10], dict(sampler="dpm-solver++", steps=10)),
+        (["--profile", "recommended", "--steps", 10, "--ratio", 0.4], dict(profile="recommended", steps=10, ratio=0.4)),
+        (["--steps", 10, "--forecast", "every:2,2", "--forecast-guidance", "none"],
+         dict(steps=10, forecast="every:2,2", guidance=tstitch.Guidance(1.5, forecast="none"))),
+    ]:  # fmt: skip
+        expected = drawn(*ample, *flags, "--class", 3)
+        equal(tstitch.sample(pair, budget="1000s", quality=table, labels=3, **options).images, expected, f"{flags}")
+    # Without a table as many steps of the large network as fit, here all or none.
+    base = tstitch.Sampler(pair, steps=6, sampler="ddim")
+    most = base.within("1000s", labels=[1, 2])
+    check(most.plan().calls == [0, 6] and most.predicted_seconds > 0 and base.predicted_seconds is None, repr(most))
+    equal(most.sample(labels=[1, 2]).images, tstitch.sample(pair, ratio=0, steps=6, sampler="ddim", labels=[1, 2]).images, "ratio 0")
+    # Networks whose time is known: of 6 steps no more than 4 of 20 ms fit into 100 ms, whatever else is done.
+    def sleeping(seconds):
+        return lambda x, t: (time.sleep(seconds), x * 0.5)[1]
+
+    for waits in ((0, 0.02), (0, 0.01, 0.02)):
+        options = dict(steps=6, sampler="ddim", noise_schedule="linear")
+        sleepy = [sleeping(each) for each in waits]
+        begun = dict(fractions=[0.5, 0.3, 0.2]) if len(waits) > 2 else {}
+        chosen = tstitch.Sampler(sleepy, **options, **begun).within("100ms", shape=(3, 4, 4))
+        calls = chosen.plan().calls
+        slept = sum(each * count for each, count in zip(waits, calls))
+        check(1 <= calls[-1] <= 4 and sum(calls) == 6 and len(calls) == len(waits), f"{waits}: {calls}")
+        check(slept <= chosen.predicted_seconds <= 0.1, f"{waits}: {calls}, {chosen.predicted_seconds}")
+        drawn_so = tstitch.sample(sleepy, budget="100ms", shape=(3, 4, 4), **options)
+        check(1 <= drawn_so.plan.calls[-1] <= 4 and len(drawn_so) == 1, f"{drawn_so}")
+    refuses(ValueError, r"budget: must be what the cheapest way takes, \S+ ms for 2 pictures, or more, got '0.001ms'", base.within,
+            "0.001ms", labels=[1, 2])  # fmt: skip
+    refuses(ValueError, r"budget: must be at most what the cheapest way reaches, \S+ img/s, got '1e9img/s'", base.within,
+            "1e9img/s", labels=[1, 2])  # fmt: skip
+
+
+def test_odd_budgets():
+    table = models / "cifar10_quality.txt"
+    refusals = [
+        ("budget: must be 80ms or 1.5s", dict(budget="soon")),
+        ("budget: must be 80ms or 1.5s", dict(budget="-1s")),
+        ("budget: must be 80ms or 1.5s", dict(budget="nans")),
+        ("operations are counted by tstitch_sample, got '4TFLOP'", dict(budget="4TFLOP")),
+        ("routing 'stitch', got 'both-ends'", dict(budget="1s", routing="both-ends")),
+        ("must have something to choose, got ratio 0.5 and no quality table", dict(budget="1s", ratio=0.5)),
+        ("fractions: must not be given with budget", dict(budget="1s", fractions=[0.5, 0.5])),
+        ("initial_noise: must not be given with budget", dict(budget="1s", initial_noise=torch.zeros(1, 3, 32, 32))),
+        ("torch_seed: must not be given with budget", dict(budget="1s", torch_seed=3)),
+        ("quality: must come with a budget, got .* alone", dict(quality=table)),
+        ("order: must not be given with quality", dict(budget="1s", quality=table, sampler="dpm-solver++", order=3)),
+        ("preset: must not be given with quality", dict(budget="1s", quality=table, preset="fast")),
+        ("guidance: must be that of the quality table, 1.5, got 3", dict(budget="1s", quality=table, guidance=3)),
+        ("must have rows with the options that are given, got none", dict(budget="1s", quality=table, steps=17)),
+    ]
+    for pattern, options in refusals:
+        refuses(ValueError, pattern, tstitch.sample, pair, labels=3, **options)
+    refuses(TypeError, "budget: must be a text such as '80ms'", tstitch.sample, pair, budget=0.08)
+    refuses(ValueError, "something to choose, got one network", tstitch.sample, pair[:1], budget="1s")
+    refuses(ValueError, "must be of cifar10-dit-large, cifar10-dit-small, got one of cifar10-dit-small, cifar10-dit-large",
+            tstitch.sample, pair[::-1], budget="1s", quality=table)  # fmt: skip
+    (scratch / "broken.txt").write_text(table.read_text()[:300])
+    refuses(RuntimeError, "broken.txt", tstitch.sample, pair, budget="1s", quality=scratch / "broken.txt")
 
 
 def test_torchscript_and_modules():

@@ -1,6 +1,7 @@
 // Forecast steps and forecast guidance, for every sampler and guidance: what a polynomial foretells is exact, and the
 // run does what its plan says.
 
+#include <ATen/ops/zeros.h>
 #include <c10/core/InferenceMode.h>
 #include <tstitch/method/by_name.hpp>
 #include <tstitch/tstitch.hpp>
@@ -206,6 +207,93 @@ TEST_CASE("what is no polynomial is forecast with an error that its order makes 
     CHECK(error < 0.5 * before);
     before = error;
   }
+}
+
+namespace {
+
+KeptSteps rebuilt(KeptSteps const& steps) {
+  std::vector<KeptSteps::Kept> kept;
+  for (KeptSteps::Kept const& each : steps.kept()) kept.push_back({each.step, each.number, each.tensor.clone()});
+  return KeptSteps(std::move(kept));
+}
+
+/// What a program reads back that wrote the run's forecasts into a file: nothing is shared with the run.
+Trajectory rebuilt(Trajectory const& run) {
+  Trajectory made = run;
+  for (Memory& memory : made.memories) {
+    if (memory.empty()) continue;
+    FeatureMemory::State const state = memory.as<FeatureMemory>().state();
+    memory = {};
+    memory.as<FeatureMemory>() =
+        FeatureMemory({rebuilt(state.conditional), rebuilt(state.unconditional), rebuilt(state.both)});
+  }
+  ForecastHistory::State state = run.forecasts.state();
+  made.forecasts = ForecastHistory(std::move(state));
+  made.differences = rebuilt(run.differences);
+  if (auto const* every = run.guidance.forecast.find<ForecastEvery>()) {
+    made.guidance.forecast = ForecastEvery(*every);
+  } else if (auto const* table = run.guidance.forecast.find<ForecastTable>()) {
+    made.guidance.forecast = ForecastTable(*table);
+  }
+  return made;
+}
+
+}  // namespace
+
+TEST_CASE("a run with forecasts that is taken apart and put together in any step has the same bits") {
+  for (NamedRule const& named : update_rules()) {
+    if (named.name.find("adaptive") != std::string::npos) continue;
+    for (auto const& [name, guidance] : guidances) {
+      for (const int order : {0, 1, 2}) {
+        const int kind = 1 + order;  // steps, guidance, both
+        INFO(named.name << ", guidance " << name << ", order " << order);
+        const Forecast every = ForecastEvery{.every = 3, .order = order, .warm_up = 1};
+        Guidance forecast = guidance;
+        std::vector<bool> table(11, false);
+        for (const std::size_t i : {3, 5, 7, 8}) table[i] = true;
+        if (kind & 2) forecast.forecast = ForecastTable{.forecast = table, .order = (order + 1) % 2};
+        if (kind == 3) forecast.forecast = ForecastEvery{.every = 2, .order = 1, .warm_up = 0};
+        SamplingOptions of_run = options(kind & 1 ? every : Forecast());
+        of_run.steps = 11;
+        const AnySampler sampler{schedule, Stitch{.ratio = 0.3}, of_run, named.make({})};
+        const std::vector<Network> networks{network(2, 1), network(3, 1.3)};
+        const at::Tensor expected = sampler.sample(networks, request_of(forecast)).images;
+        Trajectory run = sampler.begin(networks, request_of(forecast));
+        bool kept = false;
+        while (!run.finished()) {
+          sampler.advance(networks, run);
+          run = rebuilt(run);
+          kept = kept || !run.differences.kept().empty() || !run.memories[1].empty();
+        }
+        CHECK(run.x.equal(expected));
+        CHECK(kept == (bool(kind & 1) || guidance.scale.values() != std::vector{1.0}));
+      }
+    }
+  }
+}
+
+TEST_CASE("what is no memory of forecasts is refused") {
+  const at::Tensor x = at::zeros({1});
+  const auto refused = [](auto make) { return message_of<std::invalid_argument>(make); };
+  CHECK(refused([&] {
+          KeptSteps({{1, 0, x}, {2, 0, x}, {1, 0, x}});
+        }) == "tstitch::KeptSteps: evaluations must differ, got evaluation 0 of step 1 twice");
+  CHECK(refused([&] {
+          KeptSteps({{1, 0, x}, {2, 1, {}}});
+        }) == "tstitch::KeptSteps: each evaluation must have a tensor, got evaluation 1 of step 2");
+  CHECK(KeptSteps({{1, 0, x}, {1, 1, x}, {2, 0, x}}).kept().size() == 3);
+  using State = ForecastHistory::State;
+  for (std::vector<int> State::*const steps : {&State::conditional, &State::unconditional, &State::differences}) {
+    State state;
+    state.*steps = {4, 7, 4};
+    CHECK(refused([&] { ForecastHistory{state}; }) == "tstitch::ForecastHistory: steps must differ, got step 4 twice");
+    state.*steps = {7, 4};  // as inversion has them
+    CHECK((ForecastHistory{state}.state().*steps) == std::vector{7, 4});
+  }
+  CHECK(Forecast(ForecastEvery{.every = 5}).find<ForecastEvery>()->every == 5);
+  CHECK(Forecast(ForecastTable{.forecast = {true}}).find<ForecastTable>()->forecast.size() == 1);
+  CHECK(!Forecast(ForecastEvery{}).find<ForecastTable>());
+  CHECK(!Forecast().find<ForecastEvery>());
 }
 
 TEST_CASE("forks, threads, padded batches, single images and steps that throw: the same bits with forecasts") {

@@ -21,25 +21,10 @@
 
 namespace tstitch::python {
 
-/// Where the noise of a run comes from, as far as a file can say it.
-struct NoiseOrigin {
-  bool by_address = true;                        ///< the library's own
-  std::optional<std::uint64_t> torch_seed = {};  ///< torch's generator
-  int rows_per_image = 1;                        ///< see NoiseOrder
-};
-
-/// A request, and what a file can say of its parts that are callables.
-struct PyRequest {
-  Request request = {};
-  NoiseOrigin noise = {};
-  bool with_gradient = false;
-};
-
 /// A trajectory as Python holds it. It is changed under the GIL alone.
 struct PyTrajectory {
   Trajectory trajectory;
   double strength = 1;
-  NoiseOrigin noise = {};
   bool busy = false;  ///< some thread advances it
 };
 
@@ -57,5 +42,6 @@ void bind_request(py::module_& module);
 void bind_trajectory(py::module_& module);
 void bind_sampler(py::module_& module);
 void bind_load(py::module_& module);
+void bind_budget(py::module_& module);
 
 }  // namespace tstitch::python

@@ -3,6 +3,7 @@
 #include "common.hpp"
 
 #include <tstitch/load.hpp>
+#include <tstitch/output/image.hpp>
 #include <tstitch/tensor/cuda/kernels.hpp>
 
 namespace tstitch::python {
@@ -19,6 +20,45 @@ std::vector<LoadOptions> options_of(at::Device device, std::string const& dtype,
     all.push_back(with_backend(options, backend));
   }
   return all;
+}
+
+TorchScriptOptions options_of(at::Device device, std::string const& dtype) {
+  TorchScriptOptions options;
+  options.device = device;
+  options.dtype = dtype_named(dtype);
+  return options;
+}
+
+/// One half of an autoencoder.
+template <class Half>
+void bind_half(py::module_& module, char const* name, Half (*load)(std::string const&, TorchScriptOptions const&)) {
+  py::class_<Half> half(module, name);
+  const auto stated = [&](char const* member, auto AutoencoderInfo::*value) {
+    half.def_property_readonly(member, [value](Half const& self) { return self.info().*value; });
+  };
+  stated("name", &AutoencoderInfo::name);
+  stated("latent_channels", &AutoencoderInfo::latent_channels);
+  stated("picture_channels", &AutoencoderInfo::picture_channels);
+  stated("upsampling", &AutoencoderInfo::upsampling);
+  stated("latent_scale", &AutoencoderInfo::latent_scale);
+  stated("latent_shift", &AutoencoderInfo::latent_shift);
+  stated("scaled_latents", &AutoencoderInfo::scaled_latents);
+  stated("license", &AutoencoderInfo::license);
+  half.def_static(
+          "load",
+          [load](std::string const& path, at::Device device, std::string const& dtype) {
+            const py::gil_scoped_release release;
+            return load(path, options_of(device, dtype));
+          },
+          py::arg("path"), py::arg("device"), py::arg("dtype"))
+      .def_property_readonly("device", &Half::device)
+      .def(
+          "__call__",
+          [](Half const& self, at::Tensor const& x, std::int64_t rows, std::int64_t tile, std::int64_t overlap) {
+            const py::gil_scoped_release release;
+            return self(x, {.rows = rows, .tile = tile, .overlap = overlap});
+          },
+          py::arg("x"), py::arg("rows"), py::arg("tile"), py::arg("overlap"));
 }
 
 }  // namespace
@@ -41,6 +81,15 @@ void bind_load(py::module_& module) {
         return load_network_info(path, {.device = at::kCPU, .info = info});
       },
       py::arg("path"), py::arg("info") = py::none());
+  bind_half<Decoder>(module, "Decoder", &load_decoder);
+  bind_half<Encoder>(module, "Encoder", &load_encoder);
+  module.def(
+      "to_bytes",
+      [](at::Tensor const& images) {
+        const py::gil_scoped_release release;
+        return to_bytes(images);
+      },
+      py::arg("images"));
 }
 
 }  // namespace tstitch::python

@@ -36,4 +36,5 @@ PYBIND11_MODULE(_core, module) {
   bind_trajectory(module);
   bind_sampler(module);
   bind_load(module);
+  bind_budget(module);
 }

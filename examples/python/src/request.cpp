@@ -83,14 +83,14 @@ void bind_guidance(py::module_& module) {
 
 void bind_request(py::module_& module) {
   bind_guidance(module);
-  using Self = PyRequest;
+  using Self = Request;
   py::class_<Self> request(module, "Request");
   request.def(py::init<>());
   const auto field = [&](char const* name, auto member) {
     using Value = std::remove_cvref_t<decltype(std::declval<Request>().*member)>;
     request.def_property(
-        name, [member](Self const& self) { return self.request.*member; },
-        [member](Self& self, Value value) { self.request.*member = std::move(value); });
+        name, [member](Self const& self) { return self.*member; },
+        [member](Self& self, Value value) { self.*member = std::move(value); });
   };
   field("labels", &Request::labels);
   field("count", &Request::count);
@@ -105,22 +105,18 @@ void bind_request(py::module_& module) {
   field("strength", &Request::strength);
   field("mask", &Request::mask);
   request.def("add_condition", [](Self& self, std::string name, at::Tensor value, std::optional<at::Tensor> null) {
-    self.request.conditions.push_back({std::move(name), std::move(value), null ? *null : at::Tensor()});
+    self.conditions.push_back({std::move(name), std::move(value), null ? *null : at::Tensor()});
   });
-  request.def("set_guidance_channels", [](Self& self, int channels) { self.request.guidance.channels = channels; });
+  request.def("set_guidance_channels", [](Self& self, int channels) { self.guidance.channels = channels; });
   request.def("set_torch_noise", [](Self& self, std::uint64_t seed, int rows_per_image) {
-    self.request.noise_source = TorchNoise(seed, {.rows_per_image = rows_per_image});
-    self.noise = {false, seed, rows_per_image};
+    self.noise_source = TorchNoise(seed, {.rows_per_image = rows_per_image});
   });
-  request.def("set_noise_source", [](Self& self, py::object callable) {
-    self.request.noise_source = PyNoise{Ref(std::move(callable))};
-    self.noise = {.by_address = false};
-  });
+  request.def("set_noise_source",
+              [](Self& self, py::object callable) { self.noise_source = PyNoise{Ref(std::move(callable))}; });
   request.def("set_log_density", [](Self& self, py::object callable, double scale, std::string const& of) {
-    self.request.gradient.of = choose<DensityOf>("log_density_of", of, {{"x", DensityOf::x}, {"x_0", DensityOf::x_0}});
-    self.request.gradient.scale = scale;
-    self.request.gradient.log_density = PyLogDensity{Ref(std::move(callable))};
-    self.with_gradient = true;
+    self.gradient.of = choose<DensityOf>("log_density_of", of, {{"x", DensityOf::x}, {"x_0", DensityOf::x_0}});
+    self.gradient.scale = scale;
+    self.gradient.log_density = PyLogDensity{Ref(std::move(callable))};
   });
 }
 

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/python_variable.h>
 #include <tstitch/base/options.hpp>
 #include <tstitch/method/by_name.hpp>
+#include <tstitch/method/inversion.hpp>
 #include <tstitch/peer/by_name.hpp>
 #include <tstitch/peer/preset.hpp>
 
@@ -296,10 +297,19 @@ void bind_runs(py::module_& module) {
           py::arg("guidance"), py::arg("strength") = 1.0)
       .def_property_readonly("noise_schedule", &AnySampler::noise_schedule, py::return_value_policy::copy)
       .def(
+          "inversion",
+          [](AnySampler const& sampler, AnyUpdateRule rule, int iterations) {
+            SamplingOptions options = sampler.options();
+            options.forecast = {};
+            return AnySampler(sampler.noise_schedule(), sampler.model_schedule(), std::move(options),
+                              InversionUpdate<AnyUpdateRule>{std::move(rule), iterations});
+          },
+          py::arg("rule"), py::arg("iterations"))
+      .def(
           "begin",
-          [](AnySampler const& sampler, std::vector<Network> const& networks, PyRequest const& request) {
-            PyTrajectory run{.trajectory = {}, .strength = request.request.strength, .noise = request.noise};
-            const Request copy = request.request;
+          [](AnySampler const& sampler, std::vector<Network> const& networks, Request const& request) {
+            PyTrajectory run{.trajectory = {}, .strength = request.strength};
+            const Request copy = request;
             const py::gil_scoped_release release;
             run.trajectory = sampler.begin(networks, copy);
             return run;
@@ -308,11 +318,11 @@ void bind_runs(py::module_& module) {
       .def("advance", &advance, py::arg("networks"), py::arg("trajectory"), py::arg("steps") = 1)
       .def(
           "sample",
-          [](AnySampler const& sampler, std::vector<Network> const& networks, PyRequest const& request,
+          [](AnySampler const& sampler, std::vector<Network> const& networks, Request const& request,
              py::object callback) {
             Ref call;
             if (!callback.is_none()) call = Ref(std::move(callback));
-            const Request copy = request.request;
+            const Request copy = request;
             Samples samples;
             {
               const py::gil_scoped_release release;

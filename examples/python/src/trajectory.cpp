@@ -46,13 +46,137 @@ Condition condition_of(py::handle object) {
   return condition;
 }
 
+/// @throws std::invalid_argument for what cannot be written down
+[[noreturn]] void refuse_saving(std::string const& what) {
+  throw std::invalid_argument("save: a file holds plain data, and " + what);
+}
+
+py::object plain(Forecast const& forecast) {
+  if (!forecast) return py::none();
+  if (auto const* every = forecast.find<ForecastEvery>()) {
+    return py::dict(py::arg("every") = every->every, py::arg("order") = every->order,
+                    py::arg("warm_up") = every->warm_up, py::arg("last") = every->last,
+                    py::arg("first_network") = every->first_network);
+  }
+  if (auto const* table = forecast.find<ForecastTable>()) {
+    return py::dict(py::arg("table") = table->forecast, py::arg("order") = table->order,
+                    py::arg("first_network") = table->first_network);
+  }
+  refuse_saving("guidance.forecast is a callable; give a name or a list of bools");
+}
+
+Forecast forecast_of(py::handle object) {
+  if (object.is_none()) return {};
+  const int order = object["order"].cast<int>();
+  const std::size_t first_network = object["first_network"].cast<std::size_t>();
+  if (object.contains("table")) {
+    ForecastTable table;
+    table.forecast = object["table"].cast<std::vector<bool>>();
+    table.order = order;
+    table.first_network = first_network;
+    return table;
+  }
+  ForecastEvery every;
+  every.every = object["every"].cast<int>();
+  every.order = order;
+  every.warm_up = object["warm_up"].cast<int>();
+  every.last = object["last"].cast<bool>();
+  every.first_network = first_network;
+  return every;
+}
+
+py::list plain(KeptSteps const& steps) {
+  py::list kept;
+  for (KeptSteps::Kept const& each : steps.kept()) kept.append(py::make_tuple(each.step, each.number, each.tensor));
+  return kept;
+}
+
+KeptSteps kept_of(py::handle object) {
+  std::vector<KeptSteps::Kept> kept;
+  for (py::handle each : object) {
+    auto [step, number, tensor] = each.cast<std::tuple<int, int, at::Tensor>>();
+    kept.push_back({step, number, std::move(tensor)});
+  }
+  return KeptSteps(std::move(kept));
+}
+
+py::dict plain(ForecastHistory const& history) {
+  ForecastHistory::State const& state = history.state();
+  return py::dict(py::arg("network") = state.network, py::arg("rule") = state.rule,
+                  py::arg("evaluations") = state.evaluations, py::arg("taken") = state.taken,
+                  py::arg("guided_taken") = state.guided_taken, py::arg("guided") = int(state.guided),
+                  py::arg("conditional") = state.conditional, py::arg("unconditional") = state.unconditional,
+                  py::arg("differences") = state.differences);
+}
+
+ForecastHistory history_of(py::handle object) {
+  ForecastHistory::State state;
+  state.network = object["network"].cast<std::optional<std::size_t>>();
+  state.rule = object["rule"].cast<std::uint64_t>();
+  state.evaluations = object["evaluations"].cast<int>();
+  state.taken = object["taken"].cast<int>();
+  state.guided_taken = object["guided_taken"].cast<int>();
+  const int guided = object["guided"].cast<int>();
+  if (guided < 0 || guided > int(GuidedBy::guide)) throw std::invalid_argument("load: guided must be 0, 1 or 2");
+  state.guided = GuidedBy(guided);
+  state.conditional = object["conditional"].cast<std::vector<int>>();
+  state.unconditional = object["unconditional"].cast<std::vector<int>>();
+  state.differences = object["differences"].cast<std::vector<int>>();
+  return ForecastHistory(std::move(state));
+}
+
+/// What a network keeps.
+py::object plain(Memory const& memory, std::size_t network) {
+  if (memory.empty()) return py::none();
+  if (auto const* features = memory.find<FeatureMemory>()) {
+    FeatureMemory::State const& state = features->state();
+    return py::dict(py::arg("conditional") = plain(state.conditional),
+                    py::arg("unconditional") = plain(state.unconditional), py::arg("both") = plain(state.both));
+  }
+  refuse_saving("what network " + std::to_string(network) + " keeps is none");
+}
+
+Memory memory_of(py::handle object) {
+  Memory memory;
+  if (object.is_none()) return memory;
+  FeatureMemory::State state;
+  state.conditional = kept_of(object["conditional"]);
+  state.unconditional = kept_of(object["unconditional"]);
+  state.both = kept_of(object["both"]);
+  memory.as<FeatureMemory>() = FeatureMemory(std::move(state));
+  return memory;
+}
+
+py::dict plain(NoiseSource const& source) {
+  using Function = decltype(&noise);
+  if (auto const* function = source.target<Function>(); function && *function == &noise) {
+    return py::dict(py::arg("name") = "philox");
+  }
+  if (auto const* torch = source.target<TorchNoise>()) {
+    return py::dict(py::arg("name") = "torch", py::arg("seed") = torch->seed(),
+                    py::arg("rows_per_image") = torch->order().rows_per_image,
+                    py::arg("initial_first") = torch->order().initial_first);
+  }
+  refuse_saving("noise_source is a callable; torch_seed and the library's own noise are saved");
+}
+
+NoiseSource noise_of(py::handle object) {
+  const std::string name = object["name"].cast<std::string>();
+  if (name == "philox") return noise;
+  if (name != "torch") throw std::invalid_argument("load: noise must be 'philox' or 'torch', got '" + name + "'");
+  NoiseOrder order;
+  order.rows_per_image = object["rows_per_image"].cast<int>();
+  order.initial_first = object["initial_first"].cast<bool>();
+  return TorchNoise(object["seed"].cast<std::uint64_t>(), order);
+}
+
 py::dict plain(Guidance const& guidance) {
   py::object projected = py::none();
   if (auto const& p = guidance.projected) projected = py::make_tuple(p->eta, p->norm_threshold, p->momentum);
-  return py::dict(py::arg("scale") = guidance.scale.values(), py::arg("begin") = guidance.begin,
-                  py::arg("end") = guidance.end, py::arg("channels") = guidance.channels,
-                  py::arg("rescale") = guidance.rescale, py::arg("projected") = projected,
-                  py::arg("guide_network") = guidance.guide_network);
+  return py::dict(py::arg("forecast") = plain(guidance.forecast), py::arg("scale") = guidance.scale.values(),
+                  py::arg("begin") = guidance.begin, py::arg("end") = guidance.end,
+                  py::arg("channels") = guidance.channels, py::arg("rescale") = guidance.rescale,
+                  py::arg("projected") = projected, py::arg("guide_network") = guidance.guide_network);
 }
 
 Guidance guidance_of(py::handle object) {
@@ -63,6 +187,7 @@ Guidance guidance_of(py::handle object) {
   guidance.channels = object["channels"].cast<int>();
   guidance.rescale = object["rescale"].cast<double>();
   guidance.guide_network = object["guide_network"].cast<std::optional<std::size_t>>();
+  guidance.forecast = forecast_of(object["forecast"]);
   const py::object projected = object["projected"];
   if (!projected.is_none()) {
     const auto [eta, norm, momentum] = projected.cast<std::tuple<double, double, double>>();
@@ -94,18 +219,13 @@ Past past_of(py::handle object) {
   return past;
 }
 
-/// @throws std::invalid_argument for what cannot be written down
-[[noreturn]] void refuse_saving(std::string const& what) {
-  throw std::invalid_argument("save: a file holds plain data, and " + what + " is none");
-}
-
 py::object plain_rule_state(Memory const& memory) {
   if (memory.empty()) return py::none();
   if (auto const* state = memory.find<RuleState>()) return state->value ? state->value.get() : py::none();
   if (auto const* state = memory.find<AdaptiveState>()) {
     return py::dict(py::arg("adaptive_h") = state->h, py::arg("adaptive_memory") = state->memory);
   }
-  refuse_saving("what the update rule keeps");
+  refuse_saving("what the update rule keeps is none");
 }
 
 Memory rule_state_of(py::object const& object) {
@@ -124,12 +244,9 @@ Memory rule_state_of(py::object const& object) {
 
 py::dict state_of(PyTrajectory const& self) {
   Trajectory const& run = self.trajectory;
-  if (run.guidance.forecast) refuse_saving("what is kept for the forecasts of guidance");
-  for (Memory const& each : run.memories) {
-    if (!each.empty()) refuse_saving("what a network keeps for forecasts");
-  }
-  if (!self.noise.by_address && !self.noise.torch_seed) refuse_saving("a noise_source");
-  if (run.gradient) refuse_saving("a log_density");
+  if (run.gradient) refuse_saving("log_density is a callable");
+  py::list memories;
+  for (std::size_t k = 0; k < run.memories.size(); ++k) memories.append(plain(run.memories[k], k));
   py::list history;
   for (Past const& each : run.history) history.append(plain(each));
   Inpainting const& kept = run.inpainting;
@@ -142,8 +259,9 @@ py::dict state_of(PyTrajectory const& self) {
                   py::arg("guided") = plain(run.condition.guided), py::arg("guidance") = plain(run.guidance),
                   py::arg("inpainting") =
                       py::make_tuple(tensor_or_none(kept.mask), tensor_or_none(kept.image), tensor_or_none(kept.noise)),
-                  py::arg("torch_seed") = self.noise.torch_seed, py::arg("rows_per_image") = self.noise.rows_per_image,
-                  py::arg("memories") = run.memories.size(), py::arg("strength") = self.strength);
+                  py::arg("noise") = plain(run.noise_source), py::arg("memories") = memories,
+                  py::arg("forecasts") = plain(run.forecasts), py::arg("differences") = plain(run.differences),
+                  py::arg("strength") = self.strength);
 }
 
 PyTrajectory from_state(py::dict const& state) {
@@ -168,15 +286,10 @@ PyTrajectory from_state(py::dict const& state) {
   into.inpainting.noise = tensor_of(inpainting[2]);
   made.strength = state["strength"].cast<double>();
   for (py::handle each : state["history"]) made.trajectory.history.push_back(past_of(each));
-  const std::size_t memories = state["memories"].cast<std::size_t>();
-  if (memories > 1000) throw std::invalid_argument("load: memories must be at most 1000");
-  into.memories.resize(memories);
-  made.noise.torch_seed = state["torch_seed"].cast<std::optional<std::uint64_t>>();
-  made.noise.rows_per_image = state["rows_per_image"].cast<int>();
-  if (made.noise.torch_seed) {
-    made.noise.by_address = false;
-    made.trajectory.noise_source = TorchNoise(*made.noise.torch_seed, {.rows_per_image = made.noise.rows_per_image});
-  }
+  for (py::handle each : state["memories"]) into.memories.push_back(memory_of(each));
+  into.forecasts = history_of(state["forecasts"]);
+  into.differences = kept_of(state["differences"]);
+  into.noise_source = noise_of(state["noise"]);
   Trajectory const& run = made.trajectory;
   if (!run.x.defined() || run.next < 0 || run.next > run.count || run.x.dim() < 2 ||
       std::size_t(run.x.size(0)) != run.seeds.size() || !run.x.is_floating_point()) {

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "../base/error.hpp"
 #include "../plan/forecast.hpp"
 #include "../tensor/weighted_sum.hpp"
 #include "evaluation.hpp"
@@ -20,9 +21,29 @@
 namespace tstitch {
 
 /// A tensor of each of the last computed steps of a run: a value, copied with the run. Rules that evaluate a network
-/// several times in a step have one for each evaluation.
+/// several times in a step have one for each evaluation. Programs that keep runs in files write down `kept`.
 class KeptSteps {
  public:
+  struct Kept {
+    int step, number;   ///< Step::index, and which of its evaluations, from 0
+    at::Tensor tensor;  ///< what was kept, of any shape
+  };
+
+  KeptSteps() = default;
+
+  /// @throws std::invalid_argument for an evaluation twice, or without a tensor
+  explicit KeptSteps(std::vector<Kept> kept) : kept_(std::move(kept)) {
+    for (Kept const& each : kept_) {
+      const std::string name = "evaluation " + std::to_string(each.number) + " of step " + std::to_string(each.step);
+      if (!each.tensor.defined()) detail::refuse("KeptSteps", "each evaluation must have a tensor", name);
+      if (find(each.step, each.number) != &each)
+        detail::refuse("KeptSteps", "evaluations must differ", name + " twice");
+    }
+  }
+
+  /// In the order in which they were kept.
+  std::vector<Kept> const& kept() const { return kept_; }
+
   /// @param number of the evaluation in the step, from 0
   /// @param tensor is kept without its gradients
   /// @param most how many steps are kept with this one
@@ -69,11 +90,6 @@ class KeptSteps {
   }
 
  private:
-  struct Kept {
-    int step, number;
-    at::Tensor tensor;
-  };
-
   Kept const* find(int step, int number) const {
     for (Kept const& each : kept_) {
       if (each.step == step && each.number == number) return &each;
@@ -90,6 +106,16 @@ class KeptSteps {
 /// others would have the second take the place of the first.
 class FeatureMemory {
  public:
+  /// All of it.
+  struct State {
+    KeptSteps conditional = {}, unconditional = {};  ///< [rows, ...], halves of rows
+    KeptSteps both = {};  ///< of steps with both halves, whose tensors those two are parts of
+  };
+
+  FeatureMemory() = default;
+  explicit FeatureMemory(State state) : state_(std::move(state)) {}
+  State const& state() const { return state_; }
+
   /// Whether this evaluation is to be forecast.
   static bool forecasts(Evaluation const& evaluation) { return evaluation.forecast && evaluation.forecast->network; }
 
@@ -104,13 +130,13 @@ class FeatureMemory {
     if (evaluation.forecast->anew && number == 0) *this = {};
     const std::size_t most = evaluation.forecast->keep;
     if (!evaluation.both_halves) {
-      conditional_.keep(step, number, feature, most);
+      state_.conditional.keep(step, number, feature, most);
       return;
     }
     const std::int64_t half = feature.size(0) / 2;
-    conditional_.keep(step, number, feature.narrow(0, 0, half), most);
-    unconditional_.keep(step, number, feature.narrow(0, half, half), most);
-    both_.keep(step, number, feature, most);
+    state_.conditional.keep(step, number, feature.narrow(0, 0, half), most);
+    state_.unconditional.keep(step, number, feature.narrow(0, half, half), most);
+    state_.both.keep(step, number, feature, most);
   }
 
   /// What the blocks would make.
@@ -120,21 +146,21 @@ class FeatureMemory {
     auto const& [with, without] =
         std::pair(std::span(evaluation.forecast->conditional), std::span(evaluation.forecast->unconditional));
     const int number = evaluation.number;
-    if (!evaluation.both_halves) return conditional_.sum(with, number);
-    if (std::ranges::equal(with, without) && both_.has(with, number)) {
-      return both_.sum(with, number);
+    if (!evaluation.both_halves) return state_.conditional.sum(with, number);
+    if (std::ranges::equal(with, without) && state_.both.has(with, number)) {
+      return state_.both.sum(with, number);
     }
-    const at::Tensor first = conditional_.sum(with, number);
+    const at::Tensor first = state_.conditional.sum(with, number);
     std::vector<std::int64_t> sizes = first.sizes().vec();
     sizes[0] *= 2;
     const at::Tensor both = first.new_empty(sizes);
     both.narrow(0, 0, first.size(0)).copy_(first);
-    both.narrow(0, first.size(0), first.size(0)).copy_(unconditional_.sum(without, number));
+    both.narrow(0, first.size(0), first.size(0)).copy_(state_.unconditional.sum(without, number));
     return both;
   }
 
  private:
-  KeptSteps conditional_, unconditional_, both_;  // which share their tensors
+  State state_;
 };
 
 }  // namespace tstitch

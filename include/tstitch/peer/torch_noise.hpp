@@ -36,6 +36,9 @@ class TorchNoise {
  public:
   explicit TorchNoise(std::uint64_t seed, NoiseOrder order = {}) : state_(std::make_shared<State>(seed, order)) {}
 
+  std::uint64_t seed() const { return state_->seed; }
+  NoiseOrder order() const { return state_->order; }
+
   at::Tensor operator()(std::vector<std::uint64_t> const& seeds, NoiseAddress address, at::IntArrayRef image_shape,
                         at::TensorOptions options) const {
     const std::int64_t images = std::int64_t(seeds.size());
@@ -74,8 +77,8 @@ class TorchNoise {
       return noise.narrow(0, 0, images);
     }
 
-    std::uint64_t seed;
-    NoiseOrder order;
+    const std::uint64_t seed;
+    const NoiseOrder order;
     at::Generator generator;
     std::vector<std::uint64_t> seeds;  // of the images that it is for
     std::uint32_t next = 0;            // the address that the generator gives next

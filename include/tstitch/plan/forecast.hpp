@@ -14,6 +14,7 @@
 /// Guidance::forecast.
 #pragma once
 
+#include <algorithm>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
@@ -107,9 +108,7 @@ class Forecast {
     if constexpr (placed) {
       schedule_ = std::move(schedule);
     } else if constexpr (plain) {
-      schedule_ = [schedule = std::move(schedule)](Step const& step, std::size_t network, Place) {
-        return schedule(step, network);
-      };
+      schedule_ = Placed<Schedule>{std::move(schedule)};
     }
   }
 
@@ -122,7 +121,23 @@ class Forecast {
   /// Whether any step of this network may be forecast.
   bool concerns(std::size_t network) const { return schedule_ && network >= first_network_; }
 
+  /// The schedule in it, or null where it is of another type.
+  template <class Schedule>
+  Schedule const* find() const {
+    if (auto const* placed = schedule_.template target<Placed<Schedule>>()) return &placed->schedule;
+    return schedule_.template target<Schedule>();
+  }
+
  private:
+  /// A schedule that is not told its place.
+  template <class Schedule>
+  struct Placed {
+    Schedule schedule;
+    bool operator()(Step const& step, std::size_t network, ForecastPlace const&) const {
+      return schedule(step, network);
+    }
+  };
+
   std::function<bool(Step const&, std::size_t, ForecastPlace const&)> schedule_;
   int order_ = 1;
   std::size_t first_network_ = 0;
@@ -187,54 +202,81 @@ struct ForecastInput {
 /// plan says. A value that holds host numbers only.
 class ForecastHistory {
  public:
+  /// All of it, for programs that keep runs in files.
+  struct State {
+    std::optional<std::size_t> network = {};  ///< of the last step; none: forecasts begin
+    std::uint64_t rule = 0;                   ///< of it, see ForecastInput::rule
+    int evaluations = 0;                      ///< in it
+    int taken = 0, guided_taken = 0;          ///< see ForecastPlace::taken
+    GuidedBy guided = GuidedBy::nothing;
+    std::vector<int> conditional = {}, unconditional = {};  ///< steps of which features are kept, oldest first
+    std::vector<int> differences = {};                      ///< the same for what guidance made
+  };
+
+  ForecastHistory() = default;
+
+  /// @throws std::invalid_argument for a step twice, of which no polynomial is made
+  explicit ForecastHistory(State state) : state_(std::move(state)) {
+    for (std::vector<int> steps : {state_.conditional, state_.unconditional, state_.differences}) {
+      std::sort(steps.begin(), steps.end());
+      const auto twice = std::adjacent_find(steps.begin(), steps.end());
+      if (twice != steps.end()) {
+        detail::refuse("ForecastHistory", "steps must differ", "step " + std::to_string(*twice) + " twice");
+      }
+    }
+  }
+
+  State const& state() const { return state_; }
+
   /// The next step.
   /// @param forecast, of_guidance  the schedules, or none
   StepForecast next(ForecastInput const& in, Forecast const& forecast, Forecast const& of_guidance) {
     StepForecast made;
-    made.anew = network_ != in.network || evaluations_ != in.evaluations || rule_ != in.rule;
+    made.anew = state_.network != in.network || state_.evaluations != in.evaluations || state_.rule != in.rule;
     if (made.anew) *this = {};
-    network_ = in.network;
-    evaluations_ = in.evaluations;
-    rule_ = in.rule;
+    state_.network = in.network;
+    state_.evaluations = in.evaluations;
+    state_.rule = in.rule;
     // What is long ago foretells nothing.
-    if (guided_ != in.guided) begin_guidance();
-    guided_ = in.guided;
+    if (state_.guided != in.guided) begin_guidance();
+    state_.guided = in.guided;
     const bool keeps = forecast.concerns(in.network);
     const bool differs = of_guidance.concerns(in.network) && in.guided != GuidedBy::nothing;
-    if (!keeps) conditional_.clear(), unconditional_.clear();
-    if (!differs) differences_.clear();
+    if (!keeps) state_.conditional.clear(), state_.unconditional.clear();
+    if (!differs) state_.differences.clear();
 
     const std::size_t nodes = std::size_t(forecast.order()) + 1, of_difference = std::size_t(of_guidance.order()) + 1;
     // Schedules are asked of every step, so that what they refuse is refused wherever it stands.
     const auto forecasts_guidance = [&](bool network) {
-      return of_guidance && of_guidance(in.step, in.network, {guided_taken_, in.last, network}) && differs &&
-             differences_.size() >= of_difference;
+      return of_guidance && of_guidance(in.step, in.network, {state_.guided_taken, in.last, network}) && differs &&
+             state_.differences.size() >= of_difference;
     };
-    const bool asked = forecast && forecast(in.step, in.network, {taken_, in.last}) && keeps;
+    const bool asked = forecast && forecast(in.step, in.network, {state_.taken, in.last}) && keeps;
     const bool guidance = forecasts_guidance(asked);
-    const bool has_halves = conditional_.size() >= nodes &&
-                            (in.guided != GuidedBy::null_half || guidance || unconditional_.size() >= nodes);
+    const bool has_halves = state_.conditional.size() >= nodes &&
+                            (in.guided != GuidedBy::null_half || guidance || state_.unconditional.size() >= nodes);
     made.network = asked && has_halves;
     made.guidance = made.network == asked ? guidance : forecasts_guidance(false);
-    ++taken_;
+    ++state_.taken;
     if (made.network) {
-      made.conditional = extrapolation(std::span(conditional_).last(nodes), in.step.index);
+      made.conditional = extrapolation(std::span(state_.conditional).last(nodes), in.step.index);
       if (in.guided == GuidedBy::null_half && !made.guidance) {
-        made.unconditional = extrapolation(std::span(unconditional_).last(nodes), in.step.index);
+        made.unconditional = extrapolation(std::span(state_.unconditional).last(nodes), in.step.index);
       }
     } else {
-      if (in.guided != GuidedBy::nothing) ++guided_taken_;
+      if (in.guided != GuidedBy::nothing) ++state_.guided_taken;
       if (keeps) {
         made.keep = nodes;
-        remember(conditional_, in.step.index, nodes);
-        if (in.guided == GuidedBy::null_half && !made.guidance) remember(unconditional_, in.step.index, nodes);
+        remember(state_.conditional, in.step.index, nodes);
+        if (in.guided == GuidedBy::null_half && !made.guidance) remember(state_.unconditional, in.step.index, nodes);
       }
       if (differs && !made.guidance) {
         made.keep_difference = of_difference;
-        remember(differences_, in.step.index, of_difference);
+        remember(state_.differences, in.step.index, of_difference);
       }
     }
-    if (made.guidance) made.difference = extrapolation(std::span(differences_).last(of_difference), in.step.index);
+    if (made.guidance)
+      made.difference = extrapolation(std::span(state_.differences).last(of_difference), in.step.index);
     return made;
   }
 
@@ -245,16 +287,12 @@ class ForecastHistory {
   }
 
   void begin_guidance() {
-    unconditional_.clear();
-    differences_.clear();
-    guided_taken_ = 0;
+    state_.unconditional.clear();
+    state_.differences.clear();
+    state_.guided_taken = 0;
   }
 
-  std::optional<std::size_t> network_;
-  std::uint64_t rule_ = 0;
-  int evaluations_ = 0, taken_ = 0, guided_taken_ = 0;
-  GuidedBy guided_ = GuidedBy::nothing;
-  std::vector<int> conditional_, unconditional_, differences_;  // steps that are remembered, oldest first
+  State state_;
 };
 
 inline void ForecastEvery::validate() const {

@@ -40,10 +40,11 @@ from ._core import (  # noqa: E402
     Thresholding,
     diagnostics,
 )
+from .autoencoders import Decoder, Encoder, load_decoder, load_encoder  # noqa: E402
 from .guidance import Guidance  # noqa: E402
 from .networks import Network, load_network, load_networks, noise_schedule_of  # noqa: E402
 from .plans import Plan  # noqa: E402
-from .sampling import Sampler, Samples, Trajectory, plan, sample  # noqa: E402
+from .sampling import Sampler, Samples, Trajectory, invert, plan, sample  # noqa: E402
 
 __version__ = _core.version
 
@@ -86,6 +87,8 @@ def presets() -> dict[str, str]:
 
 
 __all__ = [
+    "Decoder",
+    "Encoder",
     "Guidance",
     "Network",
     "NoiseLevel",
@@ -104,6 +107,9 @@ __all__ = [
     "Trajectory",
     "build_info",
     "diagnostics",
+    "invert",
+    "load_decoder",
+    "load_encoder",
     "load_network",
     "load_networks",
     "noise_schedule_of",

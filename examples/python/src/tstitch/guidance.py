@@ -54,10 +54,12 @@ class Guidance:
     #: When guidance is forecast and not computed: "every:2", a list of bools, or a callable (step, network, taken) -> bool.
     forecast: str | Sequence[bool] | Callable[[_core.Step, int, int], bool] | None = None
 
-    def _core(self) -> _core.Guidance:
+    def _core_with(self, forecast: _core.Forecast | None) -> _core.Guidance:
+        """The same for the library; where no forecast is said, with this one."""
         scale = reals("guidance", self.scale) if is_list(self.scale) else [real("guidance", self.scale)]
         guide = None if self.guide_network is None else whole("guide_network", self.guide_network, 0)
         return _core.Guidance(
             scale, real("begin", self.begin), real("end", self.end), whole("channels", self.channels, 0),
-            real("rescale", self.rescale), self.projected, guide, forecast_of("guidance.forecast", self.forecast, 0, 2),
+            real("rescale", self.rescale), self.projected, guide,
+            forecast if self.forecast is None else forecast_of("guidance.forecast", self.forecast, 0, 2),
         )  # fmt: skip

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from . import _core
 from .arguments import is_list, shown, tensor
 
 
@@ -83,9 +84,9 @@ def mask_tensor(name: str, value: Any) -> torch.Tensor:
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """[n, H, W, C] in 0..255 from [n, C, H, W] in [-1, 1], on the CPU."""
+    """[n, H, W, C] in 0..255 from [n, C, H, W] in [-1, 1], on the CPU, as the library writes them into files."""
     if images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
-            f"images: must be pictures, [n, 1 or 3, H, W], got {list(images.shape)}; latents want their decoder first"
+            f"images: must be pictures, [n, 1 or 3, H, W], got {list(images.shape)}; say decoder=... for networks that make latents"
         )
-    return images.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8).movedim(1, -1).contiguous().cpu()
+    return _core.to_bytes(images).cpu()

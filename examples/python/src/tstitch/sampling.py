@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Union
 
 import torch
 
 from . import _core
 from .arguments import is_list, only, real, reals, shown, tensor, whole, wholes
+from .autoencoders import Decoder, DecoderLike, decoder_of
 from .guidance import Guidance, forecast_of
 from .images import image_tensor, mask_tensor, to_uint8
 from .networks import Network, NetworkLike, NoiseScheduleLike, Sources, Stated, label_of, noise_schedule_of
@@ -41,10 +43,17 @@ class Samples:
     #: Whether the request was carried out whole.
     finished: bool
     plan: Plan
+    #: What makes pictures of latents; None where none was given.
+    decoder: Decoder | None = None
+
+    @cached_property
+    def pictures(self) -> torch.Tensor:
+        """[n, C, H, W] in [-1, 1]: images, decoded where they are latents."""
+        return self.images if self.decoder is None else self.decoder(self.images)
 
     def numpy(self) -> Any:
         """Pictures as a uint8 array, [n, H, W, C] in 0..255."""
-        return to_uint8(self.images).numpy()
+        return to_uint8(self.pictures).numpy()
 
     def pil(self) -> list[Any]:
         """Pictures as PIL has them."""
@@ -132,12 +141,12 @@ class Trajectory:
         """All of it as plain data, for torch.save.
 
         Raises:
-            ValueError: for what is no data: a noise_source, a log_density, and what networks keep for forecasts.
+            ValueError: for callables, which are no data: noise_source, log_density, and the forecast of guidance.
         """
         plan = self.plan
         facts = {"sampler": plan.sampler, "noise_schedule": plan.noise_schedule, "spacing": plan.spacing,
                  "timesteps": plan.timesteps, "networks": plan.networks,
-                 "guidance": [each.guidance for each in plan]}  # fmt: skip
+                 "guidance": [each.guidance for each in plan], "forecast": [each.forecast for each in plan]}  # fmt: skip
         return {"format": _FORMAT, "plan": facts, "state": self._run.state()}
 
     def save(self, path: str | os.PathLike) -> None:
@@ -195,6 +204,7 @@ class Sampler:
         device: torch.device | str | None = None,
         dtype: str = "auto",
         backend: str | Sequence[str] = "auto",
+        decoder: DecoderLike | None = None,
         _conditions: Mapping[str, _core.ConditionInfo] | None = None,
     ) -> None:
         """
@@ -228,6 +238,7 @@ class Sampler:
                 networks that are plain modules or functions, see `Network`.
             device: of files and functions. Without, that of the modules, or the first GPU where there is one.
             dtype, backend: of files, see `load_networks`.
+            decoder: of networks that make latents: a `Decoder` or the path of one, by which `Samples` make pictures of them.
 
         Where neither sampler, profile, preset nor anything else from order to previous_timestep is given, the profile and the
         steps that the last network's file recommends are taken.
@@ -236,6 +247,7 @@ class Sampler:
             ValueError, TypeError: naming the argument.
             RuntimeError: for files, and for networks that do not fit together.
         """
+        given = {name: value for name, value in locals().items() if name not in ("self", "networks")}
         stated = Stated(
             noise_schedule, prediction, num_classes, null_class, class_names, learned_variance, timestep_type, decoding
         )
@@ -285,6 +297,12 @@ class Sampler:
             options.set_at_switch(str(at_switch))
         if forecast is not None:
             options.forecast = forecast_of("forecast", forecast, len(infos) - 1, 3) or options.forecast
+        self._given = given
+        self._decoder = None if decoder is None else decoder_of(decoder, self._sources.device)
+        if self._decoder is not None:
+            self._decoder._require(last)
+        self._guidance: Guidance | None = None
+        self._predicted_seconds: float | None = None
         self._routing = _routing_of(routing, ratio, fractions, len(infos), noise.num_train_timesteps)
         self._sampler: _core.Sampler = _core.Sampler(noise, self._routing, options, rule)
 
@@ -296,6 +314,11 @@ class Sampler:
     @property
     def noise_schedule(self) -> _core.NoiseSchedule:
         return self._sampler.noise_schedule
+
+    @property
+    def predicted_seconds(self) -> float | None:
+        """What a batch takes, where `within` chose this sampler; else None."""
+        return self._predicted_seconds
 
     def plan(self, *, guidance: float | Sequence[float] | Guidance | None = None, strength: float = 1.0) -> Plan:
         """What a run will do, without loading a network.
@@ -355,9 +378,8 @@ class Sampler:
                 "finish: values must be finite numbers, got nan or infinity; `sample` says which network made them"
             )
         seeds = trajectory.seeds
-        return Samples(
-            trajectory.x, seeds, trajectory.labels, self._classes(trajectory.labels), len(seeds), True, trajectory.plan
-        )
+        return Samples(trajectory.x, seeds, trajectory.labels, self._classes(trajectory.labels), len(seeds), True,
+                       trajectory.plan, self._decoder)  # fmt: skip
 
     def load(self, source: str | os.PathLike | Mapping[str, Any]) -> Trajectory:
         """A trajectory that `Trajectory.save` wrote, or its `state_dict`, to go on to the same bits. Runs no code of the file.
@@ -457,7 +479,89 @@ class Sampler:
             list(request.labels) * len(drawn) if len(request.labels) == 1 else list(request.labels)[: len(drawn)]
         )
         plan = self._plan_of(guide, request.strength)
-        return Samples(images, drawn, labels_of_rows, self._classes(labels_of_rows), finished_images, finished, plan)
+        return Samples(images, drawn, labels_of_rows, self._classes(labels_of_rows), finished_images, finished, plan,
+                       self._decoder)  # fmt: skip
+
+    def invert(
+        self,
+        image: Any,
+        *,
+        rule: Rule = "ddim",
+        iterations: int = 3,
+        labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        guidance: float | Sequence[float] | Guidance = 1.0,
+        batch_size: int | None = None,
+    ) -> torch.Tensor:
+        """The noise from which pictures are drawn again, at the steps and by the routing of this sampler, without forecasts.
+
+        `sample(initial_noise=noise)` gives the picture by the same rule; with another label it edits it. How much comes back
+        depends on how smooth the networks are; more steps and iterations bring more.
+
+        Args:
+            image: as `initial_image` of `sample`.
+            rule: that is inverted, whatever this sampler's own is: without history and without noise, "ddim", "euler", "heun".
+            iterations: of the fixed-point iteration of a step (arXiv 2309.04907, 2311.18387), in [1, 10000].
+            labels, conditions, guidance, batch_size: as for `sample`; without labels that of no class, where networks have it.
+
+        Returns:
+            [n, C, ...], for `initial_noise`.
+
+        Raises:
+            ValueError: for rules that have a history or draw noise, and as `sample`.
+            RuntimeError: as `sample`.
+        """
+        if image is None:
+            raise TypeError("image: must be a picture, got None")
+        null = next((each.null_class for each in reversed(self._sources.infos) if each.null_class is not None), None)
+        if labels is None and null is not None:
+            labels = null
+        guided = self._stated_guidance(guidance, {})
+        if guided.forecast is None:
+            guided = replace(guided, forecast="none")  # not a preset's
+        given = {"initial_image": image, "labels": labels, "conditions": conditions, "guidance": guided,
+                 "batch_size": batch_size, "callback": None, "seeds": 0, "strength": 1.0}  # fmt: skip
+        made = _rule_of(rule, None, None, None)
+        inversion = self._sampler.inversion(made, whole("iterations", iterations, 1, 10000))
+        request, _ = self._request({**dict.fromkeys(_OF_REQUESTS), **given})
+        images, _, _, _ = inversion.sample(self._sources.loaded(), request, None)
+        assert images is not None  # nothing stops it
+        return images
+
+    def within(
+        self,
+        budget: str,
+        *,
+        quality: str | os.PathLike | None = None,
+        labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
+        conditions: Mapping[str, Any] | None = None,
+        guidance: float | Sequence[float] | Guidance | None = None,
+        seeds: int | Sequence[int] = 0,
+        count: int | None = None,
+        shape: Sequence[int] | None = None,
+        batch_size: int | None = None,
+        pad_batches: bool = False,
+    ) -> Sampler:
+        """The best way to draw that a budget allows, as a sampler of its own. Draws, to measure what networks take.
+
+        Without a quality table the last network takes as many steps as fit, then the one before it, whatever fractions were
+        given of more than two. With one, the way of the least distance that fits is taken; what was said of sampler, profile,
+        steps, ratio and forecasts stays as it was said.
+
+        Args:
+            budget: "80ms" or "1.5s" for a batch, or "20img/s".
+            quality: a file of `quality_table.py`, of these networks.
+            labels, conditions, guidance, seeds, count, shape, batch_size, pad_batches: of what will be drawn, as for `sample`;
+                the sampler that is returned has this guidance where it is not told another.
+
+        Raises:
+            ValueError: for budgets that nothing fits into, saying what the cheapest way takes; where there is nothing to
+                choose; and as `sample`.
+            RuntimeError: for a quality table that is damaged; and as `sample`.
+        """
+        given = {**dict.fromkeys(_OF_REQUESTS), "strength": 1.0, "callback": None, "labels": labels, "conditions": conditions,
+                 "seeds": seeds, "count": count, "shape": shape, "batch_size": batch_size, "pad_batches": pad_batches}  # fmt: skip
+        return _within(self, budget, quality, guidance, given)
 
     def __repr__(self) -> str:
         names = ", ".join(repr(each.name) for each in self._sources.infos)
@@ -471,6 +575,12 @@ class Sampler:
         return [names[label] if 0 <= label < len(names) else "" for label in labels] if names else []
 
     def _guidance_of(self, guidance: Any, conditions: Mapping[str, Any]) -> _core.Guidance:
+        return self._stated_guidance(guidance, conditions)._core_with(self._guidance_forecast)
+
+    def _stated_guidance(self, guidance: Any, conditions: Mapping[str, Any]) -> Guidance:
+        """With what is not said filled in."""
+        if guidance is None:
+            guidance = self._guidance
         if guidance is None:
             last = self._sources.infos[-1]
             wanted = {each.name for each in last.conditions}
@@ -480,12 +590,7 @@ class Sampler:
             guidance = last.guidance_scale if guidable else 1.0
         if not isinstance(guidance, Guidance):
             guidance = Guidance(tuple(reals("guidance", guidance)) if is_list(guidance) else real("guidance", guidance))
-        channels = guidance.channels or self._guidance_channels
-        made = guidance if channels == guidance.channels else Guidance(**{**guidance.__dict__, "channels": channels})
-        if self._guidance_forecast is None or made.forecast is not None:
-            return made._core()
-        return _core.Guidance(made._core().scale, made.begin, made.end, made.channels, made.rescale, made.projected,
-                              made.guide_network, self._guidance_forecast)  # fmt: skip
+        return guidance if guidance.channels else replace(guidance, channels=self._guidance_channels)
 
     def _request(self, given: dict[str, Any]) -> tuple[_core.Request, _core.Guidance]:
         infos = self._sources.infos
@@ -570,11 +675,127 @@ class Sampler:
             return
         for name, mine in (("noise_schedule", own.noise_schedule), ("spacing", own.spacing), ("sampler", own.sampler),
                            ("steps", len(own)), ("timesteps", own.timesteps), ("networks", own.networks),
-                           ("guidance", [each.guidance for each in own])):  # fmt: skip
+                           ("guidance", [each.guidance for each in own]),
+                           ("forecast", [each.forecast for each in own])):  # fmt: skip
             saved = len(facts.get("timesteps", ())) if name == "steps" else facts.get(name)
             if saved != mine:
                 raise ValueError(f"load: the file's run has {name} {shown(saved)}, this sampler has {shown(mine)}")
         raise ValueError("load: the file's run is of another plan than this sampler's")
+
+
+def _within(sampler: Sampler, budget: Any, quality: Any, guidance: Any, given: dict[str, Any]) -> Sampler:
+    """`Sampler.within`."""
+    if not isinstance(budget, str):
+        raise TypeError(f"budget: must be a text such as '80ms' or '20img/s', got {shown(budget)}")
+    wanted = _core.Budget.by_name(budget)
+    if wanted.is_flop:
+        raise ValueError(
+            f"budget: must be of time, as '80ms' or '20img/s'; operations are counted by tstitch_sample, got {budget!r}"
+        )
+    said, infos = sampler._given, sampler._sources.infos
+    if said["routing"] not in (None, "stitch"):
+        raise ValueError(f"budget: chooses the shares of the networks for routing 'stitch', got {shown(said['routing'])}")
+    if len(infos) == 2:  # of more they must be given, and are replaced
+        only("budget", {"fractions": said["fractions"]})
+    if len(infos) < 2 or (quality is None and said["ratio"] is not None):
+        got = "one network" if len(infos) < 2 else f"ratio {said['ratio']} and no quality table"
+        raise ValueError(f"budget: must have something to choose, got {got}")
+    stated = sampler._stated_guidance(guidance, conditions_of(given["conditions"]))
+    if quality is not None:
+        ways = _ways_of(sampler, os.fspath(quality), guidance, stated)
+        stated = ways[0][2]
+    networks = sampler._sources.loaded()
+    request, batch = _batch_of(sampler, {**given, "guidance": replace(stated, forecast=None)})
+    most = wanted.most(batch)
+    times = _core.RunTimes(networks, request)
+
+    def made(way: dict[str, Any], guided: Guidance) -> Sampler:
+        """This sampler with something changed."""
+        other = Sampler(sampler.networks, **{**said, "decoder": sampler._decoder, **way})
+        other._guidance = guided
+        return other
+
+    def cost(other: Sampler) -> float:
+        return times.predict(other._sampler, other._guidance_of(None, {}))
+
+    def choose() -> tuple[Sampler, bool]:
+        """The best that fits by what is known, or the cheapest where nothing does."""
+        if quality is not None:
+            others = [made(way, guided) for _, way, guided in ways]
+            index, fits = _core.best_within([way[0] for way in ways], most, lambda i: cost(others[i]))
+            return others[index], fits
+        steps = len(sampler._sampler.plan(_core.Guidance([1.0], 0.0, 1.0, 0, 0.0, None, None, None)))
+
+        def by_counts(counts: Sequence[int]) -> Sampler:
+            shares = [each / steps for each in counts]
+            return made({"ratio": shares[0]} if len(shares) == 2 else {"fractions": shares}, stated)
+
+        counts = _core.largest_networks_within(len(infos), steps, most, lambda tried: cost(by_counts(tried)))
+        return by_counts(counts or [steps] + [0] * (len(infos) - 1)), counts is not None
+
+    # What is chosen is drawn, which corrects what is predicted of the others, until it has been drawn and fits.
+    chosen, fits = choose()
+    while not times.is_measured(chosen._sampler, chosen._guidance_of(None, {})):
+        times.measure(chosen._sampler, chosen._guidance_of(None, {}))
+        chosen, fits = choose()
+    seconds = cost(chosen)
+    if not fits:
+        if budget.endswith("img/s"):
+            rule = f"at most what the cheapest way reaches, {batch / seconds:.4g} img/s"
+        else:
+            rule = f"what the cheapest way takes, {1e3 * seconds:.4g} ms for {batch} pictures, or more"
+        raise ValueError(f"budget: must be {rule}, got {budget!r}")
+    chosen._predicted_seconds = seconds
+    return chosen
+
+
+def _ways_of(sampler: Sampler, path: str, guidance: Any, stated: Guidance) -> list[tuple[float, dict[str, Any], Guidance]]:
+    """Of the rows of a quality table that leave what was said as it was: the distance, the arguments and the guidance."""
+    said = sampler._given
+    names, scale, rows = _core.read_quality_table(path)
+    theirs = [each.name for each in sampler._sources.infos]
+    if names != theirs:
+        raise ValueError(f"quality: {path!r} must be of {', '.join(theirs)}, got one of {', '.join(names)}")
+    if guidance is not None and (reals("guidance", stated.scale) if is_list(stated.scale) else [stated.scale]) != [scale]:
+        raise ValueError(f"guidance: must be that of the quality table, {scale}, got {shown(stated.scale)}")
+    not_in_tables = ("order", "eta", "sampler_options", "spacing", "timesteps", "sigmas", "final_sigma", "previous_timestep",
+                     "thresholding", "at_switch", "preset")  # fmt: skip
+    only("quality", {name: said[name] for name in not_in_tables})
+    wanted = None if said["profile"] is None else f"profile:{said['profile']}"
+    wanted = wanted or said["sampler"]
+    ways = []
+    for distance, name, steps, shares, forecast, of_guidance in rows:
+        for mine, row in ((wanted, name), (said["steps"], steps), (said["ratio"], shares[0]), (said["forecast"], forecast),
+                          (stated.forecast, of_guidance)):  # fmt: skip
+            if mine is not None and mine != row:
+                break
+        else:
+            is_profile = name.startswith("profile:")
+            way = {"profile": name.removeprefix("profile:") if is_profile else None, "sampler": None if is_profile else name,
+                   "steps": steps, "forecast": forecast}  # fmt: skip
+            way.update({"ratio": shares[0]} if len(shares) == 2 else {"fractions": shares})
+            ways.append((distance, way, replace(stated, scale=scale, forecast=of_guidance)))
+    if not ways:
+        raise ValueError(f"quality: {path!r} must have rows with the options that are given, got none")
+    return ways
+
+
+def _batch_of(sampler: Sampler, given: dict[str, Any]) -> tuple[_core.Request, int]:
+    """The first batch of what is to be drawn, and its pictures."""
+    whole_request, _ = sampler._request(given)
+    conditions = conditions_of(given["conditions"])
+    rows = [value.shape[0] for pair in conditions.values() for value in pair if value is not None and value.dim()]
+    images = whole_request.count or max([1, len(whole_request.labels), len(whole_request.seeds), *rows])
+    batch = min(images, whole_request.batch_size or images)
+
+    def first(value: Any) -> Any:
+        return value[:batch] if is_list(value) and len(value) > 1 else value
+
+    cut = {**given, "labels": first(whole_request.labels) or None, "count": batch}
+    cut["seeds"] = first(given["seeds"])
+    cut["conditions"] = {name: tuple(first(each) for each in pair) if pair[1] is not None else first(pair[0])
+                         for name, pair in conditions.items()}  # fmt: skip
+    return sampler._request(cut)[0], batch
 
 
 def conditions_of(given: Mapping[str, Any] | None) -> dict[str, tuple[torch.Tensor, torch.Tensor | None]]:
@@ -714,6 +935,7 @@ def _routing_of(routing: Any, ratio: Any, fractions: Any, networks: int, timeste
 _OF_REQUESTS = ("labels", "conditions", "guidance", "seeds", "count", "shape", "initial_noise", "initial_image", "strength", "mask",
                 "torch_seed", "noise_source", "log_density", "log_density_scale", "log_density_of", "batch_size",
                 "pad_batches", "callback")  # fmt: skip
+_OF_WITHIN = ("labels", "conditions", "guidance", "seeds", "count", "shape", "batch_size", "pad_batches")
 
 
 def sample(
@@ -749,6 +971,10 @@ def sample(
     device: torch.device | str | None = None,
     dtype: str = "auto",
     backend: str | Sequence[str] = "auto",
+    decoder: DecoderLike | None = None,
+    # of Sampler.within
+    budget: str | None = None,
+    quality: str | os.PathLike | None = None,
     # of Sampler.sample
     labels: int | str | Sequence[int | str] | torch.Tensor | None = None,
     conditions: Mapping[str, Any] | None = None,
@@ -774,17 +1000,49 @@ def sample(
         samples = tstitch.sample([small, large], ratio=0.4, sampler="dpm-solver++", steps=20, shape=(3, 32, 32),
                                  noise_schedule="linear", labels=[0, 1, 2], num_classes=10, null_class=10, guidance=2.0)
 
-    All arguments are those of `Sampler` and of `Sampler.sample`. Plain modules take the conditions of the call as keyword
-    arguments.
+    All arguments are those of `Sampler`, of `Sampler.within`, which takes a budget, and of `Sampler.sample`. Plain modules
+    take the conditions of the call as keyword arguments.
     """
     given = locals()
+    given.pop("budget"), given.pop("quality")
     of_request = {name: given[name] for name in _OF_REQUESTS}
     of_sampler = {name: value for name, value in given.items() if name != "networks" and name not in of_request}
-    taken = {
+    if budget is not None and fractions is None and isinstance(networks, (list, tuple)) and len(networks) > 2:
+        of_sampler["fractions"] = [1 / len(networks)] * len(networks)  # which the budget replaces
+    sampler = Sampler(**of_sampler, networks=networks, _conditions=_infos_of(conditions))
+    if budget is None:
+        if quality is not None:
+            raise ValueError(f"quality: must come with a budget, got {shown(quality)} alone")
+        return sampler.sample(**of_request)
+    only("budget", {name: of_request[name] for name in ("initial_noise", "initial_image", "mask", "torch_seed", "noise_source",
+                                                        "log_density")})  # fmt: skip
+    chosen = sampler.within(budget, quality=quality, **{name: of_request[name] for name in _OF_WITHIN})
+    return chosen.sample(**{**of_request, "guidance": None})
+
+
+def invert(
+    networks: Sequence[NetworkLike], image: Any, *, rule: Rule = "ddim", iterations: int = 3, **options: Any
+) -> torch.Tensor:
+    """The noise from which pictures are drawn again: `Sampler(networks, ...).invert(image, ...)` in one call.
+
+        noise = tstitch.invert(["small.pt", "large.pt"], picture, steps=50)
+        tstitch.sample(["small.pt", "large.pt"], sampler="ddim", steps=50, initial_noise=noise, labels="cat", guidance=1)
+
+    Args:
+        networks, image, rule, iterations: see `Sampler.invert`.
+        options: labels, conditions, guidance and batch_size of `Sampler.invert`, and all of `Sampler`.
+    """
+    of_inversion = {name: options.pop(name) for name in ("labels", "conditions", "guidance", "batch_size") if name in options}
+    taken = _infos_of(of_inversion.get("conditions"))
+    return Sampler(networks, _conditions=taken, **options).invert(image, rule=rule, iterations=iterations, **of_inversion)
+
+
+def _infos_of(conditions: Mapping[str, Any] | None) -> dict[str, _core.ConditionInfo]:
+    """What plain modules take, by what they are given."""
+    return {
         name: _core.ConditionInfo(name, list(value.shape[1:]), value.is_floating_point())
         for name, (value, _) in conditions_of(conditions).items()
     }
-    return Sampler(**of_sampler, networks=networks, _conditions=taken).sample(**of_request)
 
 
 def plan(
