@@ -74,7 +74,7 @@ void bind_schedules(py::module_& module) {
       .def_static("scaled_linear", &Schedule::scaled_linear, py::arg("num_train_timesteps") = 1000,
                   py::arg("beta_start") = 0.00085, py::arg("beta_end") = 0.012)
       .def_static("cosine", &Schedule::cosine, py::arg("num_train_timesteps") = 1000)
-      .def_static("flow", &Schedule::flow, py::arg("num_train_timesteps") = 1000)
+      .def_static("flow", &Schedule::flow, py::arg("num_train_timesteps") = 1000, py::arg("shift") = 1.0)
       .def_static("from_betas", &Schedule::from_betas, py::arg("betas"), py::arg("name") = "from_betas")
       .def_static("from_alphas_cumprod", &Schedule::from_alphas_cumprod, py::arg("alphas_cumprod"),
                   py::arg("name") = "from_alphas_cumprod")
@@ -83,6 +83,7 @@ void bind_schedules(py::module_& module) {
       .def_property_readonly("name", &Schedule::name)
       .def_property_readonly("num_train_timesteps", &Schedule::num_train_timesteps)
       .def_property_readonly("is_flow", &Schedule::is_flow)
+      .def_property_readonly("shift", &Schedule::shift)
       .def_property_readonly("noisiest", &Schedule::noisiest)
       .def_property_readonly("alphas_cumprod", &Schedule::alphas_cumprod)
       .def("at", &Schedule::at, py::arg("t"))
@@ -127,7 +128,8 @@ void bind_schedules(py::module_& module) {
             return Spacing::karras(rho, {.include_last = last, .time = time_named(time)});
           },
           py::arg("rho") = 7.0, py::arg("include_last") = true, py::arg("time") = "exact")
-      .def_static("shifted", &Spacing::shifted, py::arg("shift") = 1.0)
+      .def_static("shifted", &Spacing::shifted, py::arg("shift") = py::none())
+      .def_static("flow_match_euler", &Spacing::flow_match_euler, py::arg("shift") = py::none())
       .def_static(
           "sigmas",
           [](std::vector<double> sigmas, std::string const& time) {

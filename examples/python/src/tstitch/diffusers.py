@@ -179,11 +179,7 @@ class Scheduler(SchedulerMixin, ConfigMixin):
     def _lay(self, steps: int) -> None:
         way = dict(self._way)
         if "spacing" in way and way["spacing"] is None and self._noise.is_flow:
-            # From pure noise to the shifted first timestep, all of it shifted once more, as diffusers does.
-            count, shift = self._noise.num_train_timesteps, self._shift
-            shifted = lambda sigma: shift * sigma / (1 + (shift - 1) * sigma)  # noqa: E731
-            last = shifted(1 / count)
-            way["spacing"] = [count * shifted(1 + (last - 1) * i / max(steps - 1, 1)) for i in range(steps)]
+            way["spacing"] = _core.Spacing.flow_match_euler(self._shift)
         self._sampler = Sampler([self._network], steps=steps, noise_schedule=self._noise, **way)
 
     def _reset(self) -> None:
