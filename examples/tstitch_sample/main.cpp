@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "../common/autoencoder.hpp"
 #include "../common/diagnostics.hpp"
 #include "../common/network.hpp"
 #include "../common/program.hpp"
@@ -38,27 +39,14 @@ std::optional<tstitch::Decoder> load_decoder(Job& job) {
   tstitch::Decoder decoder = tstitch::load_decoder(job.arguments.decoder, {.device = job.device});
   tstitch::NetworkInfo const& info = job.infos.back();
   tstitch::AutoencoderInfo const& known = decoder.info();
-  const auto fail = [&](std::string const& rule, std::string const& got) {
-    throw std::runtime_error(in_quotes(job.arguments.decoder) + ": " + rule + " for " + in_quotes(info.name) +
-                             ", got " + got);
-  };
-  if (known.latent_channels != info.channels) {
-    fail("must take " + std::to_string(info.channels) + " channels", std::to_string(known.latent_channels));
+  if (const std::string mismatch = latents_mismatch(info, known, true); !mismatch.empty()) {
+    throw std::runtime_error(in_quotes(job.arguments.decoder) + ": " + mismatch);
   }
-  if (info.latent_scale != 0 && (info.latent_scale != known.latent_scale || info.latent_shift != known.latent_shift)) {
-    const auto text = [](double scale, double shift) {
-      return "scale " + tstitch::words::text(scale) + " and shift " + tstitch::words::text(shift);
-    };
-    // Tiny autoencoders are trained on latents as diffusion networks know them, and say a scale of 1.
-    if (known.latent_scale == 1 && known.latent_shift == 0) {
-      if (!known.scaled_latents) {
-        note(job, "--decoder: " + in_quotes(known.name) + " has latents of scale 1, so it is given what " +
-                      in_quotes(info.name) + " makes as it is, of " + text(info.latent_scale, info.latent_shift));
-      }
-      return decoder;
-    }
-    fail("must have latents of " + text(info.latent_scale, info.latent_shift),
-         text(known.latent_scale, known.latent_shift));
+  const bool same = info.latent_scale == known.latent_scale && info.latent_shift == known.latent_shift;
+  if (info.latent_scale != 0 && !same && !known.scaled_latents) {
+    note(job, "--decoder: " + in_quotes(known.name) + " has latents of scale 1, so it is given what " +
+                  in_quotes(info.name) + " makes as it is, of scale " + tstitch::words::text(info.latent_scale) +
+                  " and shift " + tstitch::words::text(info.latent_shift));
   }
   return decoder;
 }
