@@ -27,6 +27,7 @@
 #include "job.hpp"
 #include "output.hpp"
 #include "places.hpp"
+#include "preview.hpp"
 #include "run.hpp"
 #include "sweep.hpp"
 
@@ -66,7 +67,15 @@ std::vector<std::int64_t> batch_rows(Job const& job, tstitch::Plan const& plan) 
 std::string summary(Job const& job, tstitch::Plan const& plan) {
   std::string text = "drawing " + counted(job.images(), job.noun());
   const std::int64_t drawn = std::int64_t(job.labels.size()), classes = job.infos.back().num_classes;
-  if (drawn > 0) {
+  if (job.between == Between::classes) {
+    std::vector<std::string> ends{in_quotes(job.class_name(0))};
+    for (tstitch::ClassMixture const& each : job.mixtures) {
+      if (each.share < 1.5 / double(job.arguments.interpolate + 1))
+        ends.push_back(in_quotes(job.name_of_class(each.second)));
+    }
+    text += " from " + ends[0];
+    for (std::size_t i = 1; i < ends.size(); ++i) text += " to " + ends[i];
+  } else if (drawn > 0) {
     if (drawn < classes) text += " of " + std::to_string(drawn);
     text += " of " + std::to_string(classes) + (classes == 1 ? " class" : " classes");
   }
@@ -169,6 +178,11 @@ int tstitch_sample(Arguments arguments) {
   tstitch::require_device(job.device);
   require_writable(job);
   take_editing(job);
+  if (job.arguments.preview == "auto") {
+    std::string why;
+    job.arguments.preview = detect_preview(why);
+    if (!why.empty()) note(job, "--preview: draws nothing, for " + why);
+  }
   if (!chosen_later) say(job, summary(job, plan));
 
   tstitch::LoadOptions options{.device = job.device, .dtype = tstitch::dtype_named(job.arguments.dtype)};
@@ -184,15 +198,20 @@ int tstitch_sample(Arguments arguments) {
       std::ranges::any_of(plan.steps, [](tstitch::PlannedStep const& planned) { return planned.forecast.network; });
   const std::optional<tstitch::Decoder> decoder = load_decoder(job);
   require_grid(job, decoder);
-  const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
+  std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
   if (chosen_later) {
     take_budget(job, networks);
     say(job, summary(job, plan_by(job, routing(job, job.arguments.routing))));
   }
+  for (tstitch::Network& network : networks) {
+    if (job.mixtures.empty() || network.info().num_classes == 0) continue;
+    network = tstitch::ClassMixtures(network, job.mixtures).network();
+  }
   if (job.arguments.fastest_batch) take_fastest_batch(job, plan, networks);
   if (job.to_invert.defined()) job.initial_noise = inverted(job, networks, job.to_invert);
   has_begun = true;
-  return sweep ? run_sweep(job, networks, decoder) : run(job, networks, decoder);
+  Preview preview(job.arguments.preview, grid_columns(job), job.arguments.scale);
+  return sweep ? run_sweep(job, networks, decoder, preview) : run(job, networks, decoder, preview);
 }
 
 }  // namespace
