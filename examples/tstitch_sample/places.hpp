@@ -51,7 +51,9 @@ inline void require_writable(Job const& job) {
 inline std::int64_t grid_columns(Job const& job) {
   if (!job.arguments.sweep.empty()) return job.images();
   if (const std::int64_t row = job.arguments.interpolate + job.arguments.variations; row > 0) {
-    return job.beside() > 1 ? job.beside() : row + 1;  // a seed, class or prompt a row
+    if (job.beside() > 1) return job.beside();
+    const bool one_way = job.arguments.interpolate > 0 && job.images() == row + 2;
+    return one_way ? row + 2 : row + 1;  // else a seed, class or prompt a row
   }
   return job.arguments.count > 1 && job.labels.size() > 1 ? job.images() / job.arguments.count : 0;
 }

@@ -250,6 +250,11 @@ with Image.open("way.png") as animation, Image.open("grid.png") as grid:
     assert animation.n_frames == 7 and animation.size == (66, 32) and grid.size == (66, 7 * 34 - 2)
 said = run(*words, "--steps", 1, "--grid", "x.png")
 assert "drawing 14 pictures from 'cat' to 'dog' to 'ship', " in said.stdout, said.stdout
+for words, size in ((("--class", "cat,dog"), (3 * 34 - 2, 32)), (("--class", "cat,dog,ship"), (2 * 34 - 2, 3 * 34 - 2)),
+                    (("--class", 3, "--seed", "1,2"), (3 * 34 - 2, 32))):  # fmt: skip
+    assert run(*words, *small, "--interpolate", 1, "--steps", 1, "--grid", "x.png", "--scale", 1).returncode == 0
+    with Image.open("x.png") as grid:  # one way is one row
+        assert grid.size == size, (words, grid.size)
 # Prompts go on a straight line, and this network is one of them: so is what it draws.
 latent = ("--model", models / "latent.pt", "--condition", models / "two_prompts.pt")
 for more in ((), ("--guidance", 1), ("--count", 2)):
