@@ -16,6 +16,9 @@ inline std::atomic<int> stopped_by = 0;
 /// Whether there is something to keep. Until then the first signal ends the program at once.
 inline std::atomic<bool> has_begun = false;
 
+/// What is to be done before a signal ends the program at once, such as giving a terminal back as it was.
+inline std::atomic<void (*)()> before_exit = nullptr;
+
 /// A second Ctrl-C or SIGTERM ends the program as usual; of SIGHUP a terminal that closes may send two.
 ///
 /// A thread of its own waits for them, and every other has them blocked: a handler on a thread that computes would
@@ -34,11 +37,18 @@ inline void watch_for_signals() {
   std::thread([signals] {
     int received = 0;
     sigwait(&signals, &received);
-    if (!has_begun) std::_Exit(128 + received);
+    const auto leave = [] {
+      if (auto* const last = before_exit.load()) last();
+    };
+    if (!has_begun) {
+      leave();
+      std::_Exit(128 + received);
+    }
     stopped_by = received;
     do {
       sigwait(&signals, &received);
     } while (received == SIGHUP);
+    leave();
     pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
     std::raise(received);
   }).detach();

@@ -29,6 +29,8 @@ struct Arguments {
   std::int64_t count = 8;
   double tolerance = 0.1;
   bool no_probe = false;
+  bool details = false;
+  bool bundled = true;  ///< no files are named
   bool orders = false, intervals = false;
   std::string forecast;  ///< file of the table to write; empty: none is made
   int computed = 0;      ///< steps of the last network; 0: half of them
@@ -44,15 +46,18 @@ struct Arguments {
 inline std::optional<int> parse(int count, char** values, Arguments& arguments) {
   CLI::App app{
       "What networks of files are, whether they fit together, what they cost, and how far into a trajectory "
-      "the first agrees with the last. Without files: the bundled pair.\n"
+      "the first agrees with the last: a page, with the command that draws so. Without files: the bundled pair.\n"
       "Networks are programs: TorchScript files and .pt2 packages run code that they contain, so take them from whom "
       "you trust.",
       "tstitch_inspect"};
   const auto option = [&](char const* name, auto& value, char const* help) {
     return strict(app.add_option(name, value, help), value);
   };
-  option("files", arguments.files, "TorchScript files or AOTInductor packages in the order of use, small first")
-      ->type_name("FILE");
+  CLI::Option* const files =
+      option("files", arguments.files,
+             "TorchScript files or AOTInductor packages in the order of use, small first; and the decoder or the "
+             "encoder of their latents")
+          ->type_name("FILE");
   option("--device", arguments.device, "auto, cpu, cuda or cuda:N")->capture_default_str();
   one_of(option("--dtype", arguments.dtype, "of the networks: auto, float32, float16 or bfloat16")
              ->type_name("TYPE")
@@ -73,6 +78,8 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   option("--tolerance", arguments.tolerance, "share of all differences that the suggested steps may have")
       ->check(in_range(0.0, 1.0))
       ->capture_default_str();
+  app.add_flag("--details", arguments.details,
+               "all that the files say, what each call takes, and where along the trajectory the networks agree");
   app.add_flag("--no-probe", arguments.no_probe, "describe and time, but do not compare");
   const auto forecast =
       option("--forecast", arguments.forecast,
@@ -108,6 +115,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
   option("--json", arguments.json, "everything, as JSON")->type_name("FILE");
   set_up(app, version_of("tstitch_inspect"));
   if (const std::optional<int> code = read_arguments(app, count, values)) return code;
+  arguments.bundled = files->count() == 0;
   for (CLI::Option const* const part : {sampler, profile, ratio}) {
     if (part->count() == 0 || !arguments.forecast.empty() || arguments.orders || arguments.intervals) continue;
     throw std::invalid_argument(part->get_name() + ": is for --forecast, --orders and --intervals, got none of them");

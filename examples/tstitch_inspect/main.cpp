@@ -3,7 +3,7 @@
 #include <tstitch/file/condition_file.hpp>
 #include <tstitch/load.hpp>
 
-#include <cstdio>
+#include <cstddef>
 #include <nlohmann/json.hpp>
 #include <optional>
 #include <stdexcept>
@@ -11,17 +11,30 @@
 #include <utility>
 #include <vector>
 
+#include "../common/autoencoder.hpp"
 #include "../common/diagnostics.hpp"
 #include "../common/program.hpp"
 #include "arguments.hpp"
 #include "describe.hpp"
 #include "forecast.hpp"
+#include "page.hpp"
 #include "probe.hpp"
 #include "progress.hpp"
-#include "summary.hpp"
 #include "ways.hpp"
 
 namespace {
+
+/// What is asked for suits so many networks.
+void require_suits(Arguments const& arguments, std::size_t networks) {
+  const auto require = [&](char const* option, bool asked, bool suits, char const* rule) {
+    if (!asked || suits) return;
+    throw std::invalid_argument(std::string(option) + ": is for " + rule + ", got " + std::to_string(networks));
+  };
+  const bool one_or_two = networks == 1 || networks == 2;
+  require("--forecast", !arguments.forecast.empty(), one_or_two, "one network or two");
+  require("--orders", arguments.orders, networks == 2, "two networks");
+  require("--intervals", arguments.intervals, one_or_two, "one network or two");
+}
 
 int inspect(Arguments const& arguments) {
   // What would fail or have no effect later is refused now.
@@ -29,16 +42,6 @@ int inspect(Arguments const& arguments) {
   for (std::string const& path : arguments.files) read.emplace_back("FILE", path);
   for (std::string const& path : arguments.conditions) read.emplace_back("--condition", path);
   require_different({{"--json", arguments.json}, {"--forecast", arguments.forecast}}, read);
-  if (!arguments.forecast.empty() && arguments.files.size() > 2) {
-    throw std::invalid_argument("--forecast: is for one network or two, got " + std::to_string(arguments.files.size()));
-  }
-  if (arguments.orders && arguments.files.size() != 2) {
-    throw std::invalid_argument("--orders: is for two networks, got " + std::to_string(arguments.files.size()));
-  }
-  if (arguments.intervals && arguments.files.size() > 2) {
-    throw std::invalid_argument("--intervals: is for one network or two, got " +
-                                std::to_string(arguments.files.size()));
-  }
   for (std::string const& path : {arguments.json, arguments.forecast}) {
     if (!path.empty()) tstitch::require_writable(path);
   }
@@ -48,23 +51,51 @@ int inspect(Arguments const& arguments) {
   for (std::string const& path : arguments.conditions) {
     for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) conditions.push_back(std::move(each));
   }
-  for (std::string const& path : arguments.files) shape_for({tstitch::load_network_info(path)}, arguments.shape);
   Json json;
-  Progress progress(arguments);
-  std::vector<tstitch::Network> networks;
+  std::vector<Described> described;
+  std::vector<std::pair<std::string, tstitch::AutoencoderInfo>> halves;  // of autoencoders, by their kinds
+  std::vector<std::string> files;                                        // of networks
   for (std::string const& path : arguments.files) {
-    networks.push_back(tstitch::load_network(path, options));
-    json["networks"].push_back(describe(path, networks.back(), arguments, conditions, progress));
+    const std::string kind = tstitch::read_kind(path);
+    if (kind == "network") {
+      files.push_back(path);
+    } else {
+      halves.emplace_back(kind, tstitch::read_autoencoder_info(path, kind));
+      described.push_back(describe_autoencoder(path, kind, halves.back().second));
+      json["autoencoders"].push_back(described.back().json);
+    }
   }
-  const std::vector<std::string> mismatches = tstitch::mismatches(networks);
-  if (networks.size() > 1) {
-    std::printf(mismatches.empty() ? "these networks fit together\n" : "these networks cannot share a trajectory\n");
-    for (std::string const& line : mismatches) std::printf("  %s\n", line.c_str());
-    json["mismatches"] = mismatches;
+  require_suits(arguments, files.size());
+  for (std::string const& path : files) shape_for({tstitch::load_network_info(path)}, arguments.shape);
+  Progress progress(arguments, files.size());
+  std::vector<tstitch::Network> networks;
+  for (std::size_t k = 0; k < files.size(); ++k) {
+    networks.push_back(tstitch::load_network(files[k], options));
+    described.insert(described.begin() + std::ptrdiff_t(k),
+                     describe(files[k], networks.back(), arguments, conditions, progress));
+    json["networks"].push_back(described[k].json);
   }
+  std::vector<std::string> mismatches = tstitch::mismatches(networks);
+  for (auto const& [kind, info] : halves) {
+    if (networks.empty()) break;
+    const std::string mismatch = latents_mismatch(networks.back().info(), info, kind == "decoder");
+    if (!mismatch.empty()) mismatches.push_back(in_quotes(info.name) + ": " + mismatch);
+  }
+  if (networks.size() > 1 || !halves.empty()) json["mismatches"] = mismatches;
   if (networks.size() > 1 && mismatches.empty() && !arguments.no_probe) {
     json["agreement"] = probe(networks, arguments, conditions, progress);
-    if (networks.size() == 2) summarise(arguments, json);
+  }
+  say_what_they_are(json, mismatches);
+  if (json.contains("agreement")) {
+    say_ratio(json);
+  } else if (networks.size() > 1 && mismatches.empty()) {
+    say("ratio", "not measured (--no-probe)");
+  }
+  if (mismatches.empty()) say_what_to_do(arguments, json);
+  if (arguments.details) {
+    say_details(described, json);
+  } else {
+    say("more", "--details: all that is known; --json FILE: the same as a report; --help");
   }
   if (!arguments.forecast.empty() && mismatches.empty()) {
     json["forecast"] = calibrate_forecast(networks, arguments, conditions);

@@ -5,11 +5,8 @@
 #include <tstitch/model/network_wrapper.hpp>
 #include <tstitch/study/agreement.hpp>
 
-#include <algorithm>
 #include <cstddef>
-#include <cstdio>
 #include <nlohmann/json.hpp>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -49,26 +46,13 @@ inline Json probe(std::vector<tstitch::Network> networks, Arguments const& argum
   const std::vector<double> differences = tstitch::Agreement::means(agreement.differences);
   const std::vector<double> shares = agreement.cumulative_share();
   Json json{{"steps", arguments.steps}, {"images", arguments.count}};
-  const auto name = [&](std::size_t k) { return tstitch::words::printable(networks[k].info().name, 60); };
-  std::printf("agreement of '%s' with '%s' along the trajectory of '%s', %lld images\n", name(0).c_str(),
-              name(last).c_str(), name(last).c_str(), static_cast<long long>(arguments.count));
-  std::printf("  %8s %8s %12s %8s\n", "t", "cosine", "difference", "sum");
-  const std::size_t every = std::max<std::size_t>(1, means.size() / 10);
   for (std::size_t i = 0; i < means.size(); ++i) {
-    const double t = agreement.steps[i].step.t;
-    if (i % every == 0 || i + 1 == means.size()) {
-      std::printf("  %8.1f %8.4f %12.6f %7.1f%%\n", t, means[i], differences[i], 100 * shares[i]);
-    }
-    json["timesteps"].push_back(t);
+    json["timesteps"].push_back(agreement.steps[i].step.t);
     json["cosines"].push_back(means[i]);
     json["differences"].push_back(differences[i]);
     json["cumulative_shares"].push_back(shares[i]);
   }
-  std::printf("cosine: of the noise that they predict; difference: of x after the step, root mean square\n");
-  const double ratio = agreement.ratio(arguments.tolerance);
   json["tolerance"] = arguments.tolerance;
-  json["suggested_ratio"] = ratio;
-  std::printf("suggested ratio: %.2f (steps with %g of the difference that the first network would make in all)\n",
-              ratio, arguments.tolerance);
+  json["suggested_ratio"] = agreement.ratio(arguments.tolerance);
   return json;
 }

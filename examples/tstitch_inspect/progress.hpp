@@ -4,6 +4,7 @@
 
 #include <tstitch/output/progress.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -14,9 +15,9 @@ inline constexpr int timed_runs = 12;
 /// How much of the measuring is done, in rows that networks are asked for.
 class Progress {
  public:
-  explicit Progress(Arguments const& arguments) {
-    for (const std::int64_t rows : arguments.rows) all_ += rows * timed_runs * std::int64_t(arguments.files.size());
-    if (arguments.files.size() > 1 && !arguments.no_probe) all_ += arguments.steps * arguments.count;
+  Progress(Arguments const& arguments, std::size_t networks) {
+    for (const std::int64_t rows : arguments.rows) all_ += rows * timed_runs * std::int64_t(networks);
+    if (networks > 1 && !arguments.no_probe) all_ += arguments.steps * arguments.count;
   }
 
   void add(std::int64_t rows, std::string const& what) {

@@ -60,7 +60,9 @@ struct Arguments {
   std::string forecast = "none";
   std::string forecast_guidance = "none";
   std::vector<std::uint64_t> seeds{0};  ///< one is the first picture's, and others follow; of several each is drawn
-  std::int64_t interpolate = 0;         ///< pictures between each two seeds
+  std::int64_t interpolate = 0;         ///< pictures between each two seeds, classes or prompts
+  std::int64_t variations = 0;          ///< of the picture of each seed
+  double variation_strength = 0.2;
   double guidance_rescale = 0;
   std::vector<double> guidance_projection;       ///< eta, norm, momentum
   std::optional<std::int64_t> guidance_network;  ///< the index of the guide
@@ -87,6 +89,7 @@ struct Arguments {
   std::string animation;
   double frame_seconds = 0.1;
   int scale = 3;
+  std::string preview = "none";
   std::string report;
   bool plan = false;
   bool quiet = false;

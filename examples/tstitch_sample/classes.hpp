@@ -80,9 +80,8 @@ inline std::vector<std::string> nearest_names(std::string const& written, std::v
   return nearest;
 }
 
-/// The class that a name or a number means: a whole name or one of its synonyms, in any case where none is in this one.
-/// @throws std::invalid_argument for what is neither, and for a name that several classes have
-inline std::int64_t label_of(std::string const& written, tstitch::NetworkInfo const& info) {
+/// The classes that have this name: whole or as one of its synonyms, in any case where none is in this one.
+inline std::vector<std::int64_t> labels_named(std::string const& written, tstitch::NetworkInfo const& info) {
   const auto found = [&](auto same) {
     std::vector<std::int64_t> labels;
     for (std::size_t i = 0; i < info.class_names.size(); ++i) {
@@ -101,6 +100,13 @@ inline std::int64_t label_of(std::string const& written, tstitch::NetworkInfo co
   if (labels.empty()) labels = found(part);
   if (labels.empty()) labels = found(whole_in_any_case);
   if (labels.empty()) labels = found(part_in_any_case);
+  return labels;
+}
+
+/// The class that a name or a number means, see `labels_named`.
+/// @throws std::invalid_argument for what is neither, and for a name that several classes have
+inline std::int64_t label_of(std::string const& written, tstitch::NetworkInfo const& info) {
+  const std::vector<std::int64_t> labels = labels_named(written, info);
   if (labels.size() == 1) return labels[0];
   if (labels.size() > 1) {
     throw std::invalid_argument("--class: must name one class, got " + in_quotes(written) + ", which is " +
@@ -125,7 +131,8 @@ inline std::int64_t label_of(std::string const& written, tstitch::NetworkInfo co
 }
 
 /// The classes that are drawn, each once; empty for networks without.
-/// @param written names and numbers; "all", in any case, is each; none: all, or of more ten, evenly spread
+/// @param written names and numbers, also several with commas between where that is no name; "all", in any case, is
+/// each; none: all, or of more ten, evenly spread
 /// @throws std::invalid_argument as `label_of`, for any where the network takes none, and for more beside "all"
 inline std::vector<std::int64_t> labels_of(std::vector<std::string> const& written, tstitch::NetworkInfo const& info) {
   if (!written.empty() && info.num_classes == 0) {
@@ -141,6 +148,16 @@ inline std::vector<std::int64_t> labels_of(std::vector<std::string> const& writt
     for (std::int64_t i = 0; i < count; ++i) labels.push_back(i * info.num_classes / count);
     return labels;
   }
-  for (std::string const& name : written) labels.push_back(label_of(name, info));
+  for (std::string const& name : written) {
+    if (name.find(',') == name.npos || !labels_named(name, info).empty()) {
+      labels.push_back(label_of(name, info));
+      continue;
+    }
+    for (std::string part : split(name, ',')) {
+      part.erase(0, part.find_first_not_of(' '));
+      part.erase(part.find_last_not_of(' ') + 1);
+      labels.push_back(label_of(part, info));
+    }
+  }
   return labels;
 }

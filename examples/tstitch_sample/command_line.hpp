@@ -22,6 +22,7 @@
 #include "../common/shape.hpp"
 #include "../common/strict.hpp"
 #include "arguments.hpp"
+#include "preview.hpp"
 
 /// "ddim, dpm-solver++ [0], euler-ancestral [1]": the samplers that take an option, with what they have without.
 inline std::string samplers_help(std::string const& option) {
@@ -80,7 +81,7 @@ struct CommandLine {
   CLI::Option *timesteps = nullptr, *sigmas = nullptr, *eta = nullptr, *batch = nullptr, *pad = nullptr;
   CLI::Option* count = nullptr;
   CLI::Option *init_image = nullptr, *strength = nullptr, *mask = nullptr, *invert = nullptr, *initial_noise = nullptr;
-  CLI::Option* interpolate = nullptr;
+  CLI::Option *interpolate = nullptr, *variations = nullptr, *variation_strength = nullptr;
 
   CLI::Option* option(char const* name, auto& value, std::string const& help) const {
     return strict(app.add_option(name, value, help)->group(group), value);
@@ -103,8 +104,9 @@ struct CommandLine {
   void add_machine();
   void add_output();
 
-  /// Pictures of each class or prompt where several seeds are given.
+  /// Pictures of each class or prompt where several seeds are given, or variations are asked for.
   std::int64_t wanted_count() const {
+    if (arguments.variations > 0) return std::int64_t(arguments.seeds.size()) * (arguments.variations + 1);
     return (std::int64_t(arguments.seeds.size()) - 1) * (arguments.interpolate + 1) + 1;
   }
   /// Takes what the options say beside their values.
@@ -197,7 +199,8 @@ inline void CommandLine::add_sampling() {
 inline void CommandLine::add_pictures() {
   group = "Pictures";
   option("--class", arguments.classes,
-         "name, one of its synonyms, or number; repeat for more; all for each [all of up to 10 classes, else 10]")
+         "name, one of its synonyms, or number; repeat for more, or with commas between; all for each [all of up to 10 "
+         "classes, else 10]")
       ->type_name("CLASS")
       ->allow_extra_args(false);
   option("--condition", arguments.conditions,
@@ -260,9 +263,17 @@ inline void CommandLine::add_editing() {
       ->type_name("FILE");
   interpolate = option("--interpolate", arguments.interpolate,
                        "from each seed of a list to the next over so many pictures in between, whose noise is between "
-                       "theirs")
+                       "theirs; with one seed from each class that is named to the next, or from each prompt")
                     ->check(in_range<std::int64_t>(1, 10'000));
-  for (auto const& part : {invert, initial_noise, sweep, budget}) interpolate->excludes(part);
+  variations = option("--variations", arguments.variations,
+                      "the picture of each seed, and so many variations of it: its noise mixed with that of the seeds "
+                      "that follow")
+                   ->check(in_range<std::int64_t>(1, 10'000));
+  variation_strength = shown("--variation-strength", arguments.variation_strength,
+                             "how much of the other noise: 0 is the picture itself, 1 that of the other seed")
+                           ->needs(variations)
+                           ->check(in_range(0.0, 1.0));
+  interpolate->excludes(budget)->excludes(variations);
   invert->excludes(init_image)->excludes(initial_noise);
   for (auto const& part : {init_image, invert, initial_noise}) part->excludes(sweep)->excludes(budget);
 }
@@ -319,6 +330,21 @@ inline void CommandLine::add_output() {
       ->check(in_range(0.01, 60.0));
   shown("--scale", arguments.scale, "pictures of the grid and the animation are so many times larger")
       ->check(in_range(1, 64));
+  const auto read_preview = [this](std::vector<std::string> const& given) {
+    std::string kind = given.empty() || given[0].empty() ? "auto" : given[0];
+    if (const std::string error = find_name(kind, preview_kinds()); !error.empty()) {
+      throw std::invalid_argument("--preview: " + error);
+    }
+    require_preview(kind);
+    arguments.preview = kind;
+  };
+  app.add_option_function<std::vector<std::string>>(
+         "--preview", read_preview,
+         "draw pictures in the terminal as soon as they are there: auto, which looks what the terminal knows, kitty, "
+         "sixel (in programs built with libchafa), blocks (half blocks in colour) or none [none; auto without a value]")
+      ->expected(0, 1)
+      ->type_name("[KIND]")
+      ->group(group);
   option("--report", arguments.report, "parameters, calls and seconds as JSON")->type_name("FILE");
   flag("--quiet", arguments.quiet, "print errors only");
 }
@@ -328,7 +354,7 @@ inline void CommandLine::take_given() const {
     arguments.sampling_given = arguments.sampling_given || part->count() > 0;
   }
   arguments.steps_given = steps->count() > 0;
-  if (arguments.seeds.size() > 1 && count->count() == 0) arguments.count = wanted_count();
+  if ((arguments.seeds.size() > 1 || arguments.variations > 0) && count->count() == 0) arguments.count = wanted_count();
   arguments.ratio_given = ratio->count() > 0;
   arguments.forecast_given = forecast->count() > 0;
   arguments.forecast_guidance_given = forecast_guidance->count() > 0;
@@ -364,6 +390,14 @@ inline void CommandLine::require_effect() const {
   only(preset, networks == 2, "two networks", std::to_string(networks));
   only(budget, arguments.routing == "stitch", "the routing stitch", arguments.routing);
   only(pad, arguments.sweep.empty(), "runs without --sweep", in_quotes(arguments.sweep));
+  for (CLI::Option const* const noise : {invert, initial_noise}) {
+    only(noise, arguments.interpolate == 0 || arguments.seeds.size() == 1,
+         "runs without --interpolate from seed to seed, which has noise of its own",
+         std::to_string(arguments.seeds.size()) + " seeds");
+  }
+  const std::string each = std::to_string(arguments.seeds.size()) + " seeds";
+  only(variations, arguments.seeds.size() == 1 || (invert->count() == 0 && initial_noise->count() == 0),
+       "one seed where noise is given or of a picture", each);
   only(eta, takes(arguments, "eta"), joined_with_and(samplers_with("eta")), arguments.sampler);
 }
 
@@ -377,13 +411,11 @@ inline void CommandLine::require_numbers() const {
     throw std::invalid_argument("--guidance: must be one scale, or one for each of the " + std::to_string(networks) +
                                 " networks, got " + std::to_string(scales));
   }
-  if (arguments.interpolate > 0 && arguments.seeds.size() < 2) {
-    throw std::invalid_argument("--interpolate: must have two seeds at least, got " +
-                                std::to_string(arguments.seeds.size()));
-  }
-  if (arguments.seeds.size() > 1 && arguments.count != wanted_count()) {
-    throw std::invalid_argument("--count: must be as many as the seeds ask for, " + std::to_string(wanted_count()) +
-                                ", or be left out, got " + std::to_string(arguments.count));
+  if ((arguments.seeds.size() > 1 || arguments.variations > 0) && arguments.count != wanted_count()) {
+    throw std::invalid_argument("--count: must be as many as the seeds " +
+                                std::string(arguments.variations > 0 ? "and their variations " : "") + "ask for, " +
+                                std::to_string(wanted_count()) + ", or be left out, got " +
+                                std::to_string(arguments.count));
   }
   if (!(arguments.strength > 0 && arguments.strength <= 1)) {
     throw std::invalid_argument("--strength: must be above 0 and at most 1, got " +
@@ -433,7 +465,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
           {"Pictures", "tstitch_sample --class horse --class ship --seed 3,7,12 --guidance 1.5"},
           {"Editing", "tstitch_sample --init-image horse.png --strength 0.6 --class deer"},
           {"Machine", "tstitch_sample --device cpu --batch 8 --pad-batches"},
-          {"Output", "tstitch_sample --class ship --seed 3,7 --interpolate 15 --animation ship.png"}});
+          {"Output", "tstitch_sample --class cat,dog --interpolate 15 --animation cat_to_dog.png"}});
   if (const std::optional<int> code = read_arguments(app, count, values)) return code;
   read_routing(arguments);
   line.take_given();

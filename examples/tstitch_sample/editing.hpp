@@ -96,6 +96,7 @@ inline at::Tensor inverted(Job const& job, std::vector<tstitch::Network> const& 
                                      tstitch::DDIMUpdate{}};
   tstitch::Request request = job.request(0, 1);
   request.guidance = {};
+  request.initial_noise = at::Tensor();
   request.initial_image = picture;
   request.pad_batches = false;
   if (tstitch::NetworkInfo const& info = job.infos.back(); info.null_class) request.labels = {*info.null_class};
@@ -109,7 +110,8 @@ inline at::Tensor inverted(Job const& job, std::vector<tstitch::Network> const& 
 inline void take_editing(Job& job) {
   Arguments const& a = job.arguments;
   if (!a.initial_noise.empty()) {
-    job.initial_noise = read_array(job, "--initial-noise", a.initial_noise, job.images()).to(job.device);
+    job.initial_noise =
+        read_array(job, "--initial-noise", a.initial_noise, a.variations > 0 ? 1 : job.images()).to(job.device);
   }
   const std::optional<tstitch::Encoder> encoder = load_encoder(job);
   if (!a.init_image.empty()) job.initial_image = read_image(job, encoder, "--init-image", a.init_image);

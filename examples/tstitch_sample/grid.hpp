@@ -24,10 +24,10 @@ inline void write_grid(Job const& job, std::vector<tstitch::Picture> pictures, t
   tstitch::write_png(job.arguments.grid, captions.empty() ? grid : with_captions(grid, captions), text);
 }
 
-/// A frame for each seed: the pictures of all classes or prompts side by side.
+/// A frame for each seed, or each place on the way from one to another: what is beside one another there.
 inline void write_animation(Job const& job, std::vector<tstitch::Picture> const& pictures,
                             tstitch::PngText const& text) {
-  const auto of_one = std::ptrdiff_t(job.of_one_seed());
+  const auto of_one = std::ptrdiff_t(job.beside());
   std::vector<tstitch::Picture> frames;
   for (auto next = pictures.begin(); pictures.end() - next >= of_one; next += of_one) {
     std::vector<tstitch::Picture> row;

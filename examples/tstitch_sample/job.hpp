@@ -4,6 +4,7 @@
 
 #include <tstitch/file/condition_file.hpp>
 #include <tstitch/load.hpp>
+#include <tstitch/model/class_mixture.hpp>
 #include <tstitch/peer/by_name.hpp>
 #include <tstitch/tstitch.hpp>
 
@@ -64,13 +65,32 @@ inline std::string file_words(std::string_view prompt) {
   return words;
 }
 
+/// What --interpolate goes between.
+enum class Between { nothing, seeds, classes, prompts };
+
+/// Between two noises on the great circle (slerp), whose middle has the norm of noise; float64 sums. The ends are the
+/// noises themselves.
+/// @param a, b [1, ...]
+inline at::Tensor between_noises(at::Tensor const& a, at::Tensor const& b, double share) {
+  if (share == 0 || share == 1) return share == 0 ? a : b;
+  const at::Tensor left = a.to(at::kDouble), right = b.to(at::kDouble);
+  const double cosine =
+      left.mul(right).sum().item<double>() / (left.norm().item<double>() * right.norm().item<double>());
+  const double angle = std::acos(std::clamp(cosine, -1.0, 1.0));
+  if (!(std::sin(angle) > 1e-6)) return left.lerp(right, share).to(a.scalar_type());  // the same noise again
+  const at::Tensor sum = left.mul(std::sin((1 - share) * angle)).add(right, std::sin(share * angle));
+  return sum.div(std::sin(angle)).to(a.scalar_type());
+}
+
 /// What the arguments mean for these networks.
 struct Job {
   Arguments arguments;
   at::Device device = at::kCPU;
   std::vector<tstitch::NetworkInfo> infos;
-  std::vector<std::string> names;                   ///< of networks, as they are shown
-  std::vector<std::int64_t> labels;                 ///< of pictures, which take them in turn; empty without classes
+  std::vector<std::string> names;    ///< of networks, as they are shown
+  std::vector<std::int64_t> labels;  ///< of pictures, which take them in turn; empty without classes
+  Between between = Between::nothing;
+  std::vector<tstitch::ClassMixture> mixtures;      ///< whose labels follow those of the networks
   std::vector<tstitch::NamedCondition> conditions;  ///< with a row for each prompt, or one for all
   std::int64_t prompts = 1;                         ///< likewise taken in turn
   std::vector<std::string> texts;                   ///< of the prompts, or one for all; empty where no file has them
@@ -86,31 +106,66 @@ struct Job {
   std::int64_t images() const { return image_count; }
   /// How many there are of one seed where several are given: one of each class or prompt.
   std::int64_t of_one_seed() const { return std::max<std::int64_t>({1, std::int64_t(labels.size()), prompts}); }
+  /// How many stand beside one another on the way from seed to seed, class to class or prompt to prompt, and how many
+  /// of one seed and one variation there are.
+  std::int64_t beside() const {
+    return between == Between::classes || between == Between::prompts ? arguments.count : of_one_seed();
+  }
+  /// Where a picture is on the way from one of several to the next.
+  struct Place {
+    std::int64_t from;  ///< which of them it comes from
+    double share;       ///< of the next, below 1
+  };
+  Place place(std::int64_t image) const {
+    const std::int64_t at = image / beside(), steps = arguments.interpolate + 1;
+    return {at / steps, double(at % steps) / double(steps)};
+  }
+  /// Which variation of its seed's picture it is; 0: that picture.
+  std::int64_t variation(std::int64_t image) const { return image / beside() % (arguments.variations + 1); }
+  /// Of the picture that it is a variation of.
+  std::uint64_t varied_seed(std::int64_t image) const {
+    return arguments.seeds[std::size_t(image / beside() / (arguments.variations + 1))];
+  }
   std::uint64_t seed(std::int64_t image) const {
     std::vector<std::uint64_t> const& seeds = arguments.seeds;
-    if (arguments.interpolate > 0) return seeds[0];  // of the noise that steps add, which is to be the same in all
+    // Of the noise that steps add, which is to be the same in all.
+    if (between == Between::seeds) return seeds[0];
+    if (between != Between::nothing) return seeds[0] + std::uint64_t(image % beside());
+    if (arguments.variations > 0) {
+      const bool another = arguments.variation_strength == 1;
+      return varied_seed(image) + (another ? std::uint64_t(variation(image)) : 0);
+    }
     return seeds.size() == 1 ? seeds[0] + std::uint64_t(image) : seeds[std::size_t(image / of_one_seed())];
   }
-  /// Noise between the two seeds that a picture lies between, on the great circle (slerp), whose middle has the norm of
-  /// noise; float64 sums.
-  at::Tensor noise_between(std::int64_t image) const {
-    const std::int64_t at = image / of_one_seed(), steps = arguments.interpolate + 1;
-    const double share = double(at % steps) / double(steps);
-    const auto of = [&](std::int64_t seed) {
-      // Of the numbers that the seeds' own pictures begin with.
-      return tstitch::noise({arguments.seeds[std::size_t(seed)]}, tstitch::NoiseAddress::initial(), shape, at::kFloat)
-          .to(at::kDouble);
-    };
-    const at::Tensor a = of(at / steps);
-    if (share == 0) return a;
-    const at::Tensor b = of(at / steps + 1);
-    const double cosine = a.mul(b).sum().item<double>() / (a.norm().item<double>() * b.norm().item<double>());
-    const double angle = std::acos(std::clamp(cosine, -1.0, 1.0));
-    if (!(std::sin(angle) > 1e-6)) return a.lerp(b, share);  // the same seed again
-    return a.mul(std::sin((1 - share) * angle)).add(b, std::sin(share * angle)).div(std::sin(angle));
+  /// The noise that a seed's own picture begins with.
+  /// @returns [1, C, ...]
+  at::Tensor noise_of(std::uint64_t of) const {
+    return tstitch::noise({of}, tstitch::NoiseAddress::initial(), shape, at::kFloat);
   }
-  /// Class after class, as the columns of a sweep: every class once, then again.
-  std::int64_t label(std::int64_t image) const { return labels[std::size_t(image) % labels.size()]; }
+  /// Noise between those of two seeds, or of a picture and of one that it is to be a little like.
+  /// @returns [1, C, ...]
+  at::Tensor own_noise(std::int64_t image) const {
+    if (arguments.variations > 0) {
+      const std::uint64_t from = varied_seed(image), other = from + std::uint64_t(variation(image));
+      const at::Tensor whole = initial_noise.defined() ? initial_noise.cpu().to(at::kFloat) : noise_of(from);
+      return other == from ? whole : between_noises(whole, noise_of(other), arguments.variation_strength);
+    }
+    const auto [from, share] = place(image);
+    const at::Tensor a = noise_of(arguments.seeds[std::size_t(from)]);
+    return share == 0 ? a : between_noises(a, noise_of(arguments.seeds[std::size_t(from) + 1]), share);
+  }
+  /// Class after class, as the columns of a sweep: every class once, then again. Behind those of the networks are the
+  /// labels of mixtures.
+  std::int64_t label(std::int64_t image) const {
+    if (between == Between::classes) return labels[std::size_t(image / beside())];
+    return labels[std::size_t(image) % labels.size()];
+  }
+  /// The classes that a picture is between; null where it is of one.
+  tstitch::ClassMixture const* mixture(std::int64_t image) const {
+    if (mixtures.empty()) return nullptr;
+    const std::int64_t index = label(image) - tstitch::ClassMixtures::first_label(infos.back());
+    return index >= 0 ? &mixtures[std::size_t(index)] : nullptr;
+  }
 
   /// Pictures [first, first + count) of the job.
   tstitch::Request request(std::int64_t first, std::int64_t count) const {
@@ -120,15 +175,16 @@ struct Job {
       if (!labels.empty()) request.labels.push_back(label(i));
     }
     for (tstitch::NamedCondition const& each : conditions) {
-      request.conditions.push_back({each.name, rows(each.value, first, count), rows(each.null, first, count)});
+      request.conditions.push_back(
+          {each.name, prompt_rows(each.value, first, count), prompt_rows(each.null, first, count)});
     }
     request.initial_image = initial_image;
     request.mask = mask;
     request.strength = arguments.strength;
-    if (arguments.interpolate > 0) {
-      std::vector<at::Tensor> between;
-      for (std::int64_t i = first; i < first + count; ++i) between.push_back(noise_between(i));
-      request.initial_noise = at::cat(between).to(at::kFloat).to(device);
+    if (between == Between::seeds || arguments.variations > 0) {
+      std::vector<at::Tensor> own;
+      for (std::int64_t i = first; i < first + count; ++i) own.push_back(own_noise(i));
+      request.initial_noise = at::cat(own).to(device);
     } else if (initial_noise.defined()) {
       const bool one = initial_noise.size(0) == 1;
       std::vector<std::int64_t> all(std::size_t(initial_noise.dim()), -1);
@@ -142,14 +198,22 @@ struct Job {
     return request;
   }
 
-  /// Of prompts, those of pictures [first, first + count): every prompt once, then again.
-  static at::Tensor rows(at::Tensor const& prompts, std::int64_t first, std::int64_t count) {
-    if (!prompts.defined() || prompts.size(0) == 1) return prompts;
-    const at::Tensor which = prompts.new_empty({count}, at::kLong);
+  /// Of prompts, those of pictures [first, first + count): every prompt once, then again; or between each and the next.
+  at::Tensor prompt_rows(at::Tensor const& all, std::int64_t first, std::int64_t count) const {
+    if (!all.defined() || all.size(0) == 1) return all;
+    const bool goes = between == Between::prompts;
+    const at::Tensor which = all.new_empty({count}, at::kLong), next = which.clone();
+    std::vector<std::int64_t> sizes(std::size_t(all.dim()), 1);
+    sizes[0] = count;
+    const at::Tensor shares = all.new_empty(sizes, at::kFloat);
     for (std::int64_t i = 0; i < count; ++i) {
-      which.mutable_data_ptr<std::int64_t>()[i] = (first + i) % prompts.size(0);
+      const Place at = goes ? place(first + i) : Place{(first + i) % all.size(0), 0};
+      which.mutable_data_ptr<std::int64_t>()[i] = at.from;
+      next.mutable_data_ptr<std::int64_t>()[i] = std::min(at.from + 1, all.size(0) - 1);
+      shares.mutable_data_ptr<float>()[i] = float(at.share);
     }
-    return prompts.index_select(0, which);
+    const at::Tensor from = all.index_select(0, which);
+    return goes && all.is_floating_point() ? from.lerp(all.index_select(0, next), shares.to(all.scalar_type())) : from;
   }
 
   /// What is drawn, as lines call it.
@@ -164,32 +228,116 @@ struct Job {
     return sizes;
   }
 
+  /// "horse"; where it has no name, its number.
+  std::string name_of_class(std::int64_t of) const {
+    auto const& all = infos.back().class_names;
+    return all.empty() ? std::to_string(of) : all[std::size_t(of)];
+  }
+  /// Of the picture, or the first of the two that it is between.
   std::string class_name(std::int64_t image) const {
     if (labels.empty()) return "";
-    auto const& all = infos.back().class_names;
-    return all.empty() ? std::to_string(label(image)) : all[std::size_t(label(image))];
+    tstitch::ClassMixture const* const of = mixture(image);
+    return name_of_class(of ? of->first : label(image));
+  }
+  /// Which of several prompts it is, or the first of the two that it is between.
+  std::int64_t prompt(std::int64_t image) const {
+    return between == Between::prompts ? place(image).from : image % prompts;
   }
 
   /// Of the picture's prompt; empty where it is not known.
-  std::string text(std::int64_t image) const { return texts.empty() ? "" : texts[std::size_t(image) % texts.size()]; }
-
-  /// What was asked for, in the words of a report: the class, and which of several prompts.
-  void describe(std::int64_t image, Json& json) const {
-    if (!labels.empty()) json["class"] = class_name(image);
-    if (prompts > 1) json["prompt"] = image % prompts;
+  std::string text(std::int64_t image) const {
+    if (texts.empty()) return "";
+    std::string text = texts[std::size_t(prompt(image)) % texts.size()];
+    if (between == Between::prompts && place(image).share > 0) {
+      text += " to " + texts[std::size_t(prompt(image) + 1) % texts.size()];
+    }
+    return text;
   }
 
-  /// 000012-horse-seed12.png, 000003-prompt1-a_fox_in_the_snow-seed3.png
+  /// What was asked for, in the words of a report: the class, and which of several prompts; of those between two also
+  /// the other and its share; and which variation.
+  void describe(std::int64_t image, Json& json) const {
+    if (!labels.empty()) json["class"] = class_name(image);
+    if (tstitch::ClassMixture const* const of = mixture(image)) {
+      json["to_class"] = name_of_class(of->second);
+      json["share"] = of->share;
+    }
+    if (prompts > 1) json["prompt"] = prompt(image);
+    if (between == Between::prompts && place(image).share > 0) {
+      json["to_prompt"] = prompt(image) + 1;
+      json["share"] = place(image).share;
+    }
+    if (arguments.variations > 0) json["variation"] = variation(image);
+  }
+
+  /// 000012-horse-seed12.png, 000003-prompt1-a_fox_in_the_snow-seed3.png, 000002-cat-to-dog-0.25-seed0.png,
+  /// 000001-cat-seed3-variation1.png
   std::string file_name(std::int64_t image) const {
     char number[32];
     std::snprintf(number, sizeof number, "%06lld-", static_cast<long long>(image));
     std::string name = number;
+    const auto share = [](double of) { return tstitch::words::text(std::round(100 * of) / 100) + "-"; };
     if (!labels.empty()) name += file_word(class_name(image)) + "-";
-    if (prompts > 1) name += "prompt" + std::to_string(image % prompts) + "-";
+    if (tstitch::ClassMixture const* const of = mixture(image)) {
+      name += "to-" + file_word(name_of_class(of->second)) + "-" + share(of->share);
+    }
+    if (prompts > 1) name += "prompt" + std::to_string(prompt(image)) + "-";
+    if (between == Between::prompts && place(image).share > 0) {
+      name += "to-prompt" + std::to_string(prompt(image) + 1) + "-" + share(place(image).share);
+    }
     if (const std::string words = file_words(text(image)); !words.empty()) name += words + "-";
-    return name + "seed" + std::to_string(seed(image)) + ".png";
+    if (arguments.variations == 0) return name + "seed" + std::to_string(seed(image)) + ".png";
+    name += "seed" + std::to_string(varied_seed(image));
+    return name + (variation(image) > 0 ? "-variation" + std::to_string(variation(image)) : "") + ".png";
   }
 };
+
+/// What --interpolate goes between, and its classes between classes.
+/// @throws std::invalid_argument where there is nothing to go between, and where it is not clear between what
+inline void take_between(Job& job, Arguments const& arguments) {
+  if (arguments.interpolate == 0) return;
+  if (arguments.seeds.size() > 1) {
+    job.between = Between::seeds;
+    return;
+  }
+  if (job.prompts > 1 && job.labels.size() > 1) {
+    throw std::invalid_argument("--interpolate: must go between classes or between prompts, got " +
+                                std::to_string(job.labels.size()) + " classes and " + std::to_string(job.prompts) +
+                                " prompts; name one class with --class, or give one prompt");
+  }
+  if (job.prompts > 1) {
+    for (tstitch::NamedCondition const& each : job.conditions) {
+      for (at::Tensor const& of : {each.value, each.null}) {
+        if (!of.defined() || of.is_floating_point() || of.size(0) == 1) continue;
+        if (of.eq(of.narrow(0, 0, 1)).all().item<bool>()) continue;
+        throw std::invalid_argument(
+            "--interpolate: must have prompts of fractions to go between, got whole numbers in " +
+            in_quotes(each.name));
+      }
+    }
+    job.between = Between::prompts;
+    return;
+  }
+  if (arguments.classes.empty() || job.labels.size() < 2) {
+    throw std::invalid_argument(
+        "--interpolate: must have two seeds, two classes that --class names, or two prompts at least, got one" +
+        std::string(arguments.classes.empty() && job.labels.size() > 1 ? " seed and no --class" : " of each"));
+  }
+  job.between = Between::classes;
+  const std::vector<std::int64_t> ends = std::exchange(job.labels, {});
+  const std::int64_t steps = arguments.interpolate + 1, first = tstitch::ClassMixtures::first_label(job.infos.back());
+  for (std::size_t i = 0; i + 1 < ends.size(); ++i) {
+    job.labels.push_back(ends[i]);
+    for (std::int64_t k = 1; k < steps; ++k) {
+      job.labels.push_back(first + std::int64_t(job.mixtures.size()));
+      job.mixtures.push_back({ends[i], ends[i + 1], double(k) / double(steps)});
+    }
+  }
+  job.labels.push_back(ends.back());
+  job.notes.push_back(
+      "--interpolate: a picture between two classes costs a row more in each evaluation of a network than --plan says, "
+      "for the other class");
+}
 
 /// Samples as the network's makers do, where the arguments say nothing else.
 inline void take_recommended(Arguments& arguments, tstitch::NetworkInfo const& info, Notes& notes) {
@@ -298,18 +446,19 @@ inline void require_picture(Arguments const& arguments, std::vector<std::int64_t
     throw std::invalid_argument("--sweep: is for networks whose x is a picture, [C, H, W]" + got);
   }
   if (!arguments.latents.empty() && arguments.output.empty() && arguments.grid.empty() && arguments.decoder.empty() &&
-      arguments.animation.empty())
+      arguments.animation.empty() && arguments.preview == "none")
     return;
   throw std::invalid_argument(
-      "--latents: must be given, without --output, --grid, --animation and --decoder, for networks whose x is no "
+      "--latents: must be given, without --output, --grid, --animation, --preview and --decoder, for networks whose x "
+      "is no "
       "picture, [C, H, W]" +
       got);
 }
 
 /// Latents need a decoder, and pictures none.
 inline void require_decoder(Arguments const& arguments, tstitch::NetworkInfo const& info) {
-  const bool draws =
-      arguments.latents.empty() || !arguments.output.empty() || !arguments.grid.empty() || !arguments.animation.empty();
+  const bool draws = arguments.latents.empty() || !arguments.output.empty() || !arguments.grid.empty() ||
+                     !arguments.animation.empty() || arguments.preview != "none";
   if (info.decoding == tstitch::Decoding::none && info.channels != 1 && info.channels != 3 &&
       arguments.decoder.empty() && !arguments.plan && draws) {
     throw std::invalid_argument("--decoder: is needed by networks that make latents, got none for " +
@@ -320,18 +469,29 @@ inline void require_decoder(Arguments const& arguments, tstitch::NetworkInfo con
   }
 }
 
-/// How many pictures there are; labels and prompts are known.
+/// How many pictures there are; labels, prompts and what is interpolated are known.
 inline std::int64_t count_pictures(Job const& job, Arguments const& arguments) {
-  const std::int64_t each = job.of_one_seed();
-  if (arguments.count > 100'000'000 / each) {
-    throw std::invalid_argument("--count: must give at most 100000000 pictures, got " +
+  constexpr std::int64_t most = 100'000'000;
+  const bool on_the_way = job.between == Between::classes || job.between == Between::prompts;
+  const std::int64_t places = job.between == Between::classes ? std::int64_t(job.labels.size())
+                                                              : (job.prompts - 1) * (arguments.interpolate + 1) + 1;
+  const std::int64_t each = on_the_way ? places : job.of_one_seed();
+  if (arguments.count > most / each) {
+    throw std::invalid_argument("--count: must give at most " + std::to_string(most) + " pictures, got " +
                                 std::to_string(arguments.count));
   }
   const std::int64_t images = arguments.count * each;
   std::vector<std::uint64_t> const& seeds = arguments.seeds;
-  if (seeds.size() == 1 && std::uint64_t(images - 1) > std::numeric_limits<std::uint64_t>::max() - seeds[0]) {
-    throw std::invalid_argument("--seed: must leave room for one seed more a picture below 18446744073709551616, got " +
-                                std::to_string(seeds[0]) + " and " + std::to_string(images) + " pictures");
+  const std::int64_t following = arguments.variations > 0 ? arguments.variations
+                                 : seeds.size() > 1       ? 0
+                                                          : (on_the_way ? arguments.count : images) - 1;
+  const std::uint64_t largest = *std::max_element(seeds.begin(), seeds.end());
+  if (std::uint64_t(following) > std::numeric_limits<std::uint64_t>::max() - largest) {
+    throw std::invalid_argument(
+        "--seed: must leave room for one seed more a " +
+        std::string(arguments.variations > 0 ? "variation" : "picture") + " below 18446744073709551616, got " +
+        std::to_string(largest) + " and " +
+        (arguments.variations > 0 ? counted(following, "variation") : std::to_string(following + 1) + " pictures"));
   }
   return images;
 }
@@ -409,6 +569,7 @@ inline Job prepare(Arguments arguments) {
   job.labels = labels_of(arguments.classes, info);
   note_classes(job.notes, arguments, info, job.labels.size());
   take_conditions(job, arguments.conditions);
+  take_between(job, arguments);
   if (!arguments.plan || !arguments.shape.empty()) job.shape = shape_for(job.infos, arguments.shape);
   if (!arguments.plan) require_picture(arguments, job.shape);
   require_decoder(arguments, info);

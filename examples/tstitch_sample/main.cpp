@@ -15,6 +15,7 @@
 #include <utility>
 #include <vector>
 
+#include "../common/autoencoder.hpp"
 #include "../common/diagnostics.hpp"
 #include "../common/network.hpp"
 #include "../common/program.hpp"
@@ -26,6 +27,7 @@
 #include "job.hpp"
 #include "output.hpp"
 #include "places.hpp"
+#include "preview.hpp"
 #include "run.hpp"
 #include "sweep.hpp"
 
@@ -38,27 +40,14 @@ std::optional<tstitch::Decoder> load_decoder(Job& job) {
   tstitch::Decoder decoder = tstitch::load_decoder(job.arguments.decoder, {.device = job.device});
   tstitch::NetworkInfo const& info = job.infos.back();
   tstitch::AutoencoderInfo const& known = decoder.info();
-  const auto fail = [&](std::string const& rule, std::string const& got) {
-    throw std::runtime_error(in_quotes(job.arguments.decoder) + ": " + rule + " for " + in_quotes(info.name) +
-                             ", got " + got);
-  };
-  if (known.latent_channels != info.channels) {
-    fail("must take " + std::to_string(info.channels) + " channels", std::to_string(known.latent_channels));
+  if (const std::string mismatch = latents_mismatch(info, known, true); !mismatch.empty()) {
+    throw std::runtime_error(in_quotes(job.arguments.decoder) + ": " + mismatch);
   }
-  if (info.latent_scale != 0 && (info.latent_scale != known.latent_scale || info.latent_shift != known.latent_shift)) {
-    const auto text = [](double scale, double shift) {
-      return "scale " + tstitch::words::text(scale) + " and shift " + tstitch::words::text(shift);
-    };
-    // Tiny autoencoders are trained on latents as diffusion networks know them, and say a scale of 1.
-    if (known.latent_scale == 1 && known.latent_shift == 0) {
-      if (!known.scaled_latents) {
-        note(job, "--decoder: " + in_quotes(known.name) + " has latents of scale 1, so it is given what " +
-                      in_quotes(info.name) + " makes as it is, of " + text(info.latent_scale, info.latent_shift));
-      }
-      return decoder;
-    }
-    fail("must have latents of " + text(info.latent_scale, info.latent_shift),
-         text(known.latent_scale, known.latent_shift));
+  const bool same = info.latent_scale == known.latent_scale && info.latent_shift == known.latent_shift;
+  if (info.latent_scale != 0 && !same && !known.scaled_latents) {
+    note(job, "--decoder: " + in_quotes(known.name) + " has latents of scale 1, so it is given what " +
+                  in_quotes(info.name) + " makes as it is, of scale " + tstitch::words::text(info.latent_scale) +
+                  " and shift " + tstitch::words::text(info.latent_shift));
   }
   return decoder;
 }
@@ -78,7 +67,15 @@ std::vector<std::int64_t> batch_rows(Job const& job, tstitch::Plan const& plan) 
 std::string summary(Job const& job, tstitch::Plan const& plan) {
   std::string text = "drawing " + counted(job.images(), job.noun());
   const std::int64_t drawn = std::int64_t(job.labels.size()), classes = job.infos.back().num_classes;
-  if (drawn > 0) {
+  if (job.between == Between::classes) {
+    std::vector<std::string> ends{in_quotes(job.class_name(0))};
+    for (tstitch::ClassMixture const& each : job.mixtures) {
+      if (each.share < 1.5 / double(job.arguments.interpolate + 1))
+        ends.push_back(in_quotes(job.name_of_class(each.second)));
+    }
+    text += " from " + ends[0];
+    for (std::size_t i = 1; i < ends.size(); ++i) text += " to " + ends[i];
+  } else if (drawn > 0) {
     if (drawn < classes) text += " of " + std::to_string(drawn);
     text += " of " + std::to_string(classes) + (classes == 1 ? " class" : " classes");
   }
@@ -181,6 +178,11 @@ int tstitch_sample(Arguments arguments) {
   tstitch::require_device(job.device);
   require_writable(job);
   take_editing(job);
+  if (job.arguments.preview == "auto") {
+    std::string why;
+    job.arguments.preview = detect_preview(why);
+    if (!why.empty()) note(job, "--preview: draws nothing, for " + why);
+  }
   if (!chosen_later) say(job, summary(job, plan));
 
   tstitch::LoadOptions options{.device = job.device, .dtype = tstitch::dtype_named(job.arguments.dtype)};
@@ -196,15 +198,20 @@ int tstitch_sample(Arguments arguments) {
       std::ranges::any_of(plan.steps, [](tstitch::PlannedStep const& planned) { return planned.forecast.network; });
   const std::optional<tstitch::Decoder> decoder = load_decoder(job);
   require_grid(job, decoder);
-  const std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
+  std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
   if (chosen_later) {
     take_budget(job, networks);
     say(job, summary(job, plan_by(job, routing(job, job.arguments.routing))));
   }
+  for (tstitch::Network& network : networks) {
+    if (job.mixtures.empty() || network.info().num_classes == 0) continue;
+    network = tstitch::ClassMixtures(network, job.mixtures).network();
+  }
   if (job.arguments.fastest_batch) take_fastest_batch(job, plan, networks);
   if (job.to_invert.defined()) job.initial_noise = inverted(job, networks, job.to_invert);
   has_begun = true;
-  return sweep ? run_sweep(job, networks, decoder) : run(job, networks, decoder);
+  Preview preview(job.arguments.preview, grid_columns(job), job.arguments.scale);
+  return sweep ? run_sweep(job, networks, decoder, preview) : run(job, networks, decoder, preview);
 }
 
 }  // namespace

@@ -71,7 +71,16 @@ inline Json parameters(Job const& job) {
     if (!path->empty()) json[name] = *path;
   }
   if (!a.init_image.empty()) json["strength"] = a.strength;
-  if (a.interpolate > 0) json["interpolate"] = a.interpolate;
+  if (a.interpolate > 0) {
+    json["interpolate"] = a.interpolate;
+    json["interpolated"] = job.between == Between::seeds     ? "seeds"
+                           : job.between == Between::classes ? "classes"
+                                                             : "prompts";
+  }
+  if (a.variations > 0) {
+    json["variations"] = a.variations;
+    json["variation_strength"] = a.variation_strength;
+  }
   json["images"] = job.images();
   if (!a.shape.empty()) json["shape"] = a.shape;
   if (!a.conditions.empty()) json["conditions"] = a.conditions;

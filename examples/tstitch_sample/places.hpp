@@ -50,7 +50,11 @@ inline void require_writable(Job const& job) {
 /// How many pictures stand side by side in the grid: those of a sweep, or one of each class; 0 for about a square.
 inline std::int64_t grid_columns(Job const& job) {
   if (!job.arguments.sweep.empty()) return job.images();
-  if (job.arguments.interpolate > 0 && job.of_one_seed() == 1) return job.arguments.interpolate + 1;  // a seed a row
+  if (const std::int64_t row = job.arguments.interpolate + job.arguments.variations; row > 0) {
+    if (job.beside() > 1) return job.beside();
+    const bool one_way = job.arguments.interpolate > 0 && job.images() == row + 2;
+    return one_way ? row + 2 : row + 1;  // else a seed, class or prompt a row
+  }
   return job.arguments.count > 1 && job.labels.size() > 1 ? job.images() / job.arguments.count : 0;
 }
 

@@ -18,18 +18,19 @@
 #include "grid.hpp"
 #include "network_clock.hpp"
 #include "output.hpp"
+#include "preview.hpp"
 
 /// Pictures on their way from what is sampled to files and the grid. Latents are decoded, and their pictures written,
 /// behind the sampling of the next batch.
 class Pictures {
  public:
-  Pictures(Job const& job, std::optional<tstitch::Decoder> const& decoder)
-      : job_(job), done_(std::size_t(job.images())) {
+  Pictures(Job const& job, std::optional<tstitch::Decoder> const& decoder, Preview const& preview)
+      : job_(job), preview_(preview), done_(std::size_t(job.images())) {
     if (decoder) queue_.emplace(*decoder, tstitch::Tiling{.rows = 1, .tile = job.arguments.tile});
   }
 
   /// Whether there are to be any, and not latents alone.
-  bool wanted() const { return files() || gathers(); }
+  bool wanted() const { return files() || gathers() || preview_; }
   /// Whether they are to be in one file.
   bool gathers() const { return !job_.arguments.grid.empty() || !job_.arguments.animation.empty(); }
   /// Whether each is to be a file.
@@ -68,6 +69,7 @@ class Pictures {
     const std::int64_t first = drawn_, count = std::min(job_.arguments.batch, sampled_ - drawn_);
     drawn_ += count;
     std::vector<tstitch::Picture> pictures = next();
+    preview_(pictures);
     if (gathers()) gathered_.insert(gathered_.end(), pictures.begin(), pictures.end());
     if (files()) {
       writer_([this, first, pictures = std::move(pictures)] {
@@ -79,6 +81,7 @@ class Pictures {
   }
 
   Job const& job_;
+  Preview const& preview_;
   Flags done_;
   std::vector<tstitch::Picture> gathered_ = {};
   std::int64_t sampled_ = 0, drawn_ = 0;
@@ -133,7 +136,7 @@ inline std::string hundredths(double value) {
 }
 
 inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
-               std::optional<tstitch::Decoder> const& decoder) {
+               std::optional<tstitch::Decoder> const& decoder, Preview& preview) {
   const tstitch::AnySampler sampler = sampler_of(job, routing(job, job.arguments.routing));
   const tstitch::Plan plan = sampler.plan(job.guidance, job.arguments.strength);
   NetworkClock clock(plan, job.device, networks.size());
@@ -143,7 +146,10 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
   const Clock::time_point start = Clock::now();
   std::vector<at::Tensor> latents;
   std::vector<double> batch_seconds;
-  Pictures pictures(job, decoder);
+  Pictures pictures(job, decoder, preview);
+  preview.above([&] {
+    if (progress) progress->clear();
+  });
   FirstFailure failure;  // what is finished by then is still written
   failure.watch([&] { sample_batches(job, networks, sampler, clock, progress, pictures, latents, batch_seconds); });
   pictures.finish(failure);

@@ -18,6 +18,7 @@
 #include "../common/signals.hpp"
 #include "grid.hpp"
 #include "output.hpp"
+#include "preview.hpp"
 
 /// What is drawn at one ratio.
 struct SweptRatio {
@@ -77,6 +78,10 @@ class SweepProgress {
     say(job_, line);
   }
 
+  void clear() {
+    if (line_) line_->clear();
+  }
+
   void finish() {
     if (line_) line_->finish();
   }
@@ -91,14 +96,17 @@ class SweepProgress {
 /// large one.
 class Sweep {
  public:
-  Sweep(Job const& job, std::vector<tstitch::Network> const& networks, std::optional<tstitch::Decoder> const& decoder)
+  Sweep(Job const& job, std::vector<tstitch::Network> const& networks, std::optional<tstitch::Decoder> const& decoder,
+        Preview& preview)
       : job_(job),
         networks_(networks),
         decoder_(decoder),
+        preview_(preview),
         small_only_(sampler_of(job, tstitch::SingleNetwork{0})),
         steps_(small_only_.options().steps),
         ratios_(swept_ratios(job, steps_)),
         progress_(job, ratios_, steps_) {
+    preview.above([this] { progress_.clear(); });
     // What is wrong with the large network is said before the small one's work. This fork has most of the large one's.
     sampler_of(job, tstitch::Stitch{ratios_.front().ratio}).begin(networks, job.request(0, 1));
   }
@@ -161,6 +169,7 @@ class Sweep {
 
   /// Takes the pictures of a batch, and writes them behind the next ratio.
   void keep(SweptRatio& of, std::int64_t first, std::vector<tstitch::Picture> pictures, double seconds) {
+    preview_(pictures);
     if (!job_.arguments.grid.empty()) of.pictures.insert(of.pictures.end(), pictures.begin(), pictures.end());
     writer_([this, &of, first, seconds, pictures = std::move(pictures)] {
       of.seconds.push_back(seconds);
@@ -179,6 +188,7 @@ class Sweep {
   Job const& job_;
   std::vector<tstitch::Network> const& networks_;
   std::optional<tstitch::Decoder> const& decoder_;
+  Preview const& preview_;
   tstitch::AnySampler small_only_;
   int steps_;
   std::vector<SweptRatio> ratios_;
@@ -187,9 +197,9 @@ class Sweep {
 };
 
 inline int run_sweep(Job const& job, std::vector<tstitch::Network> const& networks,
-                     std::optional<tstitch::Decoder> const& decoder) {
+                     std::optional<tstitch::Decoder> const& decoder, Preview& preview) {
   FirstFailure failure;  // what is finished by then is still written
-  Sweep sweep(job, networks, decoder);
+  Sweep sweep(job, networks, decoder, preview);
   std::vector<SweptRatio> const& ratios = sweep.draw(failure);
   if (std::ranges::all_of(ratios, [](SweptRatio const& each) { return each.images() == 0; })) failure.rethrow();
   Json json = parameters(job);

@@ -168,8 +168,8 @@ must_fail("--model", whole, says="tstitch/forecast must be left out of packages 
 ended = subprocess.run([calls, plain, anything, several, scratch / "unet.pt2"], capture_output=True, text=True)
 assert ended.returncode == 0, ended
 few = ["--device", "cpu", "--rows", "1", "--steps", "4", "--count", "2"]
-ended = subprocess.run([inspect, *few, anything, several], capture_output=True, text=True)
-assert ended.returncode == 0 and "these networks fit together" in ended.stdout, ended
+ended = subprocess.run([inspect, *few, "--details", anything, several], capture_output=True, text=True)
+assert ended.returncode == 0 and "yes, they fit together" in ended.stdout, ended
 for target in ("cpu, float32, batches of 1-512", "cpu, float32, batches of 2 4"):
     assert target in ended.stdout, ended.stdout
 

@@ -149,6 +149,128 @@ with Image.open("between.png") as animation:
             assert np.abs(np.clip(127.5 * between[2 * i + column] + 127.5, 0, 255) - left).max() < 0.51, (i, column)
         assert animation.info["duration"] == 250
 
+# ------------------------------------------------------------------------------------------------ variations
+
+
+def report_of(*words: object) -> dict:
+    done = run("--quiet", "--report", "r.json", *words)
+    assert done.returncode == 0, (words, done.stderr)
+    return json.loads(Path("r.json").read_text())
+
+
+def slerp(left: np.ndarray, right: np.ndarray, share: float) -> np.ndarray:
+    between = np.arccos((left * right).sum() / np.linalg.norm(left) / np.linalg.norm(right))
+    return (left * np.sin((1 - share) * between) + right * np.sin(share * between)) / np.sin(between)
+
+
+def of_seed(seed: int) -> np.ndarray:
+    return noise(seed, 0, 0, (3, 32, 32))
+
+
+# At 0 each is the picture itself, at 1 that of the other seed, bit for bit: whatever else is asked for.
+small = ("--model", bundled / "cifar10_dit_small.pt")  # the quicker one, where it does not matter which
+np.save("own.npy", of_seed(77).astype(np.float32)[None])
+given = ("--init-image", "image.png", "--strength", 0.5)
+for more, steps in (
+    ((), 2), (("--guidance", 3), 2), (("--sampler", "euler-ancestral"), 3), (("--profile", "recommended"), 3), (given, 4),
+    ((*given, "--mask", "left.png"), 4), (("--forecast", "every:2,1,2", "--forecast-guidance", "every:2", "--ratio", 0), 7),
+):  # fmt: skip
+    words = ("--class", 3, *(more if "--ratio" in more else (*small, *more)))
+    plain = {seed: drawn(*words, "--seed", seed, steps=steps)[0] for seed in (5, 6, 7)}
+    for strength, seeds in ((0, (5, 5, 5)), (1, (5, 6, 7))):
+        varied = drawn(*words, "--seed", 5, "--variations", 2, "--variation-strength", strength, steps=steps)
+        assert len(varied) == 3 and all(np.array_equal(varied[i], plain[s]) for i, s in enumerate(seeds)), (words, strength)
+# In between it is what this noise gives, in any batch; and the noise may be given, or of a picture.
+for batch, more in ((1, ()), (2, ()), (3, ("--pad-batches",))):
+    varied = drawn("--class", 3, "--class", 8, "--seed", "5,9", "--variations", 2, *small, *more, batch=batch, steps=2)
+    assert len(varied) == 12  # of a seed both classes, then of its variation
+    for i, (seed, k, label) in enumerate((s, k, c) for s in (5, 9) for k in range(3) for c in (3, 8)):
+        np.save("mixed.npy", (slerp(of_seed(seed), of_seed(seed + k), 0.2) if k else of_seed(seed))[None])
+        if i not in (0, 2, 11) and (batch > 1 or i not in (3, 7)):
+            continue
+        error = levels(varied[i : i + 1], drawn("--class", label, *small, "--initial-noise", "mixed.npy", steps=2))
+        assert error < 0.2, (batch, i, error)
+kept_noise = drawn("--class", 3, *small, "--initial-noise", "own.npy", "--seed", 5, "--variations", 1, "--variation-strength", 0.5)
+np.save("mixed.npy", slerp(of_seed(77), of_seed(6), 0.5)[None])
+assert levels(kept_noise[1:], drawn("--class", 3, *small, "--initial-noise", "mixed.npy")) < 0.2
+inverted = ("--class", 7, *small, "--invert", "picture.npy", "--seed", 5)
+varied = drawn(*inverted, "--variations", 1, "--variation-strength", 0)
+assert np.array_equal(varied[0], drawn(*inverted)[0]) and np.array_equal(varied[0], varied[1])
+varied = drawn(*inverted, "--variations", 1, "--variation-strength", 1)
+assert np.array_equal(varied[1], drawn("--class", 7, *small, "--seed", 6)[0])
+report = report_of("--class", 7, "--seed", "3,9", "--variations", 2, "--steps", 1, "--output", "varied", "--grid", "varied.png")
+assert report["variations"] == 2 and report["variation_strength"] == 0.2 and report["images"] == 6, report
+assert [(p["seed"], p["variation"]) for p in report["pictures"]] == [(3, 0), (3, 1), (3, 2), (9, 0), (9, 1), (9, 2)]
+assert Path("varied/000004-horse-seed9-variation1.png").exists() and Path("varied/000003-horse-seed9.png").exists()
+with Image.open("varied.png") as grid:
+    assert grid.size == (3 * (3 * 32 + 2) - 2, 2 * (3 * 32 + 2) - 2), grid.size  # a seed a row
+for words in (("--variations", 2), ("--interpolate", 1, "--class", 8)):
+    many = ("--class", 3, "--seed", 5, "--steps", 2, *words)
+    assert run(*many, "--sweep", "0:1:0.5", "--output", "swept", "--quiet").returncode == 0
+    assert run(*many, "--ratio", 0.5, "--output", "alone", "--quiet").returncode == 0
+    names = sorted(path.name for path in Path("alone").iterdir())
+    assert len(names) == 3 and names == sorted(path.name for path in Path("swept/ratio-0.5").iterdir()), names
+    for name in names:
+        swept, alone = (np.asarray(Image.open(f"{folder}/{name}"), int) for folder in ("swept/ratio-0.5", "alone"))
+        assert np.abs(swept - alone).max() <= 1, name
+    shutil.rmtree("alone")
+    shutil.rmtree("swept")
+
+# ------------------------------------------------------------------------------------------------ from class to class
+
+for more, steps in (
+    ((), 2), (("--guidance", 3), 2), (("--guidance", 2, "--guidance-network", 0), 2), (("--sampler", "euler-ancestral"), 3),
+    (("--backend", "torchscript", "--guidance", 3), 2), (("--invert", "picture.npy"), 2), (("--initial-noise", "own.npy"), 2),
+    ((*given, "--mask", "left.png"), 4), (("--forecast", "every:2,1,2", "--forecast-guidance", "every:2", "--ratio", 0), 7),
+):  # fmt: skip
+    pair = "--ratio" in more or "--guidance-network" in more
+    words = ("--seed", 5, *(more if pair else (*small, *more)))
+    way = drawn("--class", "cat,dog", "--interpolate", 3, *words, steps=steps)
+    back = drawn("--class", 5, "--class", "cat", "--interpolate", 3, *words, steps=steps)
+    assert len(way) == 5
+    for i, label in ((0, 3), (4, 5)):  # in batches of one, what is drawn of one class is drawn as it is without the others
+        assert np.array_equal(way[i], drawn("--class", label, *words, steps=steps)[0]), (words, label)
+    for i in range(5):
+        assert levels(way[i], back[4 - i]) < 0.5, (words, i, levels(way[i], back[4 - i]))
+    steps_between = [levels(way[i], way[i + 1]) for i in range(4)]
+    assert min(steps_between) > 0.3 * levels(way[0], way[4]) / 4, (words, steps_between)
+# Both engines, and any batch.
+words = ("--class", "cat,dog,ship", "--interpolate", 2, "--seed", 5, "--count", 2, "--guidance", 2)
+way = drawn(*words, steps=3)
+assert len(way) == 14
+for i, (label, seed) in {0: (3, 5), 1: (3, 6), 6: (5, 5), 7: (5, 6), 13: (8, 6)}.items():
+    assert np.array_equal(way[i], drawn("--class", label, "--seed", seed, "--guidance", 2, steps=3)[0]), i
+for more, batch in ((("--backend", "torchscript"), 5), (("--pad-batches",), 4)):
+    assert levels(drawn(*words, *more, steps=3, batch=batch), way) < 0.5, more
+report = report_of(*words, "--steps", 1, "--output", "way", "--animation", "way.png", "--grid", "grid.png", "--scale", 1)
+assert report["interpolated"] == "classes" and report["images"] == 14 and "a row more in each" in report["notes"][0], report
+assert report["pictures"][3] == {"seed": 6, "class": "cat", "to_class": "dog", "share": 1 / 3,
+                                 "file": "000003-cat-to-dog-0.33-seed6.png"}, report["pictures"][3]  # fmt: skip
+with Image.open("way.png") as animation, Image.open("grid.png") as grid:
+    assert animation.n_frames == 7 and animation.size == (66, 32) and grid.size == (66, 7 * 34 - 2)
+said = run(*words, "--steps", 1, "--grid", "x.png")
+assert "drawing 14 pictures from 'cat' to 'dog' to 'ship', " in said.stdout, said.stdout
+for words, size in ((("--class", "cat,dog"), (3 * 34 - 2, 32)), (("--class", "cat,dog,ship"), (2 * 34 - 2, 3 * 34 - 2)),
+                    (("--class", 3, "--seed", "1,2"), (3 * 34 - 2, 32))):  # fmt: skip
+    assert run(*words, *small, "--interpolate", 1, "--steps", 1, "--grid", "x.png", "--scale", 1).returncode == 0
+    with Image.open("x.png") as grid:  # one way is one row
+        assert grid.size == size, (words, grid.size)
+# Prompts go on a straight line, and this network is one of them: so is what it draws.
+latent = ("--model", models / "latent.pt", "--condition", models / "two_prompts.pt")
+for more in ((), ("--guidance", 1), ("--count", 2)):
+    columns = 2 if "--count" in more else 1
+    way = drawn(*latent, "--interpolate", 3, "--seed", 4, *more, batch=3)
+    assert len(way) == 5 * columns
+    ends = drawn(*latent, "--seed", "4,5", *(more if columns == 1 else ()))  # of a seed both prompts
+    for column in range(columns):
+        for i in range(5):
+            expected = (1 - i / 4) * ends[2 * column] + i / 4 * ends[2 * column + 1]
+            assert np.abs(way[i * columns + column] - expected).max() < 1e-4, (more, i, column)
+report = report_of("--model", models / "latent.pt", "--condition", models / "named_prompts.pt", "--decoder",
+                   models / "decoder.pt", "--interpolate", 1, "--steps", 1, "--output", "prompted")  # fmt: skip
+assert report["interpolated"] == "prompts" and report["pictures"][1]["to_prompt"] == 1, report["pictures"]
+assert report["pictures"][1]["file"].startswith("000001-prompt0-to-prompt1-0.5-A_fox_in_the_snow"), report["pictures"]
+
 guided = ("--class", 3, "--guidance", 3)
 usual = drawn(*guided)
 assert np.array_equal(drawn(*guided, "--guidance-rescale", 0), usual)
@@ -188,9 +310,23 @@ for words, says in {
     ("--mask", "left.png"): "--mask: must come with --init-image",
     ("--initial-noise", "two.npy", "--count", 3, "--class", 3): "--initial-noise: 'two.npy' must be [1, 3, 32, 32] or [3, 3, 32, 32], got [2, 3, 32, 32]",
     ("--seed", "1,,2"): "--seed: ",
-    ("--interpolate", 3): "--interpolate: must have two seeds at least, got 1",
+    ("--interpolate", 3): "--interpolate: must have two seeds, two classes that --class names, or two prompts at least, got one seed and no --class",
+    ("--interpolate", 3, "--class", "cat"): "two prompts at least, got one of each",
+    ("--interpolate", 3, "--class", "cat,,dog"): "--class: must be a number in [0, 9] or one of ",
+    ("--interpolate", 3, "--class", "cat,hound"): "got 'hound'",
+    ("--interpolate", 3, "--variations", 3, "--seed", "1,2"): "must come without --",
+    ("--interpolate", 3, "--class", "cat,dog", "--budget", "1s"): "must come without --",
+    ("--interpolate", 3, "--class", "cat,dog", "--seed", 2**64 - 1, "--count", 2): "--seed: must leave room for one seed more a picture",
+    ("--variations", 0): "--variations: must be in [1, 10000], got '0'",
+    ("--variations", 3, "--count", 3, "--class", 1): "--count: must be as many as the seeds and their variations ask for, 4, or be left out, got 3",
+    ("--variations", 3, "--variation-strength", 1.5): "--variation-strength: must be in [0, 1], got '1.5'",
+    ("--variations", 3, "--variation-strength", "nan"): "--variation-strength: must be a finite number, got 'nan'",
+    ("--variation-strength", 0.5): "--variation-strength: must come with --variations",
+    ("--variations", 3, "--seed", 2**64 - 3): "--seed: must leave room for one seed more a variation below 18446744073709551616",
+    ("--variations", 3, "--seed", "1,2", "--invert", "image.png"): "--variations: is for one seed where noise is given or of a picture, got 2 seeds",
+    ("--variations", 1, "--initial-noise", "two.npy", "--class", 1): "--initial-noise: 'two.npy' must be [1, 3, 32, 32], got [2, 3, 32, 32]",
     ("--interpolate", 0, "--seed", "1,2"): "--interpolate: must be in [1, 10000], got '0'",
-    ("--interpolate", 3, "--seed", "1,2", "--initial-noise", "two.npy"): "--in",
+    ("--interpolate", 3, "--seed", "1,2", "--initial-noise", "two.npy"): "--initial-noise: is for runs without --interpolate from seed to seed, which has noise of its own, got 2 seeds",
     ("--frame-seconds", 1): "--frame-seconds: must come with --animation",
     ("--animation", "absent.gif"): "--animation: must end in .png, which is what is written, got 'absent.gif'",
     ("--animation", "absent.png", "--frame-seconds", "nan"): "--frame-seconds: must be a finite number, got 'nan'",

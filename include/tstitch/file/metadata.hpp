@@ -346,4 +346,29 @@ inline NetworkInfo read_network_info(std::map<std::string, std::string> const& t
   return detail::read_network_info(detail::MetadataReader(texts, detail::quoted(source)));
 }
 
+/// What a file is: "network", "decoder" or "encoder", as its metadata say; without metadata a network.
+/// @param path a TorchScript file or an AOTInductor package
+/// @throws std::runtime_error for a file that cannot be read, and for another word
+inline std::string read_kind(std::string const& path) {
+  const std::string source = detail::quoted(path);
+  const auto archive =
+      detail::open_network(detail::network_file, source, detail::open_file(detail::network_file, path));
+  return detail::reading(detail::network_file, source, [&] {
+    const detail::MetadataReader file(*archive, source);
+    return file.choice<std::string>("kind", file.text("kind", "network"),
+                                    {{"network", "network"}, {"decoder", "decoder"}, {"encoder", "encoder"}});
+  });
+}
+
+/// Reads the description of a half of an autoencoder from its file, without the weights.
+/// @param kind decoder or encoder
+/// @throws std::runtime_error for a file that cannot be read, is another half, or whose metadata is wrong or missing
+inline AutoencoderInfo read_autoencoder_info(std::string const& path, std::string const& kind) {
+  const std::string source = detail::quoted(path);
+  const auto archive =
+      detail::open_network(detail::network_file, source, detail::open_file(detail::network_file, path));
+  return detail::reading(detail::network_file, source,
+                         [&] { return detail::read_autoencoder_info(detail::MetadataReader(*archive, source), kind); });
+}
+
 }  // namespace tstitch

@@ -216,6 +216,9 @@ class ProgressBar {
     line_.show(done, all, {"step " + std::to_string(report.done) + "/" + std::to_string(report.steps), name, rate});
   }
 
+  /// Erases the line, so that something else can be printed; the next report draws it again.
+  void clear() { line_.clear(); }
+
   /// Ends the line; later reports begin a new one.
   void finish() { line_.finish(); }
 
