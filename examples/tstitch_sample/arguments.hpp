@@ -28,6 +28,7 @@
 
 struct Arguments {
   std::vector<std::string> models{bundled_small(), bundled_large()};
+  bool bridge = false;  ///< networks of other latents or noise schedules than the last one's
   double ratio = 0.4;
   std::vector<double> fractions;
   std::string sweep;

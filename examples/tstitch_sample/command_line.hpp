@@ -123,6 +123,9 @@ inline void CommandLine::add_routing() {
          "TorchScript file or AOTInductor package; repeat in the order of use, small first")
       ->type_name("FILE")
       ->allow_extra_args(false);
+  flag("--bridge", arguments.bridge,
+       "take networks of other latents or another noise schedule than the last one's, too, at the same signal-to-noise "
+       "ratio");
   ratio = shown("--ratio", arguments.ratio, "share of the steps for the first of two networks");
   fractions =
       numbers("--fractions", arguments.fractions, "share of the steps for each network, adding up to 1: 0.3,0.3,0.4");

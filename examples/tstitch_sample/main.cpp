@@ -193,6 +193,7 @@ int tstitch_sample(Arguments arguments) {
   const bool known = std::ranges::all_of(
       job.infos, [&](tstitch::NetworkInfo const& info) { return missing_condition(job, info).empty(); });
   if (job.device.is_cuda() && !job.arguments.fastest_batch && known) options.warm_up_rows = batch_rows(job, plan);
+  options.bridge = job.arguments.bridge;
   options.warm_up_sizes = job.input_sizes();
   options.warm_up_forecasts =
       std::ranges::any_of(plan.steps, [](tstitch::PlannedStep const& planned) { return planned.forecast.network; });

@@ -91,6 +91,7 @@ inline Json parameters(Job const& job) {
   json["device"] = job.device.str();
   json["dtype"] = a.dtype;
   json["backend"] = a.backends;
+  if (a.bridge) json["bridge"] = true;
   json["version"] = TSTITCH_VERSION;
   return json;
 }

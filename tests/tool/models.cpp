@@ -50,6 +50,15 @@ void save_latent_models(std::string const& folder) {
                          {"conditions", "text_embedding float 2 3"},
                          {"latent_scale", "0.5"},
                          {"guidance_scale", "3"}}));
+  // The same latents at another scale, on another schedule.
+  save(folder + "/flow_latent.pt", "def forward(self, x, t, text):\n  return x - text.mean()\n",
+       network_metadata({{"name", "flow-latent"},
+                         {"input_channels", "4"},
+                         {"prediction", "flow"},
+                         {"noise_schedule", "flow"},
+                         {"timestep_type", "float32"},
+                         {"conditions", "text_embedding float 2 3"},
+                         {"latent_scale", "2"}}));
   const std::string doubled =
       "def forward(self, z):\n  return z[:, :3].repeat_interleave(2, 2).repeat_interleave(2, 3)";
   const auto decoder = [&](char const* name, char const* channels, char const* scale, char const* factor = "1") {
