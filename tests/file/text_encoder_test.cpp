@@ -3,15 +3,15 @@
 
 #include <tstitch/file/text_encoder.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
-#include <fstream>
-#include <map>
-#include <sstream>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -36,7 +36,7 @@ constexpr char tokenize[] =
     "def tokenize(self, texts: List[str]) -> Tuple[Tensor, Tensor, Tensor]:\n"
     "  n = len(texts)\n"
     "  ids = torch.full([n, 2], 7)\n"
-    "  return ids, torch.ones_like(ids), torch.zeros([n], dtype=torch.long)\n";
+    "  return ids, torch.ones_like(ids), torch.zeros([n], dtype=4)\n";
 
 Metadata metadata(Metadata changes = {}) {
   changes.merge(Metadata{{"format", "1"},

@@ -4,10 +4,11 @@
 
 #include <ATen/core/List.h>
 #include <ATen/core/ivalue.h>
-#include <ATen/ops/empty.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/jit/api/module.h>
 
+#include <cstddef>
+#include <cstdint>
 #include <exception>
 #include <memory>
 #include <stdexcept>
@@ -17,6 +18,7 @@
 
 #include "../base/error.hpp"
 #include "../model/text_encoder.hpp"
+#include "../tensor/host_tensor.hpp"
 #include "../tensor/torch_error.hpp"
 #include "file.hpp"
 #include "metadata.hpp"
@@ -44,7 +46,8 @@ struct ScriptedTextEncoder {
   }
 
   std::vector<std::pair<std::string, at::Tensor>> encode(std::vector<std::string> const& texts) const {
-    if (warm_up) warm_up->before({at::empty({std::int64_t(texts.size())})}, [&] { call("forward", texts); });
+    if (warm_up)
+      warm_up->before({host_tensor({std::int64_t(texts.size())}, at::kFloat)}, [&] { call("forward", texts); });
     std::vector<std::pair<std::string, at::Tensor>> found;
     for (auto const& each : call("forward", texts).toGenericDict()) {
       found.emplace_back(each.key().toStringRef(), each.value().toTensor());
@@ -125,7 +128,10 @@ inline TextEncoder load_text_encoder(std::string const& path, TorchScriptOptions
   const std::string source = detail::quoted(path);
   require_device(options.device, "load_text_encoder");
   return detail::reading(detail::text_encoder_file, source, [&] {
-    const auto archive = detail::open_torchscript(source, file);
+    const auto archive = detail::open_network(detail::text_encoder_file, source, file);
+    if (detail::is_package(*archive)) {
+      detail::refuse_file(detail::text_encoder_file, source, "a package of torch.export");
+    }
     TextEncoderInfo info = detail::read_text_encoder_info(detail::MetadataReader(*archive, source));
     const auto module = std::make_shared<torch::jit::Module>(detail::load_module(archive));
     const c10::AutoGradMode no_gradients(false);

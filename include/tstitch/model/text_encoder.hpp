@@ -3,8 +3,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/cat.h>
-#include <ATen/ops/zeros_like.h>
 #include <c10/core/GradMode.h>
 
 #include <algorithm>
@@ -107,7 +105,8 @@ class TextEncoder {
       const at::Tensor all = each.value;
       each.value = all.narrow(0, 0, n);
       each.null = all.narrow(0, n, 1);
-      if (!negative && info().zeros_for_no_text && all.is_floating_point()) each.null = at::zeros_like(each.null);
+      if (!negative && info().zeros_for_no_text && all.is_floating_point())
+        each.null = all.new_zeros(each.null.sizes());
     }
     return found;
   }
@@ -178,7 +177,12 @@ inline std::vector<NamedCondition> side_by_side(std::vector<std::vector<NamedCon
                      detail::shape_text(a.sizes()) + " and " + detail::shape_text(b.sizes()) + " of " +
                          at::toString(a.scalar_type()) + " and " + at::toString(b.scalar_type()));
     }
-    return at::cat({a, b}, -1);
+    std::vector<std::int64_t> sizes = a.sizes().vec();
+    sizes.back() += b.size(-1);
+    const at::Tensor both = a.new_empty(sizes);
+    both.narrow(-1, 0, a.size(-1)).copy_(a);
+    both.narrow(-1, a.size(-1), b.size(-1)).copy_(b);
+    return both;
   };
   std::vector<NamedCondition> found;
   for (std::vector<NamedCondition> const& part : parts) {
