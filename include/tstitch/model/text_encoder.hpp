@@ -170,8 +170,9 @@ inline std::vector<NamedCondition> side_by_side(std::vector<std::vector<NamedCon
     const std::string rule = "'" + name + "' must be floating and differ in the last size only";
     if (a.defined() != b.defined()) detail::refuse("side_by_side", "'" + name + "' must have null twice", "once");
     if (!a.defined()) return at::Tensor();
+    const std::size_t last = std::size_t(std::max<std::int64_t>(a.dim() - 1, 0));
     const bool fit = a.dim() == b.dim() && a.dim() > 1 && a.is_floating_point() && a.scalar_type() == b.scalar_type() &&
-                     a.device() == b.device() && a.sizes().slice(0, a.dim() - 1) == b.sizes().slice(0, a.dim() - 1);
+                     a.device() == b.device() && a.sizes().slice(0, last) == b.sizes().slice(0, last);
     if (!fit) {
       detail::refuse("side_by_side", rule,
                      detail::shape_text(a.sizes()) + " and " + detail::shape_text(b.sizes()) + " of " +
