@@ -49,7 +49,8 @@ NOT_RUN = (
 SAME_FOLDER = {"pair_sit.md": "pair_dit.md"}  # goes on with its files
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
 NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",)} | {
-    f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl")
+    f"{name}.md": PIPELINES
+    for name in ("pair_dit", "pair_sit", "pair_pixart", "pair_stable_diffusion", "pair_sdxl", "prompts")
 }
 CHEAPER = """#!{python}
 import os, sys
@@ -116,7 +117,7 @@ class Pages:
                                          "XDG_CACHE_HOME": str(self.home / ".cache")}  # fmt: skip
         listed = (repository / "examples/CMakeLists.txt").read_text()
         self.programs = {path: path.read_text() for path in sorted((repository / "examples").glob("*.cpp"))
-                         if re.search(rf"^example_test\({path.stem}\b", listed, re.M)}  # fmt: skip
+                         if re.search(rf"^ *example_test\({path.stem}\b", listed, re.M)}  # fmt: skip
         for name in ("small", "base", "large"):
             source = repository / f"examples/models/cifar10_dit_{'large' if name == 'large' else 'small'}.pt"
             (self.checkpoints / f"{name}.pt").symlink_to(source)
