@@ -19,7 +19,7 @@ import struct
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, Final, List, Tuple
 
 import torch
 from torch import Tensor, nn
@@ -293,14 +293,29 @@ class Compose(nn.Module):
         return self.pairs.get(first + second, "")
 
 
-# How clusters of characters (UAX 29) are found: what each is in the rules.
-OTHER, RETURN, FEED, CONTROL, EXTEND, JOINER, SPACING, PREPEND, LETTER_L, LETTER_V, LETTER_T, LV, LVT, REGIONAL, PICTURE, CONSONANT, LINKER = range(17)
-
-
 class CharacterMap(nn.Module):
     """The normaliser of SentencePiece: the shortest beginning of each cluster that its map has is what all of it becomes."""
 
     table: Dict[str, str]
+
+    # What a character is in the rules for clusters (UAX 29); 0 is none of these. The three letters and the two kinds of
+    # syllables are of Hangul.
+    RETURN: Final[int] = 1
+    FEED: Final[int] = 2
+    CONTROL: Final[int] = 3
+    EXTEND: Final[int] = 4
+    JOINER: Final[int] = 5
+    SPACING: Final[int] = 6
+    PREPEND: Final[int] = 7
+    LETTER_L: Final[int] = 8
+    LETTER_V: Final[int] = 9
+    LETTER_T: Final[int] = 10
+    LV: Final[int] = 11
+    LVT: Final[int] = 12
+    REGIONAL: Final[int] = 13
+    PICTURE: Final[int] = 14
+    CONSONANT: Final[int] = 15
+    LINKER: Final[int] = 16
 
     def __init__(self, table: Mapping[str, str], clusters: Classes):
         super().__init__()
@@ -343,13 +358,14 @@ class CharacterMap(nn.Module):
                 self.add(cluster, out)
                 cluster.clear()
             cluster.append(character)
-            regional = now == 13 and not (joined and regional)
-            picture = now == 14 or (picture and (now == 4 or now == 5 or now == 16) and before != 5)
-            if now == 15:
+            regional = now == self.REGIONAL and not (joined and regional)
+            extends = now == self.EXTEND or now == self.JOINER or now == self.LINKER
+            picture = now == self.PICTURE or (picture and extends and before != self.JOINER)
+            if now == self.CONSONANT:
                 linked = 1
-            elif linked > 0 and now == 16:
+            elif linked > 0 and now == self.LINKER:
                 linked = 2
-            elif now != 4 and now != 5:
+            elif not extends:
                 linked = 0
             before = now
         if len(cluster) > 0:
@@ -357,26 +373,28 @@ class CharacterMap(nn.Module):
         return "".join(out)
 
     def joins(self, before: int, now: int, regional: bool, picture: bool, linked: int) -> bool:
-        """Whether the next character belongs to the cluster. The numbers are those of the classes above."""
+        """Whether the next character belongs to the cluster."""
         if before == -1:
             return False
-        if before == 1 and now == 2:
+        if before == self.RETURN and now == self.FEED:
             return True
-        if (before >= 1 and before <= 3) or (now >= 1 and now <= 3):
+        if (before >= self.RETURN and before <= self.CONTROL) or (now >= self.RETURN and now <= self.CONTROL):
             return False
-        if now == 4 or now == 5 or now == 6 or now == 16 or before == 7:
+        if now == self.EXTEND or now == self.JOINER or now == self.SPACING or now == self.LINKER:
             return True
-        if before == 8 and (now == 8 or now == 9 or now == 11 or now == 12):
+        if before == self.PREPEND:
             return True
-        if (before == 9 or before == 11) and (now == 9 or now == 10):
+        if before == self.LETTER_L and (now == self.LETTER_L or now == self.LETTER_V or now == self.LV or now == self.LVT):
             return True
-        if (before == 10 or before == 12) and now == 10:
+        if (before == self.LETTER_V or before == self.LV) and (now == self.LETTER_V or now == self.LETTER_T):
             return True
-        if before == 13 and now == 13 and regional:
+        if (before == self.LETTER_T or before == self.LVT) and now == self.LETTER_T:
             return True
-        if picture and before == 5 and now == 14:
+        if before == self.REGIONAL and now == self.REGIONAL and regional:
             return True
-        return linked == 2 and now == 15
+        if picture and before == self.JOINER and now == self.PICTURE:
+            return True
+        return linked == 2 and now == self.CONSONANT
 
 
 class Caption(nn.Module):
@@ -947,7 +965,9 @@ def cluster_classes() -> Classes:
     """
     from tokenizers import normalizers
 
-    accent, joiner, key, linker = "\N{COMBINING ACUTE ACCENT}", "\N{ZERO WIDTH JOINER}", "\N{INFORMATION SOURCE}", "\u094d"
+    kinds = CharacterMap
+    accent, joiner, key = "\N{COMBINING ACUTE ACCENT}", "\N{ZERO WIDTH JOINER}", "\N{INFORMATION SOURCE}"
+    consonant, linker, nukta = "\u0915", "\u094d", "\u0958"  # of Devanagari; the last is a consonant that maps have
 
     def joined(single: str, before: str, behind: str) -> set[str]:
         """The characters with which what stands around them is one cluster, too long or with another beginning."""
@@ -956,28 +976,30 @@ def cluster_classes() -> Classes:
 
     letters = ask(normalizers.Precompiled(character_map({b"a": "b"})).normalize_str, "a", "")
     attached = {c for c, answer in letters.items() if answer == "b"}
-    nukta = "\u0958"  # a consonant, which maps have
     pictures = joined(key, "", joiner + key + accent) - attached
-    linkers = joined(nukta, "\u0915", nukta + accent) & attached
-    extending = joined(nukta, "\u0915", linker + nukta + accent) & attached
+    linkers = joined(nukta, consonant, nukta + accent) & attached
+    extending = joined(nukta, consonant, linker + nukta + accent) & attached
     consonants = joined(nukta, "", linker + nukta + accent) - attached
     prepended = joined("a", "", "a" + accent) - attached
     # Behind what breaks, two accents are a cluster of their own, of which the first is the key.
     ends = ask(normalizers.Precompiled(character_map({accent.encode(): "b"})).normalize_str, "", accent + "\u0300")
-    classes = dict.fromkeys((c for c, answer in ends.items() if answer.endswith("b")), CONTROL)
-    classes |= dict.fromkeys(attached, SPACING)
+    classes = dict.fromkeys((c for c, answer in ends.items() if answer.endswith("b")), kinds.CONTROL)
+    classes |= dict.fromkeys(attached, kinds.SPACING)
     # Where it does not know of linked consonants, everything that is attached extends.
-    classes |= dict.fromkeys(extending if consonants else attached, EXTEND)
-    for group, value in ((linkers, LINKER), (prepended, PREPEND), (pictures, PICTURE), (consonants, CONSONANT)):
+    classes |= dict.fromkeys(extending if consonants else attached, kinds.EXTEND)
+    for value, group in (
+        (kinds.LINKER, linkers), (kinds.PREPEND, prepended), (kinds.PICTURE, pictures), (kinds.CONSONANT, consonants),
+    ):  # fmt: skip
         classes |= dict.fromkeys(group, value)
-    classes |= {joiner: JOINER, "\r": RETURN, "\n": FEED}
+    classes |= {joiner: kinds.JOINER, "\r": kinds.RETURN, "\n": kinds.FEED}
     for first, last, value in (
-        (0x1100, 0x115F, LETTER_L), (0xA960, 0xA97C, LETTER_L), (0x1160, 0x11A7, LETTER_V), (0xD7B0, 0xD7C6, LETTER_V),
-        (0x11A8, 0x11FF, LETTER_T), (0xD7CB, 0xD7FB, LETTER_T), (0x1F1E6, 0x1F1FF, REGIONAL),
+        (0x1100, 0x115F, kinds.LETTER_L), (0xA960, 0xA97C, kinds.LETTER_L), (0x1160, 0x11A7, kinds.LETTER_V),
+        (0xD7B0, 0xD7C6, kinds.LETTER_V), (0x11A8, 0x11FF, kinds.LETTER_T), (0xD7CB, 0xD7FB, kinds.LETTER_T),
+        (0x1F1E6, 0x1F1FF, kinds.REGIONAL),
     ):  # fmt: skip
         classes |= {chr(c): value for c in range(first, last + 1)}
     first, last, parts = 0xAC00, 0xD7A3, 28  # the syllables of Hangul; of so many the first has no third part
-    classes |= {chr(c): LVT if (c - first) % parts else LV for c in range(first, last + 1)}
+    classes |= {chr(c): kinds.LVT if (c - first) % parts else kinds.LV for c in range(first, last + 1)}
     return Classes(classes)
 
 
