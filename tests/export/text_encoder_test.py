@@ -4,6 +4,7 @@ text_encoder_test.py TEXT_ENCODER_CALLS EXPORT_FOLDER SCRATCH_FOLDER
 Builds small random CLIP, T5 and UMT5 text encoders with tokenizers of a few words, exports them, and runs the files.
 """
 
+import importlib.util
 import io
 import itertools
 import json
@@ -359,6 +360,10 @@ must_refuse(changed(umt5, file, pre_tokenizer=first), "--text-tokens", 20, words
 must_refuse(changed(umt5, file, normalizer={"type": "StripAccents"}), "--text-tokens", 20, words=("normalizer", "StripAccents"))
 shutil.rmtree(changed(sd, config) / "tokenizer")
 must_refuse(scratch / "bad", words=("tokenizer", "must be a folder"))
+if importlib.util.find_spec("sentencepiece") is None:
+    folder = changed(alpha, config)
+    (folder / "tokenizer/tokenizer.json").rename(folder / "tokenizer/spiece.model")
+    must_refuse(folder, words=("spiece.model", "sentencepiece", "requirements.txt"))
 message = run(sd, scratch / "no_such_folder/out.pt")
 assert "must be in a folder that exists" in message, message
 large = changed(alpha, config)
