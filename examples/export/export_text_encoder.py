@@ -1,7 +1,7 @@
 """Writes a text encoder with its tokenizer as one TorchScript file that takes texts.
 
-FOLDER is a pipeline of diffusers with tokenizer/ and text_encoder/, and perhaps tokenizer_2/, text_encoder_2/ and so on,
-of which --part says one: a CLIPTextModel, a CLIPTextModelWithProjection, a T5EncoderModel or a UMT5EncoderModel. A
+FOLDER is a pipeline of diffusers with tokenizer/ and text_encoder/, and perhaps tokenizer_2/, text_encoder_2/ and so
+on, of which --part says one: a CLIPTextModel, a CLIPTextModelWithProjection, a T5EncoderModel or a UMT5EncoderModel. A
 program in C++ loads the file (`load_text_encoder`) and needs neither Python nor another library to encode a prompt.
 The file gives, float but for the mask, one row for each text:
 
@@ -82,7 +82,9 @@ def wanted_of(args: argparse.Namespace) -> dict[str, object]:
     return wanted
 
 
-def read_clip(args: argparse.Namespace, config: Config, shape: object, wanted: dict[str, object]) -> tuple[ClipConfig, int]:
+def read_clip(
+    args: argparse.Namespace, config: Config, shape: object, wanted: dict[str, object]
+) -> tuple[ClipConfig, int]:
     """The network, and the tokens of a text."""
     projected = config.get("architectures") == [CLIP_KINDS[1]]
     if "penultimate" not in wanted:
@@ -110,7 +112,9 @@ def read_clip(args: argparse.Namespace, config: Config, shape: object, wanted: d
 
 def read_t5(args: argparse.Namespace, config: Config, shape: object, wanted: dict[str, object]) -> tuple[T5Config, int]:
     if "tokens" not in wanted:
-        fail(f"{args.folder}: model_index.json must be of a pipeline that is known, or --text-tokens be given, got neither")
+        fail(
+            f"{args.folder}: model_index.json must be of a pipeline that is known, or --text-tokens be given, got neither"
+        )
     t5 = T5Config(
         vocabulary=shape.vocab_size,
         width=shape.d_model,
@@ -144,7 +148,9 @@ class Peer(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         texts = [PROMPTS[row].lower().strip() if self.caption else PROMPTS[row] for row in rows.tolist()]
-        found = self.tokenizer(texts, max_length=self.length, truncation=True, padding="max_length", return_tensors="pt")
+        found = self.tokenizer(
+            texts, max_length=self.length, truncation=True, padding="max_length", return_tensors="pt"
+        )
         mask = found.attention_mask if self.masked else None
         output = self.model(found.input_ids, attention_mask=mask, output_hidden_states=True)
         parts = {}
@@ -179,7 +185,9 @@ def check_tokens(place: Path, tokenizer: Tokenizer, peer: object, caption: bool)
         got = scripted.before + scripted.tokens(text) + scripted.behind
         expected = peer(text.lower().strip() if caption else text).input_ids
         if got != expected:
-            fail(f"{place}: not written: the tokens of {ascii(text[:60])} must be those of transformers, {expected[:20]}, got {got[:20]}")
+            fail(
+                f"{place}: not written: the tokens of {ascii(text[:60])} must be those of transformers, {expected[:20]}, got {got[:20]}"
+            )
 
 
 def main() -> None:
@@ -224,7 +232,9 @@ def main() -> None:
         fail(f"{config.path}: must be the shape of a {kind}, got '{first_line(error)}'")
     read, length = (read_clip if clip else read_t5)(args, config, shape, wanted)
     if read.activation not in ACTIVATIONS:
-        config.refuse("hidden_act" if clip else "feed_forward_proj", f"must be of {', '.join(ACTIVATIONS)}", read.activation)
+        config.refuse(
+            "hidden_act" if clip else "feed_forward_proj", f"must be of {', '.join(ACTIVATIONS)}", read.activation
+        )
 
     files = ("vocab.json", "tokenizer.json") if clip else ("spiece.model", "tokenizer.json")
     class_name = {"C": "CLIPTokenizer", "T": "T5Tokenizer", "U": "PreTrainedTokenizerFast"}[kind[0]]
@@ -251,7 +261,8 @@ def main() -> None:
     with torch.no_grad():
         sample = encoder.network(torch.zeros(1, length, dtype=torch.int64), torch.ones(1, length, dtype=torch.int64))
     lines = [
-        " ".join([name, "float" if t.is_floating_point() else "int64", *map(str, t.shape[1:])]) for name, t in sample.items()
+        " ".join([name, "float" if t.is_floating_point() else "int64", *map(str, t.shape[1:])])
+        for name, t in sample.items()
     ]
     index = pipeline / "model_index.json"
     # SDXL was trained so: no prompt is no text at all.
@@ -268,7 +279,9 @@ def main() -> None:
     }
     peer = Peer(peer_tokenizer, model, network, length, caption)
     first = iter((0, 1))  # of the rows that are asked for: one and then three others
-    write(args.output, encoder, values, lambda rows: (torch.arange(rows) + next(first),), args.dtype, peer, TextScript())
+    write(
+        args.output, encoder, values, lambda rows: (torch.arange(rows) + next(first),), args.dtype, peer, TextScript()
+    )
 
 
 def clip_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:

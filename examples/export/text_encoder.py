@@ -1,7 +1,8 @@
-"""The text encoders of diffusion models: CLIP's (arXiv 2103.00020), T5's (arXiv 1910.10683) and UMT5's (arXiv 2304.09151).
+"""Text encoders of diffusion models: CLIP (arXiv 2103.00020), T5 (arXiv 1910.10683) and UMT5 (arXiv 2304.09151).
 
 The parameters carry the names of transformers' checkpoints. `TextEncoder` puts a tokenizer before a network: its
-`forward` takes texts and gives what a diffusion model is conditioned on, by name. All is written for `torch.jit.script`.
+`forward` takes texts and gives what a diffusion model is conditioned on, by name. All is written for
+`torch.jit.script`.
 """
 
 import math
@@ -134,8 +135,8 @@ class ClipTextModel(nn.Module):
 
 
 class Clip(nn.Module):
-    """`forward` takes tokens and their mask, int64 [n, tokens] on any device, and gives text_embedding [n, tokens, width] and
-    pooled_embedding [n, projection], or [n, width] of a network without a projection."""
+    """`forward` takes tokens and their mask, int64 [n, tokens] on any device, and gives text_embedding
+    [n, tokens, width] and pooled_embedding [n, projection], or [n, width] of a network without a projection."""
 
     def __init__(self, config: ClipConfig):
         super().__init__()
@@ -222,7 +223,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def t5_layer(
     x: Tensor, buckets: Tensor, mask: Optional[Tensor], w: T5LayerWeights, heads: int, eps: float, activation: str
 ) -> Tensor:
-    """x [n, tokens, width], float32 where the last weights are; buckets int64 [tokens, tokens]; mask bool [n, 1, 1, tokens]."""
+    """x [n, tokens, width], float32 where the last weights are.
+
+    @buckets: int64 [tokens, tokens]. @mask: bool [n, 1, 1, tokens], what all look at.
+    """
     y = rms_norm(x, w.norm1, eps)
     split = (heads, w.q.size(0) // heads)
     q = F.linear(y, w.q).unflatten(2, split).transpose(1, 2)
@@ -317,7 +321,9 @@ class T5Block(nn.Module):
             into = f.wi.weight
         assert into is not None
         norm1, norm2 = self.layer[0].layer_norm.weight, self.layer[1].layer_norm.weight
-        return T5LayerWeights(a.q.weight, a.k.weight, a.v.weight, a.o.weight, norm1, norm2, gate, into, f.wo.weight, bias)
+        return T5LayerWeights(
+            a.q.weight, a.k.weight, a.v.weight, a.o.weight, norm1, norm2, gate, into, f.wo.weight, bias
+        )
 
 
 class T5Stack(nn.Module):
@@ -328,8 +334,8 @@ class T5Stack(nn.Module):
 
 
 class T5(nn.Module):
-    """`forward` takes tokens and their mask, int64 [n, tokens] on any device, and gives text_embedding [n, tokens, width] and text_mask,
-    the mask."""
+    """`forward` takes tokens and their mask, int64 [n, tokens] on any device, and gives text_embedding
+    [n, tokens, width] and text_mask, the mask."""
 
     def __init__(self, config: T5Config):
         super().__init__()
@@ -340,14 +346,16 @@ class T5(nn.Module):
         self.encoder = T5Stack(config)
 
     def distances(self, tokens: Tensor) -> Tensor:
-        """int64 [tokens, tokens], in which bucket each token sees each other: near ones exactly, far ones by logarithm."""
+        """int64 [tokens, tokens], in which bucket each token sees each other: far ones by logarithm."""
         places = torch.arange(tokens.size(1), device=tokens.device)
         distance = places[None] - places[:, None]
         half = self.buckets // 2
         exact = half // 2
         far = distance.abs().clamp_min(1).to(torch.float32)
         scaled = torch.log(far / exact) / math.log(self.most_distance / exact) * (half - exact)
-        bucket = torch.where(distance.abs() < exact, distance.abs(), (exact + scaled.to(torch.int64)).clamp_max(half - 1))
+        bucket = torch.where(
+            distance.abs() < exact, distance.abs(), (exact + scaled.to(torch.int64)).clamp_max(half - 1)
+        )
         return bucket + (distance > 0).to(torch.int64) * half
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Dict[str, Tensor]:
@@ -378,7 +386,7 @@ class T5(nn.Module):
 
 
 class TextEncoder(nn.Module):
-    """`forward` takes n texts and gives what the network gives; `tokenize` their tokens, mask, and how many were cut off."""
+    """`forward` takes n texts and gives what the network gives; `tokenize` gives what the tokenizer gives."""
 
     def __init__(self, tokenizer: nn.Module, network: nn.Module):
         super().__init__()

@@ -6,8 +6,8 @@ that it looks for first, such as `</s>`, and those that it puts before and behin
 refused.
 
 Strings of TorchScript are bytes, and it has neither regular expressions nor Unicode. So each part brings tables, which
-are asked of that very part of the tokenizer, character by character, when the tokenizer is made: nothing here was copied
-from a version of Unicode.
+are asked of that very part of the tokenizer, character by character, when the tokenizer is made: nothing here was
+copied from a version of Unicode.
 
 Lists are emptied by clear(): in TorchScript, `words = []` in a branch inside a loop makes one list for all times.
 """
@@ -118,7 +118,7 @@ class Classes(nn.Module):
         return self.cells[self.pages[point >> 8] + (point & 255)]
 
 
-# ------------------------------------------------------------------------------------------------ what is done with characters
+# ------------------------------------------------------------------------------------------------ normalisers
 
 
 class Replace(nn.Module):
@@ -218,7 +218,10 @@ class Compose(nn.Module):
             if len(parts) > 1 and compose(character) == character:
                 self.pairs[compose(parts[:-1]) + parts[-1]] = character
         # Python may know newer characters than the tokenizer, which then does not move them.
-        above, below = "\N{COMBINING GREEK YPOGEGRAMMENI}", "\N{COMBINING TILDE OVERLAY}"  # the last and the first class
+        above, below = (
+            "\N{COMBINING GREEK YPOGEGRAMMENI}",
+            "\N{COMBINING TILDE OVERLAY}",
+        )  # the last and the first class
         self.classes = {
             c: unicodedata.combining(c)
             for c in CHARACTERS
@@ -294,7 +297,7 @@ class Compose(nn.Module):
 
 
 class CharacterMap(nn.Module):
-    """The normaliser of SentencePiece: the shortest beginning of each cluster that its map has is what all of it becomes."""
+    """The normaliser of SentencePiece: all of a cluster becomes what its map has for the shortest beginning of it."""
 
     table: Dict[str, str]
 
@@ -384,7 +387,9 @@ class CharacterMap(nn.Module):
             return True
         if before == self.PREPEND:
             return True
-        if before == self.LETTER_L and (now == self.LETTER_L or now == self.LETTER_V or now == self.LV or now == self.LVT):
+        if before == self.LETTER_L and (
+            now == self.LETTER_L or now == self.LETTER_V or now == self.LV or now == self.LVT
+        ):
             return True
         if (before == self.LETTER_V or before == self.LV) and (now == self.LETTER_V or now == self.LETTER_T):
             return True
@@ -569,7 +574,7 @@ class ClipWords(nn.Module):
 
 
 class Bpe(nn.Module):
-    """Of all pairs that may be merged the first in the list of merges, and of it the first in the word, until none is left."""
+    """Merges the pair that comes first in the list of merges, and of it the first in the word, until none is left."""
 
     vocabulary: Dict[str, int]
     ranks: Dict[str, int]  # by both, with a space between
@@ -796,7 +801,7 @@ class AddedTokens(nn.Module):
 
 
 class Tokenizer(nn.Module):
-    """Texts to tokens: `forward` gives of n texts the numbers and the mask, int64 [n, length], and how many were cut off."""
+    """`forward` gives of n texts the tokens and their mask, int64 [n, length], and how many were cut off, int64 [n]."""
 
     before: List[int]
     behind: List[int]
@@ -1058,7 +1063,9 @@ class Reader:
             self.only(kind, value, strip_left=..., strip_right=...)
             return [Strip(white_space(), value["strip_left"], value["strip_right"])]
         if kind == "Precompiled":
-            return [CharacterMap(read_character_map(base64.b64decode(value["precompiled_charsmap"])), cluster_classes())]
+            return [
+                CharacterMap(read_character_map(base64.b64decode(value["precompiled_charsmap"])), cluster_classes())
+            ]
         if kind == "Replace":
             pattern, content = value["pattern"], value["content"]
             if pattern == {"Regex": r"\s+"}:
@@ -1097,7 +1104,10 @@ class Reader:
         classes = {c: value for value, kind in ((1, r"\p{L}"), (2, r"\p{N}"), (3, r"\s")) for c in matching(kind)}
         # Every byte as some character has it.
         alphabet = [""] * 256
-        for c in map(chr, [*range(0x800), *range(0x800, 0xD800, 64), *range(0xE000, 0x10000, 64), *range(0x10000, 0x110000, 4096)]):
+        for c in map(
+            chr,
+            [*range(0x800), *range(0x800, 0xD800, 64), *range(0xE000, 0x10000, 64), *range(0x10000, 0x110000, 4096)],
+        ):
             written = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(c)[0][0]
             for byte, letter in zip(c.encode(), written, strict=True):
                 alphabet[byte] = letter
@@ -1138,7 +1148,7 @@ class Reader:
 
 
 def make_tokenizer(place: Path, tokenizer: object, length: int, caption: bool = False) -> Tokenizer:
-    """The same as this fast tokenizer of transformers, for texts of `length` tokens, longer ones cut, shorter ones padded.
+    """The same as this fast tokenizer of transformers, for texts of `length` tokens: cut, or padded.
 
     @place: where it is from, for messages. @caption: texts are put in lower case, and spaces around them dropped.
     """
@@ -1158,7 +1168,9 @@ def make_tokenizer(place: Path, tokenizer: object, length: int, caption: bool = 
     if tokenizer.pad_token_id is None:
         reader.refuse("pad_token", None)
     if tokenizer.padding_side != "right" or tokenizer.truncation_side != "right":
-        fail(f"{place}: padding_side and truncation_side must be right, got {tokenizer.padding_side} and {tokenizer.truncation_side}")
+        fail(
+            f"{place}: padding_side and truncation_side must be right, got {tokenizer.padding_side} and {tokenizer.truncation_side}"
+        )
     return Tokenizer(
         [Caption()] if caption else [], reader.added(False), normalisers, reader.added(True),
         reader.splits(reader.values["pre_tokenizer"]), reader.model(reader.values["model"]),

@@ -71,7 +71,9 @@ for activation, end, masked, projected in itertools.product(("quick_gelu", "gelu
     weights = export_text_encoder.clip_names(model.state_dict())
     expected = model(tokens, attention_mask=mask if masked else None, output_hidden_states=True)
     for penultimate in (False, True):
-        config = ours.ClipConfig(92, 16, 20, 3, 2, 12, activation, 1e-5, projected, end, masked, penultimate, True, True)
+        config = ours.ClipConfig(
+            92, 16, 20, 3, 2, 12, activation, 1e-5, projected, end, masked, penultimate, True, True
+        )
         network = ours.Clip(config)
         network.load_state_dict(weights)
         got = torch.jit.script(network.eval())(tokens, mask)
@@ -80,7 +82,9 @@ for activation, end, masked, projected in itertools.product(("quick_gelu", "gelu
         differ.append(got["pooled_embedding"])
 assert not torch.equal(differ[0], differ[8]), "where a text ends must count"
 
-for kind, feed_forward, masked, depth in itertools.product(("T5", "UMT5"), ("gated-gelu", "relu"), (False, True), (1, 3)):
+for kind, feed_forward, masked, depth in itertools.product(
+    ("T5", "UMT5"), ("gated-gelu", "relu"), (False, True), (1, 3)
+):
     shape = getattr(transformers, f"{kind}Config")(
         vocab_size=92, d_model=16, d_kv=6, d_ff=20, num_layers=depth, num_heads=2, feed_forward_proj=feed_forward,
         relative_attention_num_buckets=8, relative_attention_max_distance=10, is_encoder_decoder=False,
@@ -99,7 +103,9 @@ for kind, feed_forward, masked, depth in itertools.product(("T5", "UMT5"), ("gat
         network.to(dtype)
         types = {name: p.dtype for name, p in network.named_parameters()}
         wide = {name for name, kept in types.items() if kept == torch.float32}
-        assert dtype == torch.float32 or wide == ({n for n in types if ".wo." in n} if dtype == torch.float16 else set())
+        assert dtype == torch.float32 or wide == (
+            {n for n in types if ".wo." in n} if dtype == torch.float16 else set()
+        )
         assert network(tokens, mask)["text_embedding"].dtype == dtype
 
 # ---------------------------------------------------------------------------------------- small pipelines
@@ -181,7 +187,13 @@ umt5_model = t5(umt5 / "text_encoder", "UMT5")
 
 # ---------------------------------------------------------------------------------------- the same, in C++
 
-PROMPTS = ["a cat", "Two DOGS, in a hat, and more words than there is room for  ", "", "é 猫 🦊 cat's", "\n a\t\u00a0b "]
+PROMPTS = [
+    "a cat",
+    "Two DOGS, in a hat, and more words than there is room for  ",
+    "",
+    "é 猫 🦊 cat's",
+    "\n a\t\u00a0b ",
+]
 # What a file gives: type and sizes, by name.
 Outputs = dict[str, tuple[torch.dtype, list[int]]]
 
@@ -243,7 +255,9 @@ pipe = diffusers.StableDiffusionPipeline(
 )  # fmt: skip
 for negative in (None, "dog", ""):
     got = called(path, {"text_embedding": (floats, [LENGTH, 16])}, negative)
-    expected, null = pipe.encode_prompt(PROMPTS, "cpu", 1, True, None if negative is None else [negative] * len(PROMPTS))
+    expected, null = pipe.encode_prompt(
+        PROMPTS, "cpu", 1, True, None if negative is None else [negative] * len(PROMPTS)
+    )
     same(got["text_embedding"], expected)
     same(got["text_embedding.null"], null[:1])
 rows = words(PROMPTS, max_length=LENGTH, truncation=True, padding="max_length", return_tensors="pt")
@@ -280,7 +294,9 @@ t5_words = transformers.T5Tokenizer.from_pretrained(alpha / "tokenizer")
 pipe = diffusers.PixArtAlphaPipeline(text_encoder=alpha_model, tokenizer=t5_words, **parts)
 for negative in (None, "Dog "):
     got = called(path, {"text_embedding": (floats, [120, 16]), "text_mask": (torch.int64, [120])}, negative)
-    expected, mask, null, null_mask = pipe.encode_prompt(PROMPTS, True, negative or "", device="cpu", clean_caption=False)
+    expected, mask, null, null_mask = pipe.encode_prompt(
+        PROMPTS, True, negative or "", device="cpu", clean_caption=False
+    )
     same(got["text_embedding"], expected)
     same(got["text_embedding.null"], null[:1])
     assert torch.equal(got["text_mask"], mask) and torch.equal(got["text_mask.null"], null_mask[:1])
@@ -301,7 +317,9 @@ same(got["text_embedding"], umt5_model(rows.input_ids, attention_mask=rows.atten
 
 for folder in (sd, alpha):
     plain = exported(folder, "--name", "x").read_bytes()
-    assert exported(folder, "--name", "x", name="again").read_bytes() == plain, "the same weights must give the same bytes"
+    assert exported(folder, "--name", "x", name="again").read_bytes() == plain, (
+        "the same weights must give the same bytes"
+    )
     exact = torch.jit.load(scratch / "out.pt")(PROMPTS)["text_embedding"]
     for dtype, most in (("float16", 2e-2), ("bfloat16", 1e-1)):
         file = torch.jit.load(exported(folder, "--dtype", dtype))
@@ -352,12 +370,16 @@ must_refuse(changed(sd, config, num_attention_heads=3), words=("config.json", "m
 must_refuse(changed(sd, config, vocab_size=9), words=("must have at most 9 words",))
 must_refuse(sd, "--text-tokens", "17", words=("max_position_embeddings", "17"))
 must_refuse(sd, "--text-tokens", "2", words=("must have more than 2 tokens",))
-must_refuse(changed(alpha, config, feed_forward_proj="gated-silu", dense_act_fn="silu"), words=("feed_forward_proj", "silu"))
+must_refuse(
+    changed(alpha, config, feed_forward_proj="gated-silu", dense_act_fn="silu"), words=("feed_forward_proj", "silu")
+)
 file = "tokenizer/tokenizer.json"
 values = json.loads((umt5 / file).read_text())
 first = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
 must_refuse(changed(umt5, file, pre_tokenizer=first), "--text-tokens", 20, words=("pre_tokenizer", "first"))
-must_refuse(changed(umt5, file, normalizer={"type": "StripAccents"}), "--text-tokens", 20, words=("normalizer", "StripAccents"))
+must_refuse(
+    changed(umt5, file, normalizer={"type": "StripAccents"}), "--text-tokens", 20, words=("normalizer", "StripAccents")
+)
 shutil.rmtree(changed(sd, config) / "tokenizer")
 must_refuse(scratch / "bad", words=("tokenizer", "must be a folder"))
 if importlib.util.find_spec("sentencepiece") is None:

@@ -91,7 +91,23 @@ SCRIPTS = [
     (0x1F300, 0x1F64F), (0x1F900, 0x1F9FF), (0x20000, 0x2A6DF), (0x2F800, 0x2FA1D), (0xE0001, 0xE007F), (0xE0100, 0xE01EF),
 ]  # fmt: skip
 MARKS = [*map(chr, [*range(0x300, 0x370), *range(0x483, 0x488), *range(0x1AB0, 0x1ABF), *range(0x20D0, 0x20F1)]), "\u093c", "\u094d", "\u05bc", "\u3099", "\u309a", "\u200d", "\ufe0f"]  # fmt: skip
-SPACES = [" ", " ", " ", "  ", "\t", "\n", "\r\n", "\u00a0", "\u2003", "\u3000", "\u200b", "\u2028", "\u0085", "\x1c", "\ufeff"]
+SPACES = [
+    " ",
+    " ",
+    " ",
+    "  ",
+    "\t",
+    "\n",
+    "\r\n",
+    "\u00a0",
+    "\u2003",
+    "\u3000",
+    "\u200b",
+    "\u2028",
+    "\u0085",
+    "\x1c",
+    "\ufeff",
+]
 HARD = [
     "", " ", "   \n\t ", "a", "\0", "a\0b", "\x01\x02\x1f\x7f\x80\x9f", "\r\n", "\n\r", "a\r\nb", "\u00ad", "\ufffd", "\uffff",
     "👩‍👩‍👧‍👦", "👍🏽 ok", "🏳️‍🌈", "🇩🇪🇫🇷🇯", "©\u200d©", "™\u200d™\u0301", "ℹ\u0301", "❤\u200dℹ\u0301", "1️⃣ #️⃣", "☺️☺", "🫠🪿🫨",
@@ -154,10 +170,14 @@ def clip(folder: Path, pad: str) -> object:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trained = tokenizers.Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     trained.normalizer, trained.pre_tokenizer = shape.normalizer, shape.pre_tokenizer
-    trainer = trainers.BpeTrainer(vocab_size=2500, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=2500, end_of_word_suffix="</w>", initial_alphabet=alphabet, show_progress=False
+    )
     trained.train_from_iterator(CORPUS, trainer)
     merges = json.loads(trained.to_str())["model"]["merges"]
-    words = dict.fromkeys([*alphabet, *(letter + "</w>" for letter in alphabet), *(a + b for a, b in merges), start, end])
+    words = dict.fromkeys(
+        [*alphabet, *(letter + "</w>" for letter in alphabet), *(a + b for a, b in merges), start, end]
+    )
     folder.mkdir()
     (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(words)}))
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(f"{a} {b}" for a, b in merges), ""]))
@@ -252,7 +272,9 @@ for name, (peer, caption) in peers.items():
     took = time.perf_counter() - start
     for text, got, ids in wrong[:8]:
         k = next((k for k, (a, b) in enumerate(zip(got, ids)) if a != b), min(len(got), len(ids)))
-        print(f"{ascii(text[:60])}: at {k}: {got[k:k+8]} for {ids[k:k+8]} {peer.convert_ids_to_tokens(ids[k:k+8])}")
+        print(
+            f"{ascii(text[:60])}: at {k}: {got[k : k + 8]} for {ids[k : k + 8]} {peer.convert_ids_to_tokens(ids[k : k + 8])}"
+        )
     assert not wrong, f"{name}: {len(wrong)} of {len(texts)} texts have other tokens"
     unknown = sum(peer.unk_token_id in ids[:-1] for ids in expected)
     print(f"{name}: {len(texts)} texts the same; made in {made_in:.1f} s, {1e3 * took / len(texts):.2f} ms a text, up to {longest} tokens, "
@@ -318,7 +340,17 @@ for name in ("clip", "umt5"):
     raw = torch.jit.script(Raw(scripted[name]))
     text = "aé猫🦊"
     assert torch.equal(raw(list(text.encode()))[0][1], scripted[name]([text])[0][0])
-    for wrong in (b"\xff", b"a\x80", b"a\xc3", b"\xc0\x80", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xf0\x9f\xa6", b"\xe2\x82a"):
+    for wrong in (
+        b"\xff",
+        b"a\x80",
+        b"a\xc3",
+        b"\xc0\x80",
+        b"\xe0\x80\x80",
+        b"\xed\xa0\x80",
+        b"\xf4\x90\x80\x80",
+        b"\xf0\x9f\xa6",
+        b"\xe2\x82a",
+    ):
         message = refusal(raw, list(wrong))
         place = 1 if wrong[:1] == b"a" else 0
         assert message.endswith(f"text 1 must be UTF-8, got other bytes at {place}"), (wrong, message)
