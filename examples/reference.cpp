@@ -8,7 +8,9 @@
 #include <tstitch/file/quality_table.hpp>
 #include <tstitch/load.hpp>
 #include <tstitch/method/by_name.hpp>
+#include <tstitch/model/class_mixture.hpp>
 #include <tstitch/model/network_wrapper.hpp>
+#include <tstitch/model/text_encoder.hpp>
 #include <tstitch/output/decode_queue.hpp>
 #include <tstitch/output/progress.hpp>
 #include <tstitch/peer/by_name.hpp>
@@ -594,6 +596,49 @@ void bounds() {
             << (bound.of_network(1).mean().item<double>() < bound.of_network(0).mean().item<double>()) << "\n";
 }
 
+// ---------------------------------------------------------------------------------------------------- classes and
+// texts
+
+void class_mixtures() {
+  // A network whose pictures have the number of their class.
+  const tstitch::Network network(
+      [](at::Tensor const& x, at::Tensor const&, tstitch::Condition const& condition) {
+        return x.mul(0).add(condition.labels.view({-1, 1, 1, 1}));
+      },
+      {.prediction_type = tstitch::PredictionType::sample, .num_classes = 10, .noise_schedule = noise_schedule});
+  const tstitch::ClassMixture quarter{.first = 2, .second = 6, .share = 0.25};
+  const tstitch::ClassMixtures mixtures(network, {quarter});
+  const tstitch::DDIM sampler{noise_schedule, tstitch::SingleNetwork{}, {.steps = 4}};
+  const tstitch::Samples samples = sampler.sample({mixtures.network()}, {.labels = {10}, .shape = {1, 2, 2}});
+  std::cout << "class mixture: " << samples.images.mean().item<double>() << "\n";
+}
+
+void text_encoders() {
+  // It knows of a text how long it is. load_text_encoder makes one of a file.
+  using Texts = std::vector<std::string>;
+  const tstitch::TextEncoderInfo info{.name = "lengths", .text_tokens = 4, .outputs = {{"text_embedding", {3}}}};
+  const tstitch::TextEncoderParts parts{.encode =
+                                            [](Texts const& texts) {
+                                              const at::Tensor lengths = at::zeros({std::int64_t(texts.size()), 3});
+                                              for (std::size_t i = 0; i < texts.size(); ++i) {
+                                                lengths.select(0, std::int64_t(i)).fill_(double(texts[i].size()));
+                                              }
+                                              return std::vector{std::pair(std::string("text_embedding"), lengths)};
+                                            },
+                                        .tokenize =
+                                            [](Texts const& texts) {
+                                              const std::int64_t n = std::int64_t(texts.size());
+                                              return tstitch::TextTokens{.ids = at::zeros({n, 4}, at::kLong),
+                                                                         .mask = at::ones({n, 4}, at::kLong),
+                                                                         .cut = at::zeros({n}, at::kLong)};
+                                            },
+                                        .info = info};
+  const tstitch::TextEncoder encoder(parts);
+  const tstitch::NamedCondition text = encoder.conditions({"a fox"}, "blurry").at(0);
+  std::cout << "text encoder: " << text.name << " " << text.value.mean().item<double>() << " and "
+            << text.null.mean().item<double>() << " in " << encoder.tokenize({"a fox"}).ids.size(1) << " tokens\n";
+}
+
 // ---------------------------------------------------------------------------------------------------------- profiles
 
 void profiles_and_presets() {
@@ -648,6 +693,8 @@ int main(int argc, char** argv) try {
                              agreement,
                              comparison,
                              bounds,
+                             class_mixtures,
+                             text_encoders,
                              profiles_and_presets}) {
     example();
   }

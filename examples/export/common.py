@@ -437,6 +437,12 @@ def belief(values: Mapping[str, object]) -> str:
         lines = str(text).splitlines()
         return (", ".join(lines[:3]) + f" and {len(lines) - 3} more") if len(lines) > 3 else ", ".join(lines)
 
+    if values.get("kind") == "text_encoder":
+        return "\n".join((
+            f"taken for: {of('architecture')}",
+            f"  texts           {of('text_tokens')} tokens; no text: {of('no_text')}",
+            f"  gives           {first(of('outputs'))}",
+        ))  # fmt: skip
     if "kind" in values:
         return "\n".join((
             f"taken for: {of('kind')} of an autoencoder",

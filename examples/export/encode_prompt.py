@@ -67,6 +67,10 @@ def read_tokenizer(kind: type, folder: Path, files: tuple[str, ...], most: int, 
     # Without these files a tokenizer comes that knows no word.
     if not any((folder / file).is_file() for file in files):
         fail(f"{folder}: must hold {' or '.join(files)}, got {some(names_in(folder))}")
+    # Without these packages transformers takes the file for one of another kind.
+    missing = packages.missing_of("sentencepiece", "google.protobuf")
+    if (folder / "spiece.model").is_file() and not (folder / "tokenizer.json").is_file() and missing:
+        fail(f"{folder / 'spiece.model'}: {packages.advice(missing, Path(__file__).with_name('requirements.txt'))}")
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:

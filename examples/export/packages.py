@@ -22,7 +22,15 @@ def advice(missing: list[str], requirements: Path) -> str:
 
 def missing_of(*names: str) -> list[str]:
     """Of these modules, as their packages are called."""
-    return [{"PIL": "pillow"}.get(name, name) for name in names if importlib.util.find_spec(name) is None]
+    packages = {"PIL": "pillow", "google.protobuf": "protobuf"}
+    return [packages.get(name, name) for name in names if not is_there(name)]
+
+
+def is_there(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError:  # of what it is in
+        return False
 
 
 def require(program: str, *names: str, beside: tuple[str, ...] = ()) -> None:

@@ -85,7 +85,7 @@ def programs_of(repository: Path) -> list[Path]:
     """The programs whose output CTest checks."""
     listed = (repository / "examples/CMakeLists.txt").read_text()
     return [path for path in sorted((repository / "examples").glob("*.cpp"))
-            if re.search(rf"^example_test\({path.stem}\b", listed, re.M)]  # fmt: skip
+            if re.search(rf"^ *example_test\({path.stem}\b", listed, re.M)]  # fmt: skip
 
 
 def parts_of(path: Path) -> list[Example]:

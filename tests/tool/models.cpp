@@ -219,4 +219,14 @@ int main(int count, char** arguments) {
   save(folder + "/long_name.pt", "def forward(self, x, t):\n  return x\n", of_pixels(std::string(80, 'n'), "3"));
   save_flow(folder + "/flow.pt");
   save_false_dit(folder + "/false_dit.pt");
+  save(folder + "/text_encoder.pt",
+       "def forward(self, texts: List[str]) -> Dict[str, Tensor]:\n"
+       "  return {'text_embedding': torch.ones([len(texts), 3])}\n"
+       "def tokenize(self, texts: List[str]) -> Tuple[Tensor, Tensor, Tensor]:\n"
+       "  ids = torch.ones([len(texts), 2], dtype=4)\n  return ids, ids, torch.zeros([len(texts)], dtype=4)\n",
+       {{"format", "1"},
+        {"kind", "text_encoder"},
+        {"name", "ones"},
+        {"text_tokens", "2"},
+        {"outputs", "text_embedding float 3"}});
 }

@@ -6,7 +6,8 @@
 /// keys are marked *. Keys that are not listed here are ignored.
 ///
 ///     tstitch/format *                  1
-///     tstitch/kind                      network (default), or what autoencoder.hpp describes: decoder or encoder
+///     tstitch/kind                      network (default), or what autoencoder.hpp describes: decoder or encoder; or
+///                                       text_encoder, see text_encoder.hpp
 ///     tstitch/name *                    shown in messages and plans
 ///     tstitch/input_shape               the sizes of x for one sample, channels first, then * for any size: "4 32 32",
 ///                                       a video "4 8 16 16", a signal "1 *"; it or the next three are required
@@ -54,6 +55,13 @@
 ///                                       know it, whatever their scale, as tiny autoencoders do, and latent_scale is
 ///                                       1 or left out
 ///
+/// Text encoders, whose forward and tokenize take a list of texts, have the keys format *, kind *, name *,
+/// architecture, license, and
+///
+///     tstitch/outputs *                 what forward returns in a dictionary, one a line as in tstitch/conditions
+///     tstitch/text_tokens *             tokens of a text, in [1, 65536]
+///     tstitch/no_text                   encoded (default): no text is the empty one; zeros: it is all zeros (SDXL)
+///
 /// AOTInductor packages have more keys, listed in aot_inductor.hpp.
 #pragma once
 
@@ -75,6 +83,7 @@
 #include "../base/text.hpp"
 #include "../model/autoencoder.hpp"
 #include "../model/network.hpp"
+#include "../model/text_encoder.hpp"
 #include "archive.hpp"
 #include "file.hpp"
 #include "metadata_reader.hpp"
@@ -142,8 +151,9 @@ inline std::vector<std::int64_t> read_sizes(MetadataReader const& file, std::str
 
 inline constexpr std::size_t most_dimensions = 16;  // of a tensor for one image
 
-inline std::vector<ConditionInfo> read_conditions(MetadataReader const& file) {
-  constexpr auto key = "conditions", rule = "must be lines of a name, float or int64, and sizes";
+/// @param key conditions or outputs
+inline std::vector<ConditionInfo> read_conditions(MetadataReader const& file, char const* key = "conditions") {
+  constexpr auto rule = "must be lines of a name, float or int64, and sizes";
   std::vector<ConditionInfo> conditions;
   for (std::string const& line : file.lines(key, 64)) {
     file.require_line(key, line);
@@ -300,6 +310,21 @@ inline AutoencoderInfo read_autoencoder_info(MetadataReader const& file, std::st
   if (info.scaled_latents && (info.latent_scale != 1 || info.latent_shift != 0)) {
     file.fail("latents", "must be unscaled where latent_scale is not 1 or latent_shift not 0", "'scaled'");
   }
+  info.license = file.line("license", "");
+  return info;
+}
+
+inline TextEncoderInfo read_text_encoder_info(MetadataReader const& file) {
+  require_format(file);
+  require_kind(file, "text_encoder");
+  TextEncoderInfo info;
+  info.name = file.require_line("name", file.text("name"));
+  info.architecture = file.line("architecture", "");
+  info.text_tokens = file.in_range<std::int64_t>("text_tokens", 1, 65536);
+  info.outputs = read_conditions(file, "outputs");
+  if (info.outputs.empty()) file.fail("outputs", "must be at least one line", "none");
+  info.zeros_for_no_text =
+      file.choice<bool>("no_text", file.text("no_text", "encoded"), {{"encoded", false}, {"zeros", true}});
   info.license = file.line("license", "");
   return info;
 }

@@ -30,7 +30,8 @@ struct MetadataKey {
 
 inline constexpr std::size_t long_text = std::size_t(64) << 10, long_list = std::size_t(4) << 20;
 
-/// All keys of networks, autoencoders and packages but e4m3_weights, which is large: only load_dit reads it.
+/// All keys of networks, autoencoders, text encoders and packages but e4m3_weights, which is large: only load_dit reads
+/// it.
 inline constexpr std::array metadata_keys = std::to_array<MetadataKey>({
     {"format"},
     {"kind"},
@@ -74,6 +75,9 @@ inline constexpr std::array metadata_keys = std::to_array<MetadataKey>({
     {"picture_channels"},
     {"upsampling"},
     {"latents"},
+    {"outputs", long_text},
+    {"text_tokens"},
+    {"no_text"},
     {"dtype"},
     {"device"},
     {"compute_capability"},

@@ -3,10 +3,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/cat.h>
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <map>
 #include <span>
@@ -80,7 +80,11 @@ class Bridge : public NetworkWrapper<Bridge> {
                                                            : x.size(0);
     if (!inner().knows_timestep()) t = timestep_rows(inner(), seen, own.t, rows);
     at::Tensor output = inner()(seen, t, condition, asked).narrow(1, 0, x.size(1)).to(x.scalar_type());
-    if (seen.size(0) != output.size(0)) seen = at::cat({seen, seen});
+    if (seen.size(0) != output.size(0)) {
+      std::vector<std::int64_t> twice(std::size_t(seen.dim()), 1);
+      twice[0] = 2;
+      seen = seen.repeat(twice);
+    }
     const ToX0 to = to_x_0(inner().info().prediction_type, own.level);
     return seen.mul(to.of_x).add_(output, to.of_output).sub_(map_.offset).div_(map_.gain);
   }

@@ -1,0 +1,305 @@
+"""Writes a text encoder with its tokenizer as one TorchScript file that takes texts.
+
+FOLDER is a pipeline of diffusers with tokenizer/ and text_encoder/, and perhaps tokenizer_2/, text_encoder_2/ and so
+on, of which --part says one: a CLIPTextModel, a CLIPTextModelWithProjection, a T5EncoderModel or a UMT5EncoderModel. A
+program in C++ loads the file (`load_text_encoder`) and needs neither Python nor another library to encode a prompt.
+The file gives, float but for the mask, one row for each text:
+
+    text_embedding [n, tokens, width]   hidden states: the last, or the last but one
+    pooled_embedding [n, width]         CLIP: the end of the text, projected where the network has a projection
+    text_mask [n, tokens]               T5: int64, 1 where there is text and 0 behind it
+
+What of it is wanted, the number of tokens, and whether texts are put in lower case, is what the pipelines of diffusers
+do: Stable Diffusion 1 to 3, SDXL, latent consistency models, PixArt-alpha and Sigma, FLUX. For another pipeline the
+options say it. Texts are cut after the last token that there is room for; they may have up to 64 KiB of UTF-8.
+
+The tokenizer's tables are asked of the tokenizer itself, by way of transformers, which is needed here; the tokens of
+some hundred texts and the numbers that come out are compared with those of transformers before the file is written.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import packages
+
+packages.require(__file__, "torch", "transformers", beside=("safetensors",))
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from common import Config, TorchScript, fail, fill, first_line, load_weights, names_in, require_place, say, some, write  # noqa: E402
+from encode_prompt import find_transformers, known_names, read_tokenizer, with_both_names  # noqa: E402
+from options import folder_parser, positive  # noqa: E402
+from text_encoder import Clip, ClipConfig, T5, T5Config, TextEncoder  # noqa: E402
+from tokenizer import CHARACTERS, Tokenizer, make_tokenizer  # noqa: E402
+
+PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+LAST, PENULTIMATE = {"penultimate": False}, {"penultimate": True}
+# By how the names of pipelines begin, what each takes of its encoders. The first that fits counts.
+PIPELINES: dict[str, dict[str, dict[str, object]]] = {
+    "StableDiffusionXL": {
+        "text_encoder": PENULTIMATE | {"zeros": True},
+        "text_encoder_2": PENULTIMATE | {"pooled": True, "zeros": True},
+    },
+    "StableDiffusion3": {
+        "text_encoder": PENULTIMATE | {"pooled": True},
+        "text_encoder_2": PENULTIMATE | {"pooled": True},
+        "text_encoder_3": {"tokens": 256, "masked": False, "mask": False},
+    },
+    "StableDiffusion": {"text_encoder": LAST},
+    "LatentConsistencyModel": {"text_encoder": LAST},
+    "PixArtAlpha": {"text_encoder": {"tokens": 120, "caption": True}},
+    "PixArtSigma": {"text_encoder": {"tokens": 300, "caption": True}},
+    "Flux": {
+        "text_encoder": {"penultimate": False, "embedding": False, "pooled": True},
+        "text_encoder_2": {"tokens": 512, "masked": False, "mask": False},
+    },
+}
+CLIP_KINDS, T5_KINDS = ("CLIPTextModel", "CLIPTextModelWithProjection"), ("T5EncoderModel", "UMT5EncoderModel")
+ACTIVATIONS = ("quick_gelu", "gelu", "gelu_new", "gelu_pytorch_tanh", "relu")
+
+# What the written file is checked with.
+PROMPTS = [
+    "A photograph of an astronaut riding a horse, it's 35mm!",
+    "",
+    "ein größeres Café, ЁЖ, 一只猫 🦊",
+    "many words " * 400,
+]
+
+
+def wanted_of(args: argparse.Namespace) -> dict[str, object]:
+    """What the pipeline takes of this encoder; what the options say, where it is unknown or they are given."""
+    index = args.folder / "model_index.json"
+    name = Config(index).get("_class_name") if index.is_file() else None
+    found = next((parts for start, parts in PIPELINES.items() if isinstance(name, str) and name.startswith(start)), {})
+    wanted = dict(found.get(args.part, {}))
+    if args.states is not None:
+        wanted["penultimate"] = args.states == "penultimate"
+    if args.text_tokens is not None:
+        wanted["tokens"] = args.text_tokens
+    return wanted
+
+
+def read_clip(
+    args: argparse.Namespace, config: Config, shape: object, wanted: dict[str, object]
+) -> tuple[ClipConfig, int]:
+    """The network, and the tokens of a text."""
+    projected = config.get("architectures") == [CLIP_KINDS[1]]
+    if "penultimate" not in wanted:
+        fail(f"{args.folder}: model_index.json must be of a pipeline that is known, or --states be given, got neither")
+    clip = ClipConfig(
+        vocabulary=shape.vocab_size,
+        width=shape.hidden_size,
+        hidden=shape.intermediate_size,
+        depth=shape.num_hidden_layers,
+        heads=shape.num_attention_heads,
+        tokens=shape.max_position_embeddings,
+        activation=shape.hidden_act,
+        norm_eps=shape.layer_norm_eps,
+        projection=shape.projection_dim if projected else 0,
+        end=shape.eos_token_id,
+        masked=config.flag("use_attention_mask", False),
+        penultimate=wanted["penultimate"],
+        embedding=wanted.get("embedding", True),
+        pooled=wanted.get("pooled", projected),
+    )
+    if wanted.get("tokens", 1) > clip.tokens:
+        config.refuse("max_position_embeddings", f"must be at least --text-tokens {wanted['tokens']}", clip.tokens)
+    return clip, wanted.get("tokens", clip.tokens)
+
+
+def read_t5(args: argparse.Namespace, config: Config, shape: object, wanted: dict[str, object]) -> tuple[T5Config, int]:
+    if "tokens" not in wanted:
+        fail(
+            f"{args.folder}: model_index.json must be of a pipeline that is known, or --text-tokens be given, got neither"
+        )
+    t5 = T5Config(
+        vocabulary=shape.vocab_size,
+        width=shape.d_model,
+        key_width=shape.d_kv,
+        hidden=shape.d_ff,
+        depth=shape.num_layers,
+        heads=shape.num_heads,
+        gated=shape.is_gated_act,
+        activation=shape.dense_act_fn,
+        norm_eps=shape.layer_norm_epsilon,
+        buckets=shape.relative_attention_num_buckets,
+        most_distance=shape.relative_attention_max_distance,
+        bias_each=config.get("architectures") == [T5_KINDS[1]],
+        masked=wanted.get("masked", True),
+        mask=wanted.get("mask", True),
+    )
+    return t5, wanted["tokens"]
+
+
+class Peer(nn.Module):
+    """transformers' tokenizer and network, for rows of PROMPTS."""
+
+    def __init__(self, tokenizer: object, model: nn.Module, network: Clip | T5, length: int, caption: bool):
+        super().__init__()
+        self.tokenizer, self.model, self.length, self.caption = tokenizer, model, length, caption
+        self.clip = isinstance(network, Clip)
+        self.masked = network.masked
+        self.penultimate = self.clip and network.penultimate
+        self.embedding = not self.clip or network.embedding
+        self.pooled = self.clip and network.pooled
+
+    def forward(self, rows: Tensor) -> Tensor:
+        texts = [PROMPTS[row].lower().strip() if self.caption else PROMPTS[row] for row in rows.tolist()]
+        found = self.tokenizer(
+            texts, max_length=self.length, truncation=True, padding="max_length", return_tensors="pt"
+        )
+        mask = found.attention_mask if self.masked else None
+        output = self.model(found.input_ids, attention_mask=mask, output_hidden_states=True)
+        parts = {}
+        if self.embedding:
+            parts["text_embedding"] = output.hidden_states[-2] if self.penultimate else output.last_hidden_state
+        if self.pooled:
+            parts["pooled_embedding"] = output.text_embeds if "text_embeds" in output else output.pooler_output
+        return side_by_side(parts)
+
+
+def side_by_side(outputs: dict[str, Tensor]) -> Tensor:
+    """[n, all numbers of a row], for a check that takes one tensor."""
+    return torch.cat([outputs[name].flatten(1).float() for name in sorted(outputs) if name != "text_mask"], dim=1)
+
+
+class TextScript(TorchScript):
+    """As a file whose texts are rows of PROMPTS where it is checked."""
+
+    def load(self, path: Path, network: nn.Module) -> list[tuple[int, Callable[..., Tensor]]]:
+        written = torch.jit.load(path, map_location="cpu").eval()
+        return [(sys.maxsize, lambda rows: side_by_side(written([PROMPTS[row] for row in rows.tolist()])))]
+
+
+def check_tokens(place: Path, tokenizer: Tokenizer, peer: object, caption: bool) -> None:
+    """Some hundred texts, of words of any characters."""
+    generator = random.Random(0)
+    starts = [generator.randrange(len(CHARACTERS)) if k % 2 else generator.randrange(0x3400) for k in range(600)]
+    words = ["".join(generator.choice(CHARACTERS[s : s + 64]) for _ in range(generator.randint(1, 8))) for s in starts]
+    texts = [*PROMPTS, *(" ".join(words[k : k + 3]) for k in range(0, len(words), 3)), *words[::3]]
+    scripted = torch.jit.script(tokenizer)
+    for text in texts:
+        got = scripted.before + scripted.tokens(text) + scripted.behind
+        expected = peer(text.lower().strip() if caption else text).input_ids
+        if got != expected:
+            fail(
+                f"{place}: not written: the tokens of {ascii(text[:60])} must be those of transformers, {expected[:20]}, got {got[:20]}"
+            )
+
+
+def main() -> None:
+    parser = folder_parser(__doc__, "", ".pt", "float32")
+    parser.add_argument("--part", choices=PARTS, default=PARTS[0], help="which encoder (default: %(default)s)")
+    parser.add_argument(
+        "--states",
+        choices=["last", "penultimate"],
+        help="CLIP: which hidden states are the embedding (default: what the pipeline takes)",
+    )
+    parser.add_argument(
+        "--text-tokens",
+        type=positive,
+        metavar="N",
+        help="tokens of a text (default: what the pipeline takes; CLIP: all that the network has places for)",
+    )
+    parser.add_argument("--license", default="", help="licence of the weights")
+    args = parser.parse_args()
+    require_place(args.output)
+
+    pipeline = args.folder
+    if not pipeline.is_dir():
+        fail(f"{pipeline}: must be a folder, got {'a file' if pipeline.exists() else 'nothing'}")
+    folder, words = pipeline / args.part, pipeline / args.part.replace("text_encoder", "tokenizer")
+    if not folder.is_dir():
+        fail(f"{pipeline}: must hold {args.part}, got {some(names_in(pipeline))}")
+    transformers = find_transformers()
+    config = Config(folder / "config.json")
+    kinds = config.get("architectures")
+    kind = kinds[0] if isinstance(kinds, list) and len(kinds) == 1 else None
+    if kind not in CLIP_KINDS + T5_KINDS:
+        config.refuse("architectures", f"must be one of {', '.join(CLIP_KINDS + T5_KINDS)}", kinds)
+    wanted = wanted_of(args)
+    clip = kind in CLIP_KINDS
+    try:
+        name = "CLIPTextConfig" if clip else kind.replace("EncoderModel", "Config")
+        shape = getattr(transformers, name).from_dict(config.values)
+        # Of CLIP, which is small, the numbers of the places must have values.
+        with torch.device("cpu" if clip else "meta"):
+            model = getattr(transformers, kind)(shape).eval()
+    except Exception as error:
+        fail(f"{config.path}: must be the shape of a {kind}, got '{first_line(error)}'")
+    read, length = (read_clip if clip else read_t5)(args, config, shape, wanted)
+    if read.activation not in ACTIVATIONS:
+        config.refuse(
+            "hidden_act" if clip else "feed_forward_proj", f"must be of {', '.join(ACTIVATIONS)}", read.activation
+        )
+
+    files = ("vocab.json", "tokenizer.json") if clip else ("spiece.model", "tokenizer.json")
+    class_name = {"C": "CLIPTokenizer", "T": "T5Tokenizer", "U": "PreTrainedTokenizerFast"}[kind[0]]
+    peer_tokenizer = read_tokenizer(getattr(transformers, class_name), words, files, read.vocabulary, folder)
+    if clip:
+        length = min(length, peer_tokenizer.model_max_length)
+    caption = wanted.get("caption", False)
+    say(f"reading {words}")
+    tokenizer = make_tokenizer(words, peer_tokenizer, length, caption)
+    check_tokens(args.output, tokenizer, peer_tokenizer, caption)
+
+    place = args.weights or folder
+    say(f"reading {place}")
+    with torch.device("meta"):
+        network = Clip(read) if clip else T5(read)
+    weights = load_weights(place, args.variant)
+    fill(network, clip_names(weights) if clip else t5_names(weights, place), place)
+    if clip:
+        model.load_state_dict(known_names(network.state_dict(), model), assign=True)
+    else:
+        model.load_state_dict(with_both_names(network.state_dict(), place), assign=True)
+
+    encoder = TextEncoder(tokenizer, network).eval()
+    with torch.no_grad():
+        sample = encoder.network(torch.zeros(1, length, dtype=torch.int64), torch.ones(1, length, dtype=torch.int64))
+    lines = [
+        " ".join([name, "float" if t.is_floating_point() else "int64", *map(str, t.shape[1:])])
+        for name, t in sample.items()
+    ]
+    index = pipeline / "model_index.json"
+    # SDXL was trained so: no prompt is no text at all.
+    zeros = wanted.get("zeros", False) and Config(index).flag("force_zeros_for_empty_prompt", True)
+    values = {
+        "format": 1,
+        "kind": "text_encoder",
+        "name": args.name or args.output.stem,
+        "architecture": kind,
+        "outputs": "\n".join(lines),
+        "text_tokens": length,
+        "no_text": "zeros" if zeros else "encoded",
+        "license": args.license,
+    }
+    peer = Peer(peer_tokenizer, model, network, length, caption)
+    first = iter((0, 1))  # of the rows that are asked for: one and then three others
+    write(
+        args.output, encoder, values, lambda rows: (torch.arange(rows) + next(first),), args.dtype, peer, TextScript()
+    )
+
+
+def clip_names(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Under the names of ours, which are those of published files: newer ones leave out "text_model."."""
+    named = {}
+    for name, tensor in weights.items():
+        if name.endswith("position_ids"):  # 0, 1, 2 ...: older versions kept them
+            continue
+        bare = name.startswith(("text_model.", "text_projection."))
+        named[name if bare else f"text_model.{name}"] = tensor
+    return named
+
+
+def t5_names(weights: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
+    """The table of words under one name of the two that files have."""
+    both = with_both_names(weights, place)
+    return {name: tensor for name, tensor in both.items() if name != "encoder.embed_tokens.weight"}
+
+
+if __name__ == "__main__":
+    main()
