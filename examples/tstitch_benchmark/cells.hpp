@@ -85,7 +85,9 @@ class Forward {
   Forward(Arguments const& arguments, std::vector<tstitch::Network> const& networks, std::size_t index,
           std::int64_t batch)
       : network_(networks[index]) {
-    const tstitch::DDIM sampler{network_.noise_schedule(), tstitch::SingleNetwork{index}, {.steps = 2}};
+    tstitch::NoiseSchedule const& noise = network_.noise_schedule();
+    const tstitch::DDIM sampler{
+        noise, tstitch::SingleNetwork{index}, {.steps = 2, .spacing = tstitch::Spacing::usual(noise)}};
     const tstitch::Trajectory start = sampler.begin(networks, make_request(arguments, networks, batch));
     guided_ = guidance_scale(arguments, networks) != 1;
     x_ = guided_ ? at::cat({start.x, start.x}) : start.x;

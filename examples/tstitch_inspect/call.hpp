@@ -16,8 +16,8 @@
 /// @param k which of several it is
 inline tstitch::DDIM<tstitch::SingleNetwork> even_sampler(tstitch::NoiseSchedule const& schedule, std::size_t k,
                                                           int steps) {
-  const tstitch::Spacing spacing = schedule.is_flow() ? tstitch::Spacing::shifted() : tstitch::Spacing::linspace();
-  return tstitch::DDIM{schedule, tstitch::SingleNetwork{k}, {.steps = steps, .spacing = spacing}};
+  return tstitch::DDIM{
+      schedule, tstitch::SingleNetwork{k}, {.steps = steps, .spacing = tstitch::Spacing::usual(schedule)}};
 }
 
 /// The arguments of one evaluation of this many rows.

@@ -23,8 +23,7 @@
 inline tstitch::AnyProfile way_of(Arguments const& arguments, tstitch::NoiseSchedule const& noise) {
   if (!arguments.profile.empty()) return tstitch::profile_by_name(arguments.profile, noise, arguments.steps);
   return {noise,
-          {.steps = arguments.steps,
-           .spacing = noise.is_flow() ? tstitch::Spacing::shifted() : tstitch::Spacing::linspace()},
+          {.steps = arguments.steps, .spacing = tstitch::Spacing::usual(noise)},
           tstitch::update_rule_by_name(arguments.sampler)};
 }
 

@@ -121,8 +121,8 @@ class Cost {
             in_quotes(job.arguments.budget));
       }
       tstitch::NoiseSchedule const& noise = networks[k].noise_schedule();
-      const tstitch::Spacing spacing = noise.is_flow() ? tstitch::Spacing::shifted() : tstitch::Spacing::linspace();
-      const tstitch::DDIM sampler{noise, tstitch::SingleNetwork{k}, {.steps = 2, .spacing = spacing}};
+      const tstitch::DDIM sampler{
+          noise, tstitch::SingleNetwork{k}, {.steps = 2, .spacing = tstitch::Spacing::usual(noise)}};
       const tstitch::Trajectory run = sampler.begin(networks, job.request(0, 1));
       const double middle = noise.noisiest() / 2;
       flop_.push_back(flop_of(tstitch::load_torchscript_module(job.arguments.models[k]), networks[k].info(), run.x,

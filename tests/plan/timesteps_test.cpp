@@ -165,6 +165,12 @@ TEST_CASE("shifted flow timesteps are even ones by Eq. 23, with the shift of the
   CHECK(NoiseSchedule::flow(1000, 3).name() == "flow(1000, shift 3)");
 }
 
+TEST_CASE("usual timesteps begin at no clean picture") {
+  CHECK(times(Spacing::usual(linear), 4, linear) == times(Spacing::linspace(), 4, linear));
+  const NoiseSchedule flow = NoiseSchedule::flow(1000, 3);
+  CHECK(times(Spacing::usual(flow), 4, flow) == times(Spacing::shifted(3), 4, NoiseSchedule::flow()));
+}
+
 TEST_CASE("timesteps of diffusers' FlowMatchEuler") {
   // FlowMatchEulerDiscreteScheduler(shift=3.0).set_timesteps(4), diffusers 0.42.1.
   const List published{1000, 857.6923217773438, 602.1505737304688, 8.928571701049805};

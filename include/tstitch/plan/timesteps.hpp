@@ -47,6 +47,9 @@ class Spacing {
             }};
   }
 
+  /// What is usual for a schedule: linspace, and shifted for flow matching, whose t = 0 is the clean picture.
+  static Spacing usual(NoiseSchedule const& noise) { return noise.is_flow() ? shifted() : linspace(); }
+
   /// N points from noisiest() to 0, evenly spaced (arXiv 2305.08891, Table 2); DiT's own default. N = 1 is {T - 1}.
   static Spacing linspace(Grid grid = {}) {
     return {"linspace", [grid](NoiseSchedule const& noise, int steps) {
