@@ -210,6 +210,21 @@ inline void CommandLine::add_pictures() {
          "file of tensors by name, such as the embedding of a prompt (encode_prompt.py); repeat for more")
       ->type_name("FILE")
       ->allow_extra_args(false);
+  CLI::Option* const prompt =
+      option("--prompt", arguments.prompts, "text to draw, for networks that draw from text; repeat for more")
+          ->type_name("TEXT")
+          ->allow_extra_args(false);
+  CLI::Option* const text_encoder =
+      option("--text-encoder", arguments.text_encoders,
+             "file that encodes the prompts (export_text_encoder.py); repeat for networks that take the states of "
+             "several side by side")
+          ->type_name("FILE")
+          ->allow_extra_args(false);
+  prompt->needs(text_encoder);
+  text_encoder->needs(prompt);
+  option("--negative", arguments.negative, "text that guidance leads away from [no text]")
+      ->type_name("TEXT")
+      ->needs(prompt);
   count = shown("--count", arguments.count, "pictures of each class, or of each prompt");
   add_shape(app, arguments.shape)->group(group);
   numbers("--guidance", arguments.guidance,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <tstitch/file/condition_file.hpp>
+#include <tstitch/file/text_encoder.hpp>
 #include <tstitch/load.hpp>
 #include <tstitch/model/class_mixture.hpp>
 #include <tstitch/peer/by_name.hpp>
@@ -361,14 +362,14 @@ inline void take_recommended(Arguments& arguments, tstitch::NetworkInfo const& i
 }
 
 /// @throws std::invalid_argument where no network that takes a condition of this name takes one of this shape
-inline void require_rows(std::string const& path, std::string const& name, at::Tensor const& given,
-                         std::vector<tstitch::NetworkInfo> const& infos) {
+inline void require_rows(std::string const& option, std::string const& path, std::string const& name,
+                         at::Tensor const& given, std::vector<tstitch::NetworkInfo> const& infos) {
   for (tstitch::NetworkInfo const& info : infos) {
     for (tstitch::ConditionInfo const& wanted : info.conditions) {
       if (wanted.name != name || tstitch::fits(wanted, given.sizes())) continue;
       std::string sizes = tstitch::text_of(wanted);
       sizes = "[n" + std::string(wanted.shape.empty() ? "" : ", ") + sizes.substr(1);
-      throw std::invalid_argument("--condition: " + in_quotes(path) + ": " + in_quotes(name) + " must be " + sizes +
+      throw std::invalid_argument(option + ": " + in_quotes(path) + ": " + in_quotes(name) + " must be " + sizes +
                                   " for " + in_quotes(info.name) + ", a row for each prompt, got " +
                                   tstitch::words::shape_text(given.sizes()) + ", which is read as " +
                                   std::to_string(given.size(0)) + " prompts");
@@ -390,28 +391,60 @@ inline void take_texts(Job& job, std::string& source, std::string const& path) {
   source = path;
 }
 
+/// Takes a condition, and how many prompts it is of.
+/// @param option that brings it
+/// @param path the file that it is from
+inline void take_condition(Job& job, std::string const& option, std::string const& path,
+                           tstitch::NamedCondition condition) {
+  for (at::Tensor const& tensor : {condition.value, condition.null}) {
+    if (!tensor.defined()) continue;
+    const std::int64_t rows = tensor.dim() ? tensor.size(0) : 0;
+    if (rows < 1 || (rows > 1 && job.prompts > 1 && rows != job.prompts)) {
+      throw std::invalid_argument(option + ": " + in_quotes(path) + ": " + in_quotes(condition.name) +
+                                  " must have 1 row or the " + std::to_string(job.prompts) + " of the others, got " +
+                                  std::to_string(rows));
+    }
+    require_rows(option, path, condition.name, tensor, job.infos);
+    job.prompts = std::max(job.prompts, rows);
+  }
+  for (tstitch::NamedCondition const& other : job.conditions) {
+    if (other.name != condition.name) continue;
+    throw std::invalid_argument(option + ": each must have other names, got " + in_quotes(condition.name) +
+                                " again in " + in_quotes(path));
+  }
+  job.conditions.push_back(std::move(condition));
+}
+
+/// Encodes the prompts.
+inline void take_prompts(Job& job, Arguments const& arguments) {
+  if (arguments.prompts.empty()) return;
+  std::vector<std::vector<tstitch::NamedCondition>> parts;
+  for (std::string const& path : arguments.text_encoders) {
+    const tstitch::TextEncoder encoder = tstitch::load_text_encoder(path, {.device = job.device});
+    parts.push_back(encoder.conditions(arguments.prompts, arguments.negative));
+    const at::Tensor cut = encoder.tokenize(arguments.prompts).cut;
+    for (std::size_t k = 0; k < arguments.prompts.size(); ++k) {
+      const std::int64_t tokens = cut.const_data_ptr<std::int64_t>()[k];
+      if (tokens == 0) continue;
+      job.notes.push_back("--prompt: " + in_quotes(tstitch::words::printable(arguments.prompts[k], 60)) +
+                          " is cut: there is no room for " + std::to_string(tokens) + " of its tokens in " +
+                          in_quotes(path));
+    }
+  }
+  std::string const& first = arguments.text_encoders.front();
+  for (tstitch::NamedCondition& each : tstitch::side_by_side(parts)) {
+    take_condition(job, "--text-encoder", first,
+                   {each.name, each.value.cpu(), each.null.defined() ? each.null.cpu() : at::Tensor()});
+  }
+  job.texts = arguments.prompts;
+}
+
 /// Takes the tensors of all files of conditions, and how many prompts they are.
 inline void take_conditions(Job& job, std::vector<std::string> const& paths) {
-  std::string source_of_texts;
+  std::string source_of_texts = job.texts.empty() ? "" : "--prompt";
   for (std::string const& path : paths) {
     for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) {
-      for (at::Tensor const& tensor : {each.value, each.null}) {
-        if (!tensor.defined()) continue;
-        const std::int64_t rows = tensor.dim() ? tensor.size(0) : 0;
-        if (rows < 1 || (rows > 1 && job.prompts > 1 && rows != job.prompts)) {
-          throw std::invalid_argument("--condition: " + in_quotes(path) + ": " + in_quotes(each.name) +
-                                      " must have 1 row or the " + std::to_string(job.prompts) +
-                                      " of the others, got " + std::to_string(rows));
-        }
-        require_rows(path, each.name, tensor, job.infos);
-        job.prompts = std::max(job.prompts, rows);
-      }
-      for (tstitch::NamedCondition const& other : job.conditions) {
-        if (other.name != each.name) continue;
-        throw std::invalid_argument("--condition: each must have other names, got " + in_quotes(each.name) +
-                                    " again in " + in_quotes(path));
-      }
-      job.conditions.push_back(std::move(each));
+      take_condition(job, "--condition", path, std::move(each));
     }
     take_texts(job, source_of_texts, path);
   }
@@ -568,6 +601,7 @@ inline Job prepare(Arguments arguments) {
   if (arguments.preset.empty()) take_recommended(arguments, info, job.notes);
   job.labels = labels_of(arguments.classes, info);
   note_classes(job.notes, arguments, info, job.labels.size());
+  take_prompts(job, arguments);
   take_conditions(job, arguments.conditions);
   take_between(job, arguments);
   if (!arguments.plan || !arguments.shape.empty()) job.shape = shape_for(job.infos, arguments.shape);

@@ -84,6 +84,8 @@ inline Json parameters(Job const& job) {
   json["images"] = job.images();
   if (!a.shape.empty()) json["shape"] = a.shape;
   if (!a.conditions.empty()) json["conditions"] = a.conditions;
+  if (!a.text_encoders.empty()) json["text_encoders"] = a.text_encoders;
+  if (a.negative) json["negative"] = *a.negative;
   if (!a.decoder.empty()) json["decoder"] = a.decoder;
   if (a.tile) json["tile"] = a.tile;
   json["batch"] = a.batch;

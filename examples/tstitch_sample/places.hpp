@@ -116,6 +116,7 @@ inline void require_apart(Job const& job) {
     read.emplace_back(option, *path);
   }
   for (std::string const& path : arguments.conditions) read.emplace_back("--condition", path);
+  for (std::string const& path : arguments.text_encoders) read.emplace_back("--text-encoder", path);
   const std::vector<std::pair<std::string, std::string>> written{{"--grid", arguments.grid},
                                                                  {"--report", arguments.report},
                                                                  {"--latents", arguments.latents},

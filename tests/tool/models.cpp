@@ -219,6 +219,20 @@ int main(int count, char** arguments) {
   save(folder + "/long_name.pt", "def forward(self, x, t):\n  return x\n", of_pixels(std::string(80, 'n'), "3"));
   save_flow(folder + "/flow.pt");
   save_false_dit(folder + "/false_dit.pt");
+  save(folder + "/latent_text_encoder.pt",
+       "def forward(self, texts: List[str]) -> Dict[str, Tensor]:\n"
+       "  found = torch.zeros([len(texts), 2, 3])\n"
+       "  for i in range(len(texts)):\n    found[i] = found[i] + 0.25 * len(texts[i])\n"
+       "  return {'text_embedding': found}\n"
+       "def tokenize(self, texts: List[str]) -> Tuple[Tensor, Tensor, Tensor]:\n"
+       "  cut = torch.zeros([len(texts)], dtype=4)\n"
+       "  for i in range(len(texts)):\n    cut[i] = max(0, len(texts[i]) - 9)\n"
+       "  ids = torch.ones([len(texts), 2], dtype=4)\n  return ids, ids, cut\n",
+       {{"format", "1"},
+        {"kind", "text_encoder"},
+        {"name", "length"},
+        {"text_tokens", "2"},
+        {"outputs", "text_embedding float 2 3"}});
   save(folder + "/text_encoder.pt",
        "def forward(self, texts: List[str]) -> Dict[str, Tensor]:\n"
        "  return {'text_embedding': torch.ones([len(texts), 3])}\n"

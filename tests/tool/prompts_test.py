@@ -3,6 +3,7 @@
 MODELS is what tool_models wrote.
 """
 
+import itertools
 import json
 import os
 import re
@@ -109,4 +110,48 @@ for name, (prompts, words) in refused.items():
     done = draw(f"refused_{name}", 2, prompts=prompts)
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and words in done.stderr, (name, done)
     assert not done.stdout and not Path(f"refused_{name}").exists(), name
+# By --prompt: what its encoder makes of the texts, which is a number for their length, as a file of these would have it.
+encoder = models / "latent_text_encoder.pt"
+base = [tool, "--device", "cpu", "--steps", "2", "--model", models / "latent.pt", "--decoder", models / "decoder.pt"]
+
+
+def by_prompt(name: str, *more: object, encoders: int = 1) -> subprocess.CompletedProcess:
+    command = [*base, *["--text-encoder", encoder] * encoders, "--output", name, "--latents", f"{name}.npy", "--report", f"{name}.json"]
+    return subprocess.run([*command, *more], capture_output=True, text=True, check=False)
+
+
+for negative, count, batch in itertools.product((None, "blurry"), (1, 2), (1, 16)):
+    texts = ["a fox", "two", "a much longer text"]
+    said = [word for text in texts for word in ("--prompt", text)]
+    more = ["--count", str(count), "--batch", str(batch), "--guidance", "2"]
+    done = by_prompt("said", *said, *([] if negative is None else ["--negative", negative]), *more)
+    assert done.returncode == 0, done.stderr
+    assert "--prompt: 'a much longer text' is cut: there is no room for 9 of its tokens" in done.stderr, done.stderr
+    assert "'a fox'" not in done.stderr, done.stderr
+    rows = torch.stack([torch.full((2, 3), 0.25 * len(text)) for text in texts])
+    null = torch.full((1, 2, 3), 0.25 * len(negative or ""))
+    torch.save({"text_embedding": rows, "text_embedding.null": null, "prompts": texts}, "given.pt")
+    given = [*base, "--condition", "given.pt", "--output", "given", "--latents", "given.npy", "--report", "given.json"]
+    subprocess.run([*given, *more], capture_output=True, check=True)
+    assert Path("said.npy").read_bytes() == Path("given.npy").read_bytes(), (negative, count, batch)
+    assert sorted(os.listdir("said")) == sorted(os.listdir("given")), os.listdir("said")
+    report, other = (json.loads(Path(f"{name}.json").read_text()) for name in ("said", "given"))
+    assert report["prompts"] == other["prompts"] == texts and report.get("negative") == negative, report
+    assert report["text_encoders"] == [str(encoder)], report
+    for folder in ("said", "given"):
+        shutil.rmtree(folder)
+for words, code, arguments, encoders in (
+    ("--prompt: must come with --text-encoder", 2, ["--prompt", "a"], 0),
+    ("--text-encoder: must come with --prompt", 2, [], 1),
+    ("--negative: must come with --prompt", 2, ["--negative", "a"], 0),
+    ("'text_embedding' must be [n, 2, 3] for 'latent'", 2, ["--prompt", "a"], 2),  # which stand side by side
+    ("--prompt: must not be empty", 2, ["--prompt", ""], 1),
+    ("text 0 must be UTF-8", 2, ["--prompt", b"\xff"], 1),
+    ("text 1 must have at most 65536 bytes, got 65537", 2, ["--prompt", "a", "--negative", "x" * 65537], 1),
+    ("each must have other names, got 'text_embedding' again in 'given.pt'", 2, ["--prompt", "a", "--condition", "given.pt"], 1),
+    ("kind must be text_encoder", 1, ["--prompt", "a", "--text-encoder", models / "decoder.pt"], 0),
+):
+    done = by_prompt("refused_prompt", *arguments, encoders=encoders)
+    assert done.returncode == code and words in done.stderr, (words, done)
+    assert not Path("refused_prompt").exists() and not Path("refused_prompt.npy").exists(), words
 print("pictures say what their prompts were")
