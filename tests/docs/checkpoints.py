@@ -161,8 +161,8 @@ def make_pipelines(folder: Path) -> None:
     for name, layers in (("Sana_600M_1024px_diffusers", 1), ("Sana_1600M_1024px_diffusers", 2)):
         save(name, "SanaPipeline", {"transformer": sana(layers), "scheduler": flow})
 
-    # Of both Wan and Sana: a network takes of it what it asks for.
     generator = torch.Generator().manual_seed(0)
     texts = {name: torch.randn(1, 512, 4096, generator=generator) for name in ("text_embedding", "text_embedding.null")}
     masks = dict.fromkeys(("text_mask", "text_mask.null"), torch.ones(1, 512, dtype=torch.int64))
-    torch.save(texts | masks, folder / "prompt.pt")
+    torch.save(texts, folder / "umt5.pt")
+    torch.save(texts | masks, folder / "gemma.pt")
