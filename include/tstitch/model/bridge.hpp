@@ -162,10 +162,10 @@ class RenamedConditions : public NetworkWrapper<RenamedConditions> {
       const auto known = names_.find(name);
       if (known != names_.end()) found.tensors.emplace_back(known->second, tensor);
     }
-    for (auto const& [name, tensor] : given.tensors) {
-      const bool taken =
-          std::any_of(found.tensors.begin(), found.tensors.end(), [&](auto const& each) { return each.first == name; });
-      if (!taken && !names_.contains(name)) found.tensors.emplace_back(name, tensor);
+    for (auto const& each : given.tensors) {
+      const auto same = [&](auto const& other) { return other.first == each.first; };
+      const bool taken = std::any_of(found.tensors.begin(), found.tensors.end(), same);
+      if (!taken && !names_.contains(each.first)) found.tensors.push_back(each);
     }
     return found;
   }
