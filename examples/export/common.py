@@ -18,7 +18,7 @@ import re
 import secrets
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -375,6 +375,11 @@ def shape_of_x(channels: int, *sizes: int | None) -> dict[str, object]:
     if len(sizes) == 2 and None not in sizes:
         return dict(zip(INPUT_KEYS, (channels, *sizes)))
     return {"input_shape": " ".join("*" if size is None else str(size) for size in (channels, *sizes))}
+
+
+def condition_lines(found: Iterable[tuple[str, str, Sequence[int | None]]]) -> str:
+    """The key `conditions`: name, type and sizes for one sample of each; None is any size."""
+    return "\n".join(f"{name} {kind} {' '.join('*' if n is None else str(n) for n in sizes)}" for name, kind, sizes in found)
 
 
 def sort_constants(code: bytes) -> bytes:

@@ -19,7 +19,7 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
-from common import IGNORED, Config, Inputs, component, fail, in_diffusers, read_network, shape_of_x, write  # noqa: E402
+from common import IGNORED, Config, Inputs, component, condition_lines, fail, in_diffusers, read_network, shape_of_x, write  # noqa: E402
 from options import finite_real, folder_parser, open_sides, token_count  # noqa: E402
 from pipeline import add_noise, is_consistency_model, latents, noise, sampler_of  # noqa: E402
 from pixart import PixArtConfig, conditions, make_pixart  # noqa: E402
@@ -216,14 +216,13 @@ def main() -> None:
     tokens = tokens_of(args.folder) if args.text_tokens == 0 else args.text_tokens
     require_sizes(form, tokens, size)
     found = conditions(shape, tokens)
-    lines = (f"{name} {kind} {' '.join('*' if n is None else str(n) for n in sizes)}" for name, kind, sizes in found)
     values = {
         "format": 1,
         "name": args.name or args.output.stem,
         **shape_of_x(shape.channels, *size),
         "variance": "learned_range" if shape.learned_variance else "fixed",
         "num_classes": 0,
-        "conditions": "\n".join(lines),
+        "conditions": condition_lines(found),
         "timestep_type": "int64",
         "decoding": "none",
         "guidance_scale": args.guidance_scale,

@@ -18,9 +18,9 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
-from common import IGNORED, Config, Inputs, component, fail, in_diffusers, is_integer, read_network, shape_of_x, write  # noqa: E402
-from options import finite_real, folder_parser, open_sides, positive_real, token_count  # noqa: E402
-from pipeline import flow, latents  # noqa: E402
+from common import IGNORED, Config, Inputs, component, fail, in_diffusers, is_integer, read_network, write  # noqa: E402
+from options import folder_parser, open_sides  # noqa: E402
+from pipeline import add_flow, flow_values, latents  # noqa: E402
 from sd3 import SD3, SD3Config, conditions  # noqa: E402
 
 GUIDANCE, GUIDANCE_OF_3_5 = 7.0, 4.5  # of the model cards
@@ -114,18 +114,7 @@ def parse_arguments() -> argparse.Namespace:
         help="height and width of x, N or HxW, * for any that are multiples of the network's patches and that its table "
         "of positions covers (default: config.json's sample_size)",
     )
-    parser.add_argument(
-        "--flow-shift", type=positive_real, metavar="S", help="of the timesteps (default: the pipeline's scheduler's)"
-    )
-    parser.add_argument(
-        "--text-tokens", type=token_count, metavar="N", help="of a text embedding, * for any number (default: *)"
-    )
-    parser.add_argument(
-        "--guidance-scale",
-        type=finite_real,
-        help=f"the default a sampler should use (default: {GUIDANCE_OF_3_5} for SD3.5, {GUIDANCE} for SD3)",
-    )
-    parser.add_argument("--license", default="", help="licence of the weights")
+    add_flow(parser, None, f"{GUIDANCE_OF_3_5} for SD3.5, {GUIDANCE} for SD3")
     add_form(parser, parts=True)
     return parser.parse_args()
 
@@ -141,28 +130,15 @@ def main() -> None:
     if any(side is not None and (side % shape.patch or side > most) for side in size):
         fail(f"--size: must be multiples of the network's patches of {shape.patch} up to {most}, got {size[0]} and {size[1]}")
     require_sizes(form, args.text_tokens, size)
-    lines = (
-        f"{name} {kind} {' '.join('*' if n is None else str(n) for n in sizes)}"
-        for name, kind, sizes in conditions(shape, args.text_tokens)
-    )
-    guidance = GUIDANCE_OF_3_5 if shape.qk_norm else GUIDANCE
+    if args.guidance_scale is None:
+        args.guidance_scale = GUIDANCE_OF_3_5 if shape.qk_norm else GUIDANCE
     values = {
-        "format": 1,
-        "name": args.name or args.output.stem,
-        **shape_of_x(shape.channels, *size),
-        "num_classes": 0,
-        "conditions": "\n".join(lines),
-        "timestep_type": "float32",
-        "decoding": "none",
-        "guidance_scale": guidance if args.guidance_scale is None else args.guidance_scale,
-        "license": args.license,
-        "architecture": "sd3",
+        **flow_values(args, "sd3", STEPS, shape.channels, size, conditions(shape, args.text_tokens)),
         "width": shape.width,
         "depth": shape.depth,
         "heads": shape.heads,
         "patch_size": shape.patch,
         "mlp_ratio": 4.0,
-        **flow(args.folder, args.flow_shift, STEPS),
         **latents(args.folder),
     }
 

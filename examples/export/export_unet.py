@@ -23,7 +23,7 @@ from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
 from autoencoder import modern_names  # noqa: E402
-from common import IGNORED, Config, Inputs, component, fail, in_diffusers, read_network, shape_of_x, write  # noqa: E402
+from common import IGNORED, Config, Inputs, component, condition_lines, fail, in_diffusers, read_network, shape_of_x, write  # noqa: E402
 from options import finite_real, folder_parser, open_sides, positive, token_count  # noqa: E402
 from pipeline import add_noise, is_consistency_model, latents, noise, sampler_of  # noqa: E402
 from unet import CLASSES, UNetConfig, conditions, make_unet  # noqa: E402
@@ -390,8 +390,7 @@ def main() -> None:
         **({} if args.noise_schedule else sampler_of(args.folder)),
     }
     if found := conditions(shape, *size, args.text_tokens):
-        lines = (f"{name} float {' '.join('*' if n is None else str(n) for n in sizes)}" for name, sizes in found)
-        values["conditions"] = "\n".join(lines)
+        values["conditions"] = condition_lines((name, "float", sizes) for name, sizes in found)
     if args.guidance_scale is not None:
         values["guidance_scale"] = args.guidance_scale
     elif shape.text_width and not shape.guidance_width and not is_consistency_model(args.folder):

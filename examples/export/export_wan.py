@@ -18,9 +18,9 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
-from common import IGNORED, Config, Inputs, component, fail, in_diffusers, is_integer, read_network, shape_of_x, write  # noqa: E402
-from options import finite_real, folder_parser, open_video, positive_real, token_count  # noqa: E402
-from pipeline import flow  # noqa: E402
+from common import IGNORED, Config, Inputs, component, fail, in_diffusers, is_integer, read_network, write  # noqa: E402
+from options import folder_parser, open_video  # noqa: E402
+from pipeline import add_flow, flow_values  # noqa: E402
 from wan import Wan, WanConfig, conditions  # noqa: E402
 
 GUIDANCE, STEPS = 5.0, 50  # of diffusers' pipeline
@@ -120,16 +120,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="frames, height and width of x, FxHxW, * for any that are multiples of the network's patches (default: *)",
     )
-    parser.add_argument(
-        "--flow-shift", type=positive_real, metavar="S", help="of the timesteps (default: the pipeline's scheduler's)"
-    )
-    parser.add_argument(
-        "--text-tokens", type=token_count, metavar="N", help="of a text embedding, * for any number (default: *)"
-    )
-    parser.add_argument(
-        "--guidance-scale", type=finite_real, default=GUIDANCE, help="the default a sampler should use (default: %(default)s)"
-    )
-    parser.add_argument("--license", default="", help="licence of the weights")
+    add_flow(parser, GUIDANCE, str(GUIDANCE))
     add_form(parser, parts=True)
     return parser.parse_args()
 
@@ -145,27 +136,13 @@ def main() -> None:
         got = "x".join("*" if side is None else str(side) for side in args.size)
         fail(f"--size: must be multiples of the network's patches of {shape.patch} up to {most}, got {got}")
     require_sizes(form, args.text_tokens, args.size)
-    lines = (
-        f"{name} {kind} {' '.join('*' if n is None else str(n) for n in sizes)}"
-        for name, kind, sizes in conditions(shape, args.text_tokens)
-    )
     values = {
-        "format": 1,
-        "name": args.name or args.output.stem,
-        **shape_of_x(shape.channels, *args.size),
-        "num_classes": 0,
-        "conditions": "\n".join(lines),
-        "timestep_type": "float32",
-        "decoding": "none",
-        "guidance_scale": args.guidance_scale,
-        "license": args.license,
-        "architecture": "wan",
+        **flow_values(args, "wan", STEPS, shape.channels, args.size, conditions(shape, args.text_tokens)),
         "width": shape.width,
         "depth": shape.depth,
         "heads": shape.heads,
         "patch_size": shape.patch[2],
         "mlp_ratio": shape.hidden / shape.width,
-        **flow(args.folder, args.flow_shift, STEPS),
     }
 
     network = read_network(lambda: Wan(shape), folder, args, "patch_embedding.weight")

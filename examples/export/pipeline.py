@@ -6,13 +6,13 @@ which noise schedule. The scale and shift of its latents.
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from common import Config, ask, fail
-from options import positive
+from common import Config, ask, condition_lines, fail, shape_of_x
+from options import finite_real, positive, positive_real, token_count
 
 NO_KARRAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False, "timestep_spacing": "leading"}
@@ -209,6 +209,43 @@ def flow(folder: Path, shift: float | None, steps: int) -> dict[str, object]:
     return {
         "prediction": "flow", "noise_schedule": "flow", "num_train_timesteps": count, "flow_shift": float(shift), **profile,
     }  # fmt: skip
+
+
+def add_flow(parser: argparse.ArgumentParser, guidance: float | None, described: str) -> None:
+    """The options for `flow_values`. @guidance: the default, or None where the network tells, as @described says."""
+    parser.add_argument(
+        "--flow-shift", type=positive_real, metavar="S", help="of the timesteps (default: the pipeline's scheduler's)"
+    )
+    parser.add_argument(
+        "--text-tokens", type=token_count, metavar="N", help="of a text embedding, * for any number (default: *)"
+    )
+    parser.add_argument(
+        "--guidance-scale",
+        type=finite_real,
+        default=guidance,
+        help=f"the default a sampler should use (default: {described})",
+    )
+    parser.add_argument("--license", default="", help="licence of the weights")
+
+
+def flow_values(
+    args: argparse.Namespace, architecture: str, steps: int, channels: int, size: Sequence[int | None],
+    conditions: Iterable[tuple[str, str, Sequence[int | None]]],
+) -> dict[str, object]:  # fmt: skip
+    """The keys that networks of latents by flow matching have in common, which draw from text."""
+    return {
+        "format": 1,
+        "name": args.name or args.output.stem,
+        **shape_of_x(channels, *size),
+        "num_classes": 0,
+        "conditions": condition_lines(conditions),
+        "timestep_type": "float32",
+        "decoding": "none",
+        "guidance_scale": args.guidance_scale,
+        "license": args.license,
+        "architecture": architecture,
+        **flow(args.folder, args.flow_shift, steps),
+    }
 
 
 def latents(folder: Path) -> dict[str, float]:
