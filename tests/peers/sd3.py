@@ -8,26 +8,20 @@ rectangles, from the same noise. Fails when a latent differs by more than 1e-5 o
 where diffusers or numpy is missing.
 """
 
-import itertools
-import json
-import subprocess
 import sys
 
 try:
-    import numpy as np
     import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel
+    from diffusers import SD3Transformer2DModel
 
-    from harness import Latents, export, parse_arguments
-    from noise import noise
+    import flow
+    from harness import parse_arguments
 except ImportError as error:
     print(f"skipped: {error}")
     sys.exit(77)
 
-BOUND = 1e-5
 CHANNELS, TOKENS, TEXT_WIDTH, POOLED_WIDTH = 16, 20, 32, 24
 SHAPES = {"small": (2, 2, 16, [0]), "large": (3, 3, 16, [])}  # layers, heads, width of a head, blocks with dual attention
-SHIFT = 3.0
 
 
 def network(name: str, seed: int) -> SD3Transformer2DModel:
@@ -45,62 +39,22 @@ def network(name: str, seed: int) -> SD3Transformer2DModel:
     return model.eval()
 
 
-@torch.no_grad()
-def sample(networks, steps: int, ratio: float, scale: float, size: tuple[int, int], given: dict, null: dict, device: str):
-    """diffusers' scheduler around the routed network; returns x_0 [n, 16, *size]."""
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=SHIFT)
-    scheduler.set_timesteps(steps)
-    count = len(given["text_embedding"])
-    x = torch.from_numpy(np.stack([noise(i, 0, 0, (CHANNELS, *size)) for i in range(count)])).float().to(device)
-    # As the pipeline has it, the rows without the prompt come first.
-    rows = [torch.cat([null[name].repeat(count, *[1] * (given[name].ndim - 1)), given[name]]) for name in given]
-    text, pooled = (r if scale != 1 else r[count:] for r in (row.to(device) for row in rows))
-    for i, t in enumerate(scheduler.timesteps):
-        model = networks[0] if i < round(ratio * steps) else networks[1]
-        output = model(torch.cat([x, x]) if scale != 1 else x, encoder_hidden_states=text, pooled_projections=pooled,
-                       timestep=t.expand(len(text)).to(device)).sample  # fmt: skip
-        if scale != 1:
-            without, prompted = output.chunk(2)
-            output = without + scale * (prompted - without)
-        x = scheduler.step(output, t, x).prev_sample
-    return x
+def call(model: SD3Transformer2DModel, x: torch.Tensor, t: torch.Tensor, rows: dict) -> torch.Tensor:
+    return model(x, encoder_hidden_states=rows["text_embedding"], pooled_projections=rows["pooled_embedding"], timestep=t).sample
 
 
 def main() -> None:
     args = parse_arguments(__doc__)
 
-    networks, files = [], []
-    for seed, name in enumerate(SHAPES):
-        model = network(name, seed)
-        pipeline, file = args.scratch / name, args.scratch / f"{name}.pt"
-        model.save_pretrained(pipeline / "transformer")
-        FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(pipeline / "scheduler")
-        (pipeline / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusion3Pipeline"}))
-        export("export_sd3.py", pipeline, file, "--dtype", "float32", "--size", "*")
-        networks.append(model.to(args.device))
-        files += ["--model", str(file)]
-
+    networks = {name: network(name, seed) for seed, name in enumerate(SHAPES)}
+    files = flow.export_pair(args, networks, "export_sd3.py", "StableDiffusion3Pipeline")
     generator = torch.Generator().manual_seed(5)
     given = {
         "text_embedding": torch.randn(2, TOKENS, TEXT_WIDTH, generator=generator),
         "pooled_embedding": torch.randn(2, POOLED_WIDTH, generator=generator),
     }
     null = {name: torch.randn(1, *tensor.shape[1:], generator=generator) for name, tensor in given.items()}
-    prompts, file = args.scratch / "prompts.pt", args.scratch / "latents.npy"
-    torch.save(given | {f"{name}.null": null[name] for name in given}, prompts)
-
-    latents = Latents()
-    # What the files recommend, the profile, 28 steps and guidance 4.5, is taken where nothing is said.
-    cases = [((), 28, 4.5), (("--guidance", "1"), 28, 1.0), (("--steps", "6"), 6, 4.5)]
-    for (options, steps, scale), ratio, size in itertools.product(cases, (0.0, 0.4, 1.0), ((8, 8), (6, 20))):
-        subprocess.run(
-            [args.tool, *files, *options, "--ratio", str(ratio), "--shape", f"{CHANNELS}x{size[0]}x{size[1]}", "--device", args.device,
-             "--dtype", "float32", "--condition", str(prompts), "--latents", str(file), "--quiet"],
-            check=True,
-        )  # fmt: skip
-        expected = sample(networks, steps, ratio, scale, size, given, null, args.device)
-        latents.compare(f"{steps} steps, guidance {scale}, ratio {ratio}, {size[0]}x{size[1]}", file, expected, BOUND)
-    latents.finish()
+    flow.compare(args, networks.values(), files, call, CHANNELS, 28, given, null)
 
 
 if __name__ == "__main__":
