@@ -14,17 +14,12 @@ from .images import image_tensor
 from .networks import _device_of
 
 
-class Decoder:
-    """Latents to pictures. Made by `load_decoder`."""
+class _Half:
+    """What decoders and encoders have in common."""
 
-    def __init__(self, half: _core.Decoder, tile: int, overlap: int) -> None:
+    def __init__(self, half: Any, tile: int, overlap: int) -> None:
         self._half = half
         self._tiling = (tile, overlap)
-
-    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures [n, picture_channels, H, W] in [-1, 1] from latents [n, latent_channels, h, w] as networks know them."""
-        latents = tensor("latents", latents).to(self.device)
-        return self._half(latents, 1, *self._tiling)
 
     @property
     def name(self) -> str:
@@ -44,6 +39,19 @@ class Decoder:
         return self._half.upsampling
 
     @property
+    def device(self) -> torch.device:
+        return self._half.device
+
+
+class Decoder(_Half):
+    """Latents to pictures. Made by `load_decoder`."""
+
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures [n, picture_channels, H, W] in [-1, 1] from latents [n, latent_channels, h, w] as networks know them."""
+        latents = tensor("latents", latents).to(self.device)
+        return self._half(latents, 1, *self._tiling)
+
+    @property
     def latent_scale(self) -> float:
         """Networks know latent_scale (latent - latent_shift)."""
         return self._half.latent_scale
@@ -51,10 +59,6 @@ class Decoder:
     @property
     def latent_shift(self) -> float:
         return self._half.latent_shift
-
-    @property
-    def device(self) -> torch.device:
-        return self._half.device
 
     def _require(self, info: _core.NetworkInfo) -> None:
         """Refuses networks whose x_0 it does not decode."""
@@ -89,12 +93,8 @@ class Decoder:
         )
 
 
-class Encoder:
+class Encoder(_Half):
     """Pictures to latents: the mean of what the encoder predicts. Made by `load_encoder`."""
-
-    def __init__(self, half: _core.Encoder, tile: int, overlap: int) -> None:
-        self._half = half
-        self._tiling = (tile, overlap)
 
     def __call__(self, pictures: Any) -> torch.Tensor:
         """Latents [n, latent_channels, h, w] as networks know them, for initial_image.
@@ -105,27 +105,6 @@ class Encoder:
         """
         made = image_tensor("pictures", pictures, True, self._half.picture_channels == 1).to(self.device)
         return self._half(made, 1, *self._tiling)
-
-    @property
-    def name(self) -> str:
-        return self._half.name
-
-    @property
-    def latent_channels(self) -> int:
-        return self._half.latent_channels
-
-    @property
-    def picture_channels(self) -> int:
-        return self._half.picture_channels
-
-    @property
-    def upsampling(self) -> int:
-        """Pixels of a picture for one of a latent, each way."""
-        return self._half.upsampling
-
-    @property
-    def device(self) -> torch.device:
-        return self._half.device
 
     def __repr__(self) -> str:
         return (
