@@ -23,6 +23,8 @@ WITHOUT = {
     "CompiledFor": "needs a package that was compiled on the machine",
     "DiTLinear": "load_dit makes it of a file",
     "DiTWeights": "load_dit makes them of a file",
+    "MMDiT": "DiTOptions",
+    "MMDiTWeights": "load_dit makes them of a file",
     "ProbabilityFlow": "a part of Euler's and Heun's rules",
     "Slope": "a part of Euler's and Heun's rules",
     "Term": "a part of WeightedSum",
