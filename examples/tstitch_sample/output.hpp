@@ -26,7 +26,8 @@
 
 inline Json parameters(Job const& job) {
   Arguments const& a = job.arguments;
-  Json json{{"networks", job.names}};
+  Json json{{"networks", job.names}, {"fingerprints", job.fingerprints}};
+  if (!a.pipeline.empty()) json["pipeline"] = a.parts.name;
   if (!a.preset.empty()) {
     json["preset"] = a.preset;
   } else if (a.profile.empty()) {
