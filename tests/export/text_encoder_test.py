@@ -380,6 +380,41 @@ for given, lines in instructions.items():
         assert torch.equal(got["mask"], mask) and got["cut"][-1] > 0 and (got["cut"][:-1] == 0).all()
 PROMPTS.pop()
 
+# ---------------------------------------------------------------------------------------- a cache on the disk
+
+# Several processes at once, of two encoders, and then from the disk alone.
+sana_path, wan_path = exported(sana, name="sana"), exported(wan, name="wan")
+cache, texts = scratch / "cache", scratch / "texts"
+texts.write_bytes(b"".join(prompt.encode() + b"\0" for prompt in PROMPTS * 2))
+for round in range(2):
+    running = []
+    for k in range(4):
+        path = (sana_path, wan_path)[k % 2]
+        arguments = [program, path, texts, scratch / f"cached{k}", "blurry", cache]
+        running.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    for each in running:
+        _, said = each.communicate()
+        assert each.returncode == 0 and not said, said
+    found = [(scratch / f"cached{k}").read_bytes() for k in range(4)]
+    assert found[0] == found[2] and found[1] == found[3]
+    first = found if round == 0 else first
+    assert found == first
+entries = [torch.load(file, weights_only=True) for file in cache.glob("*.pt")]
+assert len(list(cache.iterdir())) == len(entries) == 2 * len(PROMPTS) + 2
+for path, length in ((sana_path, 300), (wan_path, 512)):
+    encoder = torch.jit.load(path)
+    mine = [entry for entry in entries if entry["text_embedding"].shape[1] == length]
+    assert sorted(entry["prompts"][0] for entry in mine) == sorted([*PROMPTS, "blurry"])
+    for entry in mine:
+        negative = path == sana_path and entry["prompts"] == ["blurry"]
+        expected = encoder.encode_negative(entry["prompts"]) if negative else encoder(entry["prompts"])
+        for name, value in expected.items():
+            assert (torch.equal if name == "text_mask" else torch.allclose)(entry[name], value), name
+        if not negative:
+            ids, mask, cut = encoder.tokenize(entry["prompts"])
+            assert torch.equal(entry["tokens.ids"], ids) and torch.equal(entry["tokens.mask"], mask)
+            assert torch.equal(entry["tokens.cut"], cut)
+
 # ---------------------------------------------------------------------------------------- types, bytes, options
 
 for folder in (sd, alpha, sana):
