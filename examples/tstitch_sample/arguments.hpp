@@ -57,6 +57,7 @@ struct Arguments {
   std::vector<std::string> prompts;
   std::optional<std::string> negative;     ///< without: no text
   std::vector<std::string> text_encoders;  ///< of the prompts; their states stand side by side
+  std::string prompt_cache;                ///< a folder
   std::int64_t count = 1;
   std::vector<std::int64_t> shape;  ///< empty: what the networks state
   std::vector<double> guidance;

@@ -222,6 +222,10 @@ inline void CommandLine::add_pictures() {
           ->allow_extra_args(false);
   prompt->needs(text_encoder);
   text_encoder->needs(prompt);
+  option("--prompt-cache", arguments.prompt_cache,
+         "folder that keeps what prompts were encoded to, so that none is encoded twice; is made where it is not there")
+      ->type_name("FOLDER")
+      ->needs(text_encoder);
   option("--negative", arguments.negative, "text that guidance leads away from [no text]")
       ->type_name("TEXT")
       ->needs(prompt);

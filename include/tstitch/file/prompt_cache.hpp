@@ -136,7 +136,7 @@ class PromptFolder {
  private:
   void warn(std::string const& sentence) const {
     if (options_.warn) {
-      options_.warn("tstitch::PromptCache: " + sentence);
+      options_.warn(sentence);
     } else {
       diagnose("PromptCache", sentence);
     }
