@@ -61,6 +61,7 @@ struct Arguments {
   std::optional<std::string> negative;     ///< without: no text
   std::vector<std::string> text_encoders;  ///< of the prompts; their states stand side by side without a pipeline
   std::string prompts_file;                ///< one a line
+  std::string prompt_cache;                ///< a folder
   std::int64_t count = 1;
   std::vector<std::int64_t> shape;  ///< empty: what the networks state
   std::vector<std::int64_t> size;   ///< height and width in pixels; empty: what the shape says

@@ -81,7 +81,8 @@ struct CommandLine {
   CLI::Option *forecast = nullptr, *forecast_guidance = nullptr, *plan = nullptr;
   CLI::Option *timesteps = nullptr, *sigmas = nullptr, *eta = nullptr, *batch = nullptr, *pad = nullptr;
   CLI::Option* count = nullptr;
-  CLI::Option *pipeline = nullptr, *model = nullptr, *prompt = nullptr, *prompts = nullptr, *negative = nullptr;
+  CLI::Option *pipeline = nullptr, *model = nullptr, *prompt = nullptr, *prompts = nullptr, *negative = nullptr,
+              *prompt_cache = nullptr;
   CLI::Option *init_image = nullptr, *strength = nullptr, *mask = nullptr, *invert = nullptr, *initial_noise = nullptr;
   CLI::Option *interpolate = nullptr, *variations = nullptr, *variation_strength = nullptr;
 
@@ -231,6 +232,10 @@ inline void CommandLine::add_pictures() {
              "several side by side")
           ->type_name("FILE")
           ->allow_extra_args(false);
+  prompt_cache = option("--prompt-cache", arguments.prompt_cache,
+                        "folder that keeps what prompts were encoded to, so that none is encoded twice; is made where "
+                        "it is not there")
+                     ->type_name("FOLDER");
   pipeline->excludes(text_encoder);
   negative =
       option("--negative", arguments.negative, "text that guidance leads away from [no text]")->type_name("TEXT");
@@ -434,6 +439,7 @@ inline void CommandLine::take_prompts() const {
   }
   const bool prompted = !arguments.prompts.empty();
   with(negative, prompted, "--prompt");
+  with(prompt_cache, !arguments.text_encoders.empty(), "--text-encoder or --pipeline");
   if (folder.empty() && !arguments.text_encoders.empty() && !prompted) {
     throw std::invalid_argument("--text-encoder: must come with --prompt, got none");
   }

@@ -5,6 +5,7 @@
 #include <tstitch/file/condition_file.hpp>
 #include <tstitch/file/fingerprint.hpp>
 #include <tstitch/file/pipeline.hpp>
+#include <tstitch/file/prompt_cache.hpp>
 #include <tstitch/file/text_encoder.hpp>
 #include <tstitch/load.hpp>
 #include <tstitch/model/class_mixture.hpp>
@@ -422,8 +423,14 @@ inline void take_condition(Job& job, std::string const& option, std::string cons
 inline void take_prompts(Job& job, Arguments const& arguments) {
   if (arguments.prompts.empty()) return;
   std::vector<std::vector<tstitch::NamedCondition>> parts;
+  std::optional<tstitch::PromptCache> cache;
+  if (!arguments.prompt_cache.empty()) {
+    const auto warn = [&job](std::string const& line) { job.notes.push_back("--prompt-cache: " + line); };
+    cache.emplace(arguments.prompt_cache, tstitch::PromptCacheOptions{.warn = warn});
+  }
   for (std::string const& path : arguments.text_encoders) {
-    const tstitch::TextEncoder encoder = tstitch::load_text_encoder(path, {.device = job.device});
+    const tstitch::TextEncoder encoder =
+        cache ? cache->load(path, {.device = job.device}) : tstitch::load_text_encoder(path, {.device = job.device});
     parts.push_back(encoder.conditions(arguments.prompts, arguments.negative));
     for (tstitch::NamedCondition& each : parts.back()) {
       each.value = each.value.cpu();

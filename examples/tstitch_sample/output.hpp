@@ -86,6 +86,7 @@ inline Json parameters(Job const& job) {
   if (!a.shape.empty()) json["shape"] = a.shape;
   if (!a.conditions.empty()) json["conditions"] = a.conditions;
   if (!a.text_encoders.empty()) json["text_encoders"] = a.text_encoders;
+  if (!a.prompt_cache.empty()) json["prompt_cache"] = a.prompt_cache;
   if (a.negative) json["negative"] = *a.negative;
   if (!a.decoder.empty()) json["decoder"] = a.decoder;
   if (a.tile) json["tile"] = a.tile;

@@ -132,6 +132,48 @@ TEST_CASE("the null counterpart is the negative text, the empty text, or zeros")
   CHECK(none[1].null.equal(zeros.encode({""})[1].value));
 }
 
+TEST_CASE("what guidance leads away from is encoded without the instruction that prompts have") {
+  const std::string negative =
+      "def encode_negative(self, texts: List[str]) -> Dict[str, Tensor]:\n"
+      "  found = self.forward(texts)\n"
+      "  return {\"text_mask\": found[\"text_mask\"] + 5, \"text_embedding\": -found[\"text_embedding\"] - 1}\n";
+  const std::string path =
+      saved(metadata({{"instruction", "Say it\ntwice: "}}), forward, std::string(tokenize) + negative);
+  const TextEncoder encoder = load_text_encoder(path);
+  CHECK(encoder.info().instruction == "Say it\ntwice: ");
+  CHECK(read_text_encoder_info(path).instruction == "Say it\ntwice: ");
+  CHECK(encoder.encode_negative({"four"})[0].value.equal(rows({{-3, -1, -1}})));
+  for (std::optional<std::string> const& text : {std::optional<std::string>("four"), std::optional<std::string>()}) {
+    const auto found = encoder.conditions({"ab", "c"}, text);
+    CHECK(found[0].value.equal(rows({{1, 0, 0}, {0.5, 0.5, 0.5}})));
+    CHECK(found[0].null.equal(text ? rows({{-3, -1, -1}}) : rows({{-1, -1, -1}})));
+    CHECK(found[1].null.equal(found[1].value.narrow(0, 0, 1).add(5)));
+  }
+  must_refuse<std::invalid_argument>([&] { encoder.conditions({"a"}, "\xff"); }, {"text 1 must be UTF-8"});
+  must_refuse<std::invalid_argument>([&] { encoder.encode_negative({}); }, {"texts must be at least one"});
+  // Without an instruction there is no difference, and nobody asks for the method.
+  const TextEncoder plain = load_text_encoder(saved(metadata(), forward, std::string(tokenize) + negative));
+  CHECK(plain.encode_negative({"four"})[0].value.equal(plain.encode({"four"})[0].value));
+  must_refuse<std::runtime_error>(
+      [&] {
+        load_text_encoder(saved(metadata({{"instruction", "Say "}})));
+      },
+      {"encode_negative must be (str[]) -> Dict(str, Tensor), got none"});
+  must_refuse<std::runtime_error>(
+      [&] {
+        read_text_encoder_info(saved(metadata({{"instruction", "\xff"}})));
+      },
+      {"instruction", "must be UTF-8"});
+  must_refuse<std::runtime_error>(
+      [&] {
+        read_text_encoder_info(saved(metadata({{"instruction", std::string(70000, 'a')}})));
+      },
+      {"instruction"});
+  TextEncoderParts own = parts();
+  own.info.instruction = "Say ";
+  must_refuse<std::invalid_argument>([&] { TextEncoder{own}; }, {"TextEncoder 'own'"});
+}
+
 TEST_CASE("texts that no encoder takes are refused by their number") {
   const TextEncoder encoder = load_text_encoder(saved());
   const auto refused = [&](std::vector<std::string> const& texts, std::string const& words) {

@@ -45,11 +45,12 @@ struct ScriptedTextEncoder {
     }
   }
 
-  std::vector<std::pair<std::string, at::Tensor>> encode(std::vector<std::string> const& texts) const {
-    if (warm_up)
-      warm_up->before({host_tensor({std::int64_t(texts.size())}, at::kFloat)}, [&] { call("forward", texts); });
+  /// @param method forward or encode_negative
+  std::vector<std::pair<std::string, at::Tensor>> encode(char const* method,
+                                                         std::vector<std::string> const& texts) const {
+    if (warm_up) warm_up->before({host_tensor({std::int64_t(texts.size())}, at::kFloat)}, [&] { call(method, texts); });
     std::vector<std::pair<std::string, at::Tensor>> found;
-    for (auto const& each : call("forward", texts).toGenericDict()) {
+    for (auto const& each : call(method, texts).toGenericDict()) {
       found.emplace_back(each.key().toStringRef(), each.value().toTensor());
     }
     return found;
@@ -136,16 +137,24 @@ inline TextEncoder load_text_encoder(std::string const& path, TorchScriptOptions
     const auto module = std::make_shared<torch::jit::Module>(detail::load_module(archive));
     const c10::AutoGradMode no_gradients(false);
     detail::require_text_method(*module, "forward", "Dict(str, Tensor)", source);
+    if (!info.instruction.empty()) {
+      detail::require_text_method(*module, "encode_negative", "Dict(str, Tensor)", source);
+    }
     detail::require_text_method(*module, "tokenize", "(Tensor, Tensor, Tensor)", source);
     module->eval();
     detail::move_text_encoder(*module, options, source);
     // Not frozen: the tables of the tokenizer would be copied into the code.
-    const auto warm_up = options.device.is_cpu() ? nullptr : std::make_shared<detail::WarmUp>();
-    const detail::ScriptedTextEncoder scripted{module, warm_up, info.name};
-    return TextEncoder({.encode = [scripted](auto const& texts) { return scripted.encode(texts); },
-                        .tokenize = [scripted](auto const& texts) { return scripted.tokenize(texts); },
-                        .info = std::move(info),
-                        .device = options.device});
+    const auto scripted_with_own_warm_up = [&] {  // each method is compiled by itself
+      const auto warm_up = options.device.is_cpu() ? nullptr : std::make_shared<detail::WarmUp>();
+      return detail::ScriptedTextEncoder{module, warm_up, info.name};
+    };
+    const detail::ScriptedTextEncoder scripted = scripted_with_own_warm_up(), negative = scripted_with_own_warm_up();
+    return TextEncoder(
+        {.encode = [scripted](auto const& texts) { return scripted.encode("forward", texts); },
+         .encode_negative = [negative](auto const& texts) { return negative.encode("encode_negative", texts); },
+         .tokenize = [scripted](auto const& texts) { return scripted.tokenize(texts); },
+         .info = std::move(info),
+         .device = options.device});
   });
 }
 

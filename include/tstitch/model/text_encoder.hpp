@@ -29,6 +29,9 @@ struct TextEncoderInfo {
   std::vector<ConditionInfo> outputs = {};  ///< what it gives, as networks ask for it
   /// Networks of it were trained to take zeros for no text, not what it gives for an empty one (SDXL).
   bool zeros_for_no_text = false;
+  /// What the encoder puts before every prompt, and not before what guidance leads away from (Sana); empty: nothing,
+  /// and both are encoded alike.
+  std::string instruction = {};
   std::string license = {};
 };
 
@@ -39,11 +42,13 @@ struct TextTokens {
   at::Tensor cut;   ///< [n] int64, how many tokens of each text there was no room for
 };
 
-/// A text encoder before texts and results are checked: two callables, which threads may call at the same time, and
-/// what they are.
+/// A text encoder before texts and results are checked: callables, which threads may call at the same time, and what
+/// they are.
 struct TextEncoderParts {
   /// n texts of UTF-8 to what info.outputs lists, [n, ...] each.
-  std::function<std::vector<std::pair<std::string, at::Tensor>>(std::vector<std::string> const&)> encode;
+  using Encode = std::function<std::vector<std::pair<std::string, at::Tensor>>(std::vector<std::string> const&)>;
+  Encode encode;
+  Encode encode_negative = {};  ///< without info.instruction; needed where there is one, and else not called
   std::function<TextTokens(std::vector<std::string> const&)> tokenize;
   TextEncoderInfo info = {};
   at::Device device = at::kCPU;
@@ -59,35 +64,24 @@ class TextEncoder {
   explicit TextEncoder(TextEncoderParts parts) : parts_(std::move(parts)), place_("TextEncoder '" + info().name + "'") {
     detail::require_callable(place_, parts_.encode);
     detail::require_callable(place_, parts_.tokenize);
+    if (!info().instruction.empty()) detail::require_callable(place_, parts_.encode_negative);
     if (info().outputs.empty()) detail::refuse(place_, "outputs must be at least one", "none");
     if (info().text_tokens < 1) detail::refuse(place_, "text_tokens must be at least 1", double(info().text_tokens));
   }
 
+  /// Prompts, which have info().instruction put before them.
   /// @param texts 1 or more, UTF-8 of at most 64 KiB each and 16 MiB together; empty ones are texts, too
   /// @returns what info().outputs lists, in its order, each with `value` [n, ...] on device() and without `null`
   /// @throws std::invalid_argument for other texts, which it names by number from 0 on
   /// @throws std::runtime_error when the encoder fails or gives something else
   std::vector<NamedCondition> encode(std::vector<std::string> const& texts) const {
-    require(texts);
-    const c10::AutoGradMode no_gradients(false);
-    const auto given = parts_.encode(texts);
-    std::vector<NamedCondition> found;
-    for (ConditionInfo const& info : parts_.info.outputs) {
-      const auto is_it = [&](auto const& each) { return each.first == info.name; };
-      const auto output = std::find_if(given.begin(), given.end(), is_it);
-      if (output == given.end() || !output->second.defined()) fail("must give '" + info.name + "'", "none");
-      at::Tensor const& value = output->second;
-      if (!fits(info, value.sizes()) || value.size(0) != std::int64_t(texts.size())) {
-        fail("'" + info.name + "' must be " + std::to_string(texts.size()) + " times " + text_of(info),
-             detail::shape_text(value.sizes()));
-      }
-      if (info.floating ? !value.is_floating_point() : value.scalar_type() != at::kLong) {
-        fail("'" + info.name + "' must be of " + (info.floating ? "a floating type" : "int64"),
-             at::toString(value.scalar_type()));
-      }
-      found.push_back({info.name, value, {}});
-    }
-    return found;
+    return encoded(parts_.encode, texts);
+  }
+
+  /// The same for texts that guidance is to lead away from, which have no instruction.
+  /// @throws what `encode` throws
+  std::vector<NamedCondition> encode_negative(std::vector<std::string> const& texts) const {
+    return encoded(info().instruction.empty() ? parts_.encode : parts_.encode_negative, texts);
   }
 
   /// The same with `null`, [1, ...], for the half of classifier-free guidance without the prompt.
@@ -99,14 +93,21 @@ class TextEncoder {
     require(prompts);
     std::vector<std::string> texts = prompts;
     texts.push_back(negative.value_or(""));
-    std::vector<NamedCondition> found = encode(texts);
+    require(texts);
+    std::vector<NamedCondition> found, of_negative;
+    if (info().instruction.empty()) {
+      found = encode(texts);
+    } else {
+      found = encode(prompts);
+      of_negative = encode_negative({texts.back()});
+    }
     const std::int64_t n = std::int64_t(prompts.size());
-    for (NamedCondition& each : found) {
-      const at::Tensor all = each.value;
-      each.value = all.narrow(0, 0, n);
-      each.null = all.narrow(0, n, 1);
+    for (std::size_t k = 0; k < found.size(); ++k) {
+      const at::Tensor all = found[k].value;
+      found[k].value = all.narrow(0, 0, n);
+      found[k].null = of_negative.empty() ? all.narrow(0, n, 1) : of_negative[k].value;
       if (!negative && info().zeros_for_no_text && all.is_floating_point())
-        each.null = all.new_zeros(each.null.sizes());
+        found[k].null = all.new_zeros(found[k].null.sizes());
     }
     return found;
   }
@@ -133,6 +134,30 @@ class TextEncoder {
   at::Device device() const { return parts_.device; }
 
  private:
+  std::vector<NamedCondition> encoded(TextEncoderParts::Encode const& encode,
+                                      std::vector<std::string> const& texts) const {
+    require(texts);
+    const c10::AutoGradMode no_gradients(false);
+    const auto given = encode(texts);
+    std::vector<NamedCondition> found;
+    for (ConditionInfo const& info : parts_.info.outputs) {
+      const auto is_it = [&](auto const& each) { return each.first == info.name; };
+      const auto output = std::find_if(given.begin(), given.end(), is_it);
+      if (output == given.end() || !output->second.defined()) fail("must give '" + info.name + "'", "none");
+      at::Tensor const& value = output->second;
+      if (!fits(info, value.sizes()) || value.size(0) != std::int64_t(texts.size())) {
+        fail("'" + info.name + "' must be " + std::to_string(texts.size()) + " times " + text_of(info),
+             detail::shape_text(value.sizes()));
+      }
+      if (info.floating ? !value.is_floating_point() : value.scalar_type() != at::kLong) {
+        fail("'" + info.name + "' must be of " + (info.floating ? "a floating type" : "int64"),
+             at::toString(value.scalar_type()));
+      }
+      found.push_back({info.name, value, {}});
+    }
+    return found;
+  }
+
   void require(std::vector<std::string> const& texts) const {
     if (texts.empty()) detail::refuse(place_, "texts must be at least one", "none");
     std::size_t bytes = 0;
