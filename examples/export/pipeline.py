@@ -24,6 +24,12 @@ PROFILES: dict[str, tuple[str, dict[str, object]]] = {
         "diffusers-pndm",
         {"skip_prk_steps": (False, True), "set_alpha_to_one": False, "steps_offset": (0, 1), "timestep_spacing": "leading"},
     ),
+    "EulerDiscreteScheduler": (
+        "diffusers-euler",
+        NO_KARRAS
+        | {"interpolation_type": "linear", "timestep_spacing": ("linspace", "leading"), "steps_offset": (0, 1)}
+        | {"timestep_type": "discrete", "final_sigmas_type": "zero", "sigma_min": None, "sigma_max": None},
+    ),
     "DDIMScheduler": ("diffusers-ddim", CLIPPED | {"set_alpha_to_one": True, "steps_offset": 0}),
     "DDPMScheduler": ("diffusers-ddpm", CLIPPED | {"variance_type": "fixed_small", "steps_offset": 0}),
     "DPMSolverMultistepScheduler": (
@@ -39,8 +45,10 @@ PROFILES: dict[str, tuple[str, dict[str, object]]] = {
         | {"thresholding": False, "timestep_spacing": "leading"},
     ),
 }
-# Of the noise schedule, which is read elsewhere, and of what is off.
+# Of the noise schedule, which is read elsewhere, of what is off, and of other schedulers, which published folders have left
+# there.
 OTHER_KEYS = {
+    "clip_sample", "set_alpha_to_one", "skip_prk_steps",
     "beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "prediction_type",
     "dynamic_thresholding_ratio", "sample_max_value", "clip_sample_range", "steps_offset", "flow_shift",
     "lambda_min_clipped", "rescale_betas_zero_snr", "use_dynamic_shifting", "time_shift_type",

@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "file/pipeline.hpp"
+#include "file/prompt_cache.hpp"
 #include "file/text_encoder.hpp"
 #include "load.hpp"
 #include "peer/by_name.hpp"
@@ -46,6 +47,9 @@ struct PipelineOptions {
   LoadOptions networks = {};  ///< and the device of all
   /// Whether text encoders stay in memory; else each is loaded when prompts are encoded, and dropped behind them.
   bool keep_text_encoders = true;
+  /// Folder of a PromptCache, which keeps what prompts were encoded to; then the weights of text encoders are not
+  /// loaded before there is another prompt. Empty: none.
+  std::string prompt_cache = {};
 };
 
 /// Networks, text encoders and a decoder that belong together. A value that is cheap to copy; threads may use one at
@@ -137,6 +141,7 @@ class Pipeline {
     PipelineOptions options;
     std::vector<Network> networks;
     std::optional<Decoder> decoder = {};
+    std::optional<PromptCache> cache = {};
     std::vector<TextEncoder> encoders = {};
     std::mutex mutex = {};  ///< of the encoders
 
@@ -144,7 +149,10 @@ class Pipeline {
       require_texts(folder);
       networks = load_networks(info.networks, options.networks);
       if (!info.decoder.empty()) decoder.emplace(load_decoder(info.decoder, {.device = options.networks.device}));
-      if (options.keep_text_encoders) load_encoders();
+      if (!options.prompt_cache.empty()) cache.emplace(options.prompt_cache);
+      for (std::size_t k = 0; options.keep_text_encoders && k < info.text_encoders.size(); ++k) {
+        encoders.push_back(load_encoder(k));
+      }
     }
 
     /// That the networks are given what they take, by what the files say of themselves.
@@ -180,10 +188,10 @@ class Pipeline {
       }
     }
 
-    void load_encoders() {
-      for (PipelineInfo::TextEncoder const& each : info.text_encoders) {
-        encoders.push_back(load_text_encoder(each.file, {.device = options.networks.device}));
-      }
+    TextEncoder load_encoder(std::size_t k) const {
+      const TorchScriptOptions how{.device = options.networks.device};
+      std::string const& file = info.text_encoders[k].file;
+      return cache ? cache->load(file, how) : load_text_encoder(file, how);
     }
 
     std::vector<NamedCondition> encode(std::vector<std::string> const& prompts,
@@ -200,8 +208,7 @@ class Pipeline {
           parts.push_back(encoders[k].conditions(prompts, negative));
         } else {
           const std::lock_guard one_at_a_time(mutex);
-          parts.push_back(load_text_encoder(info.text_encoders[k].file, {.device = options.networks.device})
-                              .conditions(prompts, negative));
+          parts.push_back(load_encoder(k).conditions(prompts, negative));
         }
       }
       return text_conditions(info, parts);

@@ -96,11 +96,17 @@ shutil.rmtree(lcm / "scheduler")
 diffusers.LCMScheduler(**checkpoints.BETAS).save_pretrained(lcm / "scheduler")
 (lcm / "model_index.json").write_text('{"_class_name": "LatentConsistencyModelPipeline"}')
 
+# The folder of SDXL has keys of other schedulers in its own.
+path = folders / "stable-diffusion-xl-base-1.0/scheduler/scheduler_config.json"
+left = {"skip_prk_steps": True, "clip_sample": False, "set_alpha_to_one": False, "sample_max_value": 1.0}
+path.write_text(json.dumps(json.loads(path.read_text()) | left))
+
 for small, large, kind, steps, more, size in (
     ("stable-diffusion-3.5-medium", "stable-diffusion-3.5-large", "StableDiffusion3Pipeline", 4, {}, (16, 12, 8)),
     ("stable-diffusion-3.5-medium", "without-t5", "StableDiffusion3Pipeline", 4, NONE_OF_T5, (16, 8, 8)),
     ("bk-sdm-tiny", "stable-diffusion-v1-4", "StableDiffusionPipeline", 5, SD, (4, 8, 12)),
     ("lcm", "lcm", "LatentConsistencyModelPipeline", 1, SD, (4, 8, 8)),
+    ("ssd-1b", "stable-diffusion-xl-base-1.0", "StableDiffusionXLPipeline", 5, {"add_watermarker": False}, (4, 8, 12)),
     ("PixArt-small", "PixArt-XL-2-512x512", "PixArtAlphaPipeline", 5, {}, (4, 8, 8)),
 ):
     out = scratch / f"{large}.pipeline"
@@ -159,6 +165,7 @@ assert plan.count("network 0") and len([line for line in plan.splitlines() if li
 # SDXL is told the size, and its refiner how pretty the picture is to be.
 assert not run(folders / "ssd-1b", folders / "stable-diffusion-xl-base-1.0", scratch / "xl")
 xl = (scratch / "xl/pipeline.txt").read_text()
+assert "profile diffusers-euler\nsteps 50\n" in xl, xl
 assert "condition size_ids height width 0 0 height width\n" in xl, xl
 assert "text_encoder text_encoder.pt " in xl and "text_encoder text_encoder_2.pt beside " in xl, xl
 done = draw("--pipeline", "xl", "--prompt", "a fox", "--steps", 2, "--size", "64x128", "--grid", "xl.png", "--report", "xl.json")

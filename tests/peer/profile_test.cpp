@@ -426,6 +426,7 @@ TEST_CASE("profiles by name are the profiles") {
   same("diffusers-ddim", profile::diffusers_ddim(linear, 10));
   same("diffusers-dpmpp", profile::diffusers_dpmpp(linear, 10));
   same("diffusers-pndm", profile::diffusers_pndm(linear, 10));
+  same("diffusers-euler", profile::diffusers_euler(linear, 10));
   same("diffusers-flow-euler", profile::diffusers_flow_euler(flow, 10));
   same("diffusers-flow-unipc", profile::diffusers_flow_unipc(flow, 10));
   same("diffusers-flow-dpmpp", profile::diffusers_flow_dpmpp(flow, 10));
