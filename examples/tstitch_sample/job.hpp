@@ -428,7 +428,12 @@ inline void take_prompts(Job& job, Arguments const& arguments) {
     const auto warn = [&job](std::string const& line) { job.notes.push_back("--prompt-cache: " + line); };
     cache.emplace(arguments.prompt_cache, tstitch::PromptCacheOptions{.warn = warn});
   }
-  for (std::string const& path : arguments.text_encoders) {
+  for (std::size_t k = 0; k < arguments.text_encoders.size(); ++k) {
+    std::string const& path = arguments.text_encoders[k];
+    if (const std::optional<std::size_t> same = tstitch::same_text_encoder(arguments.parts, k)) {
+      parts.push_back(parts[*same]);
+      continue;
+    }
     const tstitch::TextEncoder encoder =
         cache ? cache->load(path, {.device = job.device}) : tstitch::load_text_encoder(path, {.device = job.device});
     parts.push_back(encoder.conditions(arguments.prompts, arguments.negative));
@@ -437,10 +442,10 @@ inline void take_prompts(Job& job, Arguments const& arguments) {
       if (each.null.defined()) each.null = each.null.cpu();
     }
     const at::Tensor cut = encoder.tokenize(arguments.prompts).cut;
-    for (std::size_t k = 0; k < arguments.prompts.size(); ++k) {
-      const std::int64_t tokens = cut.const_data_ptr<std::int64_t>()[k];
+    for (std::size_t i = 0; i < arguments.prompts.size(); ++i) {
+      const std::int64_t tokens = cut.const_data_ptr<std::int64_t>()[i];
       if (tokens == 0) continue;
-      job.notes.push_back("--prompt: " + in_quotes(tstitch::words::printable(arguments.prompts[k], 60)) +
+      job.notes.push_back("--prompt: " + in_quotes(tstitch::words::printable(arguments.prompts[i], 60)) +
                           " is cut: there is no room for " + std::to_string(tokens) + " of its tokens in " +
                           in_quotes(path));
     }

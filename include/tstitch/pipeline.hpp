@@ -151,7 +151,8 @@ class Pipeline {
       if (!info.decoder.empty()) decoder.emplace(load_decoder(info.decoder, {.device = options.networks.device}));
       if (!options.prompt_cache.empty()) cache.emplace(options.prompt_cache);
       for (std::size_t k = 0; options.keep_text_encoders && k < info.text_encoders.size(); ++k) {
-        encoders.push_back(load_encoder(k));
+        const std::optional<std::size_t> same = same_text_encoder(info, k);
+        encoders.push_back(same ? encoders[*same] : load_encoder(k));
       }
     }
 
@@ -204,7 +205,9 @@ class Pipeline {
       }
       std::vector<std::vector<NamedCondition>> parts;
       for (std::size_t k = 0; k < info.text_encoders.size(); ++k) {
-        if (options.keep_text_encoders) {
+        if (const std::optional<std::size_t> same = same_text_encoder(info, k)) {
+          parts.push_back(parts[*same]);
+        } else if (options.keep_text_encoders) {
           parts.push_back(encoders[k].conditions(prompts, negative));
         } else {
           const std::lock_guard one_at_a_time(mutex);

@@ -114,6 +114,14 @@ def make_pipelines(folder: Path) -> None:
     clip(xl, "", 16, False)
     clip(xl, "_2", 24, True)
 
+    refines = added | {"projection_class_embeddings_input_dim": 10 + 30}
+    refiner = save("stable-diffusion-xl-refiner-1.0", "StableDiffusionXLImg2ImgPipeline",
+                   {"unet": unet(8, 24, **refines), "scheduler": euler, "vae": vae})
+    (refiner / "model_index.json").write_text(json.dumps({
+        "_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True,
+    }))  # fmt: skip
+    clip(refiner, "_2", 24, True)
+
     def pixart(layers: int) -> object:
         return diffusers.PixArtTransformer2DModel(
             num_layers=layers, num_attention_heads=2, attention_head_dim=12, sample_size=8, cross_attention_dim=24,

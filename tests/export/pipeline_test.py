@@ -137,6 +137,35 @@ for small, large, kind, steps, more, size in (
     print(f"{large}: {worst:.1e} of the latents' deviation from {kind}")
     assert worst <= 1e-4, (large, worst)
 
+# SDXL and its refiner, which takes over where a fifth of the noise is left.
+refiner = folders / "refiner"
+base = folders / "stable-diffusion-xl-base-1.0"
+refiner.mkdir()
+for part in ("text_encoder_2", "tokenizer_2", "vae", "scheduler"):
+    shutil.copytree(base / part, refiner / part)
+config = json.loads((base / "unet/config.json").read_text())
+config |= {"cross_attention_dim": 24, "projection_class_embeddings_input_dim": 10 + 5 * 6}
+diffusers.UNet2DConditionModel.from_config(config).save_pretrained(refiner / "unet")
+(refiner / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True}))
+assert not run(base, refiner, scratch / "refined", *in_full)
+first = pipeline_of(base, "StableDiffusionXLPipeline", add_watermarker=False)
+second = pipeline_of(
+    refiner, "StableDiffusionXLImg2ImgPipeline", text_encoder=None, tokenizer=None, requires_aesthetics_score=True, add_watermarker=False
+)
+noise = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(3))
+numpy.save(scratch / "noise.npy", noise.numpy())
+for guidance, negative in itertools.product((1.0, 4.0), (None, NEGATIVE)):
+    said = {"prompt": PROMPT, "num_inference_steps": 10, "guidance_scale": guidance, "output_type": "latent"}
+    said |= {} if negative is None else {"negative_prompt": negative}
+    halfway = first(**said, denoising_end=0.8, height=64, width=96, latents=noise.clone()).images
+    sizes = {"original_size": (64, 96), "target_size": (64, 96), "negative_original_size": (64, 96)}
+    expected = second(**said, **sizes, denoising_start=0.8, image=halfway).images
+    arguments = ["--pipeline", "refined", "--prompt", PROMPT, "--steps", 10, "--guidance", guidance, "--size", "64x96"]
+    got = latents(*arguments, "--initial-noise", "noise.npy", *([] if negative is None else ["--negative", negative]))
+    error = ((got - expected).abs().max() / expected.std()).item()
+    print(f"SDXL and its refiner, guidance {guidance}: {error:.1e}")
+    assert error <= 1e-4, (guidance, negative, error)
+
 # ---------------------------------------------------------------------------------------- what is written
 
 out = scratch / "stable-diffusion-3.5-large.pipeline"
