@@ -148,9 +148,10 @@ def make_pipelines(folder: Path) -> None:
         )  # fmt: skip
 
     unipc = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    save("Wan2.1-T2V-1.3B-Diffusers", "WanPipeline", {"transformer": wan(1), "scheduler": unipc})
-    save("Wan2.1-T2V-14B-Diffusers", "WanPipeline", {"transformer": wan(2), "scheduler": unipc})
-    save("Wan2.2-T2V-A14B-Diffusers", "WanPipeline", {"transformer": wan(1), "transformer_2": wan(2), "scheduler": unipc})
+    beside = {"scheduler": unipc, "vae": diffusers.AutoencoderKLWan(base_dim=4, num_res_blocks=1)}
+    save("Wan2.1-T2V-1.3B-Diffusers", "WanPipeline", {"transformer": wan(1), **beside})
+    save("Wan2.1-T2V-14B-Diffusers", "WanPipeline", {"transformer": wan(2), **beside})
+    save("Wan2.2-T2V-A14B-Diffusers", "WanPipeline", {"transformer": wan(1), "transformer_2": wan(2), **beside})
 
     def sana(layers: int) -> object:
         return diffusers.SanaTransformer2DModel(
@@ -158,8 +159,14 @@ def make_pipelines(folder: Path) -> None:
             cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=4096,
         )  # fmt: skip
 
+    blocks, widths = ["ResBlock"] * 5 + ["EfficientViTBlock"], [4, 4, 8, 8, 16, 32]
+    of_sana = diffusers.AutoencoderDC(
+        encoder_block_out_channels=widths, decoder_block_out_channels=widths, encoder_layers_per_block=[1] * 6,
+        decoder_layers_per_block=[1] * 6, encoder_block_types=blocks, decoder_block_types=blocks, attention_head_dim=8,
+        downsample_block_type="Conv", upsample_block_type="interpolate", scaling_factor=0.41407,
+    )  # fmt: skip
     for name, layers in (("Sana_600M_1024px_diffusers", 1), ("Sana_1600M_1024px_diffusers", 2)):
-        save(name, "SanaPipeline", {"transformer": sana(layers), "scheduler": flow})
+        save(name, "SanaPipeline", {"transformer": sana(layers), "scheduler": flow, "vae": of_sana})
 
     generator = torch.Generator().manual_seed(0)
     texts = {name: torch.randn(1, 512, 4096, generator=generator) for name in ("text_embedding", "text_embedding.null")}
