@@ -15,6 +15,7 @@
 #include <tstitch/output/progress.hpp>
 #include <tstitch/peer/by_name.hpp>
 #include <tstitch/peer/preset.hpp>
+#include <tstitch/pipeline.hpp>
 #include <tstitch/plan/by_name.hpp>
 #include <tstitch/study/agreement.hpp>
 #include <tstitch/study/budget.hpp>
@@ -31,6 +32,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <iostream>
 #include <string>
@@ -524,6 +527,23 @@ void loading(std::string const& path) {
             << native.forecasts() << "\n";
 }
 
+void pipelines(std::string const& path) {
+  // A folder of one network, which needs no text encoder; export_pipeline.py writes larger ones.
+  const std::filesystem::path folder = "reference.pipeline";
+  std::filesystem::create_directories(folder);
+  std::filesystem::copy_file(path, folder / "network.pt", std::filesystem::copy_options::overwrite_existing);
+  std::ofstream(folder / "pipeline.txt") << "tstitch pipeline 1\nname one\nnetwork network.pt\nprofile recommended\n"
+                                            "steps 10\ncondition size_ids height width 0 0\n";
+  const tstitch::PipelineInfo info = tstitch::read_pipeline_info(folder.string());
+  const tstitch::SizeCondition told = info.conditions.at(0);
+  const tstitch::PipelineOptions options{.networks = {.device = at::kCPU}, .keep_text_encoders = false};
+  const tstitch::Pipeline pipeline = tstitch::load_pipeline(folder.string(), options);
+  const tstitch::PipelineRequest two{.labels = {3, 7}, .seed = 5, .steps = 2};
+  std::cout << "pipeline: " << info.name << ", " << info.steps << " steps, " << told.values.size() << " numbers; "
+            << pipeline.sampler(two).plan().steps.size() << " steps, " << pipeline.request(two).labels.size()
+            << " pictures\n";
+}
+
 void calibration(std::string const& path) {
   // How large the inputs of a DiT's layers get, which it must know to compute in 8 bits.
   const auto largest = tstitch::largest_inputs(path, {}, tstitch::CalibrationOptions{.steps = 2, .images = 2});
@@ -717,6 +737,7 @@ int main(int argc, char** argv) try {
     example();
   }
   loading(argv[1]);
+  pipelines(argv[1]);
   calibration(argv[1]);
 } catch (std::exception const& error) {
   std::cerr << error.what() << "\n";

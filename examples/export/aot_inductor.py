@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from common import Inputs, TorchScript, fail, first_line, in_type, metadata, reserve, say, size_of
+from common import TOLERANCE, Inputs, TorchScript, fail, first_line, in_type, metadata, reserve, say, size_of
 
 LARGEST_BATCH = 1_000_000
 PARTS = ("forecast_embed", "forecast_blocks", "forecast_head")
@@ -113,6 +113,7 @@ class AOTInductor:
     sizes: tuple[int, ...]  # of batches, where most is 0
     parts: bool = False  # whether the network's parts are compiled, too
 
+    tolerance = TOLERANCE
     whole_size = True
 
     @property

@@ -480,6 +480,7 @@ class TorchScript:
     """How a network is written: as a file that runs on every device."""
 
     device = "cpu"  # of the check
+    tolerance = TOLERANCE  # of the largest difference
     whole_size = False  # whether the inputs must have the size of the network's x
 
     def save(self, network: nn.Module, values: Mapping[str, object], inputs: Inputs, path: Path) -> None:
@@ -534,10 +535,10 @@ def write(
         form.save(source, values, inputs, temporary)
         difference = largest_difference(form.load(temporary, source), getattr(torch, dtype), form.device, cases)
         source.to("meta")
-        if not difference <= TOLERANCE[dtype]:
+        if not difference <= form.tolerance[dtype]:
             fail(
                 f"{output}: not written: it differs from its source by {difference:.2e} of the output's RMS, "
-                f"more than {TOLERANCE[dtype]:.0e}"
+                f"more than {form.tolerance[dtype]:.0e}"
             )
         size = temporary.stat().st_size
     print(

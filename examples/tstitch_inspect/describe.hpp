@@ -2,7 +2,7 @@
 /// What a network is, and what it costs.
 #pragma once
 
-#include <tstitch/file/times_file.hpp>
+#include <tstitch/file/fingerprint.hpp>
 #include <tstitch/load.hpp>
 
 #include <algorithm>

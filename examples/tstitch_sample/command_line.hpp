@@ -23,6 +23,7 @@
 #include "../common/strict.hpp"
 #include "arguments.hpp"
 #include "preview.hpp"
+#include "prompts.hpp"
 
 /// "ddim, dpm-solver++ [0], euler-ancestral [1]": the samplers that take an option, with what they have without.
 inline std::string samplers_help(std::string const& option) {
@@ -80,6 +81,8 @@ struct CommandLine {
   CLI::Option *forecast = nullptr, *forecast_guidance = nullptr, *plan = nullptr;
   CLI::Option *timesteps = nullptr, *sigmas = nullptr, *eta = nullptr, *batch = nullptr, *pad = nullptr;
   CLI::Option *count = nullptr, *video = nullptr, *frame_rate = nullptr;
+  CLI::Option *pipeline = nullptr, *model = nullptr, *prompt = nullptr, *prompts = nullptr, *negative = nullptr,
+              *prompt_cache = nullptr;
   CLI::Option *init_image = nullptr, *strength = nullptr, *mask = nullptr, *invert = nullptr, *initial_noise = nullptr;
   CLI::Option *interpolate = nullptr, *variations = nullptr, *variation_strength = nullptr;
 
@@ -112,6 +115,10 @@ struct CommandLine {
   }
   /// Takes what the options say beside their values.
   void take_given() const;
+  /// Takes what the pipeline says and the options do not.
+  void take_pipeline() const;
+  /// Takes the prompts of a file behind those that are given.
+  void take_prompts() const;
   /// Refuses what would have no effect, rather than ignore it.
   void require_effect() const;
   /// Refuses numbers that are too many, too few, too large or too small.
@@ -120,10 +127,15 @@ struct CommandLine {
 
 inline void CommandLine::add_routing() {
   group = "Routing";
-  option("--model", arguments.models,
-         "TorchScript file or AOTInductor package; repeat in the order of use, small first")
-      ->type_name("FILE")
-      ->allow_extra_args(false);
+  model = option("--model", arguments.models,
+                 "TorchScript file or AOTInductor package; repeat in the order of use, small first")
+              ->type_name("FILE")
+              ->allow_extra_args(false);
+  pipeline =
+      option("--pipeline", arguments.pipeline,
+             "folder of export_pipeline.py, which has networks, text encoders and decoder and says how they draw")
+          ->type_name("FOLDER")
+          ->excludes(model);
   flag("--bridge", arguments.bridge,
        "take networks of other latents or another noise schedule than the last one's, too, at the same signal-to-noise "
        "ratio");
@@ -211,23 +223,26 @@ inline void CommandLine::add_pictures() {
          "file of tensors by name, such as the embedding of a prompt (encode_prompt.py); repeat for more")
       ->type_name("FILE")
       ->allow_extra_args(false);
-  CLI::Option* const prompt =
-      option("--prompt", arguments.prompts, "text to draw, for networks that draw from text; repeat for more")
-          ->type_name("TEXT")
-          ->allow_extra_args(false);
+  prompt = option("--prompt", arguments.prompts, "text to draw, for networks that draw from text; repeat for more")
+               ->type_name("TEXT")
+               ->allow_extra_args(false);
+  prompts = option("--prompts", arguments.prompts_file, "file with more such texts, one a line")->type_name("FILE");
   CLI::Option* const text_encoder =
       option("--text-encoder", arguments.text_encoders,
              "file that encodes the prompts (export_text_encoder.py); repeat for networks that take the states of "
              "several side by side")
           ->type_name("FILE")
           ->allow_extra_args(false);
-  prompt->needs(text_encoder);
-  text_encoder->needs(prompt);
-  option("--negative", arguments.negative, "text that guidance leads away from [no text]")
-      ->type_name("TEXT")
-      ->needs(prompt);
+  prompt_cache = option("--prompt-cache", arguments.prompt_cache,
+                        "folder that keeps what prompts were encoded to, so that none is encoded twice; is made where "
+                        "it is not there")
+                     ->type_name("FOLDER");
+  pipeline->excludes(text_encoder);
+  negative =
+      option("--negative", arguments.negative, "text that guidance leads away from [no text]")->type_name("TEXT");
   count = shown("--count", arguments.count, "pictures of each class, or of each prompt");
-  add_shape(app, arguments.shape)->group(group);
+  CLI::Option* const shape = add_shape(app, arguments.shape)->group(group);
+  add_size(app, arguments.size)->group(group)->excludes(shape);
   numbers("--guidance", arguments.guidance,
           "classifier-free guidance scale, 1 for none, or one for each network: 1.5,3 [what the last network "
           "recommends]");
@@ -402,6 +417,51 @@ inline void CommandLine::take_given() const {
   }
 }
 
+inline void CommandLine::take_pipeline() const {
+  if (arguments.pipeline.empty()) {
+    for (std::string const& each : arguments.text_encoders) arguments.parts.text_encoders.push_back({each});
+    return;
+  }
+  arguments.parts = tstitch::read_pipeline_info(arguments.pipeline);
+  tstitch::PipelineInfo const& parts = arguments.parts;
+  arguments.models = parts.networks;
+  for (tstitch::PipelineInfo::TextEncoder const& each : parts.text_encoders)
+    arguments.text_encoders.push_back(each.file);
+  if (arguments.decoder.empty()) arguments.decoder = parts.decoder;
+  if (arguments.encoder.empty()) arguments.encoder = parts.encoder;
+  if (ratio->count() == 0 && parts.networks.size() == 2) arguments.ratio = parts.ratio;
+  if (routing->count() == 0 && sweep->count() == 0 && fractions->count() == 0) arguments.routing = parts.routing;
+  if (arguments.guidance.empty()) arguments.guidance = parts.guidance;
+  if (!arguments.negative) arguments.negative = parts.negative;
+  if (arguments.shape.empty()) arguments.shape = parts.shape;
+  if (arguments.sampling_given || !arguments.preset.empty()) return;
+  arguments.profile = parts.profile;
+  if (parts.steps > 0 && !arguments.steps_given) arguments.steps = parts.steps;
+}
+
+inline void CommandLine::take_prompts() const {
+  if (!arguments.prompts_file.empty()) {
+    for (std::string& each : prompts_in(arguments.prompts_file)) arguments.prompts.push_back(std::move(each));
+  }
+  const auto with = [](CLI::Option const* given, bool there, std::string const& what) {
+    if (given->count() && !there)
+      throw std::invalid_argument(given->get_name() + ": must come with " + what + ", got none");
+  };
+  std::string const& folder = arguments.pipeline;
+  if (!folder.empty() && arguments.text_encoders.empty() && !arguments.prompts.empty()) {
+    throw std::invalid_argument("--prompt: is for pipelines with text encoders, got " + in_quotes(folder));
+  }
+  for (CLI::Option const* const each : {prompt, prompts}) {
+    with(each, !arguments.text_encoders.empty(), "--text-encoder or --pipeline");
+  }
+  const bool prompted = !arguments.prompts.empty();
+  with(negative, prompted, "--prompt");
+  with(prompt_cache, !arguments.text_encoders.empty(), "--text-encoder or --pipeline");
+  if (folder.empty() && !arguments.text_encoders.empty() && !prompted) {
+    throw std::invalid_argument("--text-encoder: must come with --prompt, got none");
+  }
+}
+
 inline void CommandLine::require_effect() const {
   const auto only = [](CLI::Option const* given, bool useful, std::string const& rule, std::string const& got) {
     if (given->count() && !useful) {
@@ -502,8 +562,10 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
           {"Machine", "tstitch_sample --device cpu --batch 8 --pad-batches"},
           {"Output", "tstitch_sample --class cat,dog --interpolate 15 --animation cat_to_dog.png"}});
   if (const std::optional<int> code = read_arguments(app, count, values)) return code;
-  read_routing(arguments);
   line.take_given();
+  line.take_pipeline();
+  line.take_prompts();
+  read_routing(arguments);
   line.require_effect();
   line.require_numbers();
   return std::nullopt;

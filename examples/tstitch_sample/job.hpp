@@ -3,6 +3,9 @@
 #pragma once
 
 #include <tstitch/file/condition_file.hpp>
+#include <tstitch/file/fingerprint.hpp>
+#include <tstitch/file/pipeline.hpp>
+#include <tstitch/file/prompt_cache.hpp>
 #include <tstitch/file/text_encoder.hpp>
 #include <tstitch/load.hpp>
 #include <tstitch/model/class_mixture.hpp>
@@ -88,8 +91,9 @@ struct Job {
   Arguments arguments;
   at::Device device = at::kCPU;
   std::vector<tstitch::NetworkInfo> infos;
-  std::vector<std::string> names;    ///< of networks, as they are shown
-  std::vector<std::int64_t> labels;  ///< of pictures, which take them in turn; empty without classes
+  std::vector<std::string> names;         ///< of networks, as they are shown
+  std::vector<std::string> fingerprints;  ///< of their files
+  std::vector<std::int64_t> labels;       ///< of pictures, which take them in turn; empty without classes
   Between between = Between::nothing;
   std::vector<tstitch::ClassMixture> mixtures;      ///< whose labels follow those of the networks
   std::vector<tstitch::NamedCondition> conditions;  ///< with a row for each prompt, or one for all
@@ -425,9 +429,19 @@ inline void take_condition(Job& job, std::string const& option, std::string cons
 inline void take_prompts(Job& job, Arguments const& arguments) {
   if (arguments.prompts.empty()) return;
   std::vector<std::vector<tstitch::NamedCondition>> parts;
+  std::optional<tstitch::PromptCache> cache;
+  if (!arguments.prompt_cache.empty()) {
+    const auto warn = [&job](std::string const& line) { job.notes.push_back("--prompt-cache: " + line); };
+    cache.emplace(arguments.prompt_cache, tstitch::PromptCacheOptions{.warn = warn});
+  }
   for (std::string const& path : arguments.text_encoders) {
-    const tstitch::TextEncoder encoder = tstitch::load_text_encoder(path, {.device = job.device});
+    const tstitch::TextEncoder encoder =
+        cache ? cache->load(path, {.device = job.device}) : tstitch::load_text_encoder(path, {.device = job.device});
     parts.push_back(encoder.conditions(arguments.prompts, arguments.negative));
+    for (tstitch::NamedCondition& each : parts.back()) {
+      each.value = each.value.cpu();
+      if (each.null.defined()) each.null = each.null.cpu();
+    }
     const at::Tensor cut = encoder.tokenize(arguments.prompts).cut;
     for (std::size_t k = 0; k < arguments.prompts.size(); ++k) {
       const std::int64_t tokens = cut.const_data_ptr<std::int64_t>()[k];
@@ -438,11 +452,47 @@ inline void take_prompts(Job& job, Arguments const& arguments) {
     }
   }
   std::string const& first = arguments.text_encoders.front();
-  for (tstitch::NamedCondition& each : tstitch::side_by_side(parts)) {
-    take_condition(job, "--text-encoder", first,
-                   {each.name, each.value.cpu(), each.null.defined() ? each.null.cpu() : at::Tensor()});
+  for (tstitch::NamedCondition& each : tstitch::text_conditions(arguments.parts, parts)) {
+    take_condition(job, arguments.pipeline.empty() ? "--text-encoder" : "--pipeline",
+                   arguments.pipeline.empty() ? first : arguments.pipeline, std::move(each));
   }
   job.texts = arguments.prompts;
+}
+
+/// Pixels of a picture for one of x, each way.
+inline std::int64_t upsampling(Arguments const& arguments) {
+  return arguments.decoder.empty() ? 1 : tstitch::read_autoencoder_info(arguments.decoder, "decoder").upsampling;
+}
+
+/// The shape that --size says.
+inline void take_size(Arguments& arguments, std::vector<tstitch::NetworkInfo> const& infos) {
+  if (arguments.size.empty()) return;
+  std::vector<std::int64_t>& shape = arguments.shape;
+  if (shape.empty()) {
+    for (tstitch::NetworkInfo const& info : infos) tstitch::take_shape(shape, info);
+  }
+  const std::int64_t pixels = upsampling(arguments);
+  for (const std::int64_t side : arguments.size) {
+    if (shape.size() >= 3 && side % pixels == 0) continue;
+    throw std::invalid_argument(
+        "--size: must be " +
+        (shape.size() < 3 ? "for networks that draw pictures" : "of multiples of " + std::to_string(pixels)) +
+        ", got " + with_crosses(arguments.size));
+  }
+  shape[shape.size() - 2] = arguments.size[0] / pixels;
+  shape.back() = arguments.size[1] / pixels;
+}
+
+/// Takes what a pipeline's networks are told of the picture's size, where no file says it; the shape is known.
+inline void take_size_conditions(Job& job, Arguments const& arguments) {
+  if (arguments.parts.conditions.empty() || job.shape.size() < 3) return;
+  const std::int64_t pixels = upsampling(arguments);
+  const std::int64_t height = pixels * job.shape[job.shape.size() - 2], width = pixels * job.shape.back();
+  for (tstitch::NamedCondition& each : tstitch::size_conditions(arguments.parts, height, width)) {
+    const auto is_it = [&](tstitch::NamedCondition const& other) { return other.name == each.name; };
+    if (std::ranges::any_of(job.conditions, is_it)) continue;
+    take_condition(job, "--pipeline", arguments.pipeline, std::move(each));
+  }
 }
 
 /// Takes the tensors of all files of conditions, and how many prompts they are.
@@ -471,8 +521,10 @@ inline void require_conditions(Job const& job, tstitch::Plan const& plan) {
   for (std::size_t k = 0; k < calls.size(); ++k) {
     const std::string missing = missing_condition(job, job.infos[k]);
     if (calls[k] == 0 || missing.empty()) continue;
-    throw std::invalid_argument("--condition: must give " + in_quotes(missing) + ", which network " +
-                                std::to_string(k) + " (" + in_quotes(job.names[k]) + ") takes, got none");
+    const bool encodes = !job.arguments.text_encoders.empty() && job.arguments.prompts.empty();
+    throw std::invalid_argument((encodes ? "--prompt" : "--condition") + std::string(": must give ") +
+                                in_quotes(missing) + ", which network " + std::to_string(k) + " (" +
+                                in_quotes(job.names[k]) + ") takes, got none");
   }
 }
 
@@ -616,16 +668,19 @@ inline Job prepare(Arguments arguments) {
   for (std::string const& path : arguments.models) {
     job.infos.push_back(tstitch::load_network_info(path));
     job.names.push_back(tstitch::words::printable(job.infos.back().name, 60));
+    job.fingerprints.push_back(tstitch::fingerprint_text(path));
   }
   tstitch::NetworkInfo const& info = job.infos.back();
   note_order(job.notes, job.infos);
-  if (arguments.preset.empty()) take_recommended(arguments, info, job.notes);
+  if (arguments.preset.empty() && arguments.parts.profile.empty()) take_recommended(arguments, info, job.notes);
+  take_size(arguments, job.infos);
   job.labels = labels_of(arguments.classes, info);
   note_classes(job.notes, arguments, info, job.labels.size());
   take_prompts(job, arguments);
   take_conditions(job, arguments.conditions);
   take_between(job, arguments);
   if (!arguments.plan || !arguments.shape.empty()) job.shape = shape_for(job.infos, arguments.shape);
+  take_size_conditions(job, arguments);
   if (!arguments.plan) require_picture(arguments, job.shape);
   require_decoder(arguments, info);
   job.image_count = count_pictures(job, arguments);

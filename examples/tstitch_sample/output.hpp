@@ -27,7 +27,8 @@
 
 inline Json parameters(Job const& job) {
   Arguments const& a = job.arguments;
-  Json json{{"networks", job.names}};
+  Json json{{"networks", job.names}, {"fingerprints", job.fingerprints}};
+  if (!a.pipeline.empty()) json["pipeline"] = a.parts.name;
   if (!a.preset.empty()) {
     json["preset"] = a.preset;
   } else if (a.profile.empty()) {
@@ -86,6 +87,7 @@ inline Json parameters(Job const& job) {
   if (!a.shape.empty()) json["shape"] = a.shape;
   if (!a.conditions.empty()) json["conditions"] = a.conditions;
   if (!a.text_encoders.empty()) json["text_encoders"] = a.text_encoders;
+  if (!a.prompt_cache.empty()) json["prompt_cache"] = a.prompt_cache;
   if (a.negative) json["negative"] = *a.negative;
   if (!a.decoder.empty()) json["decoder"] = a.decoder;
   if (a.tile) json["tile"] = a.tile;

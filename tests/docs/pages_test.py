@@ -56,7 +56,7 @@ NOT_RUN = (
 # These go on with the other's files.
 SAME_FOLDER = {"pair_sit.md": "pair_dit.md", "forecasting.md": "pair_stable_diffusion.md"}
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
-NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "forecasting.md": PIPELINES, "prompts.md": PIPELINES} | {
+NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "forecasting.md": PIPELINES, "prompts.md": PIPELINES, "pipelines.md": PIPELINES} | {
     f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "sana", "wan")
 }
 CHEAPER = """#!{python}

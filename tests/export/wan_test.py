@@ -122,9 +122,9 @@ for options, source in (((), "wan"), (("--part", "transformer_2"), "details")):
     message = run(pipeline, out, "--dtype", "float32", "--size", "3x4x6", "--text-tokens", 7, *options)
     assert not message, message
     got = metadata(out)
-    # Its scheduler is no profile of the library.
     assert (got["flow_shift"], got["input_shape"], got["conditions"]) == ("5.0", "4 3 4 6", "text_embedding float 7 20"), got
-    assert "profile" not in got and "latent_scale" not in got, got
+    assert (got["profile"], got["steps"]) == ("diffusers-flow-unipc", str(export_wan.STEPS)), got
+    assert "latent_scale" not in got, got
     values = inputs(diffusers.WanTransformer3DModel(**small), 2, 3, 4, 6)
     assert torch.equal(torch.jit.load(out)(*values), torch.jit.load(scratch / f"{source}_float32.pt")(*values))
 

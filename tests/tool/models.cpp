@@ -243,4 +243,9 @@ int main(int count, char** arguments) {
         {"name", "ones"},
         {"text_tokens", "2"},
         {"outputs", "text_embedding float 3"}});
+  // The folder is a pipeline, whose fast network is its slow one.
+  std::ofstream(folder + "/pipeline.txt")
+      << "tstitch pipeline 1\nname tiny\nnetwork latent.pt\nnetwork latent.pt\n"
+         "text_encoder latent_text_encoder.pt\ndecoder decoder.pt\n"
+         "profile diffusers-ddim\nsteps 4\nguidance 2\nratio 0.5\nnegative blurry\n";
 }

@@ -64,6 +64,8 @@
 ///     tstitch/outputs *                 what forward returns in a dictionary, one a line as in tstitch/conditions
 ///     tstitch/text_tokens *             tokens of a text, in [1, 65536]
 ///     tstitch/no_text                   encoded (default): no text is the empty one; zeros: it is all zeros (SDXL)
+///     tstitch/instruction               what forward puts before every text, at most 64 KiB, of any lines; the method
+///                                       encode_negative then takes texts without it
 ///
 /// AOTInductor packages have more keys, listed in aot_inductor.hpp.
 #pragma once
@@ -354,6 +356,8 @@ inline TextEncoderInfo read_text_encoder_info(MetadataReader const& file) {
   if (info.outputs.empty()) file.fail("outputs", "must be at least one line", "none");
   info.zeros_for_no_text =
       file.choice<bool>("no_text", file.text("no_text", "encoded"), {{"encoded", false}, {"zeros", true}});
+  info.instruction = file.text("instruction", "");
+  if (!is_utf8(info.instruction)) file.fail("instruction", "must be UTF-8", "other bytes");
   info.license = file.line("license", "");
   return info;
 }

@@ -79,6 +79,7 @@ inline constexpr std::array metadata_keys = std::to_array<MetadataKey>({
     {"outputs", long_text},
     {"text_tokens"},
     {"no_text"},
+    {"instruction", long_text},
     {"dtype"},
     {"device"},
     {"compute_capability"},
