@@ -20,13 +20,13 @@ inline std::string latents_mismatch(tstitch::NetworkInfo const& network, tstitch
     return std::string(decodes ? "must take " : "must make ") + std::to_string(network.channels) + " channels" + of +
            std::to_string(autoencoder.latent_channels);
   }
-  const auto text = [](double scale, double shift) {
-    return "scale " + tstitch::words::text(scale) + " and shift " + tstitch::words::text(shift);
-  };
   const bool same =
       network.latent_scale == autoencoder.latent_scale && network.latent_shift == autoencoder.latent_shift;
   const bool any = autoencoder.latent_scale == 1 && autoencoder.latent_shift == 0;
   if (network.latent_scale == 0 || same || any) return "";
-  return "must have latents of " + text(network.latent_scale, network.latent_shift) + of +
-         text(autoencoder.latent_scale, autoencoder.latent_shift);
+  const auto text = [](auto const& side, auto const& other) {
+    return "scale " + tstitch::words::scale_and_shift(side.latent_scale, side.latent_shift, other.latent_scale,
+                                                      other.latent_shift, " and shift ");
+  };
+  return "must have latents of " + text(network, autoencoder) + of + text(autoencoder, network);
 }

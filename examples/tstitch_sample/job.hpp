@@ -221,8 +221,11 @@ struct Job {
     return goes && all.is_floating_point() ? from.lerp(all.index_select(0, next), shares.to(all.scalar_type())) : from;
   }
 
+  /// Whether x becomes videos, which are written each by itself.
+  bool draws_videos() const { return shape.size() == 4 && !arguments.decoder.empty(); }
+
   /// What is drawn, as lines call it.
-  std::string noun() const { return shape.size() == 3 ? "picture" : "sample"; }
+  std::string noun() const { return shape.size() == 3 ? "picture" : draws_videos() ? "video" : "sample"; }
 
   /// For what must know them before there is a request.
   tstitch::InputSizes input_sizes() const {
@@ -276,7 +279,7 @@ struct Job {
   }
 
   /// 000012-horse-seed12.png, 000003-prompt1-a_fox_in_the_snow-seed3.png, 000002-cat-to-dog-0.25-seed0.png,
-  /// 000001-cat-seed3-variation1.png
+  /// 000001-cat-seed3-variation1.png; of videos with another ending, or with none where it is a folder of frames
   std::string file_name(std::int64_t image) const {
     char number[32];
     std::snprintf(number, sizeof number, "%06lld-", static_cast<long long>(image));
@@ -291,9 +294,12 @@ struct Job {
       name += "to-prompt" + std::to_string(prompt(image) + 1) + "-" + share(place(image).share);
     }
     if (const std::string words = file_words(text(image)); !words.empty()) name += words + "-";
-    if (arguments.variations == 0) return name + "seed" + std::to_string(seed(image)) + ".png";
+    const std::string ending = !draws_videos() || arguments.video == "apng" ? ".png"
+                               : arguments.video == "mp4"                   ? ".mp4"
+                                                                            : "";
+    if (arguments.variations == 0) return name + "seed" + std::to_string(seed(image)) + ending;
     name += "seed" + std::to_string(varied_seed(image));
-    return name + (variation(image) > 0 ? "-variation" + std::to_string(variation(image)) : "") + ".png";
+    return name + (variation(image) > 0 ? "-variation" + std::to_string(variation(image)) : "") + ending;
   }
 };
 
@@ -527,10 +533,25 @@ inline void require_conditions(Job const& job, tstitch::Plan const& plan) {
   }
 }
 
-/// Of x that is no picture there are latents only.
+/// Of x that is no picture there are latents only, and of what a decoder makes videos of these.
 /// @param shape [C, ...] of one
 inline void require_picture(Arguments const& arguments, std::vector<std::int64_t> const& shape) {
+  if (arguments.video_given && (shape.size() != 4 || arguments.decoder.empty())) {
+    throw std::invalid_argument(
+        "--video: goes, as --frames-per-second does, with --decoder and networks whose x is a video, [C, F, H, W], got "
+        "x of " +
+        tstitch::words::shape_text(shape) + (arguments.decoder.empty() ? " and no decoder" : ""));
+  }
   if (shape.size() == 3) return;
+  if (shape.size() == 4 && !arguments.decoder.empty()) {
+    const bool others = !arguments.grid.empty() || !arguments.animation.empty() || arguments.preview != "none" ||
+                        !arguments.sweep.empty();
+    if (!arguments.output.empty() && !others) return;
+    throw std::invalid_argument(
+        "--output: must be given, without --grid, --animation, --preview and --sweep, for networks whose x is a video, "
+        "[C, F, H, W], got x of " +
+        tstitch::words::shape_text(shape));
+  }
   const std::string got = ", got x of " + tstitch::words::shape_text(shape);
   if (!arguments.sweep.empty()) {
     throw std::invalid_argument("--sweep: is for networks whose x is a picture, [C, H, W]" + got);
