@@ -11,7 +11,6 @@
 #include <utility>
 #include <vector>
 
-#include "../common/autoencoder.hpp"
 #include "../common/diagnostics.hpp"
 #include "../common/program.hpp"
 #include "arguments.hpp"

@@ -65,6 +65,7 @@ struct Arguments {
   std::int64_t count = 1;
   std::vector<std::int64_t> shape;  ///< empty: what the networks state
   std::vector<std::int64_t> size;   ///< height and width in pixels; empty: what the shape says
+  std::int64_t frames = 0;          ///< of a video; 0: what the shape says
   std::vector<double> guidance;
   std::string guidance_interval = "0:1";
   std::string forecast = "none";

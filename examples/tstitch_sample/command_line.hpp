@@ -243,6 +243,9 @@ inline void CommandLine::add_pictures() {
   count = shown("--count", arguments.count, "pictures of each class, or of each prompt");
   CLI::Option* const shape = add_shape(app, arguments.shape)->group(group);
   add_size(app, arguments.size)->group(group)->excludes(shape);
+  option("--frames", arguments.frames, "of a video, for networks that leave it open: 81")
+      ->check(in_range<std::int64_t>(1, 100'000))
+      ->excludes(shape);
   numbers("--guidance", arguments.guidance,
           "classifier-free guidance scale, 1 for none, or one for each network: 1.5,3 [what the last network "
           "recommends]");

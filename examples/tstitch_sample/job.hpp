@@ -464,19 +464,33 @@ inline void take_prompts(Job& job, Arguments const& arguments) {
   job.texts = arguments.prompts;
 }
 
-/// Pixels of a picture for one of x, each way.
-inline std::int64_t upsampling(Arguments const& arguments) {
-  return arguments.decoder.empty() ? 1 : tstitch::read_autoencoder_info(arguments.decoder, "decoder").upsampling;
+/// What the decoder says of itself; of none that it makes a pixel of a pixel.
+inline tstitch::AutoencoderInfo decoder_info(Arguments const& arguments) {
+  tstitch::AutoencoderInfo none;
+  none.upsampling = 1;
+  return arguments.decoder.empty() ? none : tstitch::read_autoencoder_info(arguments.decoder, "decoder");
 }
 
-/// The shape that --size says.
+/// The shape that --size and --frames say.
 inline void take_size(Arguments& arguments, std::vector<tstitch::NetworkInfo> const& infos) {
-  if (arguments.size.empty()) return;
+  if (arguments.size.empty() && arguments.frames == 0) return;
   std::vector<std::int64_t>& shape = arguments.shape;
   if (shape.empty()) {
     for (tstitch::NetworkInfo const& info : infos) tstitch::take_shape(shape, info);
   }
-  const std::int64_t pixels = upsampling(arguments);
+  const tstitch::AutoencoderInfo decoder = decoder_info(arguments);
+  const std::int64_t pixels = decoder.upsampling;
+  if (arguments.frames > 0) {
+    const std::int64_t stride = std::max<std::int64_t>(decoder.temporal_upsampling, 1);
+    if (shape.size() != 4 || (arguments.frames - 1) % stride) {
+      throw std::invalid_argument(
+          "--frames: must be " +
+          (shape.size() != 4 ? "for networks whose x is a video" : "1 and a multiple of " + std::to_string(stride)) +
+          ", got " + std::to_string(arguments.frames));
+    }
+    shape[1] = (arguments.frames - 1) / stride + 1;
+  }
+  if (arguments.size.empty()) return;
   for (const std::int64_t side : arguments.size) {
     if (shape.size() >= 3 && side % pixels == 0) continue;
     throw std::invalid_argument(
@@ -491,7 +505,7 @@ inline void take_size(Arguments& arguments, std::vector<tstitch::NetworkInfo> co
 /// Takes what a pipeline's networks are told of the picture's size, where no file says it; the shape is known.
 inline void take_size_conditions(Job& job, Arguments const& arguments) {
   if (arguments.parts.conditions.empty() || job.shape.size() < 3) return;
-  const std::int64_t pixels = upsampling(arguments);
+  const std::int64_t pixels = decoder_info(arguments).upsampling;
   const std::int64_t height = pixels * job.shape[job.shape.size() - 2], width = pixels * job.shape.back();
   for (tstitch::NamedCondition& each : tstitch::size_conditions(arguments.parts, height, width)) {
     const auto is_it = [&](tstitch::NamedCondition const& other) { return other.name == each.name; };

@@ -39,6 +39,7 @@ struct PipelineRequest {
   std::optional<int> steps = {};
   std::optional<GuidanceScale> guidance = {};
   std::int64_t height = 0, width = 0;  ///< in pixels, where networks leave it open; 0: the pipeline's own
+  std::int64_t frames = 0;             ///< of a video, likewise
   std::int64_t batch_size = 0;         ///< as in Request
 };
 
@@ -124,7 +125,8 @@ class Pipeline {
   }
 
   /// Draws.
-  /// @returns [n, channels, height, width] in [-1, 1], of networks without a decoder what they make
+  /// @returns [n, channels, height, width] in [-1, 1], of videos [n, channels, frames, height, width]; of networks
+  ///          without a decoder what they make
   /// @throws what `request`, `sampler`, Sampler::sample and the decoder throw; std::runtime_error where the observer
   ///         ended the run
   at::Tensor draw(PipelineRequest const& wanted, Observer const& observer = {}) const {
@@ -147,6 +149,13 @@ class Pipeline {
 
     Self(std::string const& folder, PipelineOptions how) : info(read_pipeline_info(folder)), options(std::move(how)) {
       require_texts(folder);
+      if (!info.decoder.empty()) {
+        const std::string mismatch = latents_mismatch(load_network_info(info.networks.back(), options.networks),
+                                                      read_autoencoder_info(info.decoder, "decoder"), /*decodes=*/true);
+        if (!mismatch.empty()) {
+          throw std::runtime_error("tstitch::load_pipeline: " + detail::quoted(info.decoder) + ": " + mismatch);
+        }
+      }
       networks = load_networks(info.networks, options.networks);
       if (!info.decoder.empty()) decoder.emplace(load_decoder(info.decoder, {.device = options.networks.device}));
       if (!options.prompt_cache.empty()) cache.emplace(options.prompt_cache);
@@ -252,6 +261,16 @@ class Pipeline {
     }
     if ((wanted.height || wanted.width) && shape.size() < 3) {
       detail::refuse("Pipeline", "height and width are for networks whose x has them", detail::sizes_text(shape));
+    }
+    if (wanted.frames) {
+      const std::int64_t stride = decoder() ? std::max<std::int64_t>(decoder()->info().temporal_upsampling, 1) : 1;
+      if (shape.size() != 4 || wanted.frames < 1 || (wanted.frames - 1) % stride) {
+        detail::refuse("Pipeline",
+                       shape.size() != 4 ? "frames are for networks whose x is a video"
+                                         : "frames must be 1 and a multiple of " + std::to_string(stride),
+                       std::to_string(wanted.frames));
+      }
+      shape[1] = (wanted.frames - 1) / stride + 1;
     }
     if (wanted.height) shape[shape.size() - 2] = wanted.height / pixels;
     if (wanted.width) shape.back() = wanted.width / pixels;

@@ -162,7 +162,8 @@ def make_pipelines(folder: Path) -> None:
     beside = {"scheduler": unipc, "vae": diffusers.AutoencoderKLWan(base_dim=4, num_res_blocks=1)}
     t5(save("Wan2.1-T2V-1.3B-Diffusers", "WanPipeline", {"transformer": wan(1), **beside}), kind="UMT5")
     save("Wan2.1-T2V-14B-Diffusers", "WanPipeline", {"transformer": wan(2), **beside})
-    save("Wan2.2-T2V-A14B-Diffusers", "WanPipeline", {"transformer": wan(1), "transformer_2": wan(2), **beside})
+    experts = {"transformer": wan(1), "transformer_2": wan(2), **beside}
+    t5(save("Wan2.2-T2V-A14B-Diffusers", "WanPipeline", experts), kind="UMT5")
 
     def sana(layers: int) -> object:
         return diffusers.SanaTransformer2DModel(

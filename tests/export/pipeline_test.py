@@ -137,6 +137,36 @@ for small, large, kind, steps, more, size in (
     print(f"{large}: {worst:.1e} of the latents' deviation from {kind}")
     assert worst <= 1e-4, (large, worst)
 
+# Sana, and videos of Wan: of two sizes, and of both experts of one folder.
+wan, experts = folders / "Wan2.1-T2V-14B-Diffusers", folders / "Wan2.2-T2V-A14B-Diffusers"
+for part in ("text_encoder", "tokenizer"):
+    shutil.copytree(folders / "Wan2.1-T2V-1.3B-Diffusers" / part, wan / part)
+    shutil.copytree(folders / "Sana_600M_1024px_diffusers" / part, folders / "Sana_1600M_1024px_diffusers" / part)
+video = {"num_frames": 5, "height": 64, "width": 96}
+for sources, kind, more, given, size, sized in (
+    (("Sana_600M_1024px_diffusers", "Sana_1600M_1024px_diffusers"), "SanaPipeline", {},
+     {"height": 192, "width": 256, "use_resolution_binning": False, "clean_caption": False}, (32, 6, 8), ["--size", "192x256"]),
+    (("Wan2.1-T2V-1.3B-Diffusers", "Wan2.1-T2V-14B-Diffusers"), "WanPipeline", {}, video, (16, 2, 8, 12), ["--size", "64x96", "--frames", 5]),
+    (("Wan2.2-T2V-A14B-Diffusers",), "WanPipeline", {"boundary_ratio": 0.875}, video | {"guidance_scale_2": 3.0}, (16, 2, 8, 12),
+     ["--size", "64x96", "--frames", 5]),
+):  # fmt: skip
+    out = scratch / f"{sources[-1]}.pipeline"
+    message = run(*(folders / name for name in sources), out, *in_full)
+    assert not message, message
+    pipeline = pipeline_of(folders / sources[-1], kind, **more)
+    noise = torch.randn(1, *size, generator=torch.Generator().manual_seed(3))
+    numpy.save(scratch / "noise.npy", noise.numpy())
+    drawn = pipeline(PROMPT, negative_prompt=NEGATIVE, **given, num_inference_steps=6, guidance_scale=4.0, latents=noise.clone(),
+                     output_type="latent")  # fmt: skip
+    expected = drawn.frames if kind == "WanPipeline" else drawn.images
+    how = ["--ratio", 0, "--guidance", 4] if len(sources) == 2 else ["--guidance", "4,3"]
+    got = latents("--pipeline", out, "--prompt", PROMPT, "--negative", NEGATIVE, "--steps", 6, *how, *sized, "--initial-noise", "noise.npy")
+    error = ((got - expected).abs().max() / expected.std()).item()
+    print(f"{sources[-1]}: {error:.1e} of the latents' deviation from {kind}")
+    assert error <= 1e-4, (sources, error)
+text = (scratch / "Wan2.2-T2V-A14B-Diffusers.pipeline/pipeline.txt").read_text()
+assert "routing timestep:875\n" in text and "guidance 4 3\n" in text and "shape 16 21 60 104\n" in text, text
+
 # SDXL and its refiner, which takes over where a fifth of the noise is left.
 refiner = folders / "refiner"
 base = folders / "stable-diffusion-xl-base-1.0"

@@ -15,7 +15,9 @@
 #include <vector>
 
 #include "../base/error.hpp"
+#include "../base/text.hpp"
 #include "../tensor/host_tensor.hpp"
+#include "network_info.hpp"
 #include "per_channel.hpp"
 
 namespace tstitch {
@@ -44,6 +46,27 @@ struct Autoencoder {
   AutoencoderInfo info = {};
   at::Device device = at::kCPU;
 };
+
+/// What a decoder or an encoder must be for a network, and is not: "must take 4 channels for 'latent', got 16".
+/// @param decodes else it encodes
+/// @returns nothing where it suits. Latents of scale 1 suit any network: tiny autoencoders are trained on latents as
+/// diffusion networks know them, and say so.
+inline std::string latents_mismatch(NetworkInfo const& network, AutoencoderInfo const& autoencoder, bool decodes) {
+  const std::string of = " for " + detail::in_quotes(network.name) + ", got ";
+  if (autoencoder.latent_channels != network.channels) {
+    return std::string(decodes ? "must take " : "must make ") + std::to_string(network.channels) + " channels" + of +
+           std::to_string(autoencoder.latent_channels);
+  }
+  const bool same =
+      network.latent_scale == autoencoder.latent_scale && network.latent_shift == autoencoder.latent_shift;
+  const bool any = autoencoder.latent_scale == 1 && autoencoder.latent_shift == 0;
+  if (network.latent_scale == 0 || same || any) return "";
+  const auto text = [](auto const& side, auto const& other) {
+    return "scale " + words::scale_and_shift(side.latent_scale, side.latent_shift, other.latent_scale,
+                                             other.latent_shift, " and shift ");
+  };
+  return "must have latents of " + text(network, autoencoder) + of + text(autoencoder, network);
+}
 
 /// How much is decoded or encoded at once.
 struct Tiling {
