@@ -52,12 +52,18 @@ def latents(*arguments: object) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------- beside diffusers
 
 
+TOKENIZERS = {"T5EncoderModel": transformers.T5TokenizerFast} | dict.fromkeys(
+    ("CLIPTextModel", "CLIPTextModelWithProjection"), transformers.CLIPTokenizer
+)
+
+
 def parts_of(folder: Path) -> dict[str, object]:
     """The parts of a pipeline of diffusers; of text encoders and their tokenizers those that it has."""
     parts = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith("tokenizer"):
-            kind = transformers.T5TokenizerFast if (path / "tokenizer.json").is_file() else transformers.CLIPTokenizer
+            encoder = json.loads((folder / path.name.replace("tokenizer", "text_encoder") / "config.json").read_text())
+            kind = TOKENIZERS.get(encoder["architectures"][0], transformers.PreTrainedTokenizerFast)
             parts[path.name] = kind.from_pretrained(path)
         elif path.name.startswith("text_encoder"):
             kind = json.loads((path / "config.json").read_text())["architectures"][0]
