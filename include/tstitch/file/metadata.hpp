@@ -245,14 +245,20 @@ inline NetworkInfo::Architecture read_architecture(MetadataReader const& file) {
                                          .mlp_ratio = file.in_range<double>("mlp_ratio", 0, 1000, 0)};
   for (auto [key, numbers] : {std::pair{"e4m3_inputs", &architecture.e4m3_inputs},
                               std::pair{"e4m3_weight_scales", &architecture.e4m3_weight_scales}}) {
-    const std::int64_t layers = 4 * architecture.depth;
-    for (std::string const& line : file.lines(key, 4000)) {
+    for (std::string const& line : file.lines(key, 10'000)) {
       const double value = file.parse<double>(key, line);
       if (!(value >= 0 && std::isfinite(value))) file.fail(key, "must be finite numbers of at least 0", line);
       numbers->push_back(value);
     }
-    if (const std::int64_t lines = std::int64_t(numbers->size()); lines != 0 && lines != layers) {
-      file.fail(key, "must have one line for each of the " + std::to_string(layers) + " layers",
+    // An MMDiT does not say here how many of its blocks have dual attention, with two layers more.
+    const bool joint = architecture.kind == "sd3";
+    const std::int64_t lines = std::int64_t(numbers->size()), depth = architecture.depth,
+                       fewest = joint ? std::max<std::int64_t>(8 * depth - 3, 0) : 4 * depth,
+                       most = joint ? fewest + 2 * depth : fewest;
+    if (lines != 0 && (lines < fewest || lines > most || (lines - fewest) % 2)) {
+      file.fail(key,
+                "must have one line for each of the " + std::to_string(fewest) +
+                    (joint ? " to " + std::to_string(most) : "") + " layers",
                 std::to_string(lines) + " lines");
     }
   }
