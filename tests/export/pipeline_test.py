@@ -16,6 +16,7 @@ import harness
 export, scratch = harness.set_up("diffusers", "tokenizers", "transformers")
 import diffusers  # noqa: E402
 import numpy  # noqa: E402
+import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
@@ -72,8 +73,10 @@ def parts_of(folder: Path) -> dict[str, object]:
             kind = json.loads((path / "scheduler_config.json").read_text())["_class_name"]
             parts[path.name] = getattr(diffusers, kind).from_pretrained(path)
         elif path.is_dir():
-            kind = json.loads((path / "config.json").read_text())["_class_name"]
-            parts[path.name] = getattr(diffusers, kind).from_pretrained(path).eval()
+            # Not from_pretrained, which wants another package for Wan.
+            config = json.loads((path / "config.json").read_text())
+            parts[path.name] = getattr(diffusers, config["_class_name"]).from_config(config).eval()
+            parts[path.name].load_state_dict(safetensors.torch.load_file(path / "diffusion_pytorch_model.safetensors"))
     return parts
 
 
