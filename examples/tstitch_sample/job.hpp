@@ -560,9 +560,10 @@ inline void require_picture(Arguments const& arguments, std::vector<std::int64_t
   if (shape.size() == 4 && !arguments.decoder.empty()) {
     const bool others = !arguments.grid.empty() || !arguments.animation.empty() || arguments.preview != "none" ||
                         !arguments.sweep.empty();
-    if (!arguments.output.empty() && !others) return;
+    if ((!arguments.output.empty() || !arguments.latents.empty()) && !others) return;
     throw std::invalid_argument(
-        "--output: must be given, without --grid, --animation, --preview and --sweep, for networks whose x is a video, "
+        "--output: must be given, or --latents, without --grid, --animation, --preview and --sweep, for networks whose "
+        "x is a video, "
         "[C, F, H, W], got x of " +
         tstitch::words::shape_text(shape));
   }

@@ -148,9 +148,8 @@ def wan(tool: str, folder: Path, device: str) -> None:
 
     decoder = ("--decoder", folder / "decoder.pt")
     for words, expected in {
-        (*decoder, "--grid", "g.png"): "--output: must be given, without --grid",
-        (*decoder, "--latents", "l.npy"): "--output: must be given, without --grid",
-        (*decoder, "--output", folder / "none", "--preview", "blocks"): "--output: must be given, without --grid",
+        (*decoder, "--grid", "g.png"): "--output: must be given, or --latents, without --grid",
+        (*decoder, "--output", folder / "none", "--preview", "blocks"): "--output: must be given, or --latents, without --grid",
         ("--latents", "l.npy", "--output", folder / "none", "--video", "png"): "--video: goes, as --frames-per-second does",
         (*decoder, "--video", "png"): "--video: must come with --output",
         (*decoder, "--output", folder / "none", "--video", "gif"): "--video: must be one of apng, mp4, png, got 'gif'",
