@@ -50,15 +50,15 @@ std::string scratch(std::string const& name) {
   return TSTITCH_TEST_DATA "/prompt_cache/" + name;
 }
 
-/// With the files in it. std::filesystem::remove_all crashes in programs that link torch 2.11: libtorch.so exports a
-/// half of one.
-void remove_folder(std::string const& path) {
+/// With what is in it. Not std::filesystem::remove_all, which crashes in programs that link torch 2.11: libtorch.so
+/// exports a half of one.
+void remove_folder(fs::path const& path) {
   std::error_code none;
-  std::vector<fs::path> files;
+  std::vector<fs::path> inside;
   if (fs::is_directory(path, none)) {
-    for (auto const& each : fs::directory_iterator(path)) files.push_back(each.path());
+    for (auto const& each : fs::directory_iterator(path)) inside.push_back(each.path());
   }
-  for (fs::path const& each : files) fs::remove(each);
+  for (fs::path const& each : inside) remove_folder(each);
   fs::remove(path, none);
 }
 

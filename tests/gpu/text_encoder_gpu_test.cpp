@@ -138,7 +138,12 @@ TEST_CASE("a text encoder gives on a GPU what it gives on the CPU") {
 
 TEST_CASE("prompts that were encoded on a GPU are kept for it alone") {
   const std::string folder = TSTITCH_TEST_DATA "/text_encoder_gpu_cache", path = saved(at::kBFloat16);
-  std::filesystem::remove_all(folder);
+  // Not remove_all: libtorch 2.11 exports a half of it.
+  if (std::filesystem::is_directory(folder)) {
+    std::vector<std::filesystem::path> before;
+    for (auto const& each : std::filesystem::directory_iterator(folder)) before.push_back(each.path());
+    for (auto const& each : before) std::filesystem::remove(each);
+  }
   const PromptCache cache(folder);
   const TextEncoder first = cache.load(path, {.device = cuda}), host = cache.load(path);
   must_be_near(first, host, at::kBFloat16, 0.08);
