@@ -366,9 +366,15 @@ TEST_CASE("the kernel of the DiT engine computes what torch's operations compute
       const at::Tensor modulation = normal(images, {9, width}, 20).to(type);
       for (auto const& [added, gate] : {std::pair{y, 2}, {at::Tensor(), 2}, {y.narrow(0, 1, 1), -1}}) {
         const at::Tensor mine = x.clone(), exact = x.to(at::kDouble);
-        const at::Tensor got = tstitch::detail::residual_norm_modulate(mine, added, modulation, gate, 5, 7, 1e-6);
-        const at::Tensor expected = tstitch::detail::residual_norm_modulate(
-            exact, added.defined() ? added.to(at::kDouble) : added, modulation.to(at::kDouble), gate, 5, 7, 1e-6, true);
+        const auto in_double = [](at::Tensor const& of) { return of.defined() ? of.to(at::kDouble) : of; };
+        tstitch::detail::ResidualNorm asked{
+            .x = mine, .y = added, .modulation = modulation, .gate = gate, .shift = 5, .scale = 7, .eps = 1e-6};
+        const at::Tensor got = tstitch::detail::residual_norm_modulate(asked);
+        asked.x = exact;
+        asked.y = in_double(added);
+        asked.modulation = in_double(modulation);
+        asked.plain = true;
+        const at::Tensor expected = tstitch::detail::residual_norm_modulate(asked);
         // A rounding of the type at the sum, and one at the end.
         const double unit = type == at::kFloat ? 1e-6 : type == at::kHalf ? 1e-3 : 8e-3;
         INFO(at::toString(type) << " " << width);
@@ -763,9 +769,17 @@ TEST_CASE("8 bits are rounded as torch rounds them") {
       }
     }
     const at::Tensor got =
-        tstitch::detail::residual_norm_modulate(x.clone(), {}, modulation, 2, 5, 7, 1e-6, false, 0.02).to(at::kFloat);
-    const at::Tensor expected =
-        tstitch::detail::residual_norm_modulate(x.clone(), {}, modulation, 2, 5, 7, 1e-6, true, 0.02).to(at::kFloat);
+        tstitch::detail::residual_norm_modulate(
+            {.x = x.clone(), .modulation = modulation, .shift = 5, .scale = 7, .eps = 1e-6, .e4m3_scale = 0.02})
+            .to(at::kFloat);
+    const at::Tensor expected = tstitch::detail::residual_norm_modulate({.x = x.clone(),
+                                                                         .modulation = modulation,
+                                                                         .shift = 5,
+                                                                         .scale = 7,
+                                                                         .eps = 1e-6,
+                                                                         .plain = true,
+                                                                         .e4m3_scale = 0.02})
+                                    .to(at::kFloat);
     CHECK(rms(got, expected) < 2e-2);  // torch's way rounds to the type in between
   }
 }

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/_addmm_activation.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
 #include <ATen/ops/sub.h>
 
@@ -30,32 +29,13 @@
 #include "../tensor/cuda/kernels.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "attention.hpp"
-#include "cublas_lt.hpp"
-#include "dit_kernels.hpp"
+#include "dit_layers.hpp"
+#include "dit_options.hpp"
 #include "dit_weights.hpp"
-#include "e4m3.hpp"
 #include "modulations.hpp"
 #include "residual_norm.hpp"
 
 namespace tstitch {
-
-/// How a DiT is run.
-struct DiTOptions {
-  /// Bytes on the device for modulations that are kept, by timestep and class; what does not fit is computed in each
-  /// step. DiT-XL/2 in 16 bits has 0.39 MB for each pair of a timestep and a class.
-  std::int64_t modulation_bytes = std::int64_t(1) << 30;
-  /// With torch's operations one after another instead of the fused kernels.
-  bool plain = false;
-  /// The largest absolute input of each linear layer (qkv, proj, fc1 and fc2 of the first block, then of the next)
-  /// along trajectories, as `largest_inputs` of study/calibration.hpp finds them. Given, these layers compute in 8 bits
-  /// (e4m3, one scale a tensor), but for those of 0: on GPUs of compute capability 8.9 and above faster, elsewhere
-  /// slower. Their weights are the e4m3 ones of the file where it has them, else the nearest to its others. For proj
-  /// that is faster only where the attention before it is by a kernel of ours; others leave the rounding to a pass of
-  /// its own.
-  std::vector<double> e4m3_inputs = {};
-  /// Sees the input of each of those layers, by the same order.
-  std::function<void(std::size_t, at::Tensor const&)> observer = {};
-};
 
 /// A DiT (Peebles and Xie 2023, arXiv 2212.09748) with adaLN-zero: a callable for Network.
 class DiT {
@@ -68,28 +48,7 @@ class DiT {
     if (blocks.empty() || self_->weights.patch < 1 || self_->weights.heads < 1) {
       detail::refuse("DiT", "weights must have blocks, heads and a patch", std::to_string(blocks.size()) + " blocks");
     }
-    std::vector<double> const& inputs = options.e4m3_inputs;
-    if (!inputs.empty() && inputs.size() != 4 * blocks.size()) {
-      detail::refuse("DiT", "e4m3_inputs must be one for each of the " + std::to_string(4 * blocks.size()) + " layers",
-                     std::to_string(inputs.size()));
-    }
-    std::size_t layer = 0;
-    for (DiTWeights::Block& block : blocks) {
-      for (DiTLinear* const each : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) {
-        const double input = inputs.empty() ? 0 : inputs[layer++];
-        // Scales and one over them are float32.
-        if (!(input == 0 || (input >= 1e-30 && input <= 1e30))) {
-          detail::refuse("DiT", "e4m3_inputs must be 0 or in [1e-30, 1e30]", input);
-        }
-        if (each->scales.defined() || each->packed.defined()) continue;  // of another engine's weights
-        if (input > 0) {
-          detail::quantise(*each, input);
-          continue;
-        }
-        each->eighth.reset();
-        if (!options.plain) detail::pack(*each, self_->weights.pos_embed.size(1));
-      }
-    }
+    detail::prepare_layers("DiT", self_->weights.layers(), options, self_->weights.pos_embed.size(1));
     self_->bind(self_.get(), [](TensorFunction function) { return function; });
   }
 
@@ -128,12 +87,12 @@ class DiT {
     Self(DiTWeights given, DiTOptions how)
         : weights(std::move(given)),
           options(how),
-          in_8_bits(detail::multiplies_e4m3(weights.pos_embed.device())),
+          layers(options, weights.pos_embed),
           table(weights, options.modulation_bytes) {}
 
     DiTWeights weights;
     DiTOptions options;
-    bool in_8_bits;  ///< whether the device multiplies so
+    detail::DiTLayers layers;
     detail::Modulations table;
     TensorFunction forward = {}, forward_and_keep = {}, forecast = {};
 
@@ -152,7 +111,7 @@ class DiT {
       require(x, t, condition.labels, evaluation.timestep);
       const at::Tensor modulations = table(t, condition, evaluation.timestep);
       const std::int64_t n = modulations.size(0);
-      const at::Tensor halves = in_halves(x, n);
+      const at::Tensor halves = detail::in_halves(x, n);
       if (FeatureMemory::forecasts(evaluation)) {
         return forecast({halves, modulations, evaluation.memory->as<FeatureMemory>().forecast(evaluation)});
       }
@@ -182,16 +141,6 @@ class DiT {
       if (t.defined() ? !is_vector(t) || t.size(0) != n : !timestep) {
         detail::refuse("DiT", "t must be [" + std::to_string(n) + "], or the timestep given", shape(t));
       }
-    }
-
-    /// An even number of rows always as two halves, which may be the same one: one shape for a graph.
-    /// @param x [n or n / 2, channels, size, size]
-    /// @returns [1 or 2, rows, channels, size, size]
-    static at::Tensor in_halves(at::Tensor const& x, std::int64_t n) {
-      const at::Tensor once = x.unsqueeze(0);
-      if (x.size(0) != n) return once.expand({2, -1, -1, -1, -1});
-      const std::int64_t halves = n % 2 ? 1 : 2;
-      return once.reshape({halves, n / halves, x.size(1), x.size(2), x.size(3)});
     }
 
     /// The network behind its modulations.
@@ -240,8 +189,15 @@ class DiT {
     /// Adds y to the tokens and makes the input of the layer that follows.
     at::Tensor norm(at::Tensor const& tokens, at::Tensor const& y, at::Tensor const& modulations, int gate, int shift,
                     double eps, DiTLinear const& next) const {
-      return detail::residual_norm_modulate(tokens, y, modulations, gate, shift, shift + 1, eps, options.plain,
-                                            next.eighth.defined() ? next.input_scale : 0);
+      return detail::residual_norm_modulate({.x = tokens,
+                                             .y = y,
+                                             .modulation = modulations,
+                                             .gate = gate,
+                                             .shift = shift,
+                                             .scale = shift + 1,
+                                             .eps = eps,
+                                             .plain = options.plain,
+                                             .e4m3_scale = next.eighth.defined() ? next.input_scale : 0});
     }
 
     /// Changes the tokens, and returns the input of the final layer.
@@ -254,9 +210,11 @@ class DiT {
         DiTWeights::Block const& block = w.blocks[b];
         // Slots of a block: shift, scale and gate of the attention, then of the MLP.
         const int slot = 6 * int(b);
-        normed = norm(tokens, attention(normed, block, b), modulations, slot + 2, slot + 3, w.mlp_norm_eps, block.fc1);
+        normed =
+            norm(tokens, attention(normed, block, 4 * b), modulations, slot + 2, slot + 3, w.mlp_norm_eps, block.fc1);
         DiTLinear const& next = b + 1 < depth ? w.blocks[b + 1].qkv : w.final_layer;
-        normed = norm(tokens, mlp(normed, block, b), modulations, slot + 5, slot + 6, eps, next);
+        normed = norm(tokens, layers.mlp(normed, block.fc1, block.fc2, 4 * b + 2), modulations, slot + 5, slot + 6, eps,
+                      next);
       }
       return normed;
     }
@@ -272,29 +230,10 @@ class DiT {
           .reshape({n, out_channels, x.size(3), x.size(4)});
     }
 
-    /// A layer of a block.
-    /// @param x [n, tokens, in]; e4m3 where the layer is and what came before made it so
-    at::Tensor layer(at::Tensor const& x, DiTLinear const& by, std::size_t index) const {
-      if (options.observer) options.observer(index, x);
-      if (!by.eighth.defined()) return detail::linear(x, by);
-      return detail::linear_e4m3(input_e4m3(x, by).flatten(0, 1), by, weights.pos_embed.scalar_type(), in_8_bits)
-          .view({x.size(0), x.size(1), by.bias.size(0)});
-    }
-
-    /// What a layer in 8 bits is given, unless what came before has made it so.
-    at::Tensor input_e4m3(at::Tensor const& x, DiTLinear const& by) const {
-      return x.scalar_type() == at::kFloat8_e4m3fn ? x : to_e4m3(x, by.input_scale, false);
-    }
-
-    at::Tensor to_e4m3(at::Tensor const& x, double scale, bool gelu) const {
-      // The kernels are those of the network's width, and this one looks at no width.
-      const at::Tensor like = weights.pos_embed;
-      return detail::to_e4m3(x, scale, gelu, options.plain ? nullptr : detail::dit_kernels(like));
-    }
-
-    at::Tensor attention(at::Tensor const& x, DiTWeights::Block const& block, std::size_t b) const {
+    /// @param first the first of the block's layers
+    at::Tensor attention(at::Tensor const& x, DiTWeights::Block const& block, std::size_t first) const {
       const at::Tensor qkv =
-          layer(x, block.qkv, 4 * b).view({x.size(0), x.size(1), 3, weights.heads, x.size(2) / weights.heads});
+          layers(x, block.qkv, first).view({x.size(0), x.size(1), 3, weights.heads, x.size(2) / weights.heads});
       at::Tensor values;
       if (!options.plain) {
         const bool rounds = block.proj.eighth.defined() && !options.observer;
@@ -305,34 +244,7 @@ class DiT {
         values = at::scaled_dot_product_attention(parts.select(0, 0), parts.select(0, 1), parts.select(0, 2))
                      .transpose(1, 2);
       }
-      return layer(values.flatten(2), block.proj, 4 * b + 1);
-    }
-
-    at::Tensor mlp(at::Tensor const& x, DiTWeights::Block const& block, std::size_t b) const {
-      const std::size_t first = 4 * b + 2;
-      if (block.fc2.eighth.defined() && !options.observer) {
-        if (x.is_cuda() && block.fc1.eighth.defined() && !options.plain) {
-          const at::Tensor hidden = detail::gelu_product_e4m3({.x = input_e4m3(x, block.fc1).flatten(0, 1),
-                                                               .weight = block.fc1.eighth,
-                                                               .bias = block.fc1.bias,
-                                                               .x_scale = block.fc1.scale(0),
-                                                               .weight_scale = block.fc1.scale(1),
-                                                               .out_factor = block.fc2.scale(2)});
-          if (hidden.defined()) return layer(hidden.view({x.size(0), x.size(1), hidden.size(1)}), block.fc2, first + 1);
-        }
-        return layer(to_e4m3(layer(x, block.fc1, first), block.fc2.input_scale, true), block.fc2, first + 1);
-      }
-      if (options.observer && !block.fc1.eighth.defined()) options.observer(first, x);
-      const auto second = [&](at::Tensor const& hidden) { return layer(hidden, block.fc2, first + 1); };
-      if (block.fc1.packed.defined()) return second(detail::packed_linear(x, block.fc1, true));
-      if (block.fc1.eighth.defined()) return second(detail::gelu_tanh(layer(x, block.fc1, first)));
-      if (x.is_cuda() && !options.plain) {
-        // cuBLASLt adds the bias and takes GELU, in its tanh form, while it writes the product.
-        const at::Tensor hidden = at::_addmm_activation(block.fc1.bias, x.flatten(0, 1), block.fc1.weight.t(), 1, 1,
-                                                        /*use_gelu=*/true);
-        return second(hidden.view({x.size(0), x.size(1), hidden.size(1)}));
-      }
-      return second(detail::gelu_tanh(detail::linear(x, block.fc1)));
+      return layers(values.flatten(2), block.proj, first + 1);
     }
   };
 

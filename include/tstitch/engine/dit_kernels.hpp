@@ -21,27 +21,11 @@
 
 namespace tstitch::detail {
 
-/// CUDA C++ of the kernels, behind `number_conversions`. ELEMENT is 0 for float, 1 for __half, 2 for __nv_bfloat16;
-/// WIDTH is the number of channels, a multiple of 8 up to 8192.
+/// CUDA C++ of the kernels, behind `number_conversions` and `element_conversions`. WIDTH is the number of channels, a
+/// multiple of 8 up to 8192.
 ///
 /// One thread block has one token [WIDTH]; each of its threads has 8 channels, or 8 times CHUNKS.
 inline constexpr char dit_kernel_source[] = R"cuda(
-#if ELEMENT == 0
-typedef float Element;
-__device__ float to_float(Element value) { return value; }
-__device__ Element from_float(float value) { return value; }
-#elif ELEMENT == 1
-typedef unsigned short Element;
-__device__ float to_float(Element value) { return half_to_float(value); }
-__device__ Element from_float(float value) { return float_to_half(value); }
-#else
-typedef unsigned short Element;
-__device__ float to_float(Element value) { return bfloat16_to_float(value); }
-__device__ Element from_float(float value) { return float_to_bfloat16(value); }
-#endif
-
-struct alignas(16) Eight { Element values[8]; };
-
 constexpr int THREADS = (WIDTH / 8 + CHUNKS - 1) / CHUNKS;  // that have channels; a block is whole warps
 constexpr int WARPS = (THREADS + 31) / 32;
 
@@ -66,16 +50,19 @@ __device__ uint2 to_e4m3(const float* values) {
 }
 #endif
 
-// x += gate * y, then normed = layer_norm(x) * (1 + scale) + shift; with QUANTISE that times `factor` in e4m3.
+// x += gate * y + gate_z * z, then normed = layer_norm(x) * (1 + scale) + shift; with QUANTISE that times `factor` in
+// e4m3.
 //
-// x, y, normed [images * tokens, WIDTH]; modulation [images, slots, WIDTH], of which gate, shift and scale are the slots.
-// Without y nothing is added; of a gate below 0, y is [tokens, WIDTH] and added as it is.
+// x, y, z, normed [rows, WIDTH]; modulation [images, slots, WIDTH], of which gate, gate_z, shift and scale are the slots.
+// `tokens` rows in turn are of one image, and after the last image comes the first again. Without y nothing is added; of
+// a gate below 0, y is [tokens, WIDTH] and added as it is. z is added besides y, or not given.
 template <bool QUANTISE>
-__device__ void modulated(Element* x, const Element* y, const Element* modulation, void* normed, int tokens, int slots,
-                          int gate, int shift, int scale, float eps, float factor) {
+__device__ void modulated(Element* x, const Element* y, const Element* z, const Element* modulation, void* normed,
+                          int tokens, int images, int slots, int gate, int gate_z, int shift, int scale, float eps,
+                          float factor) {
   __shared__ float of_values[WARPS], of_squares[WARPS];
   const long long row = blockIdx.x;
-  const Element* const of_image = modulation + row / tokens * slots * WIDTH;
+  const Element* const of_image = modulation + row / tokens % images * slots * WIDTH;
   Element* const x_row = x + row * WIDTH;
   float values[CHUNKS][8];
   Eight scales[CHUNKS], shifts[CHUNKS];
@@ -101,7 +88,17 @@ __device__ void modulated(Element* x, const Element* y, const Element* modulatio
 #pragma unroll
       for (int i = 0; i < 8; ++i) {
         const float times = gate < 0 ? 1 : to_float(gates.values[i]);
-        own.values[i] = from_float(values[chunk][i] + times * to_float(added.values[i]));
+        values[chunk][i] += times * to_float(added.values[i]);
+      }
+      if (z) {
+        const Eight more = *reinterpret_cast<const Eight*>(z + row * WIDTH + channel);
+        gates = *reinterpret_cast<const Eight*>(of_image + gate_z * WIDTH + channel);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) values[chunk][i] += to_float(gates.values[i]) * to_float(more.values[i]);
+      }
+#pragma unroll
+      for (int i = 0; i < 8; ++i) {
+        own.values[i] = from_float(values[chunk][i]);
         values[chunk][i] = to_float(own.values[i]);  // the norm is of what is stored
       }
       *reinterpret_cast<Eight*>(x_row + channel) = own;
@@ -147,17 +144,19 @@ __device__ void modulated(Element* x, const Element* y, const Element* modulatio
   }
 }
 
-extern "C" __global__ void residual_norm_modulate(Element* x, const Element* y, const Element* modulation,
-                                                  void* normed, int tokens, int slots, int gate, int shift, int scale,
-                                                  float eps, float factor) {
-  modulated<false>(x, y, modulation, normed, tokens, slots, gate, shift, scale, eps, factor);
+extern "C" __global__ void residual_norm_modulate(Element* x, const Element* y, const Element* z,
+                                                  const Element* modulation, void* normed, int tokens, int images,
+                                                  int slots, int gate, int gate_z, int shift, int scale, float eps,
+                                                  float factor) {
+  modulated<false>(x, y, z, modulation, normed, tokens, images, slots, gate, gate_z, shift, scale, eps, factor);
 }
 
 #if __CUDA_ARCH__ >= 890
-extern "C" __global__ void residual_norm_modulate_e4m3(Element* x, const Element* y, const Element* modulation,
-                                                       void* normed, int tokens, int slots, int gate, int shift,
-                                                       int scale, float eps, float factor) {
-  modulated<true>(x, y, modulation, normed, tokens, slots, gate, shift, scale, eps, factor);
+extern "C" __global__ void residual_norm_modulate_e4m3(Element* x, const Element* y, const Element* z,
+                                                       const Element* modulation, void* normed, int tokens, int images,
+                                                       int slots, int gate, int gate_z, int shift, int scale, float eps,
+                                                       float factor) {
+  modulated<true>(x, y, z, modulation, normed, tokens, images, slots, gate, gate_z, shift, scale, eps, factor);
 }
 
 // x times `factor` in e4m3, after GELU in its tanh form if that is wanted; eight elements a thread.
@@ -184,6 +183,22 @@ extern "C" __global__ void quantise_e4m3(const Element* x, unsigned char* out, l
 #endif
 )cuda";
 
+/// What residual, gate, layer norm and modulation are of: x += gate y + gate_z z, in place, and then
+/// layer_norm(x) (1 + scale) + shift.
+struct ResidualNorm {
+  at::Tensor x;           ///< [n, tokens, width], contiguous
+  at::Tensor y = {};      ///< the same, or undefined: nothing is added
+  at::Tensor modulation;  ///< [n, slots, width], contiguous
+  int gate = 0;           ///< a slot; below 0: y is [1, tokens, width] and added as it is
+  int shift, scale;       ///< slots
+  double eps;
+  at::Tensor z = {};  ///< like x: is added besides y; or undefined
+  int gate_z = 0;
+  bool tokens_first = false;  ///< x, y and z are [tokens, n, width], and the gate is not below 0
+  bool plain = false;         ///< with torch's operations, one after another
+  double e4m3_scale = 0;      ///< not 0: the result is divided by it and rounded to e4m3
+};
+
 /// Sizes of the kernel for a width.
 struct DiTKernelShape {
   int width;
@@ -192,10 +207,15 @@ struct DiTKernelShape {
   static bool fits(std::int64_t width) { return width % 8 == 0 && width >= 8 && width <= 8192; }
 };
 
-/// @param element 0 float32, 1 float16, 2 bfloat16
+/// The ELEMENT of kernels for this type; -1 where there is none.
+inline int element_of(at::ScalarType type) {
+  return type == at::kFloat ? 0 : type == at::kHalf ? 1 : type == at::kBFloat16 ? 2 : -1;
+}
+
+/// @param element see element_of
 inline CudaSource dit_kernel(int element, DiTKernelShape shape) {
   return {"dit",
-          std::string(number_conversions) + dit_kernel_source,
+          std::string(number_conversions) + element_conversions + dit_kernel_source,
           {"-DELEMENT=" + std::to_string(element), "-DWIDTH=" + std::to_string(shape.width),
            "-DCHUNKS=" + std::to_string(shape.chunks())}};
 }
@@ -216,19 +236,21 @@ class DiTKernels {
 
   bool has_e4m3() const { return quantise_; }
 
-  /// @param normed like x, or e4m3, then times `factor`
-  void modulate(at::Tensor const& x, at::Tensor const& y, at::Tensor const& modulation, at::Tensor const& normed,
-                int gate, int shift, int scale, double eps, double factor) const {
-    void* x_data = x.data_ptr();
-    void* y_data = y.defined() ? y.data_ptr() : nullptr;
-    void* modulation_data = modulation.data_ptr();
-    void* normed_data = normed.data_ptr();
-    int tokens = int(x.size(1)), slots = int(modulation.size(1));
-    float epsilon = float(eps), times = float(factor);
-    std::array<void*, 11> arguments{&x_data, &y_data, &modulation_data, &normed_data, &tokens, &slots,
-                                    &gate,   &shift,  &scale,           &epsilon,     &times};
-    kernels_.start(normed.scalar_type() == x.scalar_type() ? modulate_ : modulate_e4m3_, x.size(0) * x.size(1),
-                   shape_.threads(), arguments.data());
+  /// @param normed like x, or e4m3
+  void modulate(ResidualNorm const& of, at::Tensor const& normed) const {
+    const auto data = [](at::Tensor const& tensor) { return tensor.defined() ? tensor.data_ptr() : nullptr; };
+    void* x_data = data(of.x);
+    void* y_data = data(of.y);
+    void* z_data = data(of.z);
+    void* modulation_data = data(of.modulation);
+    void* normed_data = data(normed);
+    int tokens = of.tokens_first ? 1 : int(of.x.size(1)), images = int(of.modulation.size(0)),
+        slots = int(of.modulation.size(1)), gate = of.gate, gate_z = of.gate_z, shift = of.shift, scale = of.scale;
+    float epsilon = float(of.eps), times = of.e4m3_scale == 0 ? 1 : float(1 / of.e4m3_scale);
+    std::array<void*, 14> arguments{&x_data, &y_data, &z_data, &modulation_data, &normed_data, &tokens,  &images,
+                                    &slots,  &gate,   &gate_z, &shift,           &scale,       &epsilon, &times};
+    kernels_.start(of.e4m3_scale == 0 ? modulate_ : modulate_e4m3_, of.x.size(0) * of.x.size(1), shape_.threads(),
+                   arguments.data());
   }
 
   /// @param out e4m3, as many elements as x
@@ -253,10 +275,7 @@ class DiTKernels {
 /// The kernels for tensors like x, which is [n, tokens, width]; null where there are none: for other types and widths,
 /// on old GPUs and without NVRTC.
 inline DiTKernels const* dit_kernels(at::Tensor const& x) {
-  const int element = x.scalar_type() == at::kFloat      ? 0
-                      : x.scalar_type() == at::kHalf     ? 1
-                      : x.scalar_type() == at::kBFloat16 ? 2
-                                                         : -1;
+  const int element = element_of(x.scalar_type());
   if (!x.is_cuda() || element < 0 || !DiTKernelShape::fits(x.size(2))) return nullptr;
   static std::mutex mutex;
   static std::map<std::tuple<int, int, int>, std::optional<DiTKernels>> kernels;

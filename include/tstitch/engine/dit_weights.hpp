@@ -52,6 +52,13 @@ struct DiTWeights {
   double frequency_steps = 128;  ///< the k-th frequency of t is 10000^(-k / frequency_steps)
   double mlp_norm_eps = 1e-6;
   bool flow = false;  ///< SiT: the embedder is told 1 - t / 1000
+
+  /// Those that may be in 8 bits, in the order of DiTOptions::e4m3_inputs.
+  std::vector<DiTLinear*> layers() {
+    std::vector<DiTLinear*> all;
+    for (Block& block : blocks) all.insert(all.end(), {&block.qkv, &block.proj, &block.fc1, &block.fc2});
+    return all;
+  }
 };
 
 namespace detail {

@@ -50,13 +50,15 @@ inline at::Tensor to_e4m3(at::Tensor const& x, double scale, bool gelu = false, 
 }
 
 /// Gives the weight 8 bits, unless it has them.
+/// @param place for messages
 /// @param largest_input see DiTOptions::e4m3_inputs
-inline void quantise(DiTLinear& linear, double largest_input) {
+/// @throws std::invalid_argument for weights that are not finite
+inline void quantise(char const* place, DiTLinear& linear, double largest_input) {
   const auto scale_of = [](double value) { return value > 0 ? value / largest_e4m3 : 1.0; };
   linear.input_scale = scale_of(1.1 * largest_input);  // other trajectories may go further
   if (!linear.eighth.defined()) {
     const double largest_weight = linear.weight.abs().max().item<double>();
-    if (!std::isfinite(largest_weight)) refuse("DiT", "weights in 8 bits must be finite", largest_weight);
+    if (!std::isfinite(largest_weight)) refuse(place, "weights in 8 bits must be finite", largest_weight);
     linear.weight_scale = scale_of(largest_weight);
     linear.eighth = to_e4m3(linear.weight, linear.weight_scale);
   }

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/arange.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/silu.h>
@@ -15,7 +14,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -29,6 +27,7 @@
 #include "../model/condition.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "dit_weights.hpp"
+#include "sinusoids.hpp"
 
 namespace tstitch::detail {
 
@@ -134,11 +133,7 @@ class Modulations {
   at::Tensor modulate(at::Tensor const& t, at::Tensor const& y) const {
     at::Tensor time = t.to(at::kFloat);
     if (weights_.flow) time = time.div(1000).neg().add(1);
-    // Multiplied and then divided, as the networks do: t is large, and the last bit of a frequency would show.
-    const at::Tensor frequencies =
-        at::arange(128, t.options().dtype(at::kFloat)).mul(-std::log(10000.0)).div(weights_.frequency_steps).exp();
-    const at::Tensor angles = time.unsqueeze(1).mul(frequencies);
-    const at::Tensor waves = at::cat({angles.cos(), angles.sin()}, 1).to(weights_.pos_embed.scalar_type());
+    const at::Tensor waves = sinusoids(time, weights_.frequency_steps).to(weights_.pos_embed.scalar_type());
     const at::Tensor hidden = at::silu(linear(waves, weights_.t_embedder0));
     const at::Tensor c = linear(hidden, weights_.t_embedder2).add(at::index_select(weights_.y_embedder, 0, y));
     return linear(at::silu(c), weights_.modulation).view({t.size(0), slots(), width()});

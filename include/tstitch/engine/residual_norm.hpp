@@ -9,6 +9,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <utility>
 
 #include "../base/vector_code.hpp"
 #include "../tensor/host_tensor.hpp"
@@ -17,15 +18,17 @@
 
 namespace tstitch::detail {
 
-/// What the loop over tokens on the host works on, all float32: x, y and normed [rows, width], modulation
-/// [rows / tokens, slots, width]; without y nothing is added. The width is a multiple of 8.
+/// What the loop over tokens on the host works on, all float32: x, y, z and normed [rows, width], modulation
+/// [images, slots, width]; without y nothing is added. `tokens` rows in turn are of one image, and after the last image
+/// comes the first again. The width is a multiple of 8.
 struct ModulatedRows {
   float* x;
   float const* y;
+  float const* z;
   float const* modulation;
   float* normed;
-  std::int64_t tokens, slots, width;
-  int gate, shift, scale;
+  std::int64_t tokens, images, slots, width;
+  int gate, gate_z, shift, scale;
   float eps;
 };
 
@@ -48,10 +51,14 @@ inline EightFloats const* eights(float const* row) {
                                                                std::int64_t last) {
   const std::int64_t eighths = rows.width / 8;
   for (std::int64_t row = first; row < last; ++row) {
-    float const* const of_image = rows.modulation + row / rows.tokens * rows.slots * rows.width;
+    float const* const of_image = rows.modulation + row / rows.tokens % rows.images * rows.slots * rows.width;
     auto const scales = eights(of_image + rows.scale * rows.width), shifts = eights(of_image + rows.shift * rows.width);
     auto const x = eights(rows.x + row * rows.width), normed = eights(rows.normed + row * rows.width);
     EightFloats sums = {}, squares = {};
+    if (rows.z) {
+      auto const z = eights(rows.z + row * rows.width), gates = eights(of_image + rows.gate_z * rows.width);
+      for (std::int64_t c = 0; c < eighths; ++c) x[c] += gates[c] * z[c];
+    }
     if (rows.y) {
       auto const y = eights(rows.y + row * rows.width), gates = eights(of_image + rows.gate * rows.width);
       for (std::int64_t c = 0; c < eighths; ++c) sums += x[c] += gates[c] * y[c];
@@ -72,51 +79,47 @@ inline EightFloats const* eights(float const* row) {
 }
 #endif
 
-/// x += gate y, in place, and then layer_norm(x) (1 + scale) + shift.
-///
-/// @param x [n, tokens, width], contiguous
-/// @param y the same, or undefined: nothing is added
-/// @param modulation [n, slots, width], contiguous; `gate`, `shift` and `scale` are slots; of a gate below 0, y is
-///   [1, tokens, width] and added as it is
-/// @param plain with torch's operations, one after another
-/// @param e4m3_scale not 0: the result is divided by it and rounded to e4m3
-/// @returns [n, tokens, width]
-inline at::Tensor residual_norm_modulate(at::Tensor const& x, at::Tensor const& y, at::Tensor const& modulation,
-                                         int gate, int shift, int scale, double eps, bool plain = false,
-                                         double e4m3_scale = 0) {
-  const std::int64_t tokens = x.size(1), width = x.size(2);
-  if (!plain && x.is_cuda()) {
+/// @returns the result, like x
+inline at::Tensor residual_norm_modulate(ResidualNorm of) {
+  at::Tensor const& x = of.x;
+  const std::int64_t width = x.size(2);
+  if (of.y.defined()) of.y = of.y.contiguous();
+  if (of.z.defined()) of.z = of.z.contiguous();
+  if (!of.plain && x.is_cuda()) {
     DiTKernels const* const kernels = dit_kernels(x);
-    if (kernels && (e4m3_scale == 0 || kernels->has_e4m3())) {
+    if (kernels && (of.e4m3_scale == 0 || kernels->has_e4m3())) {
       at::Tensor normed =
-          e4m3_scale == 0 ? x.new_empty(x.sizes()) : x.new_empty(x.sizes(), x.options().dtype(at::kFloat8_e4m3fn));
-      kernels->modulate(x, y.defined() ? y.contiguous() : y, modulation, normed, gate, shift, scale, eps,
-                        e4m3_scale == 0 ? 1 : 1 / e4m3_scale);
+          of.e4m3_scale == 0 ? x.new_empty(x.sizes()) : x.new_empty(x.sizes(), x.options().dtype(at::kFloat8_e4m3fn));
+      kernels->modulate(of, normed);
       return normed;
     }
   }
-  if (y.defined() && gate < 0) {
-    x.add_(y);
-    return residual_norm_modulate(x, {}, modulation, 0, shift, scale, eps, plain, e4m3_scale);
+  if (of.y.defined() && of.gate < 0) {
+    x.add_(of.y);
+    of.y.reset();
+    return residual_norm_modulate(std::move(of));
   }
-  if (e4m3_scale != 0) {
-    return to_e4m3(residual_norm_modulate(x, y, modulation, gate, shift, scale, eps, plain), e4m3_scale);
+  if (of.e4m3_scale != 0) {
+    const double scale = std::exchange(of.e4m3_scale, 0.0);
+    return to_e4m3(residual_norm_modulate(std::move(of)), scale);
   }
-  if (!plain && x.is_cpu() && x.scalar_type() == at::kFloat && width % 8 == 0) {
+  if (!of.plain && x.is_cpu() && x.scalar_type() == at::kFloat && width % 8 == 0) {
     at::Tensor normed = x.new_empty(x.sizes());
-    const at::Tensor added = y.defined() ? y.contiguous() : y;
     const ModulatedRows rows{.x = x.mutable_data_ptr<float>(),
-                             .y = added.defined() ? values_of<float>(added) : nullptr,
-                             .modulation = values_of<float>(modulation),
+                             .y = of.y.defined() ? values_of<float>(of.y) : nullptr,
+                             .z = of.z.defined() ? values_of<float>(of.z) : nullptr,
+                             .modulation = values_of<float>(of.modulation),
                              .normed = normed.mutable_data_ptr<float>(),
-                             .tokens = tokens,
-                             .slots = modulation.size(1),
+                             .tokens = of.tokens_first ? 1 : x.size(1),
+                             .images = of.modulation.size(0),
+                             .slots = of.modulation.size(1),
                              .width = width,
-                             .gate = gate,
-                             .shift = shift,
-                             .scale = scale,
-                             .eps = float(eps)};
-    at::parallel_for(0, x.size(0) * tokens, 32, [&](std::int64_t first, std::int64_t last) {
+                             .gate = of.gate,
+                             .gate_z = of.gate_z,
+                             .shift = of.shift,
+                             .scale = of.scale,
+                             .eps = float(of.eps)};
+    at::parallel_for(0, x.size(0) * x.size(1), 32, [&](std::int64_t first, std::int64_t last) {
 #ifdef TSTITCH_X86
       if (has_avx2()) return residual_norm_modulate_rows_avx2(rows, first, last);
 #endif
@@ -124,9 +127,12 @@ inline at::Tensor residual_norm_modulate(at::Tensor const& x, at::Tensor const& 
     });
     return normed;
   }
-  const auto slot = [&](int k) { return modulation.narrow(1, k, 1); };  // [n, 1, width]
-  if (y.defined()) x.addcmul_(slot(gate), y);
-  return at::addcmul(slot(shift), at::layer_norm(x, {width}, {}, {}, eps), slot(scale).add(1));
+  const auto slot = [&](int k) {  // for each token the same
+    return of.tokens_first ? of.modulation.select(1, k) : of.modulation.narrow(1, k, 1);
+  };
+  if (of.y.defined()) x.addcmul_(slot(of.gate), of.y);
+  if (of.z.defined()) x.addcmul_(slot(of.gate_z), of.z);
+  return at::addcmul(slot(of.shift), at::layer_norm(x, {width}, {}, {}, of.eps), slot(of.scale).add(1));
 }
 
 }  // namespace tstitch::detail

@@ -1,8 +1,8 @@
 /// @file
-/// DiTs for the native engine from TorchScript files. Opt-in.
+/// Transformers for the native engine from TorchScript files. Opt-in.
 ///
-/// The weights are taken out of a file whose metadata says that it holds a DiT (architecture dit, dit_diffusers or
-/// sit).
+/// The weights are taken out of a file whose metadata says that it holds a DiT (architecture dit, dit_diffusers or sit)
+/// or an MMDiT (sd3).
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -13,7 +13,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <map>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -22,69 +21,23 @@
 #include "../base/error.hpp"
 #include "../engine/dit.hpp"
 #include "../engine/dit_weights.hpp"
+#include "../engine/mmdit.hpp"
 #include "../model/network.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "archive.hpp"
 #include "file.hpp"
 #include "loading.hpp"
 #include "metadata.hpp"
+#include "mmdit.hpp"
 #include "parallel_file.hpp"
 #include "torchscript.hpp"
+#include "transformer_tensors.hpp"
 
 namespace tstitch {
 namespace detail {
 
-/// Tensors of a module by name.
-inline std::map<std::string, at::Tensor> tensors_of(torch::jit::Module const& module) {
-  std::map<std::string, at::Tensor> found;
-  for (auto const& each : module.named_parameters()) found.emplace(each.name, each.value.detach());
-  for (auto const& each : module.named_buffers()) found.emplace(each.name, each.value.detach());
-  return found;
-}
-
-/// The tensors of a scripted DiT in one type on one device.
-struct DiTTensors {
-  std::map<std::string, at::Tensor> all;
-  at::Device device;
-  at::ScalarType type;
-  std::string source;  ///< for messages
-
-  /// @throws std::runtime_error where there is none of that shape
-  at::Tensor get(std::string const& name, std::vector<std::int64_t> const& shape) const {
-    const auto found = all.find(name);
-    const std::string must = "tstitch::load_dit: " + source + ": must hold " + name + " of shape ";
-    if (found == all.end()) throw std::runtime_error(must + shape_text(shape) + ", got none");
-    if (found->second.sizes() != at::IntArrayRef(shape)) {
-      throw std::runtime_error(must + shape_text(shape) + ", got " + shape_text(found->second.sizes()));
-    }
-    return found->second.to(device, type).contiguous();
-  }
-
-  DiTLinear linear(std::string const& name, std::int64_t out, std::int64_t in) const {
-    return {get(name + ".weight", {out, in}), get(name + ".bias", {out})};
-  }
-};
-
-/// The channels of an MLP's middle.
-/// @throws std::runtime_error for sizes that no DiT has
-inline std::int64_t hidden_width(NetworkInfo const& info, std::string const& source) {
-  NetworkInfo::Architecture const& a = info.architecture;
-  const std::int64_t width = a.width, p = a.patch_size;
-  const bool in_range = width >= 4 && width <= 65536 && a.depth >= 1 && a.depth <= 1000 && a.heads >= 1 && p >= 1 &&
-                        p <= 65536 && a.mlp_ratio > 0 && a.mlp_ratio <= 1000;
-  const std::int64_t hidden = in_range ? std::int64_t(double(width) * a.mlp_ratio) : 0;
-  if (!in_range || hidden < 1 || width % a.heads || info.height % p || info.width % p) {
-    throw std::runtime_error("tstitch::load_dit: " + source +
-                             ": must state the width, depth, heads, patch_size and mlp_ratio of a DiT, got width " +
-                             std::to_string(width) + ", depth " + std::to_string(a.depth) + ", heads " +
-                             std::to_string(a.heads) + ", patch_size " + std::to_string(p) + ", mlp_ratio " +
-                             text(a.mlp_ratio));
-  }
-  return hidden;
-}
-
 /// The blocks, and all modulations as one product.
-inline void take_blocks(DiTWeights& weights, DiTTensors const& tensors, NetworkInfo::Architecture const& a,
+inline void take_blocks(DiTWeights& weights, TransformerTensors const& tensors, NetworkInfo::Architecture const& a,
                         std::int64_t hidden) {
   const std::int64_t width = a.width;
   std::vector<at::Tensor> modulations, biases;
@@ -103,23 +56,15 @@ inline void take_blocks(DiTWeights& weights, DiTTensors const& tensors, NetworkI
   modulate("final_layer.adaLN_modulation.1", 2);
   weights.modulation = {at::cat(modulations), at::cat(biases)};
   if (const std::string next = "blocks." + std::to_string(a.depth) + ".attn.qkv.weight"; tensors.all.contains(next)) {
-    throw std::runtime_error("tstitch::load_dit: " + tensors.source + ": must hold " + std::to_string(a.depth) +
-                             " blocks, got also " + next);
+    tensors.fail("must hold " + std::to_string(a.depth) + " blocks", "also " + next);
   }
-}
-
-/// A constant of a module, which other programs' files may lack.
-inline double constant_of(torch::jit::Module const& module, char const* name, double otherwise) {
-  if (!module.hasattr(name) && !module.type()->findConstantSlot(name)) return otherwise;
-  const c10::IValue value = module.attr(name);
-  return value.isBool() ? double(value.toBool()) : value.toScalar().toDouble();
 }
 
 /// The weights of a scripted DiT in this type on this device.
 inline DiTWeights dit_weights(torch::jit::Module const& module, NetworkInfo const& info, at::Device device,
                               at::ScalarType type, std::string const& source) {
-  const DiTTensors tensors{tensors_of(module), device, type, source};
-  const std::int64_t hidden = hidden_width(info, source);
+  const TransformerTensors tensors{tensors_of(module), device, type, source};
+  const std::int64_t hidden = tensors.hidden_width(info);
   NetworkInfo::Architecture const& a = info.architecture;
   const std::int64_t width = a.width, p = a.patch_size, out_channels = info.channels * (info.learned_variance ? 2 : 1);
   DiTWeights w;
@@ -145,21 +90,17 @@ inline DiTWeights dit_weights(torch::jit::Module const& module, NetworkInfo cons
 
 /// Gives layers of the blocks the weights in e4m3 that the file has for those whose scale is not 0. Its exporter
 /// rounded them so that each makes up for the errors of others (calibrate.py), which the nearest values do not.
-inline void take_e4m3(DiTWeights& weights, Archive const& archive, NetworkInfo const& info, std::string const& source) {
+inline void take_e4m3(std::vector<DiTLinear*> const& layers, Archive const& archive, NetworkInfo const& info,
+                      std::string const& source) {
   std::vector<double> const& scales = info.architecture.e4m3_weight_scales;
   if (scales.empty()) return;
-  if (scales.size() != 4 * weights.blocks.size()) {
+  if (scales.size() != layers.size()) {
     throw std::runtime_error("tstitch::load_dit: " + source + ": must state a scale of 8 bits for each of the " +
-                             std::to_string(4 * weights.blocks.size()) + " layers, got " +
-                             std::to_string(scales.size()));
+                             std::to_string(layers.size()) + " layers, got " + std::to_string(scales.size()));
   }
-  std::vector<DiTLinear*> layers;
   std::size_t bytes = 0;
-  for (DiTWeights::Block& block : weights.blocks) {
-    for (DiTLinear* const each : {&block.qkv, &block.proj, &block.fc1, &block.fc2}) {
-      if (scales[layers.size()] > 0) bytes += std::size_t(each->weight.numel());
-      layers.push_back(each);
-    }
+  for (std::size_t k = 0; k < layers.size(); ++k) {
+    if (scales[k] > 0) bytes += std::size_t(layers[k]->weight.numel());
   }
   constexpr char record[] = "extra/tstitch/e4m3_weights";
   const auto found = archive.records().find(record);
@@ -189,17 +130,40 @@ inline void take_e4m3(DiTWeights& weights, Archive const& archive, NetworkInfo c
   }
 }
 
+/// A Network of a transformer, from its weights.
+template <class Transformer, class Weights>
+Network network_of(Weights weights, Archive const& archive, NetworkInfo info, at::Device device, DiTOptions const& how,
+                   std::string const& source) {
+  if (!how.e4m3_inputs.empty()) take_e4m3(weights.layers(), archive, info, source);
+  return Network(Transformer(std::move(weights), how), std::move(info), device);
+}
+
+/// @throws std::runtime_error for what the engine would ignore
+inline void require_plain_dit(NetworkInfo const& info, std::string const& source) {
+  const auto fail = [&](std::string const& rule, std::string const& got) {
+    throw std::runtime_error("tstitch::load_dit: " + source + ": " + rule + ", got " + got);
+  };
+  if (!info.conditions.empty()) {
+    fail("must take no conditions but a label", "'" + printable(info.conditions[0].name) + "'");
+  }
+  const std::vector<std::int64_t> shape = shape_of(info);
+  if (shape.size() != 3 || !is_closed(shape)) {
+    fail("must take x of one size, [n, C, H, W]", "[n, ...] of " + sizes_text(shape));
+  }
+}
+
 }  // namespace detail
 
 /// Whether `load_dit` knows the network of this file.
 inline bool is_dit(NetworkInfo const& info) {
   std::string const& kind = info.architecture.kind;
-  return kind == "dit" || kind == "dit_diffusers" || kind == "sit";
+  return kind == "dit" || kind == "dit_diffusers" || kind == "sit" || kind == "sd3";
 }
 
-/// Loads a DiT for the native engine. Runs code of the file, so load what you trust.
+/// Loads a DiT, or the MMDiT of Stable Diffusion 3, for the native engine. Runs code of the file, so load what you
+/// trust.
 /// @param options as for load_torchscript; warm_up_rows do nothing, because no shape needs it
-/// @throws std::runtime_error naming the file and what is wrong with it, or that it is no DiT
+/// @throws std::runtime_error naming the file and what is wrong with it, or that it is no such transformer
 inline Network load_dit(std::string const& path, TorchScriptOptions const& options = {}, DiTOptions const& how = {}) {
   const auto file = detail::open_file(detail::torchscript_file, path);
   const std::string source = detail::quoted(path);
@@ -209,28 +173,25 @@ inline Network load_dit(std::string const& path, TorchScriptOptions const& optio
     NetworkInfo info = detail::read_network_info(*archive, source, options.info);
     if (!is_dit(info)) {
       throw std::runtime_error("tstitch::load_dit: " + source +
-                               ": must have the architecture dit, dit_diffusers or sit, got '" +
+                               ": must have the architecture dit, dit_diffusers, sit or sd3, got '" +
                                detail::printable(info.architecture.kind) + "'");
-    }
-    if (!info.conditions.empty()) {
-      throw std::runtime_error("tstitch::load_dit: " + source + ": must take no conditions but a label, got '" +
-                               detail::printable(info.conditions[0].name) + "'");
     }
     if (!info.forecasts_residual) {
       throw std::runtime_error("tstitch::load_dit: " + source +
                                ": tstitch/forecast must be residual for the engine, got 'feature'");
     }
-    const std::vector<std::int64_t> shape = detail::shape_of(info);
-    if (shape.size() != 3 || !detail::is_closed(shape)) {
-      throw std::runtime_error("tstitch::load_dit: " + source +
-                               ": must take x of one size, [n, C, H, W], got [n, ...] of " + detail::sizes_text(shape));
-    }
+    const bool joint = info.architecture.kind == "sd3";
+    if (!joint) detail::require_plain_dit(info, source);
     const c10::AutoGradMode no_gradients(false);
     const torch::jit::Module module = detail::load_module(archive);
     const at::ScalarType type = detail::type_of(module, options);
-    DiTWeights weights = detail::dit_weights(module, info, options.device, type, source);
-    if (!how.e4m3_inputs.empty()) detail::take_e4m3(weights, *archive, info, source);
-    return Network(DiT(std::move(weights), how), std::move(info), options.device);
+    const auto network = [&]<class Transformer>(auto weights) {
+      return detail::network_of<Transformer>(std::move(weights), *archive, info, options.device, how, source);
+    };
+    if (joint) {
+      return network.operator()<MMDiT>(detail::mmdit_weights(module, info, options.device, type, source));
+    }
+    return network.operator()<DiT>(detail::dit_weights(module, info, options.device, type, source));
   });
 }
 

@@ -42,4 +42,24 @@ __device__ inline unsigned short floats_to_e4m3s(float low, float high) {
 }
 )cuda";
 
+/// The elements of tensors, behind that: ELEMENT is 0 for float, 1 for __half, 2 for __nv_bfloat16. Eight of them are
+/// read and written at once.
+inline constexpr char element_conversions[] = R"cuda(
+#if ELEMENT == 0
+typedef float Element;
+__device__ float to_float(Element value) { return value; }
+__device__ Element from_float(float value) { return value; }
+#elif ELEMENT == 1
+typedef unsigned short Element;
+__device__ float to_float(Element value) { return half_to_float(value); }
+__device__ Element from_float(float value) { return float_to_half(value); }
+#else
+typedef unsigned short Element;
+__device__ float to_float(Element value) { return bfloat16_to_float(value); }
+__device__ Element from_float(float value) { return float_to_bfloat16(value); }
+#endif
+
+struct alignas(16) Eight { Element values[8]; };
+)cuda";
+
 }  // namespace tstitch::detail

@@ -1,0 +1,79 @@
+/// @file
+/// The tensors of transformers in TorchScript files, by name and shape.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <torch/csrc/jit/api/module.h>
+
+#include <cstdint>
+#include <map>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "../base/error.hpp"
+#include "../engine/dit_weights.hpp"
+#include "../model/network_info.hpp"
+#include "../tensor/shape.hpp"
+
+namespace tstitch::detail {
+
+/// Tensors of a module by name.
+inline std::map<std::string, at::Tensor> tensors_of(torch::jit::Module const& module) {
+  std::map<std::string, at::Tensor> found;
+  for (auto const& each : module.named_parameters()) found.emplace(each.name, each.value.detach());
+  for (auto const& each : module.named_buffers()) found.emplace(each.name, each.value.detach());
+  return found;
+}
+
+/// The tensors of a scripted transformer in one type on one device.
+struct TransformerTensors {
+  std::map<std::string, at::Tensor> all;
+  at::Device device;
+  at::ScalarType type;
+  std::string source;  ///< for messages
+
+  [[noreturn]] void fail(std::string const& rule, std::string const& got) const {
+    throw std::runtime_error("tstitch::load_dit: " + source + ": " + rule + ", got " + got);
+  }
+
+  bool has(std::string const& name) const { return all.contains(name); }
+
+  /// @throws std::runtime_error where there is none of that shape
+  at::Tensor get(std::string const& name, std::vector<std::int64_t> const& shape) const {
+    const auto found = all.find(name);
+    const std::string rule = "must hold " + name + " of shape " + shape_text(shape);
+    if (found == all.end()) fail(rule, "none");
+    if (found->second.sizes() != at::IntArrayRef(shape)) fail(rule, shape_text(found->second.sizes()));
+    return found->second.to(device, type).contiguous();
+  }
+
+  DiTLinear linear(std::string const& name, std::int64_t out, std::int64_t in) const {
+    return {get(name + ".weight", {out, in}), get(name + ".bias", {out})};
+  }
+
+  /// The channels of an MLP's middle.
+  /// @throws std::runtime_error for sizes that no DiT has
+  std::int64_t hidden_width(NetworkInfo const& info) const {
+    NetworkInfo::Architecture const& a = info.architecture;
+    const std::int64_t width = a.width, p = a.patch_size;
+    const bool in_range = width >= 4 && width <= 65536 && a.depth >= 1 && a.depth <= 1000 && a.heads >= 1 && p >= 1 &&
+                          p <= 65536 && a.mlp_ratio > 0 && a.mlp_ratio <= 1000;
+    const std::int64_t hidden = in_range ? std::int64_t(double(width) * a.mlp_ratio) : 0;
+    if (!in_range || hidden < 1 || width % a.heads || info.height % p || info.width % p) {
+      fail("must state the width, depth, heads, patch_size and mlp_ratio of a DiT",
+           "width " + std::to_string(width) + ", depth " + std::to_string(a.depth) + ", heads " +
+               std::to_string(a.heads) + ", patch_size " + std::to_string(p) + ", mlp_ratio " + text(a.mlp_ratio));
+    }
+    return hidden;
+  }
+};
+
+/// A constant of a module, which other programs' files may lack.
+inline double constant_of(torch::jit::Module const& module, char const* name, double otherwise) {
+  if (!module.hasattr(name) && !module.type()->findConstantSlot(name)) return otherwise;
+  const c10::IValue value = module.attr(name);
+  return value.isBool() ? double(value.toBool()) : value.toScalar().toDouble();
+}
+
+}  // namespace tstitch::detail
