@@ -6,18 +6,25 @@
 #include <string>
 #include <vector>
 
-int main(int argc, char** argv) try {
-  if (argc < 4) return 2;
-  const std::vector<std::string> prompts(argv + 3, argv + argc);
+using Texts = std::vector<std::string>;
+using Conditions = std::vector<tstitch::NamedCondition>;
+
+Conditions encode_once(std::string const& file, std::string const& folder, Texts const& prompts) {
   const auto warn = [](std::string const& line) { std::cerr << line << "\n"; };
   const tstitch::PromptCacheOptions options{.most_bytes = 100'000'000, .warn = warn};
-  const tstitch::PromptCache cache(argv[2], options);
-  const tstitch::TextEncoder encoder = cache.load(argv[1]);  // reads weights where a prompt is new
-  const std::vector<tstitch::NamedCondition> conditions = encoder.conditions(prompts, /*negative=*/"blurry");
+  const tstitch::PromptCache cache(folder, options);
+  const tstitch::TextEncoder encoder = cache.load(file);  // reads weights where a prompt is new
+  return encoder.conditions(prompts, /*negative=*/"blurry");
+}
+
+int main(int argc, char** argv) try {
+  if (argc < 4) return 2;
+  const Texts prompts(argv + 3, argv + argc);
+  const Conditions conditions = encode_once(argv[1], argv[2], prompts);
   // A file that `tstitch_sample --condition` takes.
-  tstitch::save_conditions(cache.folder() + "/prompts.pt", conditions, prompts);
+  tstitch::save_conditions(std::string(argv[2]) + "/prompts.pt", conditions, prompts);
   std::cout << conditions[0].name << ": " << conditions[0].value.sizes() << ", again the same "
-            << cache.load(argv[1]).conditions(prompts, "blurry")[0].value.equal(conditions[0].value) << "\n";
+            << encode_once(argv[1], argv[2], prompts)[0].value.equal(conditions[0].value) << "\n";
 } catch (std::exception const& error) {
   std::cerr << error.what() << "\n";
   return 1;

@@ -492,6 +492,23 @@ void autoencoders() {
   std::cout << "grid: " << size.width << " x " << size.height << "\n";
 }
 
+void videos() {
+  // Latents that have a scale and a shift for each channel, and a decoder that makes 4 (F - 1) + 1 frames of F.
+  const tstitch::PerChannel mean{-0.7571, -0.7089, -0.9113}, scale{0.355, 0.688, 0.43};
+  const tstitch::AutoencoderInfo info{.name = "mine",
+                                      .latent_channels = 3,
+                                      .upsampling = 1,
+                                      .temporal_upsampling = 4,
+                                      .latent_scale = scale,
+                                      .latent_shift = mean};
+  const tstitch::Decoder decoder(
+      {.function = [](at::Tensor const& z) { return z.repeat_interleave(4, 2).slice(2, 3).tanh(); }, .info = info});
+  const at::Tensor decoded = decoder(at::rand({1, 3, 3, 16, 24}));
+  const tstitch::Video video = tstitch::to_videos(decoded)[0];
+  tstitch::write_apng("video.png", video, 16);  // or write_mp4, or write_frames into a folder
+  std::cout << "video: " << decoded.sizes() << " is " << video.size() << " frames\n";
+}
+
 void sums() {
   const at::Tensor x = at::ones({4}), y = at::ones({4});
   const at::Tensor sum = tstitch::WeightedSum().add(0.5, x).add(2, y).value();
@@ -703,6 +720,7 @@ int main(int argc, char** argv) try {
                              run_in_a_file,
                              measured_forecasts,
                              autoencoders,
+                             videos,
                              sums,
                              quality_tables,
                              budgets,

@@ -462,12 +462,13 @@ def belief(values: Mapping[str, object]) -> str:
     if "kind" in values:
         return "\n".join((
             f"taken for: {of('kind')} of an autoencoder",
-            f"  latents         {of('latent_channels')} channels, scale {of('latent_scale')}, shift {of('latent_shift')}",
-            f"  pictures        {of('picture_channels')} channels, {of('upsampling')} times as high and wide",
+            f"  latents         {of('latent_channels')} channels, scale {first(of('latent_scale'))}, shift {first(of('latent_shift'))}",
+            f"  pictures        {of('picture_channels')} channels, {of('upsampling')} times as high and wide"
+            + (f"; {values['temporal_upsampling']} frames for one after the first" if "temporal_upsampling" in values else ""),
         ))  # fmt: skip
     pixels = values.get("decoding") == "pixels"
     sizes = str(of("input_shape")).split() if "input_shape" in values else map(of, INPUT_KEYS)
-    what = "a picture" if pixels else f"latents, scale {of('latent_scale', 'not known')}, shift {of('latent_shift', 0)}"
+    what = "a picture" if pixels else f"latents, scale {first(of('latent_scale', 'not known'))}, shift {first(of('latent_shift', 0))}"
     shape = ", ".join(f"{key} {values[key]}" for key in ("depth", "width", "heads", "patch_size") if key in values)
     schedule = " ".join(str(values[k]) for k in ("noise_schedule", "num_train_timesteps", "beta_start", "beta_end") if k in values)
     sampler = f"{of('profile', 'not known')}, steps {of('steps', 'not known')}"
@@ -743,15 +744,19 @@ def find_diffusers() -> ModuleType | None:
     return diffusers
 
 
-def in_diffusers(config: Config, network: nn.Module, kind: str | None = None) -> nn.Module | None:
+def in_diffusers(
+    config: Config, network: nn.Module, kind: str | None = None, whole: bool = True
+) -> nn.Module | None:
     """The same network of diffusers, with the same memory for its weights; None where that is not installed.
 
-    @kind: its class, where config.json may have another name for it.
+    @kind: its class, where config.json may have another name for it. @whole: else the network is a part of it, and the rest
+    stays without memory.
     """
     diffusers = find_diffusers()
     if diffusers is None:
         return None
     with torch.device("meta"):
         model = getattr(diffusers, kind or config.values["_class_name"]).from_config(config.values)
-    model.load_state_dict(network.state_dict(), assign=True)
+    extra = model.load_state_dict(network.state_dict(), assign=True, strict=whole).unexpected_keys
+    assert not extra, extra
     return model

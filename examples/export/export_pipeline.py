@@ -35,6 +35,9 @@ from options import add_variant, finite_real, positive, sides  # noqa: E402
 RATIO = 0.4  # of the paper: so many of the early steps cost no quality
 CLIP_TOKENS = 77
 LCM_GUIDANCE = 8.5  # of diffusers' pipeline
+# The refiner of SDXL was trained on the least noisy fifth of the timesteps, and is told what the base is told by names that
+# begin so.
+REFINED, REFINER = 200, "refiner_"
 SIZE_IDS = ("height", "width", 0, 0, "height", "width")
 
 
@@ -112,11 +115,11 @@ def networks_of(folders: list[Path], kind: str, family: Family, ending: str) -> 
 
 
 def encoders_of(folders: list[Path], family: Family) -> list[tuple[Path, str]]:
-    """Folder and part of each text encoder: all of one folder."""
+    """Folder and part of each text encoder: all of one folder, the last of those that have most of them."""
     if not family.encoders:
         return []
-    folder = next((f for f in reversed(folders) if any((f / part).is_dir() for part in family.encoders)), None)
-    if folder is None:
+    folder = max(reversed(folders), key=lambda f: sum((f / part).is_dir() for part in family.encoders))
+    if not any((folder / part).is_dir() for part in family.encoders):
         fail(f"{folders[-1]}: must hold {family.encoders[0]}, got {some(names_in(folders[-1]))}")
     for part in family.encoders:
         if part not in family.optional and not (folder / part).is_dir():
@@ -214,15 +217,21 @@ def shape_of(args: argparse.Namespace, kind: str, network: Path, config: Config,
     return [stated[0], *(["21"] if kind == "Wan" else []), *pixels]  # 81 frames
 
 
-def size_lines(kind: str, folder: Path, config: Config) -> list[str]:
+def refines(kind: str, folder: Path) -> bool:
+    """Whether it is SDXL's refiner, which takes other texts and sizes than its base."""
+    return kind == "StableDiffusionXL" and Config(folder / "model_index.json").flag("requires_aesthetics_score", False)
+
+
+def size_lines(kind: str, folder: Path, config: Config, prefix: str) -> list[str]:
     """What networks are told of the picture's size."""
 
     def line(key: str, name: str, *values: object) -> str:
         return " ".join(map(str, (key, name, *values)))
 
+    if refines(kind, folder):
+        scores = (("condition", AESTHETICS), ("null", AESTHETICS_NULL))
+        return [line(key, f"{prefix}size_ids", *SIZE_IDS[:4], score) for key, score in scores]
     if kind == "StableDiffusionXL":
-        if Config(folder / "model_index.json").flag("requires_aesthetics_score", False):
-            return [line(key, "size_ids", *SIZE_IDS[:4], score) for key, score in (("condition", AESTHETICS), ("null", AESTHETICS_NULL))]
         return [line("condition", "size_ids", *SIZE_IDS)]
     if kind == "PixArt" and asks_for_sizes(config):
         return [line("condition", "resolution", "height", "width"), line("condition", "aspect_ratio", "height/width")]
@@ -310,6 +319,8 @@ def main() -> None:
     manifest = args.output / "pipeline.txt"
     manifest.unlink(missing_ok=True)  # it is finished again when it is written again
 
+    # Behind a base, SDXL's refiner takes what it takes by names of its own.
+    prefix = REFINER if len(networks) == 2 and refines(kind, networks[1][0]) and not refines(kind, networks[0][0]) else ""
     measured = []
     for folder, part, name in networks:
         options = ["--name", folder.name + ("" if part == family.part else f"/{part}")]
@@ -317,6 +328,7 @@ def main() -> None:
         options += ["--part", part] if part == "transformer_2" else []
         options += ["--size", "*"] if family.open_size else []
         options += ["--format", "in-place"] if args.weights_in_place else []
+        options += ["--condition-prefix", prefix] if prefix and name == networks[1][2] else []
         measured.append(export(args, family.exporter, folder, name, *options))
         if name != networks[0][2]:
             require_one_trajectory(args.output / networks[0][2], args.output / name)
@@ -328,6 +340,8 @@ def main() -> None:
         measured.append(export(args, "export_text_encoder", folder, name, "--part", part, "--dtype", text_dtype(args, folder, part)))
         place = "" if part == encoders[0][1] else "behind " if part in family.behind else "beside "
         lines.append(f"text_encoder {name} {place}{fingerprint(args.output / name)}")
+    if prefix:
+        lines.append(f"text_encoder text_encoder_2.pt apart {prefix} {fingerprint(args.output / 'text_encoder_2.pt')}")
     halves = ["decoder", "encoder"] if args.encoder else ["decoder"]
     for half in halves:
         measured.append(export(args, "export_autoencoder", vae, f"{half}.pt", "--part", half))
@@ -338,7 +352,9 @@ def main() -> None:
     values = values_in(args.output / name)
     if kind == "StableDiffusion3":
         lines.append(f"fill text_embedding {CLIP_TOKENS + SD3_TOKENS} {config.integer('joint_attention_dim', 4096)}")
-    lines += size_lines(kind, folder, config)
+    if prefix:
+        lines += size_lines(kind, networks[0][0], config, "")
+    lines += size_lines(kind, folder, config, prefix)
     guided = guidance_lines(args, config)
     lines += guided
     upsampling = int(values_in(args.output / "decoder.pt").get("upsampling", "8"))
@@ -349,6 +365,8 @@ def main() -> None:
         boundary = Config(folder / "model_index.json").real("boundary_ratio", 0.875)
         lines.append(f"routing timestep:{round(boundary * 1000)}")
         own |= WAN_EXPERTS
+    elif prefix:
+        lines.append(f"routing timestep:{REFINED}")
     elif len(networks) == 2:
         lines.append(f"ratio {args.ratio!r}")
     elif len(networks) > 2:

@@ -24,6 +24,12 @@ PROFILES: dict[str, tuple[str, dict[str, object]]] = {
         "diffusers-pndm",
         {"skip_prk_steps": (False, True), "set_alpha_to_one": False, "steps_offset": (0, 1), "timestep_spacing": "leading"},
     ),
+    "EulerDiscreteScheduler": (
+        "diffusers-euler",
+        NO_KARRAS
+        | {"interpolation_type": "linear", "timestep_spacing": ("linspace", "leading"), "steps_offset": (0, 1)}
+        | {"timestep_type": "discrete", "final_sigmas_type": "zero", "sigma_min": None, "sigma_max": None},
+    ),
     "DDIMScheduler": ("diffusers-ddim", CLIPPED | {"set_alpha_to_one": True, "steps_offset": 0}),
     "DDPMScheduler": ("diffusers-ddpm", CLIPPED | {"variance_type": "fixed_small", "steps_offset": 0}),
     "DPMSolverMultistepScheduler": (
@@ -39,8 +45,10 @@ PROFILES: dict[str, tuple[str, dict[str, object]]] = {
         | {"thresholding": False, "timestep_spacing": "leading"},
     ),
 }
-# Of the noise schedule, which is read elsewhere, and of what is off.
+# Of the noise schedule, which is read elsewhere, of what is off, and of other schedulers, which published folders have left
+# there.
 OTHER_KEYS = {
+    "clip_sample", "set_alpha_to_one", "skip_prk_steps",
     "beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "prediction_type",
     "dynamic_thresholding_ratio", "sample_max_value", "clip_sample_range", "steps_offset", "flow_shift",
     "lambda_min_clipped", "rescale_betas_zero_snr", "use_dynamic_shifting", "time_shift_type",
@@ -277,15 +285,37 @@ def flow_values(
     }
 
 
-def latents(folder: Path) -> dict[str, float]:
+def latents(folder: Path) -> dict[str, object]:
     """The scale and shift of the pipeline's autoencoder."""
     path = folder / "vae" / "config.json"
     if not path.is_file():
         return {}
     config = Config(path)
-    for key in ("latents_mean", "latents_std"):  # scales of each channel, which the metadata cannot say
-        config.only(key, None)
-    scale = config.real("scaling_factor", 1.0 if config.values.get("_class_name") == "AutoencoderTiny" else 0.18215)
+    key, usual = {"AutoencoderKLWan": ("z_dim", 16), "AutoencoderDC": ("latent_channels", 32)}.get(
+        str(config.values.get("_class_name")), ("latent_channels", 4)
+    )
+    return latent_values(config, config.integer(key, usual))
+
+
+def latent_values(config: Config, channels: int) -> dict[str, object]:
+    """The keys latent_scale and latent_shift of an autoencoder: a number each, or one a line for each channel."""
+    kind = config.values.get("_class_name")
+    unscaled = ("AutoencoderTiny", "AutoencoderDC", "AutoencoderKLWan")
+    scale = config.real("scaling_factor", 1.0 if kind in unscaled else 0.18215)
     if not scale > 0:
         config.refuse("scaling_factor", "must be above 0", scale)
-    return {"latent_scale": scale, "latent_shift": config.real("shift_factor", 0.0)}
+    shift = config.real("shift_factor", 0.0)
+    keys = ("latents_mean", "latents_std")
+    mean, deviation = map(config.get, keys)
+    if mean is None and deviation is None and kind != "AutoencoderKLWan":
+        return {"latent_scale": scale, "latent_shift": shift}
+    for key, numbers, least in zip(keys, (mean, deviation), (-1e9, 0)):
+        if not isinstance(numbers, list) or len(numbers) != channels or not all(
+            isinstance(n, (int, float)) and not isinstance(n, bool) and least < n < 1e9 for n in numbers
+        ):  # fmt: skip
+            rule = f"must be {channels} numbers{' above 0' if key == 'latents_std' else ''}, one for each channel"
+            config.refuse(key, f"{rule}, where there is {' or '.join(keys)}", numbers)
+    if shift != 0:
+        config.refuse("shift_factor", "must be 0 beside latents_mean", shift)
+    lines = {"latent_scale": [scale / d for d in deviation], "latent_shift": mean}
+    return {key: "\n".join(repr(float(n)) for n in numbers) for key, numbers in lines.items()}

@@ -191,8 +191,12 @@ inline Described describe_autoencoder(std::string const& path, std::string const
   described.json["latent_channels"] = info.latent_channels;
   described.json["picture_channels"] = info.picture_channels;
   described.json["upsampling"] = info.upsampling;
-  described.json["latent_scale"] = info.latent_scale;
-  described.json["latent_shift"] = info.latent_shift;
+  for (auto const& [key, numbers] :
+       {std::pair{"latent_scale", &info.latent_scale}, std::pair{"latent_shift", &info.latent_shift}}) {
+    std::vector<double> const& all = numbers->values();
+    described.json[key] = all.size() == 1 ? Json(all[0]) : Json(all);
+  }
+  if (info.temporal_upsampling > 0) described.json["temporal_upsampling"] = info.temporal_upsampling;
   described.json["scaled_latents"] = info.scaled_latents;
   described.add("file", path);
   described.add("fingerprint", tstitch::fingerprint_text(path));

@@ -12,7 +12,6 @@
 #include <utility>
 #include <vector>
 
-#include "../common/autoencoder.hpp"
 #include "../common/diagnostics.hpp"
 #include "../common/network.hpp"
 #include "../common/program.hpp"

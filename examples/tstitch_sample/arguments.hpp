@@ -65,6 +65,7 @@ struct Arguments {
   std::int64_t count = 1;
   std::vector<std::int64_t> shape;  ///< empty: what the networks state
   std::vector<std::int64_t> size;   ///< height and width in pixels; empty: what the shape says
+  std::int64_t frames = 0;          ///< of a video; 0: what the shape says
   std::vector<double> guidance;
   std::string guidance_interval = "0:1";
   std::string forecast = "none";
@@ -95,6 +96,9 @@ struct Arguments {
   std::int64_t tile = 0;
   std::string latents;
   std::string output;
+  std::string video = "apng";  ///< as what videos go into output
+  double frames_per_second = 16;
+  bool video_given = false;  ///< either
   std::string grid;
   std::string animation;
   double frame_seconds = 0.1;
@@ -104,6 +108,10 @@ struct Arguments {
   bool plan = false;
   bool quiet = false;
 };
+
+inline std::vector<std::string> video_formats() {
+  return {"apng", "mp4", "png"};
+}
 
 /// The samplers that take an option, as `--order` and `--eta` are for.
 inline std::vector<std::string> samplers_with(std::string const& option) {

@@ -80,7 +80,7 @@ struct CommandLine {
   CLI::Option *preset = nullptr, *budget = nullptr, *quality = nullptr, *times = nullptr;
   CLI::Option *forecast = nullptr, *forecast_guidance = nullptr, *plan = nullptr;
   CLI::Option *timesteps = nullptr, *sigmas = nullptr, *eta = nullptr, *batch = nullptr, *pad = nullptr;
-  CLI::Option* count = nullptr;
+  CLI::Option *count = nullptr, *video = nullptr, *frame_rate = nullptr;
   CLI::Option *pipeline = nullptr, *model = nullptr, *prompt = nullptr, *prompts = nullptr, *negative = nullptr,
               *prompt_cache = nullptr;
   CLI::Option *init_image = nullptr, *strength = nullptr, *mask = nullptr, *invert = nullptr, *initial_noise = nullptr;
@@ -106,6 +106,7 @@ struct CommandLine {
   void add_editing();
   void add_machine();
   void add_output();
+  void add_video(CLI::Option* output);
 
   /// Pictures of each class or prompt where several seeds are given, or variations are asked for.
   std::int64_t wanted_count() const {
@@ -242,6 +243,9 @@ inline void CommandLine::add_pictures() {
   count = shown("--count", arguments.count, "pictures of each class, or of each prompt");
   CLI::Option* const shape = add_shape(app, arguments.shape)->group(group);
   add_size(app, arguments.size)->group(group)->excludes(shape);
+  option("--frames", arguments.frames, "of a video, for networks that leave it open: 81")
+      ->check(in_range<std::int64_t>(1, 100'000))
+      ->excludes(shape);
   numbers("--guidance", arguments.guidance,
           "classifier-free guidance scale, 1 for none, or one for each network: 1.5,3 [what the last network "
           "recommends]");
@@ -348,7 +352,10 @@ inline void CommandLine::add_output() {
           ->type_name("FILE")
           ->excludes(sweep),
       ".npy");
-  option("--output", arguments.output, "one PNG for each picture goes into this folder")->type_name("DIR");
+  const auto output =
+      option("--output", arguments.output, "one PNG for each picture goes into this folder, or one video");
+  output->type_name("DIR");
+  add_video(output);
   file_of(option("--grid", arguments.grid, "all pictures in one PNG [samples.png, where nothing else is to be written]")
               ->type_name("FILE"),
           ".png");
@@ -382,6 +389,18 @@ inline void CommandLine::add_output() {
   flag("--quiet", arguments.quiet, "print errors only");
 }
 
+inline void CommandLine::add_video(CLI::Option* output) {
+  video = shown("--video", arguments.video,
+                "what a video is written as: apng (animated PNG), mp4 (H.264, by the program ffmpeg) or png (a folder "
+                "with its frames)")
+              ->type_name("FORMAT")
+              ->needs(output);
+  one_of(video, video_formats());
+  frame_rate = shown("--frames-per-second", arguments.frames_per_second, "of videos")
+                   ->needs(output)
+                   ->check(in_range(1.0, 100.0));
+}
+
 inline void CommandLine::take_given() const {
   for (CLI::Option const* const part : {profile, sampler, order, spacing, timesteps, sigmas, eta}) {
     arguments.sampling_given = arguments.sampling_given || part->count() > 0;
@@ -389,6 +408,7 @@ inline void CommandLine::take_given() const {
   arguments.steps_given = steps->count() > 0;
   if ((arguments.seeds.size() > 1 || arguments.variations > 0) && count->count() == 0) arguments.count = wanted_count();
   arguments.ratio_given = ratio->count() > 0;
+  arguments.video_given = video->count() > 0 || frame_rate->count() > 0;
   arguments.forecast_given = forecast->count() > 0;
   arguments.forecast_guidance_given = forecast_guidance->count() > 0;
   for (CLI::Option const* const part : {order, spacing, timesteps, sigmas, eta}) {

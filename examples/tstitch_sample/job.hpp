@@ -221,8 +221,11 @@ struct Job {
     return goes && all.is_floating_point() ? from.lerp(all.index_select(0, next), shares.to(all.scalar_type())) : from;
   }
 
+  /// Whether x becomes videos, which are written each by itself.
+  bool draws_videos() const { return shape.size() == 4 && !arguments.decoder.empty(); }
+
   /// What is drawn, as lines call it.
-  std::string noun() const { return shape.size() == 3 ? "picture" : "sample"; }
+  std::string noun() const { return shape.size() == 3 ? "picture" : draws_videos() ? "video" : "sample"; }
 
   /// For what must know them before there is a request.
   tstitch::InputSizes input_sizes() const {
@@ -276,7 +279,7 @@ struct Job {
   }
 
   /// 000012-horse-seed12.png, 000003-prompt1-a_fox_in_the_snow-seed3.png, 000002-cat-to-dog-0.25-seed0.png,
-  /// 000001-cat-seed3-variation1.png
+  /// 000001-cat-seed3-variation1.png; of videos with another ending, or with none where it is a folder of frames
   std::string file_name(std::int64_t image) const {
     char number[32];
     std::snprintf(number, sizeof number, "%06lld-", static_cast<long long>(image));
@@ -291,9 +294,12 @@ struct Job {
       name += "to-prompt" + std::to_string(prompt(image) + 1) + "-" + share(place(image).share);
     }
     if (const std::string words = file_words(text(image)); !words.empty()) name += words + "-";
-    if (arguments.variations == 0) return name + "seed" + std::to_string(seed(image)) + ".png";
+    const std::string ending = !draws_videos() || arguments.video == "apng" ? ".png"
+                               : arguments.video == "mp4"                   ? ".mp4"
+                                                                            : "";
+    if (arguments.variations == 0) return name + "seed" + std::to_string(seed(image)) + ending;
     name += "seed" + std::to_string(varied_seed(image));
-    return name + (variation(image) > 0 ? "-variation" + std::to_string(variation(image)) : "") + ".png";
+    return name + (variation(image) > 0 ? "-variation" + std::to_string(variation(image)) : "") + ending;
   }
 };
 
@@ -428,7 +434,12 @@ inline void take_prompts(Job& job, Arguments const& arguments) {
     const auto warn = [&job](std::string const& line) { job.notes.push_back("--prompt-cache: " + line); };
     cache.emplace(arguments.prompt_cache, tstitch::PromptCacheOptions{.warn = warn});
   }
-  for (std::string const& path : arguments.text_encoders) {
+  for (std::size_t k = 0; k < arguments.text_encoders.size(); ++k) {
+    std::string const& path = arguments.text_encoders[k];
+    if (const std::optional<std::size_t> same = tstitch::same_text_encoder(arguments.parts, k)) {
+      parts.push_back(parts[*same]);
+      continue;
+    }
     const tstitch::TextEncoder encoder =
         cache ? cache->load(path, {.device = job.device}) : tstitch::load_text_encoder(path, {.device = job.device});
     parts.push_back(encoder.conditions(arguments.prompts, arguments.negative));
@@ -437,10 +448,10 @@ inline void take_prompts(Job& job, Arguments const& arguments) {
       if (each.null.defined()) each.null = each.null.cpu();
     }
     const at::Tensor cut = encoder.tokenize(arguments.prompts).cut;
-    for (std::size_t k = 0; k < arguments.prompts.size(); ++k) {
-      const std::int64_t tokens = cut.const_data_ptr<std::int64_t>()[k];
+    for (std::size_t i = 0; i < arguments.prompts.size(); ++i) {
+      const std::int64_t tokens = cut.const_data_ptr<std::int64_t>()[i];
       if (tokens == 0) continue;
-      job.notes.push_back("--prompt: " + in_quotes(tstitch::words::printable(arguments.prompts[k], 60)) +
+      job.notes.push_back("--prompt: " + in_quotes(tstitch::words::printable(arguments.prompts[i], 60)) +
                           " is cut: there is no room for " + std::to_string(tokens) + " of its tokens in " +
                           in_quotes(path));
     }
@@ -453,19 +464,33 @@ inline void take_prompts(Job& job, Arguments const& arguments) {
   job.texts = arguments.prompts;
 }
 
-/// Pixels of a picture for one of x, each way.
-inline std::int64_t upsampling(Arguments const& arguments) {
-  return arguments.decoder.empty() ? 1 : tstitch::read_autoencoder_info(arguments.decoder, "decoder").upsampling;
+/// What the decoder says of itself; of none that it makes a pixel of a pixel.
+inline tstitch::AutoencoderInfo decoder_info(Arguments const& arguments) {
+  tstitch::AutoencoderInfo none;
+  none.upsampling = 1;
+  return arguments.decoder.empty() ? none : tstitch::read_autoencoder_info(arguments.decoder, "decoder");
 }
 
-/// The shape that --size says.
+/// The shape that --size and --frames say.
 inline void take_size(Arguments& arguments, std::vector<tstitch::NetworkInfo> const& infos) {
-  if (arguments.size.empty()) return;
+  if (arguments.size.empty() && arguments.frames == 0) return;
   std::vector<std::int64_t>& shape = arguments.shape;
   if (shape.empty()) {
     for (tstitch::NetworkInfo const& info : infos) tstitch::take_shape(shape, info);
   }
-  const std::int64_t pixels = upsampling(arguments);
+  const tstitch::AutoencoderInfo decoder = decoder_info(arguments);
+  const std::int64_t pixels = decoder.upsampling;
+  if (arguments.frames > 0) {
+    const std::int64_t stride = std::max<std::int64_t>(decoder.temporal_upsampling, 1);
+    if (shape.size() != 4 || (arguments.frames - 1) % stride) {
+      throw std::invalid_argument(
+          "--frames: must be " +
+          (shape.size() != 4 ? "for networks whose x is a video" : "1 and a multiple of " + std::to_string(stride)) +
+          ", got " + std::to_string(arguments.frames));
+    }
+    shape[1] = (arguments.frames - 1) / stride + 1;
+  }
+  if (arguments.size.empty()) return;
   for (const std::int64_t side : arguments.size) {
     if (shape.size() >= 3 && side % pixels == 0) continue;
     throw std::invalid_argument(
@@ -480,7 +505,7 @@ inline void take_size(Arguments& arguments, std::vector<tstitch::NetworkInfo> co
 /// Takes what a pipeline's networks are told of the picture's size, where no file says it; the shape is known.
 inline void take_size_conditions(Job& job, Arguments const& arguments) {
   if (arguments.parts.conditions.empty() || job.shape.size() < 3) return;
-  const std::int64_t pixels = upsampling(arguments);
+  const std::int64_t pixels = decoder_info(arguments).upsampling;
   const std::int64_t height = pixels * job.shape[job.shape.size() - 2], width = pixels * job.shape.back();
   for (tstitch::NamedCondition& each : tstitch::size_conditions(arguments.parts, height, width)) {
     const auto is_it = [&](tstitch::NamedCondition const& other) { return other.name == each.name; };
@@ -522,10 +547,25 @@ inline void require_conditions(Job const& job, tstitch::Plan const& plan) {
   }
 }
 
-/// Of x that is no picture there are latents only.
+/// Of x that is no picture there are latents only, and of what a decoder makes videos of these.
 /// @param shape [C, ...] of one
 inline void require_picture(Arguments const& arguments, std::vector<std::int64_t> const& shape) {
+  if (arguments.video_given && (shape.size() != 4 || arguments.decoder.empty())) {
+    throw std::invalid_argument(
+        "--video: goes, as --frames-per-second does, with --decoder and networks whose x is a video, [C, F, H, W], got "
+        "x of " +
+        tstitch::words::shape_text(shape) + (arguments.decoder.empty() ? " and no decoder" : ""));
+  }
   if (shape.size() == 3) return;
+  if (shape.size() == 4 && !arguments.decoder.empty()) {
+    const bool others = !arguments.grid.empty() || !arguments.animation.empty() || arguments.preview != "none" ||
+                        !arguments.sweep.empty();
+    if (!arguments.output.empty() && !others) return;
+    throw std::invalid_argument(
+        "--output: must be given, without --grid, --animation, --preview and --sweep, for networks whose x is a video, "
+        "[C, F, H, W], got x of " +
+        tstitch::words::shape_text(shape));
+  }
   const std::string got = ", got x of " + tstitch::words::shape_text(shape);
   if (!arguments.sweep.empty()) {
     throw std::invalid_argument("--sweep: is for networks whose x is a picture, [C, H, W]" + got);

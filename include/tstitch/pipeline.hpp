@@ -20,6 +20,7 @@
 #include <vector>
 
 #include "file/pipeline.hpp"
+#include "file/prompt_cache.hpp"
 #include "file/text_encoder.hpp"
 #include "load.hpp"
 #include "peer/by_name.hpp"
@@ -38,6 +39,7 @@ struct PipelineRequest {
   std::optional<int> steps = {};
   std::optional<GuidanceScale> guidance = {};
   std::int64_t height = 0, width = 0;  ///< in pixels, where networks leave it open; 0: the pipeline's own
+  std::int64_t frames = 0;             ///< of a video, likewise
   std::int64_t batch_size = 0;         ///< as in Request
 };
 
@@ -46,6 +48,9 @@ struct PipelineOptions {
   LoadOptions networks = {};  ///< and the device of all
   /// Whether text encoders stay in memory; else each is loaded when prompts are encoded, and dropped behind them.
   bool keep_text_encoders = true;
+  /// Folder of a PromptCache, which keeps what prompts were encoded to; then the weights of text encoders are not
+  /// loaded before there is another prompt. Empty: none.
+  std::string prompt_cache = {};
 };
 
 /// Networks, text encoders and a decoder that belong together. A value that is cheap to copy; threads may use one at
@@ -120,7 +125,8 @@ class Pipeline {
   }
 
   /// Draws.
-  /// @returns [n, channels, height, width] in [-1, 1], of networks without a decoder what they make
+  /// @returns [n, channels, height, width] in [-1, 1], of videos [n, channels, frames, height, width]; of networks
+  ///          without a decoder what they make
   /// @throws what `request`, `sampler`, Sampler::sample and the decoder throw; std::runtime_error where the observer
   ///         ended the run
   at::Tensor draw(PipelineRequest const& wanted, Observer const& observer = {}) const {
@@ -137,14 +143,26 @@ class Pipeline {
     PipelineOptions options;
     std::vector<Network> networks;
     std::optional<Decoder> decoder = {};
+    std::optional<PromptCache> cache = {};
     std::vector<TextEncoder> encoders = {};
     std::mutex mutex = {};  ///< of the encoders
 
     Self(std::string const& folder, PipelineOptions how) : info(read_pipeline_info(folder)), options(std::move(how)) {
       require_texts(folder);
+      if (!info.decoder.empty()) {
+        const std::string mismatch = latents_mismatch(load_network_info(info.networks.back(), options.networks),
+                                                      read_autoencoder_info(info.decoder, "decoder"), /*decodes=*/true);
+        if (!mismatch.empty()) {
+          throw std::runtime_error("tstitch::load_pipeline: " + detail::quoted(info.decoder) + ": " + mismatch);
+        }
+      }
       networks = load_networks(info.networks, options.networks);
       if (!info.decoder.empty()) decoder.emplace(load_decoder(info.decoder, {.device = options.networks.device}));
-      if (options.keep_text_encoders) load_encoders();
+      if (!options.prompt_cache.empty()) cache.emplace(options.prompt_cache);
+      for (std::size_t k = 0; options.keep_text_encoders && k < info.text_encoders.size(); ++k) {
+        const std::optional<std::size_t> same = same_text_encoder(info, k);
+        encoders.push_back(same ? encoders[*same] : load_encoder(k));
+      }
     }
 
     /// That the networks are given what they take, by what the files say of themselves.
@@ -180,10 +198,10 @@ class Pipeline {
       }
     }
 
-    void load_encoders() {
-      for (PipelineInfo::TextEncoder const& each : info.text_encoders) {
-        encoders.push_back(load_text_encoder(each.file, {.device = options.networks.device}));
-      }
+    TextEncoder load_encoder(std::size_t k) const {
+      const TorchScriptOptions how{.device = options.networks.device};
+      std::string const& file = info.text_encoders[k].file;
+      return cache ? cache->load(file, how) : load_text_encoder(file, how);
     }
 
     std::vector<NamedCondition> encode(std::vector<std::string> const& prompts,
@@ -196,12 +214,13 @@ class Pipeline {
       }
       std::vector<std::vector<NamedCondition>> parts;
       for (std::size_t k = 0; k < info.text_encoders.size(); ++k) {
-        if (options.keep_text_encoders) {
+        if (const std::optional<std::size_t> same = same_text_encoder(info, k)) {
+          parts.push_back(parts[*same]);
+        } else if (options.keep_text_encoders) {
           parts.push_back(encoders[k].conditions(prompts, negative));
         } else {
           const std::lock_guard one_at_a_time(mutex);
-          parts.push_back(load_text_encoder(info.text_encoders[k].file, {.device = options.networks.device})
-                              .conditions(prompts, negative));
+          parts.push_back(load_encoder(k).conditions(prompts, negative));
         }
       }
       return text_conditions(info, parts);
@@ -242,6 +261,16 @@ class Pipeline {
     }
     if ((wanted.height || wanted.width) && shape.size() < 3) {
       detail::refuse("Pipeline", "height and width are for networks whose x has them", detail::sizes_text(shape));
+    }
+    if (wanted.frames) {
+      const std::int64_t stride = decoder() ? std::max<std::int64_t>(decoder()->info().temporal_upsampling, 1) : 1;
+      if (shape.size() != 4 || wanted.frames < 1 || (wanted.frames - 1) % stride) {
+        detail::refuse("Pipeline",
+                       shape.size() != 4 ? "frames are for networks whose x is a video"
+                                         : "frames must be 1 and a multiple of " + std::to_string(stride),
+                       std::to_string(wanted.frames));
+      }
+      shape[1] = (wanted.frames - 1) / stride + 1;
     }
     if (wanted.height) shape[shape.size() - 2] = wanted.height / pixels;
     if (wanted.width) shape.back() = wanted.width / pixels;

@@ -114,6 +114,14 @@ def make_pipelines(folder: Path) -> None:
     clip(xl, "", 16, False)
     clip(xl, "_2", 24, True)
 
+    refines = added | {"projection_class_embeddings_input_dim": 10 + 30}
+    refiner = save("stable-diffusion-xl-refiner-1.0", "StableDiffusionXLImg2ImgPipeline",
+                   {"unet": unet(8, 24, **refines), "scheduler": euler, "vae": vae})
+    (refiner / "model_index.json").write_text(json.dumps({
+        "_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True,
+    }))  # fmt: skip
+    clip(refiner, "_2", 24, True)
+
     def pixart(layers: int) -> object:
         return diffusers.PixArtTransformer2DModel(
             num_layers=layers, num_attention_heads=2, attention_head_dim=12, sample_size=8, cross_attention_dim=24,
@@ -151,9 +159,11 @@ def make_pipelines(folder: Path) -> None:
         )  # fmt: skip
 
     unipc = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    t5(save("Wan2.1-T2V-1.3B-Diffusers", "WanPipeline", {"transformer": wan(1), "scheduler": unipc}), kind="UMT5")
-    save("Wan2.1-T2V-14B-Diffusers", "WanPipeline", {"transformer": wan(2), "scheduler": unipc})
-    save("Wan2.2-T2V-A14B-Diffusers", "WanPipeline", {"transformer": wan(1), "transformer_2": wan(2), "scheduler": unipc})
+    beside = {"scheduler": unipc, "vae": diffusers.AutoencoderKLWan(base_dim=4, num_res_blocks=1)}
+    t5(save("Wan2.1-T2V-1.3B-Diffusers", "WanPipeline", {"transformer": wan(1), **beside}), kind="UMT5")
+    save("Wan2.1-T2V-14B-Diffusers", "WanPipeline", {"transformer": wan(2), **beside})
+    experts = {"transformer": wan(1), "transformer_2": wan(2), **beside}
+    t5(save("Wan2.2-T2V-A14B-Diffusers", "WanPipeline", experts), kind="UMT5")
 
     def sana(layers: int) -> object:
         return diffusers.SanaTransformer2DModel(
@@ -161,9 +171,15 @@ def make_pipelines(folder: Path) -> None:
             cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
         )  # fmt: skip
 
+    blocks, widths = ["ResBlock"] * 5 + ["EfficientViTBlock"], [4, 4, 8, 8, 16, 32]
+    of_sana = diffusers.AutoencoderDC(
+        encoder_block_out_channels=widths, decoder_block_out_channels=widths, encoder_layers_per_block=[1] * 6,
+        decoder_layers_per_block=[1] * 6, encoder_block_types=blocks, decoder_block_types=blocks, attention_head_dim=8,
+        downsample_block_type="Conv", upsample_block_type="interpolate", scaling_factor=0.41407,
+    )  # fmt: skip
     for name, layers in (("Sana_600M_1024px_diffusers", 1), ("Sana_1600M_1024px_diffusers", 2)):
         solver = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-        pipeline = save(name, "SanaPipeline", {"transformer": sana(layers), "scheduler": solver})
+        pipeline = save(name, "SanaPipeline", {"transformer": sana(layers), "scheduler": solver, "vae": of_sana})
         if layers == 1:
             with torch.no_grad():
                 small_gemma(pipeline)

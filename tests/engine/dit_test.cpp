@@ -453,7 +453,7 @@ TEST_CASE("what is no DiT is refused with the reason") {
     return message_of<std::runtime_error>([&] { load_dit(path); });
   };
   CHECK_THAT(message({{"architecture", "unet"}}),
-             ContainsSubstring("must have the architecture dit, dit_diffusers or sit, got 'unet'"));
+             ContainsSubstring("must have the architecture dit, dit_diffusers, sit or sd3, got 'unet'"));
   CHECK_THAT(message({{"heads", "3"}}), ContainsSubstring("must state the width, depth, heads, patch_size and "
                                                           "mlp_ratio of a DiT, got width 8, depth 1, heads 3"));
   CHECK_THAT(message({}), ContainsSubstring("must hold x_embedder.proj.weight of shape [8, 3, 2, 2], got none"));

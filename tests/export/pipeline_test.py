@@ -16,6 +16,7 @@ import harness
 export, scratch = harness.set_up("diffusers", "tokenizers", "transformers")
 import diffusers  # noqa: E402
 import numpy  # noqa: E402
+import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 import transformers  # noqa: E402
 
@@ -52,12 +53,18 @@ def latents(*arguments: object) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------- beside diffusers
 
 
+TOKENIZERS = {"T5EncoderModel": transformers.T5TokenizerFast} | dict.fromkeys(
+    ("CLIPTextModel", "CLIPTextModelWithProjection"), transformers.CLIPTokenizer
+)
+
+
 def parts_of(folder: Path) -> dict[str, object]:
     """The parts of a pipeline of diffusers; of text encoders and their tokenizers those that it has."""
     parts = {}
     for path in sorted(folder.iterdir()):
         if path.name.startswith("tokenizer"):
-            kind = transformers.T5TokenizerFast if (path / "tokenizer.json").is_file() else transformers.CLIPTokenizer
+            encoder = json.loads((folder / path.name.replace("tokenizer", "text_encoder") / "config.json").read_text())
+            kind = TOKENIZERS.get(encoder["architectures"][0], transformers.PreTrainedTokenizerFast)
             parts[path.name] = kind.from_pretrained(path)
         elif path.name.startswith("text_encoder"):
             kind = json.loads((path / "config.json").read_text())["architectures"][0]
@@ -66,8 +73,10 @@ def parts_of(folder: Path) -> dict[str, object]:
             kind = json.loads((path / "scheduler_config.json").read_text())["_class_name"]
             parts[path.name] = getattr(diffusers, kind).from_pretrained(path)
         elif path.is_dir():
-            kind = json.loads((path / "config.json").read_text())["_class_name"]
-            parts[path.name] = getattr(diffusers, kind).from_pretrained(path).eval()
+            # Not from_pretrained, which wants another package for Wan.
+            config = json.loads((path / "config.json").read_text())
+            parts[path.name] = getattr(diffusers, config["_class_name"]).from_config(config).eval()
+            parts[path.name].load_state_dict(safetensors.torch.load_file(path / "diffusion_pytorch_model.safetensors"))
     return parts
 
 
@@ -96,11 +105,17 @@ shutil.rmtree(lcm / "scheduler")
 diffusers.LCMScheduler(**checkpoints.BETAS).save_pretrained(lcm / "scheduler")
 (lcm / "model_index.json").write_text('{"_class_name": "LatentConsistencyModelPipeline"}')
 
+# The folder of SDXL has keys of other schedulers in its own.
+path = folders / "stable-diffusion-xl-base-1.0/scheduler/scheduler_config.json"
+left = {"skip_prk_steps": True, "clip_sample": False, "set_alpha_to_one": False, "sample_max_value": 1.0}
+path.write_text(json.dumps(json.loads(path.read_text()) | left))
+
 for small, large, kind, steps, more, size in (
     ("stable-diffusion-3.5-medium", "stable-diffusion-3.5-large", "StableDiffusion3Pipeline", 4, {}, (16, 12, 8)),
     ("stable-diffusion-3.5-medium", "without-t5", "StableDiffusion3Pipeline", 4, NONE_OF_T5, (16, 8, 8)),
     ("bk-sdm-tiny", "stable-diffusion-v1-4", "StableDiffusionPipeline", 5, SD, (4, 8, 12)),
     ("lcm", "lcm", "LatentConsistencyModelPipeline", 1, SD, (4, 8, 8)),
+    ("ssd-1b", "stable-diffusion-xl-base-1.0", "StableDiffusionXLPipeline", 5, {"add_watermarker": False}, (4, 8, 12)),
     ("PixArt-small", "PixArt-XL-2-512x512", "PixArtAlphaPipeline", 5, {}, (4, 8, 8)),
 ):
     out = scratch / f"{large}.pipeline"
@@ -130,6 +145,65 @@ for small, large, kind, steps, more, size in (
         worst = max(worst, ((got - expected).abs().max() / expected.std()).item())
     print(f"{large}: {worst:.1e} of the latents' deviation from {kind}")
     assert worst <= 1e-4, (large, worst)
+
+# Sana, and videos of Wan: of two sizes, and of both experts of one folder.
+wan, experts = folders / "Wan2.1-T2V-14B-Diffusers", folders / "Wan2.2-T2V-A14B-Diffusers"
+for part in ("text_encoder", "tokenizer"):
+    shutil.copytree(folders / "Wan2.1-T2V-1.3B-Diffusers" / part, wan / part)
+    shutil.copytree(folders / "Sana_600M_1024px_diffusers" / part, folders / "Sana_1600M_1024px_diffusers" / part)
+video = {"num_frames": 5, "height": 64, "width": 96}
+for sources, kind, more, given, size, sized in (
+    (("Sana_600M_1024px_diffusers", "Sana_1600M_1024px_diffusers"), "SanaPipeline", {},
+     {"height": 192, "width": 256, "use_resolution_binning": False, "clean_caption": False}, (32, 6, 8), ["--size", "192x256"]),
+    (("Wan2.1-T2V-1.3B-Diffusers", "Wan2.1-T2V-14B-Diffusers"), "WanPipeline", {}, video, (16, 2, 8, 12), ["--size", "64x96", "--frames", 5]),
+    (("Wan2.2-T2V-A14B-Diffusers",), "WanPipeline", {"boundary_ratio": 0.875}, video | {"guidance_scale_2": 3.0}, (16, 2, 8, 12),
+     ["--size", "64x96", "--frames", 5]),
+):  # fmt: skip
+    out = scratch / f"{sources[-1]}.pipeline"
+    message = run(*(folders / name for name in sources), out, *in_full)
+    assert not message, message
+    pipeline = pipeline_of(folders / sources[-1], kind, **more)
+    noise = torch.randn(1, *size, generator=torch.Generator().manual_seed(3))
+    numpy.save(scratch / "noise.npy", noise.numpy())
+    drawn = pipeline(PROMPT, negative_prompt=NEGATIVE, **given, num_inference_steps=6, guidance_scale=4.0, latents=noise.clone(),
+                     output_type="latent")  # fmt: skip
+    expected = drawn.frames if kind == "WanPipeline" else drawn.images
+    how = ["--ratio", 0, "--guidance", 4] if len(sources) == 2 else ["--guidance", "4,3"]
+    got = latents("--pipeline", out, "--prompt", PROMPT, "--negative", NEGATIVE, "--steps", 6, *how, *sized, "--initial-noise", "noise.npy")
+    error = ((got - expected).abs().max() / expected.std()).item()
+    print(f"{sources[-1]}: {error:.1e} of the latents' deviation from {kind}")
+    assert error <= 1e-4, (sources, error)
+text = (scratch / "Wan2.2-T2V-A14B-Diffusers.pipeline/pipeline.txt").read_text()
+assert "routing timestep:875\n" in text and "guidance 4 3\n" in text and "shape 16 21 60 104\n" in text, text
+
+# SDXL and its refiner, which takes over where a fifth of the noise is left.
+refiner = folders / "refiner"
+base = folders / "stable-diffusion-xl-base-1.0"
+refiner.mkdir()
+for part in ("text_encoder_2", "tokenizer_2", "vae", "scheduler"):
+    shutil.copytree(base / part, refiner / part)
+config = json.loads((base / "unet/config.json").read_text())
+config |= {"cross_attention_dim": 24, "projection_class_embeddings_input_dim": 10 + 5 * 6}
+diffusers.UNet2DConditionModel.from_config(config).save_pretrained(refiner / "unet")
+(refiner / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True}))
+assert not run(base, refiner, scratch / "refined", *in_full)
+first = pipeline_of(base, "StableDiffusionXLPipeline", add_watermarker=False)
+second = pipeline_of(
+    refiner, "StableDiffusionXLImg2ImgPipeline", text_encoder=None, tokenizer=None, requires_aesthetics_score=True, add_watermarker=False
+)
+noise = torch.randn(1, 4, 8, 12, generator=torch.Generator().manual_seed(3))
+numpy.save(scratch / "noise.npy", noise.numpy())
+for guidance, negative in itertools.product((1.0, 4.0), (None, NEGATIVE)):
+    said = {"prompt": PROMPT, "num_inference_steps": 10, "guidance_scale": guidance, "output_type": "latent"}
+    said |= {} if negative is None else {"negative_prompt": negative}
+    halfway = first(**said, denoising_end=0.8, height=64, width=96, latents=noise.clone()).images
+    sizes = {"original_size": (64, 96), "target_size": (64, 96), "negative_original_size": (64, 96)}
+    expected = second(**said, **sizes, denoising_start=0.8, image=halfway).images
+    arguments = ["--pipeline", "refined", "--prompt", PROMPT, "--steps", 10, "--guidance", guidance, "--size", "64x96"]
+    got = latents(*arguments, "--initial-noise", "noise.npy", *([] if negative is None else ["--negative", negative]))
+    error = ((got - expected).abs().max() / expected.std()).item()
+    print(f"SDXL and its refiner, guidance {guidance}: {error:.1e}")
+    assert error <= 1e-4, (guidance, negative, error)
 
 # ---------------------------------------------------------------------------------------- what is written
 
@@ -176,6 +250,7 @@ assert done.returncode == 1 and "'large.txt' must have the fingerprint" in done.
 # SDXL is told the size, and its refiner how pretty the picture is to be.
 assert not run(folders / "ssd-1b", folders / "stable-diffusion-xl-base-1.0", scratch / "xl")
 xl = (scratch / "xl/pipeline.txt").read_text()
+assert "profile diffusers-euler\nsteps 50\n" in xl, xl
 assert "condition size_ids height width 0 0 height width\n" in xl, xl
 assert "text_encoder text_encoder.pt " in xl and "text_encoder text_encoder_2.pt beside " in xl, xl
 done = draw("--pipeline", "xl", "--prompt", "a fox", "--steps", 2, "--size", "64x128", "--grid", "xl.png", "--report", "xl.json")

@@ -182,6 +182,7 @@ TEST_CASE("what no pipeline.txt says is refused, with its line") {
       {"+network large.pt 0000000000000000\n",
        "'large.pt' must have the fingerprint 0000000000000000, got another file, of "},
       {"+text_encoder first.pt beside\n", "must have an encoder before it"},
+      {"+text_encoder first.pt\ntext_encoder first.pt apart\n", "must have a prefix behind apart"},
       {"+text_encoder first.pt\ntext_encoder second.pt above\n", "must have a fingerprint of 16"},
       {"+fill text_embedding\n", "must have values behind the name"},
       {"+fill text_embedding 5 x\n", "must have numbers"},
@@ -266,6 +267,25 @@ TEST_CASE("texts stand beside and behind one another, and what is left is zero")
                text_conditions(info, {part(1, 2, true), part(2, 1, true), part(3, 3, true)});
              }),
              ContainsSubstring("one_behind_another: 'pooled_embedding' must be [n, tokens, channels]"));
+}
+
+TEST_CASE("what one network alone takes has names of its own") {
+  save_files();
+  const PipelineInfo info = read_pipeline_info(
+      with_text("tstitch pipeline 1\nname a\nnetwork small.pt\ntext_encoder first.pt\ntext_encoder second.pt beside\n"
+                "text_encoder first.pt apart own_\ntext_encoder long.pt behind\nfill own_text_embedding 5 4\n"));
+  CHECK(same_text_encoder(info, 2) == 0);
+  CHECK_FALSE(same_text_encoder(info, 1));
+  CHECK(info.text_encoders[3].prefix == "own_");
+  const auto part = [](double value, std::int64_t channels) {
+    return std::vector<NamedCondition>{{"text_embedding", filled({1, 2, channels}, value)}};
+  };
+  const auto found = text_conditions(info, {part(1, 2), part(2, 1), part(1, 2), part(3, 3)});
+  REQUIRE(found.size() == 2);
+  CHECK((found[0].name == "text_embedding" && found[0].value.sizes() == at::IntArrayRef({1, 2, 3})));
+  CHECK((found[1].name == "own_text_embedding" && found[1].value.sizes() == at::IntArrayRef({1, 5, 4})));
+  CHECK(found[0].value.sum().item<double>() == 2 * (1 + 1 + 2));
+  CHECK(found[1].value.sum().item<double>() == 2 * (1 + 1) + 2 * (3 + 3 + 3));
 }
 
 TEST_CASE("masks stand behind one another, too") {

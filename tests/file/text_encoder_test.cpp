@@ -115,6 +115,25 @@ TEST_CASE("a text encoder gives what its file says, in the file's order") {
   CHECK(read_text_encoder_info(saved()).name == "tiny");
 }
 
+TEST_CASE("many texts are encoded a few at once, and give what they give") {
+  const TextEncoder encoder = load_text_encoder(saved());
+  std::vector<std::string> texts;
+  for (std::size_t k = 0; k < 71; ++k) texts.emplace_back(k, 'a');
+  const auto found = encoder.encode(texts);
+  CHECK(found[0].value.sizes() == at::IntArrayRef({71, 3}));
+  CHECK(found[1].value.sizes() == at::IntArrayRef({71, 2}));
+  for (std::int64_t k = 0; k < 71; ++k) {
+    float const* const row = found[0].value.const_data_ptr<float>() + 3 * k;
+    CHECK((row[0] == 0.5f * float(k) && row[1] == 0.5f * float(k % 32) && row[2] == 0.5f * float(k * (k % 32))));
+  }
+  // Of the last seven texts another size than of those before.
+  const std::string other = std::string("def forward(self, texts: List[str]) -> Dict[str, Tensor]:\n") +
+                            "  return {\"text_embedding\": torch.zeros([len(texts), 3 if len(texts) > 9 else 4])}\n";
+  const TextEncoder broken = load_text_encoder(saved(metadata({{"outputs", "text_embedding float 3"}}), other));
+  must_refuse<std::runtime_error>([&] { broken.encode(texts); },
+                                  {"'text_embedding' must be of one size and type for all texts, got [7, 4] for 7"});
+}
+
 TEST_CASE("the null counterpart is the negative text, the empty text, or zeros") {
   const TextEncoder encoded = load_text_encoder(saved());
   const TextEncoder zeros = load_text_encoder(saved(metadata({{"no_text", "zeros"}})));

@@ -426,6 +426,7 @@ TEST_CASE("profiles by name are the profiles") {
   same("diffusers-ddim", profile::diffusers_ddim(linear, 10));
   same("diffusers-dpmpp", profile::diffusers_dpmpp(linear, 10));
   same("diffusers-pndm", profile::diffusers_pndm(linear, 10));
+  same("diffusers-euler", profile::diffusers_euler(linear, 10));
   same("diffusers-flow-euler", profile::diffusers_flow_euler(flow, 10));
   same("diffusers-flow-unipc", profile::diffusers_flow_unipc(flow, 10));
   same("diffusers-flow-dpmpp", profile::diffusers_flow_dpmpp(flow, 10));
@@ -440,10 +441,11 @@ TEST_CASE("profiles by name are the profiles") {
     plans.insert(to_string(make_sampler(each.make(of, 10), 0.33).plan()));
   }
   CHECK(plans.size() == profiles().size());
-  CHECK(profiles().size() == 14);
+  CHECK(profiles().size() == 15);
   CHECK(message_of<std::invalid_argument>([] { profile_by_name("dpm", linear, 10); }) ==
         "tstitch::profile_by_name: name must be one of recommended, dit, dit-ddim, diffusers-ddpm, diffusers-ddim, "
-        "diffusers-dpmpp, diffusers-pndm, diffusers-flow-euler, diffusers-flow-unipc, diffusers-flow-dpmpp, "
+        "diffusers-dpmpp, diffusers-pndm, diffusers-euler, diffusers-flow-euler, diffusers-flow-unipc, "
+        "diffusers-flow-dpmpp, "
         "diffusers-lcm, dpm-solver, k-diffusion, latent-diffusion, got 'dpm'");
 }
 

@@ -10,7 +10,9 @@
 ///     name *
 ///     network * FILE [FINGERPRINT]      in the order of use, a line each
 ///     text_encoder FILE [FINGERPRINT]   likewise; before the fingerprint of the second and the next may stand beside
-///                                       (default) or behind: where its states go beside those of the encoders before
+///                                       (default) or behind: where its states go beside those of the encoders before;
+///                                       or apart PREFIX: it and the next give what one network alone takes, by names
+///                                       that begin so. A file may be there twice
 ///     fill NAME SIZES                   with zeros, what texts are smaller than this: "text_embedding 333 4096"
 ///     condition NAME VALUES             what else networks take, one row: numbers, height or width of the picture in
 ///                                       pixels, or height/width: "size_ids height width 0 0 height width"
@@ -59,7 +61,8 @@ struct SizeCondition {
 struct PipelineInfo {
   struct TextEncoder {
     std::string file;
-    bool behind = false;  ///< those before it; else beside them
+    bool behind = false;      ///< those before it of its prefix; else beside them
+    std::string prefix = {};  ///< of the names of what it gives
   };
 
   std::string name = {};
@@ -173,12 +176,18 @@ class PipelineReader {
       info_.networks.push_back(file(split(value, ' ')));
     } else if (key == "text_encoder") {
       std::vector<std::string> words = split(value, ' ');
-      const bool behind = words.size() > 1 && words[1] == "behind";
-      if (behind || (words.size() > 1 && words[1] == "beside")) {
+      const std::string how = words.size() > 1 ? words[1] : "";
+      std::string prefix = info_.text_encoders.empty() ? "" : info_.text_encoders.back().prefix;
+      if (how == "behind" || how == "beside" || how == "apart") {
         if (info_.text_encoders.empty()) fail("must have an encoder before it", value);
         words.erase(words.begin() + 1);
+        if (how == "apart") {
+          if (words.size() < 2) fail("must have a prefix behind apart", value);
+          prefix = words[1];
+          words.erase(words.begin() + 1);
+        }
       }
-      info_.text_encoders.push_back({file(words), behind});
+      info_.text_encoders.push_back({file(words), how == "behind", prefix});
     } else if (key == "decoder" || key == "encoder") {
       (key == "decoder" ? info_.decoder : info_.encoder) = file(split(value, ' '));
     } else if (key == "fill") {
@@ -298,6 +307,14 @@ inline PipelineInfo read_pipeline_info(std::string const& folder) {
   return detail::PipelineReader(folder).read();
 }
 
+/// Which of the text encoders before the one of this index is of the same file, so that it need not encode again.
+inline std::optional<std::size_t> same_text_encoder(PipelineInfo const& info, std::size_t index) {
+  for (std::size_t k = 0; k < index; ++k) {
+    if (info.text_encoders[k].file == info.text_encoders[index].file) return k;
+  }
+  return {};
+}
+
 /// What the networks of a pipeline take: what its text encoders made of prompts, put together as it says.
 /// @param parts what each of info.text_encoders gave for the same texts (TextEncoder::conditions), in their order
 /// @throws std::invalid_argument for another number of parts, and for what does not fit together
@@ -308,14 +325,22 @@ inline std::vector<NamedCondition> text_conditions(PipelineInfo const& info,
                    "parts must be one for each of the " + std::to_string(info.text_encoders.size()) + " text encoders",
                    std::to_string(parts.size()));
   }
-  std::vector<std::vector<std::vector<NamedCondition>>> groups;  // those of each stand side by side
-  for (std::size_t k = 0; k < parts.size(); ++k) {
-    if (k == 0 || info.text_encoders[k].behind) groups.emplace_back();
-    groups.back().push_back(parts[k]);
+  using Part = std::vector<NamedCondition>;
+  std::vector<NamedCondition> found;
+  for (std::size_t k = 0; k < parts.size();) {
+    std::string const& prefix = info.text_encoders[k].prefix;
+    std::vector<Part> behind, beside;
+    for (; k < parts.size() && info.text_encoders[k].prefix == prefix; ++k) {
+      if (info.text_encoders[k].behind) behind.push_back(side_by_side(std::exchange(beside, {})));
+      beside.push_back(parts[k]);
+    }
+    behind.push_back(side_by_side(beside));
+    for (NamedCondition& each : one_behind_another(behind)) {
+      each.name = prefix + each.name;
+      found.push_back(std::move(each));
+    }
   }
-  std::vector<std::vector<NamedCondition>> behind;
-  for (auto const& group : groups) behind.push_back(side_by_side(group));
-  return filled_up(one_behind_another(behind), info.filled);
+  return filled_up(std::move(found), info.filled);
 }
 
 /// What the networks of a pipeline are told of the picture's size, on the host.

@@ -88,11 +88,11 @@ class PromptFolder {
  public:
   PromptFolder(std::string path, PromptCacheOptions options) : path_(std::move(path)), options_(std::move(options)) {
     if (path_.empty()) refuse("PromptCache", "folder must be a path", "none");
-    std::error_code error;
+    std::error_code error, none;
     std::filesystem::create_directories(path_, error);
-    if (!std::filesystem::is_directory(path_)) {
+    if (!std::filesystem::is_directory(path_, none)) {
       throw std::runtime_error("tstitch::PromptCache: " + detail::quoted(path_) + ": must be a folder, got " +
-                               (error ? "'" + error.message() + "'" : "a file"));
+                               (std::filesystem::exists(path_, none) ? "a file" : "'" + error.message() + "'"));
     }
   }
 

@@ -17,6 +17,7 @@
 #include "../plan/noise_schedule.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "condition.hpp"
+#include "per_channel.hpp"
 
 namespace tstitch {
 
@@ -66,8 +67,8 @@ struct NetworkInfo {
   std::optional<NoiseSchedule> noise_schedule = {};
   Decoding decoding = Decoding::none;
   /// x is latent_scale (latent - latent_shift), where `latent` is what the autoencoder knows; 0: not stated.
-  double latent_scale = 0;
-  double latent_shift = 0;
+  PerChannel latent_scale = 0;
+  PerChannel latent_shift = 0;
   double guidance_scale = 1.0;  ///< the scale that its makers recommend
   std::string profile = {};     ///< the profile (peer/profile.hpp) that its makers sample with
   int steps = 0;                ///< how many steps they take
@@ -78,7 +79,7 @@ struct NetworkInfo {
 
   /// The shape of the network itself, for engines that run its weights in another way.
   struct Architecture {
-    std::string kind = {};  ///< "dit", or empty when not stated
+    std::string kind = {};  ///< "dit", "sd3", or empty when not stated
     std::int64_t width = 0;
     std::int64_t depth = 0;
     std::int64_t heads = 0;
@@ -86,6 +87,8 @@ struct NetworkInfo {
     double mlp_ratio = 0;
     /// The largest absolute input of qkv, proj, fc1 and fc2 of the first block, then of the next, along trajectories:
     /// what engines that compute in 8 bits divide by. 0: a layer that is better not in 8 bits. Empty when not stated.
+    /// Of an MMDiT (sd3) a block has these of the picture, then qkv and proj of its dual attention where it has that,
+    /// then those of the text, of which the last block has qkv alone.
     std::vector<double> e4m3_inputs = {};
     /// What the file's own e4m3 weights of these layers (tstitch/e4m3_weights) are multiplied by. 0: a layer without;
     /// empty: the file has none.

@@ -50,6 +50,8 @@ inline std::vector<NamedProfile> const& profiles() {
        [](Noise const& trained, int steps) { return any_profile(profile::diffusers_dpmpp(trained, steps)); }},
       {"diffusers-pndm", "diffusers' PNDMScheduler as Stable Diffusion has it",
        [](Noise const& trained, int steps) { return any_profile(profile::diffusers_pndm(trained, steps)); }},
+      {"diffusers-euler", "diffusers' EulerDiscreteScheduler as SDXL has it",
+       [](Noise const& trained, int steps) { return any_profile(profile::diffusers_euler(trained, steps)); }},
       {"diffusers-flow-euler", "diffusers' FlowMatchEulerDiscreteScheduler",
        [](Noise const& trained, int steps) { return any_profile(profile::diffusers_flow_euler(trained, steps)); }},
       {"diffusers-flow-unipc", "diffusers' UniPCMultistepScheduler as Wan has it",

@@ -158,6 +158,14 @@ inline Profile<PNDMUpdate> diffusers_pndm(NoiseSchedule const& trained, int step
           .routing = "stable-diffusion"};
 }
 
+/// diffusers' EulerDiscreteScheduler as the folders of SDXL configure it: Euler's method on timesteps that end at 1, to
+/// x_0.
+inline Profile<EulerUpdate> diffusers_euler(NoiseSchedule const& trained, int steps) {
+  return {.noise_schedule = trained.in_float32(),
+          .options = {.steps = steps, .spacing = Spacing::leading(1), .thresholding = Thresholding::none()},
+          .routing = "stable-diffusion"};
+}
+
 /// diffusers' FlowMatchEulerDiscreteScheduler with the shift of the noise schedule: Euler's method, to x_0.
 inline Profile<EulerUpdate> diffusers_flow_euler(NoiseSchedule const& trained, int steps) {
   return {.noise_schedule = trained,
