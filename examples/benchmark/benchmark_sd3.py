@@ -206,6 +206,10 @@ class Peer:
 # ------------------------------------------------------------------------------------------------ the program
 
 
+def medians(cells: dict[float, list[float]]) -> str:
+    return ", ".join(f"ratio {ratio:g} {statistics.median(seconds):.3f} s" for ratio, seconds in cells.items())
+
+
 def run_tstitch(args: argparse.Namespace, files: list[Path], condition: Path, *more: str) -> dict:
     report = args.scratch / "tstitch.json"
     command = [args.tstitch_benchmark, "--model", files[0], "--model", files[1], "--condition", condition, "--batch", 1,
@@ -295,7 +299,7 @@ def main() -> None:
             compiled = [torch.compile(model, mode=args.compile_mode, dynamic=False) for model in models]
             peer = Peer(compiled, given, args)
         programs[f"diffusers {name}"] = peer.measure(x)
-        done(f"diffusers {name}")
+        done(f"diffusers {name}: {medians(programs[f'diffusers {name}'])}")
     del models, eager, peer, model
     compiled = None
     torch._dynamo.reset()
@@ -310,6 +314,8 @@ def main() -> None:
         for cell in ours["cells"]:
             name = f"tstitch {cell['backend']}" + ("" if whole else f" forecast {variant}")
             programs.setdefault(name, {})[cell["ratio"]] = cell["all_seconds"]
+        for name in list(programs)[-len(args.backend) :]:
+            say(f"{name}: {medians(programs[name])}")
         for forward in ours["forwards"]:
             say(f"{forward['backend']}, {forward['network']}, {forward['rows']} rows: {forward['milliseconds']:.2f} ms"
                 + (f", forecast {forward['forecast_milliseconds']:.2f} ms" if "forecast_milliseconds" in forward else ""))  # fmt: skip

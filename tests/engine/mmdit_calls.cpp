@@ -121,6 +121,30 @@ void check_askings(Network const& network, Asker& asker) {
   require(network(asked.x.narrow(0, 0, half), {}, asked.condition, 321.0).equal(expected), "both");
 }
 
+/// What is computed ahead has the same bits, and is not taken for another text.
+void check_preparation(Network const& network, Asker& asker) {
+  const std::vector<double> timesteps{999, 500.25, 3};
+  Asked asked = asker(2, 8, 8, 7), other = asker(2, 8, 8, 7);
+  const auto at = [&](Asked const& of, double t) { return network(of.x, {}, of.condition, t); };
+  std::vector<at::Tensor> expected;
+  for (Asked const* const of : {&asked, &other}) {
+    for (const double t : {999.0, 500.25, 3.0, 7.0}) expected.push_back(at(*of, t));
+  }
+  require(network.prepares(), "it wants to know runs");
+  network.prepare(timesteps, asked.condition);
+  std::size_t k = 0;
+  for (Asked const* const of : {&asked, &other}) {
+    for (const double t : {999.0, 500.25, 3.0, 7.0}) require(at(*of, t).equal(expected[k++]), "prepared bits");
+  }
+  other.x = asked.x;
+  other.condition.tensors[0] = asked.condition.tensors[0];
+  const at::Tensor of_other = at(other, 999);
+  asked.condition.tensors[1].second.copy_(other.condition.tensors[1].second);
+  require(at(asked, 999).equal(of_other) && !of_other.equal(expected[0]), "what has been changed is not looked up");
+  network.prepare(std::vector<double>{}, asked.condition);
+  network.prepare(timesteps, {});
+}
+
 void check_refusals(Network const& network, Asker& asker, std::int64_t channels) {
   const Asked good = asker(2, 8, 8, 5);
   const auto refused = [&](Asked const& asked, std::string const& words, std::optional<double> timestep = 9.0) {
@@ -221,7 +245,7 @@ int main(int argc, char** argv) try {
   Asker asker(oracle.info(), device);
   std::vector<Asked> all;
   for (auto [rows, height, width, tokens] :
-       {std::array<std::int64_t, 4>{1, 8, 8, 20}, {3, 8, 8, 1}, {2, 4, 12, 7}, {4, 16, 4, 333}, {2, 12, 20, 33}}) {
+       {std::array<std::int64_t, 4>{1, 8, 8, 20}, {3, 8, 8, 1}, {2, 4, 12, 7}, {4, 16, 4, 600}, {2, 12, 20, 33}}) {
     all.push_back(asker(rows, height, width, tokens));
   }
   for (const bool plain : {false, true}) {
@@ -231,6 +255,7 @@ int main(int argc, char** argv) try {
     require(worst < 3e-5, "float32");
     check_forecasts(engine, oracle, asker, 5e-5);
     check_askings(engine, asker);
+    check_preparation(engine, asker);
     check_refusals(engine, asker, oracle.info().channels);
 #ifdef TSTITCH_WITH_CUDA
     if (device.is_cuda()) check_graphs(engine, all);

@@ -67,6 +67,7 @@ def compare(name: str, **changes: object) -> None:
 compare("medium", dual_attention_layers=[0, 1])
 compare("sd3", qk_norm=None, pos_embed_max_size=15)
 compare("odd", dual_attention_layers=[2], attention_head_dim=24, num_attention_heads=2)
+compare("wide", dual_attention_layers=[1], attention_head_dim=64, num_attention_heads=2, caption_projection_dim=128)
 if device != "cpu":
     sys.exit()  # TorchScript compiles for every shape there, which takes long
 compare("large")

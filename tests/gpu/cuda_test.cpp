@@ -359,7 +359,7 @@ std::int64_t allocated() {
 TEST_CASE("the kernel of the DiT engine computes what torch's operations compute") {
   for (const at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16}) {
     // Widths of one warp and less, of whole and of broken warps, and of several chunks a thread.
-    for (const std::int64_t width : {8, 64, 128, 256, 384, 1152, 2056, 4096}) {
+    for (const std::int64_t width : {8, 64, 128, 256, 384, 1152, 2056, 8192}) {
       const std::int64_t images = 3, tokens = 7;
       const at::Tensor x = normal(images, {tokens, width}).mul(3).add(1).to(type);
       const at::Tensor y = normal(images, {tokens, width}, 10).to(type);
@@ -381,6 +381,60 @@ TEST_CASE("the kernel of the DiT engine computes what torch's operations compute
         REQUIRE(rms(mine, exact) < unit);
         REQUIRE(rms(got, expected) < 2 * unit);
       }
+    }
+  }
+}
+
+TEST_CASE("the kernel adds two residuals, of tokens before images, and of several tokens a block") {
+  for (const at::ScalarType type : {at::kFloat, at::kBFloat16}) {
+    for (auto const& [images, tokens] : {std::pair<std::int64_t, std::int64_t>{3, 7}, {2, 2051}}) {
+      const std::int64_t width = 192;
+      const auto tensor = [&](std::int64_t seed) { return normal(images, {tokens, width}, seed).to(type); };
+      const at::Tensor x = tensor(0), y = tensor(10), z = tensor(20),
+                       modulation = normal(images, {9, width}, 30).to(type);
+      const auto first = [](at::Tensor const& of) { return of.transpose(0, 1).contiguous(); };
+      const tstitch::detail::ResidualNorm asked{.x = x.clone(),
+                                                .y = y,
+                                                .modulation = modulation,
+                                                .gate = 2,
+                                                .shift = 5,
+                                                .scale = 7,
+                                                .eps = 1e-6,
+                                                .z = z,
+                                                .gate_z = 1};
+      tstitch::detail::ResidualNorm turned = asked, exact = asked;
+      turned.x = first(x);
+      turned.y = first(y);
+      turned.z = first(z);
+      turned.tokens_first = true;
+      exact.x = x.to(at::kDouble);
+      exact.y = y.to(at::kDouble);
+      exact.z = z.to(at::kDouble);
+      exact.modulation = modulation.to(at::kDouble);
+      exact.plain = true;
+      const at::Tensor expected = tstitch::detail::residual_norm_modulate(exact);
+      const at::Tensor got = tstitch::detail::residual_norm_modulate(asked);
+      const double unit = type == at::kFloat ? 1e-6 : 8e-3;
+      CHECK(rms(got, expected) < 2 * unit);
+      CHECK(rms(asked.x, exact.x) < unit);
+      CHECK(first(got).equal(tstitch::detail::residual_norm_modulate(turned)));
+      CHECK(first(asked.x).equal(turned.x));
+    }
+  }
+}
+
+TEST_CASE("the kernel of queries' and keys' norm computes what torch's operations compute") {
+  for (const at::ScalarType type : {at::kFloat, at::kHalf, at::kBFloat16}) {
+    for (auto const& [heads, head] :
+         {std::pair<std::int64_t, std::int64_t>{3, 8}, {2, 64}, {38, 64}, {1, 256}, {2, 24}}) {
+      const at::Tensor qkv = normal(31, {3, heads, head}).mul(3).to(type), weights = normal(2, {2, head}, 40).to(type);
+      CHECK(bool(tstitch::detail::qk_norm_kernel(qkv)) == (head != 24));
+      const at::Tensor mine = qkv.clone(), plain = qkv.to(at::kFloat);
+      tstitch::detail::qk_norm(mine, weights, 20);
+      tstitch::detail::qk_norm(plain, weights.to(at::kFloat), 20, true);
+      INFO(at::toString(type) << " " << heads << " heads of " << head);
+      CHECK(rms(mine, plain) < (type == at::kFloat ? 1e-6 : type == at::kHalf ? 1e-3 : 8e-3));
+      CHECK(mine.select(1, 2).equal(qkv.select(1, 2)));
     }
   }
 }
@@ -444,6 +498,41 @@ TEST_CASE("the attention kernel for many rows computes what torch computes") {
       }
     }
   }
+}
+
+TEST_CASE("the attention kernel for many keys computes what torch computes") {
+  if (tstitch::detail::compute_capability(0) != 90) return skip("the kernel needs a GPU of compute capability 9.0");
+  for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+    for (auto const& [tokens, n, heads, asking] : {std::array<std::int64_t, 4>{512, 2, 3, 512},
+                                                   {577, 1, 2, 577},
+                                                   {1030, 3, 5, 700},
+                                                   {1024, 2, 1, 1},
+                                                   {4429, 2, 3, 4096}}) {
+      const at::Tensor qkv = normal(tokens, {n, 3, heads, 64}).mul(3).add(1).to(type);
+      const auto by_torch = [&](at::Tensor const& of) {
+        const at::Tensor parts = of.permute({2, 1, 3, 0, 4});
+        return at::scaled_dot_product_attention(parts[0].narrow(2, 0, asking), parts[1], parts[2])
+            .permute({2, 0, 1, 3});
+      };
+      const at::Tensor exact = by_torch(qkv.to(at::kDouble));
+      INFO(at::toString(type) << ", " << qkv.sizes() << ", " << asking);
+      const at::Tensor got = tstitch::detail::attention_of_tokens(qkv, asking);
+      REQUIRE(got.defined());
+      CHECK(rms(got, exact) <= 1.1 * rms(by_torch(qkv), exact));
+      const double first = 448 / exact.abs().max().item<double>() / 2, others = first / 3;
+      const std::int64_t of_first = asking / 2;
+      const at::Tensor rounded =
+          tstitch::detail::attention_of_tokens(qkv, asking, tstitch::detail::TokenFactors{of_first, first, others});
+      const at::Tensor expected = exact.clone();
+      expected.narrow(0, 0, of_first).mul_(first);
+      expected.narrow(0, of_first, asking - of_first).mul_(others);
+      const double of_rounding = rms(expected.to(at::kFloat).to(at::kFloat8_e4m3fn).to(at::kDouble), expected);
+      CHECK(rms(rounded.to(at::kDouble), expected) <= 1.05 * of_rounding);
+      CHECK(tstitch::detail::attention_of_tokens(qkv, asking).equal(got));
+    }
+  }
+  CHECK_FALSE(tstitch::detail::attention_of_tokens(normal(600, {1, 3, 2, 72}).to(at::kHalf), 600).defined());
+  CHECK_FALSE(tstitch::detail::attention_of_tokens(normal(600, {1, 3, 2, 64}), 600).defined());
 }
 
 TEST_CASE("the attention kernels are used where they are the faster way") {

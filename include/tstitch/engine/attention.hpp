@@ -10,12 +10,13 @@
 #include <mutex>
 #include <optional>
 #include <string>
-#include <utility>
+#include <tuple>
 
 #include "../base/diagnostics.hpp"
 #include "../tensor/cuda/kernel.hpp"
 #include "attention_few_rows.hpp"
 #include "attention_kernel.hpp"
+#include "attention_many_keys.hpp"
 #include "attention_many_rows.hpp"
 
 namespace tstitch::detail {
@@ -50,8 +51,22 @@ class AttentionKernels {
 
   c10::Device device_;
   mutable std::mutex mutex_;
-  mutable std::pair<ByKind<FewRowsAttention>, ByKind<ManyRowsAttention>> kernels_;
+  mutable std::tuple<ByKind<FewRowsAttention>, ByKind<ManyRowsAttention>, ByKind<ManyKeysAttention>> kernels_;
 };
+
+/// The kernels for tensors like qkv, of 16 bits, whose last dimension is a head; null where there are none.
+inline AttentionKernels const* attention_kernels(at::Tensor const& qkv) {
+  const bool taken = qkv.scalar_type() == at::kHalf || qkv.scalar_type() == at::kBFloat16;
+  if (!qkv.is_cuda() || !taken || !qkv.is_contiguous() || reinterpret_cast<std::uintptr_t>(qkv.data_ptr()) % 16) {
+    return nullptr;
+  }
+  return kernel_on<AttentionKernels>(qkv.device());
+}
+
+/// For a result in the type of qkv, or in e4m3.
+inline AttentionKind attention_kind(at::Tensor const& qkv, bool e4m3) {
+  return {.element = qkv.scalar_type() == at::kHalf ? 1 : 2, .head = int(qkv.size(-1)), .e4m3 = e4m3};
+}
 
 /// softmax(q k^T / sqrt(head width)) v by a kernel.
 /// @param qkv [n, tokens, 3, heads, head width]
@@ -59,13 +74,9 @@ class AttentionKernels {
 /// @param by of others than `fastest`, also where another way is faster
 /// @returns [n, tokens, heads, head width], or an undefined tensor where there is no such kernel, or torch is faster
 inline at::Tensor attention_kernel(at::Tensor const& qkv, double factor = 0, AttentionBy by = AttentionBy::fastest) {
-  const int element = qkv.scalar_type() == at::kHalf ? 1 : qkv.scalar_type() == at::kBFloat16 ? 2 : 0;
-  if (!qkv.is_cuda() || !element || !qkv.is_contiguous() || reinterpret_cast<std::uintptr_t>(qkv.data_ptr()) % 16) {
-    return {};
-  }
-  AttentionKernels const* const kernels = kernel_on<AttentionKernels>(qkv.device());
+  AttentionKernels const* const kernels = attention_kernels(qkv);
   if (!kernels) return {};
-  const AttentionKind kind{.element = element, .head = int(qkv.size(4)), .e4m3 = factor != 0};
+  const AttentionKind kind = attention_kind(qkv, factor != 0);
   const auto by_kernel = [&](auto const& kernel) {
     const at::Tensor out = qkv.new_empty({qkv.size(0), qkv.size(1), qkv.size(3), qkv.size(4)},
                                          kind.e4m3 ? qkv.options().dtype(at::kFloat8_e4m3fn) : qkv.options());
@@ -80,6 +91,30 @@ inline at::Tensor attention_kernel(at::Tensor const& qkv, double factor = 0, Att
     if (ManyRowsAttention const* const kernel = kernels->get<ManyRowsAttention>(kind)) return by_kernel(*kernel);
   }
   return {};
+}
+
+/// With which results become e4m3: those of the first tokens, and the others.
+struct TokenFactors {
+  std::int64_t first_tokens;
+  double first, others;
+};
+
+/// The same where tokens come before images, for many of them.
+/// @param qkv [tokens, n, 3, heads, head width]
+/// @param asking how many tokens have queries, from the first on
+/// @param factors none: in the type of qkv
+/// @returns [asking, n, heads, head width], or an undefined tensor where there is no such kernel, or torch is faster
+inline at::Tensor attention_of_tokens(at::Tensor const& qkv, std::int64_t asking,
+                                      std::optional<TokenFactors> const& factors = {}) {
+  constexpr std::int64_t many = 512;
+  AttentionKernels const* const kernels = qkv.size(0) >= many ? attention_kernels(qkv) : nullptr;
+  if (!kernels) return {};
+  ManyKeysAttention const* const kernel = kernels->get<ManyKeysAttention>(attention_kind(qkv, factors.has_value()));
+  if (!kernel) return {};
+  const at::Tensor out = qkv.new_empty({asking, qkv.size(1), qkv.size(3), qkv.size(4)},
+                                       factors ? qkv.options().dtype(at::kFloat8_e4m3fn) : qkv.options());
+  (*kernel)(qkv, out, factors ? factors->first_tokens : 0, factors ? factors->first : 1, factors ? factors->others : 1);
+  return out;
 }
 
 }  // namespace tstitch::detail

@@ -48,7 +48,7 @@ __device__ float exp2_of(float x) {
 )cuda";
 
 /// @param options of NVRTC beside those for the kind
-inline CudaSource attention_source(char const* name, char const* text, AttentionKind kind,
+inline CudaSource attention_source(char const* name, std::string const& text, AttentionKind kind,
                                    std::vector<std::string> options = {}) {
   options.push_back("-DELEMENT=" + std::to_string(kind.element));
   options.push_back("-DHEAD=" + std::to_string(kind.head));

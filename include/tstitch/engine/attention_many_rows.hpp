@@ -18,18 +18,13 @@
 #include "../tensor/cuda/driver.hpp"
 #include "../tensor/cuda/kernel.hpp"
 #include "../tensor/cuda/nvrtc.hpp"
+#include "attention_hopper.hpp"
 #include "attention_kernel.hpp"
 
 namespace tstitch::detail {
 
-/// CUDA C++ of the kernel, behind `attention_prelude`. HEAD is 64 or 72.
-///
-/// What the instructions do, and how descriptors say where a matrix is, is in NVIDIA's PTX ISA under wgmma.mma_async,
-/// cp.async.bulk.tensor and mbarrier.
+/// CUDA C++ of the kernel, behind `hopper_prelude`. HEAD is 64 or 72.
 inline constexpr char attention_many_rows_source[] = R"cuda(
-typedef unsigned long long Descriptor;
-struct __align__(64) TensorMap { unsigned long long opaque[16]; };
-
 constexpr int TOKENS = 256;                 // that there is room for
 constexpr int GROUPS = TOKENS / 64;         // of four warps, each of which has 64 queries
 constexpr int THREADS = 128 * GROUPS + 32;  // and a warp that loads
@@ -39,23 +34,6 @@ constexpr int THREADS = 128 * GROUPS + 32;  // and a warp that loads
 constexpr int WIDE = TOKENS * 128, REST = HEAD > 64 ? TOKENS * 16 : 0;  // bytes
 constexpr int MATRIX = WIDE + REST, ITEM = 3 * MATRIX;
 
-// What was written to shared memory by threads is seen by copies and products, and what they read may be overwritten.
-__device__ void fence_shared() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-
-__device__ void start_barrier(unsigned barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-__device__ void arrive(unsigned barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
-__device__ void arrive_and_expect(unsigned barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
-}
-__device__ void wait(unsigned barrier, unsigned parity) {
-  asm volatile("{\n.reg .pred p;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 p, [%0], %1;\n@!p bra again;\n}"
-               ::"r"(barrier), "r"(parity) : "memory");
-}
-
 // Columns of a matrix [images, tokens, 3 heads, HEAD] from this one on, of one image and all tokens.
 __device__ void load(unsigned to, const TensorMap& map, unsigned barrier, int column, int head, int image) {
   asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
@@ -63,44 +41,12 @@ __device__ void load(unsigned to, const TensorMap& map, unsigned barrier, int co
                ::"r"(to), "l"(&map), "r"(barrier), "r"(column), "r"(head), "r"(image) : "memory");
 }
 
-// Of a matrix in shared memory whose pieces of 8 rows and 16 bytes are together; bytes to the next piece.
-__device__ Descriptor described(unsigned at, unsigned leading, unsigned stride) {
-  return (Descriptor)((at & 0x3ffff) >> 4) | (Descriptor)(leading >> 4 & 0x3fff) << 16 |
-         (Descriptor)(stride >> 4) << 32;
-}
-__device__ Descriptor swizzled(unsigned at) { return described(at, 16, 1024) | 1ull << 62; }
-
-__device__ void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
-__device__ void end_products() {
-  asm volatile("wgmma.commit_group.sync.aligned;\nwgmma.wait_group.sync.aligned 0;" ::: "memory");
-}
-// Keeps the compiler from using them before: it does not know that products are on their way.
-template <int COUNT>
-__device__ void hold(float (&c)[COUNT]) {
-#pragma unroll
-  for (int i = 0; i < COUNT; ++i) asm volatile("" : "+f"(c[i])::"memory");
-}
-
-// The 32 accumulators of a thread, as asm names and as operands.
-#define NAMES_32 \
-  "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}"
-#define FOUR(c, i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
-#define ACCUMULATORS_32(c) \
-  FOUR(c, 0), FOUR(c, 4), FOUR(c, 8), FOUR(c, 12), FOUR(c, 16), FOUR(c, 20), FOUR(c, 24), FOUR(c, 28)
-
 // c [64, 64] (+)= a [64, 16] b [64, 16]^T; of a thread the columns 8 n + lane % 4 * 2 and one more of row lane / 4 of
 // its warp's 16 rows, and of 8 rows below, are c[4 n] to c[4 n + 3].
 __device__ void multiply_scores(float (&c)[32], Descriptor a, Descriptor b, int adds) {
   asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\nwgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE
                " " NAMES_32 ", %32, %33, p, 1, 1, 0, 0;\n}"
                : ACCUMULATORS_32(c) : "l"(a), "l"(b), "r"(adds) : "memory");
-}
-// c [64, 64] += a [64, 16] b [16, 64]
-__device__ void multiply_values(float (&c)[32], const unsigned (&a)[4], Descriptor b) {
-  asm volatile("wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE " " NAMES_32
-               ", {%32, %33, %34, %35}, %36, 1, 1, 1, 1;"
-               : ACCUMULATORS_32(c) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
 }
 // c [64, 8] += a [64, 16] b [16, 8]
 __device__ void multiply_values(float (&c)[4], const unsigned (&a)[4], Descriptor b) {
@@ -285,7 +231,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 )cuda";
 
 inline CudaSource attention_many_rows(AttentionKind kind) {
-  CudaSource source = attention_source("attention_many_rows", attention_many_rows_source, kind);
+  CudaSource source =
+      attention_source("attention_many_rows", std::string(hopper_prelude) + attention_many_rows_source, kind);
   source.architecture_alone = true;
   return source;
 }
@@ -323,41 +270,16 @@ class ManyRowsAttention {
  private:
   static constexpr int tokens = 256, threads = 544;
 
-  /// CUtensorMap
-  struct alignas(64) TensorMap {
-    std::uint64_t opaque[16];
-  };
-
   /// Bytes of shared memory: two heads, zeros, four barriers.
   int shared() const { return 2 * 3 * tokens * kind_.head * 2 + 1024 + 32; }
 
-  static CudaSource hopper_only(CudaSource source, c10::Device device) {
-    if (const int capability = compute_capability(device.index()); capability != 90) {
-      throw std::runtime_error("tstitch: the GPU must have compute capability 9.0, got " +
-                               std::to_string(capability / 10) + "." + std::to_string(capability % 10));
-    }
-    return source;
-  }
-
   /// How to copy so many columns of a head, of all tokens: 64 are swizzled.
   TensorMap map(at::Tensor const& qkv, unsigned columns) const {
-    using Encode = int(TensorMap*, int, unsigned, void*, std::uint64_t const*, std::uint64_t const*, unsigned const*,
-                       unsigned const*, int, int, int, int);
-    static const auto encode = cuda_driver().get<Encode>("cuTensorMapEncodeTiled");
     const auto size = [&](int dimension) { return std::uint64_t(qkv.size(dimension)); };
     const std::uint64_t row = 2 * size(4);  // bytes
     const std::array<std::uint64_t, 4> sizes{size(4), 3 * size(3), size(1), size(0)};
-    const std::array<std::uint64_t, 3> strides{row, row * sizes[1], row * sizes[1] * sizes[2]};
-    const std::array<unsigned, 4> box{columns, 1, unsigned(qkv.size(1) + 63) / 64 * 64, 1}, every{1, 1, 1, 1};
-    constexpr int float16 = 6, bfloat16 = 9, swizzle_128 = 3, fetch_128 = 2;
-    TensorMap made;
-    const int error = encode(&made, kind_.element == 1 ? float16 : bfloat16, 4, qkv.data_ptr(), sizes.data(),
-                             strides.data(), box.data(), every.data(), /*interleave=*/0,
-                             columns == 64 ? swizzle_128 : 0, fetch_128, /*zeros outside*/ 0);
-    if (error) {
-      throw std::runtime_error("tstitch: cuTensorMapEncodeTiled must succeed, got CUDA error " + std::to_string(error));
-    }
-    return made;
+    return tensor_map(kind_.element, qkv.data_ptr(), sizes, {row, row * sizes[1], row * sizes[1] * sizes[2]},
+                      {columns, 1, unsigned(qkv.size(1) + 63) / 64 * 64, 1}, columns == 64);
   }
 
   AttentionKind kind_;

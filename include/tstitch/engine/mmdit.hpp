@@ -7,15 +7,14 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/linear.h>
 #include <ATen/ops/scaled_dot_product_attention.h>
-#include <ATen/ops/silu.h>
 #include <ATen/ops/sub.h>
 
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -27,12 +26,13 @@
 #include "../model/network.hpp"
 #include "../tensor/cuda/kernels.hpp"
 #include "../tensor/host_tensor.hpp"
+#include "attention.hpp"
 #include "dit_layers.hpp"
 #include "dit_options.hpp"
+#include "mmdit_modulations.hpp"
 #include "mmdit_weights.hpp"
 #include "qk_norm.hpp"
 #include "residual_norm.hpp"
-#include "sinusoids.hpp"
 
 namespace tstitch {
 
@@ -46,7 +46,6 @@ class MMDiT {
   static constexpr char text_name[] = "text_embedding", pooled_name[] = "pooled_embedding";
 
   /// @param weights on one device, in one floating type
-  /// @param options modulation_bytes do nothing: what depends on the timestep and the text is computed in each step
   MMDiT(MMDiTWeights weights, DiTOptions options = {}) : self_(std::make_shared<Self>(std::move(weights), options)) {
     MMDiTWeights& w = self_->weights;
     if (w.blocks.empty() || w.patch < 1 || w.heads < 1 || w.grid < 1) {
@@ -74,6 +73,14 @@ class MMDiT {
     return (*self_)(x, t, condition, {.timestep = timestep});
   }
 
+  /// Computes the modulations of a run ahead.
+  void prepare(std::span<const double> timesteps, Condition const& condition) const {
+    for (auto const& [name, tensor] : condition.tensors) {
+      if (name == pooled_name && self_->is_pooled(tensor)) self_->table.prepare(timesteps, tensor);
+    }
+  }
+
+  /// Replays what comes after the modulations, which are looked up by what the host knows.
   MMDiT captured(Capture const& capture) const {
     MMDiT made = *this;
     made.self_ = std::make_shared<Self>(self_->weights, self_->options);
@@ -85,22 +92,25 @@ class MMDiT {
  private:
   struct Self {
     Self(MMDiTWeights given, DiTOptions how)
-        : weights(std::move(given)), options(std::move(how)), layers(options, weights.pos_embed) {}
+        : weights(std::move(given)),
+          options(std::move(how)),
+          layers(options, weights.pos_embed),
+          table(weights, options.modulation_bytes) {}
 
     MMDiTWeights weights;
     DiTOptions options;
     detail::DiTLayers layers;
+    detail::MMDiTModulations table;
     TensorFunction forward = {}, forward_and_keep = {}, forecast = {};
 
-    /// Of x, t, pooled text and text; forecast also of what the blocks would make, in place of the text.
+    /// Of x, modulations and text; forecast also of what the blocks would make, in place of the text.
     /// @param by whose weights do it
     template <class Pointer>
     void bind(Pointer by, Capture const& how) {
       using Given = std::vector<at::Tensor> const&;
-      forward = how([by](Given given) { return by->evaluate(given[0], given[1], given[2], given[3]); });
-      forward_and_keep =
-          how([by](Given given) { return by->evaluate_and_keep(given[0], given[1], given[2], given[3]); });
-      forecast = how([by](Given given) { return by->evaluate_forecast(given[0], given[1], given[2], given[3]); });
+      forward = how([by](Given given) { return by->evaluate(given[0], given[1], given[2]); });
+      forward_and_keep = how([by](Given given) { return by->evaluate_and_keep(given[0], given[1], given[2]); });
+      forecast = how([by](Given given) { return by->evaluate_forecast(given[0], given[1], given[2]); });
     }
 
     at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const& condition,
@@ -108,14 +118,12 @@ class MMDiT {
       at::Tensor const &text = condition.at(text_name), &pooled = condition.at(pooled_name);
       require(x, t, text, pooled, evaluation.timestep);
       const std::int64_t n = pooled.size(0);
-      const at::Tensor times =
-          t.defined() ? t : pooled.new_full({n}, *evaluation.timestep, pooled.options().dtype(at::kFloat));
-      const at::Tensor halves = detail::in_halves(x, n);
+      const at::Tensor modulations = table(t, pooled, evaluation.timestep), halves = detail::in_halves(x, n);
       if (FeatureMemory::forecasts(evaluation)) {
-        return forecast({halves, times, pooled, evaluation.memory->as<FeatureMemory>().forecast(evaluation)});
+        return forecast({halves, modulations, evaluation.memory->as<FeatureMemory>().forecast(evaluation)});
       }
-      if (!FeatureMemory::keeps(evaluation)) return forward({halves, times, pooled, text});
-      const at::Tensor both = forward_and_keep({halves, times, pooled, text});
+      if (!FeatureMemory::keeps(evaluation)) return forward({halves, modulations, text});
+      const at::Tensor both = forward_and_keep({halves, modulations, text});
       const std::int64_t p = weights.patch, tokens = x.size(2) / p * (x.size(3) / p), added = n * tokens * width();
       evaluation.memory->as<FeatureMemory>().keep(evaluation, both.narrow(0, 0, added).view({n, tokens, width()}));
       return both.narrow(0, added, both.size(0) - added).view({n, -1, x.size(2), x.size(3)});
@@ -123,15 +131,20 @@ class MMDiT {
 
     std::int64_t width() const { return weights.pos_embed.size(2); }
 
+    /// Whether it is [n, pooled width].
+    bool is_pooled(at::Tensor const& of) const {
+      return of.defined() && of.dim() == 2 && of.size(0) > 0 && of.size(1) == weights.pooled0.weight.size(1);
+    }
+
     void require(at::Tensor const& x, at::Tensor const& t, at::Tensor const& text, at::Tensor const& pooled,
                  std::optional<double> timestep) const {
       const auto shape = [](at::Tensor const& of) { return of.defined() ? detail::shape_text(of.sizes()) : "none"; };
-      const std::int64_t pooled_width = weights.pooled0.weight.size(1),
-                         text_width = weights.text_embedder.weight.size(1);
-      if (!pooled.defined() || pooled.dim() != 2 || pooled.size(0) < 1 || pooled.size(1) != pooled_width) {
-        detail::refuse("MMDiT", std::string(pooled_name) + " must be [n, " + std::to_string(pooled_width) + "]",
-                       shape(pooled));
+      if (!is_pooled(pooled)) {
+        detail::refuse(
+            "MMDiT", std::string(pooled_name) + " must be [n, " + std::to_string(weights.pooled0.weight.size(1)) + "]",
+            shape(pooled));
       }
+      const std::int64_t text_width = weights.text_embedder.weight.size(1);
       const std::int64_t n = pooled.size(0);
       if (!text.defined() || text.dim() != 3 || text.size(0) != n || text.size(1) < 1 || text.size(2) != text_width) {
         detail::refuse(
@@ -154,22 +167,20 @@ class MMDiT {
       }
     }
 
+    /// The network behind its modulations.
     /// @param x [halves, rows, channels, height, width], n rows in all
-    /// @param t [n]
-    /// @param pooled [n, pooled width]
+    /// @param modulations [n, slots, width]
     /// @param text [n, text tokens, text width]
     /// @returns [n, out_channels, height, width]
-    at::Tensor evaluate(at::Tensor const& x, at::Tensor const& t, at::Tensor const& pooled,
-                        at::Tensor const& text) const {
-      return head(run_blocks(embed(x), embed_text(text), modulations(t, pooled)), x);
+    at::Tensor evaluate(at::Tensor const& x, at::Tensor const& modulations, at::Tensor const& text) const {
+      return head(run_blocks(embed(x), embed_text(text), modulations), x);
     }
 
     /// The same, and what the blocks add to what they begin with.
     /// @returns one vector: [n, tokens, width] of what they add, then the output
-    at::Tensor evaluate_and_keep(at::Tensor const& x, at::Tensor const& t, at::Tensor const& pooled,
-                                 at::Tensor const& text) const {
+    at::Tensor evaluate_and_keep(at::Tensor const& x, at::Tensor const& modulations, at::Tensor const& text) const {
       const at::Tensor tokens = embed(x), before = tokens.clone();
-      const at::Tensor out = head(run_blocks(tokens, embed_text(text), modulations(t, pooled)), x);
+      const at::Tensor out = head(run_blocks(tokens, embed_text(text), modulations), x);
       const at::Tensor both = tokens.new_empty({tokens.numel() + out.numel()});
       at::Tensor added =
           both.narrow(0, 0, tokens.numel()).view({tokens.size(1), tokens.size(0), tokens.size(2)}).transpose(0, 1);
@@ -180,16 +191,13 @@ class MMDiT {
 
     /// The same without the blocks.
     /// @param added [n, tokens, width], what they would add
-    at::Tensor evaluate_forecast(at::Tensor const& x, at::Tensor const& t, at::Tensor const& pooled,
-                                 at::Tensor const& added) const {
+    at::Tensor evaluate_forecast(at::Tensor const& x, at::Tensor const& modulations, at::Tensor const& added) const {
       const at::Tensor tokens = embed(x).add_(added.transpose(0, 1));
-      const std::int64_t all = weights.modulation.bias.size(0), last = 2 * width();
-      const at::Tensor of_head =
-          at::linear(conditioning(t, pooled), weights.modulation.weight.narrow(0, all - last, last),
-                     weights.modulation.bias.narrow(0, all - last, last));
-      return head(
-          norm({.x = tokens, .modulation = by_slots(of_head), .shift = 1, .scale = 0, .eps = eps}, weights.final_layer),
-          x);
+      const int last = int(modulations.size(1)) - 2;
+      // The end has the scale before the shift.
+      return head(norm({.x = tokens, .modulation = modulations, .shift = last + 1, .scale = last, .eps = eps},
+                       weights.final_layer),
+                  x);
     }
 
     static constexpr double eps = 1e-6;
@@ -217,27 +225,6 @@ class MMDiT {
       const at::Tensor tokens = text.transpose(0, 1).to(weights.pos_embed.scalar_type()).contiguous();
       return detail::linear(tokens, weights.text_embedder);
     }
-
-    /// The timestep and the pooled text, after SiLU.
-    /// @returns [n, width]
-    at::Tensor conditioning(at::Tensor const& t, at::Tensor const& pooled) const {
-      MMDiTWeights const& w = weights;
-      constexpr double frequency_steps = 128;
-      const at::ScalarType type = w.pos_embed.scalar_type();
-      const auto embedded = [](at::Tensor const& of, DiTLinear const& first, DiTLinear const& second) {
-        return detail::linear(at::silu(detail::linear(of, first)), second);
-      };
-      const at::Tensor waves = detail::sinusoids(t.to(at::kFloat), frequency_steps).to(type);
-      return at::silu(
-          embedded(waves, w.t_embedder0, w.t_embedder2).add(embedded(pooled.to(type), w.pooled0, w.pooled2)));
-    }
-
-    /// @returns [n, slots, width]
-    at::Tensor modulations(at::Tensor const& t, at::Tensor const& pooled) const {
-      return by_slots(detail::linear(conditioning(t, pooled), weights.modulation));
-    }
-
-    at::Tensor by_slots(at::Tensor const& of) const { return of.view({of.size(0), -1, width()}); }
 
     /// Makes the input of the layer that follows, in its type.
     at::Tensor norm(detail::ResidualNorm of, DiTLinear const& next) const {
@@ -328,7 +315,9 @@ class MMDiT {
       const at::Tensor qkv = weights.pos_embed.new_empty({of_x + of_text, 3 * width()});
       layers.into(qkv.narrow(0, 0, of_x), x, block.picture.qkv, layer);
       layers.into(qkv.narrow(0, of_x, of_text), text, block.text.qkv, text_layer);
-      return attend(qkv, block.qk_norm, of_x, n, block.text.ends() ? x.size(0) : x.size(0) + text.size(0));
+      DiTLinear const &proj = block.picture.proj, &of_others = block.text.ends() ? proj : block.text.proj;
+      return attend(qkv, block.qk_norm, of_x, n, block.text.ends() ? x.size(0) : x.size(0) + text.size(0), proj,
+                    of_others);
     }
 
     /// Of the picture to itself alone, and what it is projected to.
@@ -336,20 +325,29 @@ class MMDiT {
       const std::int64_t n = x.size(1), rows = x.size(0) * n;
       const at::Tensor qkv = weights.pos_embed.new_empty({rows, 3 * width()});
       layers.into(qkv, x, dual.qkv, layer);
-      return layers(attend(qkv, dual.qk_norm, rows, n, x.size(0)), dual.proj, layer + 1);
+      return layers(attend(qkv, dual.qk_norm, rows, n, x.size(0), dual.proj, dual.proj), dual.proj, layer + 1);
     }
 
     /// @param qkv [tokens n, 3 width], of which the first rows have the first norm; is changed
     /// @param asking how many tokens ask
-    /// @returns [asking, n, width]
+    /// @param of_first, of_others the layers that take what is made of the first rows and of others
+    /// @returns [asking, n, width], in e4m3 where those layers are and a kernel rounds for them
     at::Tensor attend(at::Tensor const& qkv, at::Tensor const& qk_norm, std::int64_t first_rows, std::int64_t n,
-                      std::int64_t asking) const {
+                      std::int64_t asking, DiTLinear const& of_first, DiTLinear const& of_others) const {
       const std::int64_t heads = weights.heads, head = width() / heads;
       if (qk_norm.defined()) {
         detail::qk_norm(qkv.view({-1, 3, heads, head}), qk_norm, first_rows, options.plain);
       }
-      const at::Tensor parts =
-          qkv.view({-1, n, 3, heads, head}).permute({2, 1, 3, 0, 4});  // [3, n, heads, tokens, head]
+      const at::Tensor all = qkv.view({-1, n, 3, heads, head});
+      if (!options.plain) {
+        std::optional<detail::TokenFactors> factors;
+        if (of_first.eighth.defined() && of_others.eighth.defined() && !options.observer) {
+          factors = {first_rows / n, 1 / of_first.input_scale, 1 / of_others.input_scale};
+        }
+        const at::Tensor made = detail::attention_of_tokens(all, asking, factors);
+        if (made.defined()) return made.flatten(2);
+      }
+      const at::Tensor parts = all.permute({2, 1, 3, 0, 4});  // [3, n, heads, tokens, head]
       const at::Tensor made = at::scaled_dot_product_attention(parts.select(0, 0).narrow(2, 0, asking),
                                                                parts.select(0, 1), parts.select(0, 2));
       return made.permute({2, 0, 1, 3}).flatten(2).contiguous();

@@ -6,11 +6,8 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/index_select.h>
 #include <ATen/ops/silu.h>
-#include <c10/core/Event.h>
 #include <c10/core/GradMode.h>
 #include <c10/core/InferenceMode.h>
-#include <c10/core/Stream.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
 #include <bit>
@@ -28,6 +25,7 @@
 #include "../tensor/host_tensor.hpp"
 #include "dit_weights.hpp"
 #include "sinusoids.hpp"
+#include "writer.hpp"
 
 namespace tstitch::detail {
 
@@ -61,7 +59,7 @@ class Modulations {
     };
     if (!timestep || std::int64_t(of_rows.size()) != labels.size(0)) return compute();
     const std::lock_guard lock(mutex_);
-    const std::int64_t by = weights_.pos_embed.is_cuda() ? std::int64_t(stream().id()) : 0;
+    const std::int64_t by = weights_.pos_embed.is_cuda() ? std::int64_t(current_stream(weights_.pos_embed).id()) : 0;
     const std::int64_t key = std::bit_cast<std::int64_t>(*timestep);
     if (Lookups const& known = lookups_of_[by]; known.labels == of_rows) {
       if (const auto rows = known.rows_of.find(key); rows != known.rows_of.end()) return look_up(rows->second);
@@ -165,51 +163,28 @@ class Modulations {
       return keep(timesteps, labels);
     }
     const std::int64_t used = std::int64_t(row_of_.size());
-    if (table_.defined()) share_table();  // who waits for what is written now, waits for what was before
+    if (table_.defined()) shared_.wait(table_);  // who waits for what is written now, waits for what was before
     if (!table_.defined() || table_.size(0) < used + count) {
       const std::int64_t rows = std::min(capacity(), std::max(used + count, table_.defined() ? 2 * table_.size(0) : 0));
       const at::Tensor larger = weights_.pos_embed.new_empty({rows, slots(), width()});
       if (used) larger.narrow(0, 0, used).copy_(table_.narrow(0, 0, used));
       table_ = larger;
-      mark_written();  // also when what follows fails
+      shared_.mark_written(table_);  // also when what follows fails
     }
     lookups_of_.clear();
     const at::Device device = weights_.pos_embed.device();
     modulate(host_times(times, device.is_cuda()).to(device, /*non_blocking=*/true), to_device(of_labels, device),
              table_.narrow(0, used, count));
-    mark_written();
+    shared_.mark_written(table_);
     for (std::int64_t i = 0; i < count; ++i) {
       row_of_[{std::bit_cast<std::int64_t>(times[std::size_t(i)]), of_labels[std::size_t(i)]}] = used + i;
     }
     return true;
   }
 
-  /// Remembers that the stream that is current has written to the table.
-  void mark_written() {
-    if (!table_.is_cuda()) return;
-    writer_ = stream();
-    written_.emplace(table_.device().type());
-    written_->record(*writer_);
-  }
-
-  /// The one that is current on the GPU of the weights.
-  c10::Stream stream() const {
-    const at::Device device = weights_.pos_embed.device();
-    return c10::impl::VirtualGuardImpl(device.type()).getStream(device);
-  }
-
-  /// Lets the stream that is current use the table, whichever has written it.
-  void share_table() const {
-    if (!writer_) return;
-    if (const c10::Stream now = stream(); now != *writer_) {
-      written_->block(now);
-      table_.record_stream(now);
-    }
-  }
-
   /// [rows, slots, width]
   at::Tensor look_up(TableRows const& rows) const {
-    share_table();
+    shared_.wait(table_);
     return rows.each.defined() ? at::index_select(table_, 0, rows.each) : table_.narrow(0, rows.first, rows.count);
   }
 
@@ -225,9 +200,8 @@ class Modulations {
   std::mutex mutex_ = {};
   at::Tensor table_ = {};                                                      ///< [rows, slots, width]
   std::map<std::pair<std::int64_t, std::int64_t>, std::int64_t> row_of_ = {};  ///< of bits of a timestep, and label
-  std::optional<c10::Stream> writer_ = {};                                     ///< of the table, the last, on a GPU
-  std::optional<c10::Event> written_ = {};
-  std::map<std::int64_t, Lookups> lookups_of_ = {};  ///< by stream; 0 on a CPU
+  Writer shared_ = {};                                                         ///< of the table
+  std::map<std::int64_t, Lookups> lookups_of_ = {};                            ///< by stream; 0 on a CPU
 };
 
 }  // namespace tstitch::detail

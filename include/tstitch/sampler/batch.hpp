@@ -151,7 +151,8 @@ inline void prepare(Network const& network, std::size_t index, Plan const& plan,
   }
   if (timesteps.empty()) return;
   BatchCondition const& condition = trajectory.condition;
-  network.prepare(timesteps, condition.guided.labels.defined() ? condition.guided : condition.conditional);
+  const bool guided = condition.guided.labels.defined() || !condition.guided.tensors.empty();
+  network.prepare(timesteps, guided ? condition.guided : condition.conditional);
 }
 
 }  // namespace tstitch::detail
