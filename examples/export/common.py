@@ -109,7 +109,7 @@ def read_file(path: Path) -> Mapping[object, object]:
         try:
             from safetensors.torch import load_file
         except ImportError:
-            fail(f"{path}: {advice(['safetensors'], Path(__file__).with_name('requirements.txt'))}")
+            fail(advice_of_safetensors(path))
         try:
             return load_file(path)
         except Exception as error:
@@ -126,6 +126,10 @@ def read_file(path: Path) -> Mapping[object, object]:
     if not isinstance(loaded, Mapping):
         fail(f"{path}: must hold a state dict, got {type(loaded).__name__}")
     return loaded
+
+
+def advice_of_safetensors(path: Path) -> str:
+    return f"{path}: {advice(['safetensors'], Path(__file__).with_name('requirements.txt'))}"
 
 
 def load_pickle(path: Path) -> object:
@@ -273,15 +277,22 @@ def shards_of(index: Path) -> set[str]:
         return set()
 
 
-def load_shards(index: Path) -> dict[str, Tensor]:
+def read_index(index: Path) -> dict[str, str]:
+    """From tensors to shards, which are there."""
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
         fail(f'{index}: must have a "weight_map" from tensors to shards, got none')
-    weights: dict[str, Tensor] = {}
     for shard in sorted(set(names.values())):
         if not (index.parent / shard).is_file():
             fail(f"{index}: every shard must be there, got no {shard}")
+    return names
+
+
+def load_shards(index: Path) -> dict[str, Tensor]:
+    names = read_index(index)
+    weights: dict[str, Tensor] = {}
+    for shard in sorted(set(names.values())):
         weights |= read_file(index.parent / shard)
     absent = sorted(set(names) - set(weights))
     if absent:

@@ -3,7 +3,7 @@
 FOLDERs are pipelines of diffusers in the order of use, the small network first; of Wan 2.2 one is enough, which has both
 experts. Text encoders and autoencoder are those of the last one that has them. A program in C++ draws from what is written
 (`tstitch_sample --pipeline OUTPUT --prompt "a fox in the snow"`, `tstitch::load_pipeline`) and needs neither Python nor the
-FOLDERs.
+FOLDERs, but for the networks' weights with --weights-in-place.
 
 Known are Stable Diffusion 1, 2, 3, 3.5 and XL with its refiner, latent consistency models, PixArt-alpha and Sigma, Wan, Sana
 and DiT. Each file is written by its own exporter beside this one, which checks it, and OUTPUT/pipeline.txt at the end: a
@@ -29,6 +29,7 @@ packages.require(__file__, "torch", "transformers", beside=("safetensors",))
 from common import TOLERANCE, Config, fail, names_in, replacing, say, some  # noqa: E402
 from encode_prompt import AESTHETICS, AESTHETICS_NULL, SD3_TOKENS  # noqa: E402
 from export_pixart import asks_for_sizes  # noqa: E402
+from in_place import fingerprint_parts, is_description, read_description  # noqa: E402
 from options import add_variant, finite_real, positive, sides  # noqa: E402
 
 RATIO = 0.4  # of the paper: so many of the early steps cost no quality
@@ -50,6 +51,7 @@ class Family:
     behind: tuple[str, ...] = ()
     optional: tuple[str, ...] = ()  # that a folder may lack
     open_size: bool = True  # whether the exporter takes --size '*'
+    in_place: bool = False  # whether it takes --format in-place
 
 
 # By how the names of pipelines begin. The first that fits counts.
@@ -60,6 +62,7 @@ FAMILIES = {
         encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
         behind=("text_encoder_3",),
         optional=("text_encoder_3",),
+        in_place=True,
     ),
     "StableDiffusion": Family("export_unet", "unet"),
     "LatentConsistencyModel": Family("export_unet", "unet"),
@@ -94,7 +97,7 @@ def last_with(folders: list[Path], part: str) -> Path | None:
     return next((folder for folder in reversed(folders) if (folder / part).is_dir()), None)
 
 
-def networks_of(folders: list[Path], kind: str, family: Family) -> list[tuple[Path, str, str]]:
+def networks_of(folders: list[Path], kind: str, family: Family, ending: str) -> list[tuple[Path, str, str]]:
     """Folder, part and the name of the file, of each network."""
     found = []
     for folder in folders:
@@ -105,10 +108,10 @@ def networks_of(folders: list[Path], kind: str, family: Family) -> list[tuple[Pa
             if not (folder / part).is_dir():
                 fail(f"{folder}: must hold {part}, got {some(names_in(folder))}")
             found.append((folder, part))
-    names = {1: ["network.pt"], 2: ["small.pt", "large.pt"]}.get(len(found), [f"network_{i}.pt" for i in range(len(found))])
+    names = {1: ["network"], 2: ["small", "large"]}.get(len(found), [f"network_{i}" for i in range(len(found))])
     if found[-1][1] == "transformer_2":
-        names = ["high_noise.pt", "low_noise.pt"]
-    return [(*network, name) for network, name in zip(found, names)]
+        names = ["high_noise", "low_noise"]
+    return [(*network, name + ending) for network, name in zip(found, names)]
 
 
 def encoders_of(folders: list[Path], family: Family) -> list[tuple[Path, str]]:
@@ -155,6 +158,8 @@ def export(args: argparse.Namespace, program: str, source: Path, name: str, *opt
 
 def values_in(path: Path) -> dict[str, str]:
     """The metadata of a file."""
+    if is_description(path):
+        return read_description(path)[0]
     try:
         with zipfile.ZipFile(path) as archive:
             found = {}
@@ -168,14 +173,17 @@ def values_in(path: Path) -> dict[str, str]:
 
 
 def fingerprint(path: Path) -> str:
-    """As `fingerprint_text` of C++ has it: from the checksums of the archive, FNV-1a by whole numbers."""
-    with zipfile.ZipFile(path) as archive:
-        records = sorted((info.filename.split("/", 1)[1].encode(), info) for info in archive.infolist())
+    """As `fingerprint_text` of C++ has it: of an archive from its checksums, FNV-1a by whole numbers."""
+    if is_description(path):
+        parts = fingerprint_parts(path)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            records = sorted((info.filename.split("/", 1)[1].encode(), info) for info in archive.infolist())
+        parts = [part for name, info in records for part in (zlib.crc32(name), info.file_size, info.CRC)]
     value = 0
-    for name, info in records:
-        for part in (zlib.crc32(name), info.file_size, info.CRC):
-            value = (value ^ part) * 0x100000001B3 % 2**64
-            value ^= value >> 29
+    for part in parts:
+        value = (value ^ part) * 0x100000001B3 % 2**64
+        value ^= value >> 29
     return f"{value:016x}"
 
 
@@ -263,6 +271,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--text-dtype", choices=sorted(TOLERANCE), help="of the text encoders (default: float32 for CLIP, bfloat16 for larger ones)"
     )
+    parser.add_argument(
+        "--weights-in-place",
+        action="store_true",
+        help="of Stable Diffusion 3: leave the networks' .safetensors files where they are, and write texts that name them",
+    )
     parser.add_argument("--encoder", action="store_true", help="write the autoencoder's encoder, too, for pictures to begin from")
     parser.add_argument("--license", default="", help="licence of the weights")
     drawing = parser.add_argument_group("how it draws where nothing else is said")
@@ -292,7 +305,9 @@ def main() -> None:
     for folder, (other, _) in zip(args.folders, kinds):
         if other != kind:
             fail(f"{folder}: must be of a {kind} as {args.folders[-1]} is, got {other}")
-    networks = networks_of(args.folders, kind, family)
+    if args.weights_in_place and not family.in_place:
+        fail(f"--weights-in-place: must be for a pipeline whose networks the native engine runs, StableDiffusion3, got {kind}")
+    networks = networks_of(args.folders, kind, family, ".txt" if args.weights_in_place else ".pt")
     encoders = encoders_of(args.folders, family)
     if (vae := last_with(args.folders, "vae")) is None:
         fail(f"{args.folders[-1]}: must hold vae, got {some(names_in(args.folders[-1]))}")
@@ -312,6 +327,7 @@ def main() -> None:
         options += ["--dtype", args.dtype] if args.dtype else []
         options += ["--part", part] if part == "transformer_2" else []
         options += ["--size", "*"] if family.open_size else []
+        options += ["--format", "in-place"] if args.weights_in_place else []
         options += ["--condition-prefix", prefix] if prefix and name == networks[1][2] else []
         measured.append(export(args, family.exporter, folder, name, *options))
         if name != networks[0][2]:

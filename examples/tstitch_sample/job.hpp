@@ -686,7 +686,7 @@ inline Job prepare(Arguments arguments) {
   Job job;
   job.device = device_of(arguments.device);
   for (std::string const& path : arguments.models) {
-    job.infos.push_back(tstitch::load_network_info(path));
+    job.infos.push_back(load_network_info(path));
     job.names.push_back(tstitch::words::printable(job.infos.back().name, 60));
     job.fingerprints.push_back(tstitch::fingerprint_text(path));
   }

@@ -230,6 +230,23 @@ assert (again / "decoder.pt").read_bytes() == (out / "decoder.pt").read_bytes()
 plan = draw("--pipeline", again, "--plan").stdout
 assert plan.count("network 0") and len([line for line in plan.splitlines() if line.strip()[:1].isdigit()]) >= 7, plan
 
+# With the networks' weights where they are: the same pictures from the same folder of texts and files.
+in_place = scratch / "in_place.pipeline"
+assert not run(*pair, in_place, *in_full, "--weights-in-place")
+assert sorted(path.name for path in in_place.iterdir() if path.suffix == ".txt") == ["large.txt", "pipeline.txt", "small.txt"]
+prompted = ["--prompt", PROMPT, "--steps", 4, "--ratio", "0.5", "--guidance", 3]
+assert torch.equal(latents("--pipeline", in_place, *prompted), latents("--pipeline", out, *prompted))
+described = (in_place / "pipeline.txt").read_text()
+assert "network small.txt " in described and "network large.txt " in described and "shape 16 8 8\n" in described, described
+assert not run(*pair, in_place, *in_full, "--weights-in-place", "--keep")
+assert (in_place / "pipeline.txt").read_text() == described
+weights = in_place / "../folders/stable-diffusion-3.5-large/transformer/diffusion_pytorch_model.safetensors"
+kept = weights.read_bytes()
+weights.write_bytes(kept[:-4] + bytes(4))
+done = draw("--pipeline", in_place, *prompted, "--latents", "other.npy")
+weights.write_bytes(kept)
+assert done.returncode == 1 and "'large.txt' must have the fingerprint" in done.stderr, done
+
 # SDXL is told the size, and its refiner how pretty the picture is to be.
 assert not run(folders / "ssd-1b", folders / "stable-diffusion-xl-base-1.0", scratch / "xl")
 xl = (scratch / "xl/pipeline.txt").read_text()
@@ -256,6 +273,7 @@ def must_refuse(*arguments: object, words: tuple[str, ...]) -> None:
 
 sd, sd3 = folders / "stable-diffusion-v1-4", folders / "stable-diffusion-3.5-large"
 must_refuse(folders / "nowhere", sd, words=("nowhere: must be a folder, got nothing",))
+must_refuse(sd, "--weights-in-place", words=("--weights-in-place: must be for a pipeline whose networks", "got StableDiffusion"))
 must_refuse(sd, sd3, words=("stable-diffusion-v1-4: must be of a StableDiffusion3 as", "got StableDiffusion"))
 must_refuse(folders / "sd-vae-ft-ema", words=("must hold model_index.json, got",))
 must_refuse(folders / "bk-sdm-tiny", words=("bk-sdm-tiny: must hold text_encoder, got",))
