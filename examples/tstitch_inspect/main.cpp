@@ -46,9 +46,8 @@ int inspect(Arguments const& arguments) {
   for (std::string const& path : {arguments.json, arguments.forecast}) {
     if (!path.empty()) tstitch::require_writable(path);
   }
-  const tstitch::LoadOptions options{.device = device_of(arguments.device),
-                                     .dtype = tstitch::dtype_named(arguments.dtype),
-                                     .readers = readers()};
+  const tstitch::LoadOptions options{
+      .device = device_of(arguments.device), .dtype = tstitch::dtype_named(arguments.dtype), .readers = readers()};
   std::vector<tstitch::NamedCondition> conditions;
   for (std::string const& path : arguments.conditions) {
     for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) conditions.push_back(std::move(each));

@@ -41,7 +41,8 @@ int main(int argc, char** argv) try {
   };
   const auto start = Clock::now();
   const auto warn = [](std::string const& line) { std::cerr << line << '\n'; };
-  const TextEncoder encoder = argc > 5 ? PromptCache(argv[5], {.warn = warn}).load(argv[1]) : load_text_encoder(argv[1]);
+  const TextEncoder encoder =
+      argc > 5 ? PromptCache(argv[5], {.warn = warn}).load(argv[1]) : load_text_encoder(argv[1]);
   const double loaded = seconds(start);
   std::optional<std::string> negative;
   if (argc > 4) negative = argv[4];

@@ -328,7 +328,17 @@ TEST_CASE("the states of two encoders stand side by side") {
   refused({"text_embedding", tensor({3, 5, 4}, 1), tensor({1, 5, 4}, 1)});
   refused({"text_embedding", tensor({2, 5, 4}, 1), {}});
   refused({"text_embedding", tensor({2, 5}, 1), tensor({1, 5}, 1)});
-  refused({"text_embedding", tensor({2, 5, 4}, 1, at::kHalf), tensor({1, 5, 4}, 1, at::kHalf)});
+  refused({"text_embedding", tensor({2, 5, 4}, 1, at::kLong), tensor({1, 5, 4}, 1, at::kLong)});
+  // Of several types in the one that holds them.
+  for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+    const std::vector<NamedCondition> half{{"text_embedding", tensor({2, 5, 4}, 5, type), tensor({1, 5, 4}, 6, type)}};
+    CHECK(side_by_side({a, half})[0].value.equal(found[0].value));
+    CHECK(side_by_side({a, half})[0].null.equal(found[0].null));
+    CHECK(side_by_side({half, half})[0].value.scalar_type() == type);
+    const auto behind = one_behind_another({half, a});
+    CHECK(behind[0].value.scalar_type() == at::kFloat);
+    CHECK(behind[0].value.equal(one_behind_another({{b[1]}, a})[0].value));
+  }
   const std::vector<NamedCondition> mask{{"text_mask", tensor({2, 5}, 1, at::kLong), {}}};
   must_refuse<std::invalid_argument>([&] { side_by_side({mask, mask}); }, {"'text_mask' must be floating"});
 }

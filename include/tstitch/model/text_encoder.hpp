@@ -4,6 +4,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <c10/core/GradMode.h>
+#include <c10/core/ScalarType.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -195,7 +196,11 @@ std::vector<NamedCondition> merged(char const* place, std::vector<std::vector<Na
                                    Join join) {
   const auto both = [&](std::string const& name, at::Tensor const& a, at::Tensor const& b) {
     if (a.defined() != b.defined()) refuse(place, "'" + name + "' must have null twice", "once");
-    return a.defined() ? join(name, a, b) : at::Tensor();
+    if (!a.defined()) return at::Tensor();
+    // Encoders may be of several types, as a CLIP in float32 and a T5 in bfloat16 are.
+    const bool mixed = a.is_floating_point() && b.is_floating_point() && a.scalar_type() != b.scalar_type();
+    const at::ScalarType type = mixed ? c10::promoteTypes(a.scalar_type(), b.scalar_type()) : a.scalar_type();
+    return mixed ? join(name, a.to(type), b.to(type)) : join(name, a, b);
   };
   std::vector<NamedCondition> found;
   for (std::vector<NamedCondition> const& part : parts) {
@@ -233,7 +238,8 @@ inline at::Tensor with_zeros_behind(at::Tensor const& a, at::IntArrayRef sizes) 
 }  // namespace detail
 
 /// The conditions of several encoders for one network: those of one name with their channels side by side, in the order
-/// of the encoders, as SDXL takes the states of its two.
+/// of the encoders, as SDXL takes the states of its two. Those of several floating types become the one that holds
+/// both.
 /// @param parts what `encode` or `conditions` gave, for the same texts
 /// @throws std::invalid_argument for conditions of one name that do not fit together, or of whole numbers
 inline std::vector<NamedCondition> side_by_side(std::vector<std::vector<NamedCondition>> const& parts) {
@@ -255,7 +261,7 @@ inline std::vector<NamedCondition> side_by_side(std::vector<std::vector<NamedCon
 
 /// The conditions of several encoders for one network: those of one name with their tokens one behind another, in the
 /// order of the encoders, as Stable Diffusion 3 takes those of CLIP and T5. What has fewer channels is filled up with
-/// zeros.
+/// zeros, and types are as `side_by_side` makes them.
 /// @param parts what `encode`, `conditions` or `side_by_side` gave, for the same texts
 /// @throws std::invalid_argument for conditions of one name that are not [n, tokens, channels], or [n, tokens] of whole
 ///         numbers
