@@ -15,6 +15,7 @@
 #include <tstitch/output/progress.hpp>
 #include <tstitch/peer/by_name.hpp>
 #include <tstitch/peer/preset.hpp>
+#include <tstitch/pipeline.hpp>
 #include <tstitch/plan/by_name.hpp>
 #include <tstitch/study/agreement.hpp>
 #include <tstitch/study/budget.hpp>
@@ -31,6 +32,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
+#include <fstream>
 #include <functional>
 #include <iostream>
 #include <string>
@@ -489,6 +492,23 @@ void autoencoders() {
   std::cout << "grid: " << size.width << " x " << size.height << "\n";
 }
 
+void videos() {
+  // Latents that have a scale and a shift for each channel, and a decoder that makes 4 (F - 1) + 1 frames of F.
+  const tstitch::PerChannel mean{-0.7571, -0.7089, -0.9113}, scale{0.355, 0.688, 0.43};
+  const tstitch::AutoencoderInfo info{.name = "mine",
+                                      .latent_channels = 3,
+                                      .upsampling = 1,
+                                      .temporal_upsampling = 4,
+                                      .latent_scale = scale,
+                                      .latent_shift = mean};
+  const tstitch::Decoder decoder(
+      {.function = [](at::Tensor const& z) { return z.repeat_interleave(4, 2).slice(2, 3).tanh(); }, .info = info});
+  const at::Tensor decoded = decoder(at::rand({1, 3, 3, 16, 24}));
+  const tstitch::Video video = tstitch::to_videos(decoded)[0];
+  tstitch::write_apng("video.png", video, 16);  // or write_mp4, or write_frames into a folder
+  std::cout << "video: " << decoded.sizes() << " is " << video.size() << " frames\n";
+}
+
 void sums() {
   const at::Tensor x = at::ones({4}), y = at::ones({4});
   const at::Tensor sum = tstitch::WeightedSum().add(0.5, x).add(2, y).value();
@@ -505,6 +525,23 @@ void loading(std::string const& path) {
   const auto native = tstitch::load_dit(path, {}, tstitch::DiTOptions{.modulation_bytes = 1 << 20});
   std::cout << "loaded: " << loaded[0].info().name << ", " << scripted.info().name << ", forecasts "
             << native.forecasts() << "\n";
+}
+
+void pipelines(std::string const& path) {
+  // A folder of one network, which needs no text encoder; export_pipeline.py writes larger ones.
+  const std::filesystem::path folder = "reference.pipeline";
+  std::filesystem::create_directories(folder);
+  std::filesystem::copy_file(path, folder / "network.pt", std::filesystem::copy_options::overwrite_existing);
+  std::ofstream(folder / "pipeline.txt") << "tstitch pipeline 1\nname one\nnetwork network.pt\nprofile recommended\n"
+                                            "steps 10\ncondition size_ids height width 0 0\n";
+  const tstitch::PipelineInfo info = tstitch::read_pipeline_info(folder.string());
+  const tstitch::SizeCondition told = info.conditions.at(0);
+  const tstitch::PipelineOptions options{.networks = {.device = at::kCPU}, .keep_text_encoders = false};
+  const tstitch::Pipeline pipeline = tstitch::load_pipeline(folder.string(), options);
+  const tstitch::PipelineRequest two{.labels = {3, 7}, .seed = 5, .steps = 2};
+  std::cout << "pipeline: " << info.name << ", " << info.steps << " steps, " << told.values.size() << " numbers; "
+            << pipeline.sampler(two).plan().steps.size() << " steps, " << pipeline.request(two).labels.size()
+            << " pictures\n";
 }
 
 void calibration(std::string const& path) {
@@ -683,6 +720,7 @@ int main(int argc, char** argv) try {
                              run_in_a_file,
                              measured_forecasts,
                              autoencoders,
+                             videos,
                              sums,
                              quality_tables,
                              budgets,
@@ -699,6 +737,7 @@ int main(int argc, char** argv) try {
     example();
   }
   loading(argv[1]);
+  pipelines(argv[1]);
   calibration(argv[1]);
 } catch (std::exception const& error) {
   std::cerr << error.what() << "\n";

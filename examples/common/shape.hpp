@@ -52,6 +52,24 @@ inline CLI::Option* add_shape(CLI::App& app, std::vector<std::int64_t>& shape) {
       ->type_name("CxHxW");
 }
 
+/// The option --size: height and width of the picture in pixels.
+inline CLI::Option* add_size(CLI::App& app, std::vector<std::int64_t>& size) {
+  const auto read = [&size](std::string const& text) {
+    std::vector<std::int64_t> given = shape_in(text).value_or(std::vector<std::int64_t>());
+    if (given.size() == 1) given.push_back(given[0]);
+    if (given.size() != 2 || given[0] > 65536 || given[1] > 65536) {
+      throw std::invalid_argument("--size: must be HEIGHTxWIDTH or one number for both, in [1, 65536], got " +
+                                  in_quotes(text));
+    }
+    size = given;
+  };
+  return app
+      .add_option_function<std::string>("--size", read,
+                                        "of a picture in pixels, for networks that leave it open: 768, or height and "
+                                        "width, 768x1024")
+      ->type_name("HxW");
+}
+
 /// [C, ...] of x for one sample, all of it.
 /// @param infos of files, which all state a shape
 /// @param given --shape, or empty

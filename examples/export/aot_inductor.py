@@ -23,23 +23,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from common import Inputs, TorchScript, fail, first_line, in_type, metadata, reserve, say, size_of
+from common import TOLERANCE, Inputs, TorchScript, fail, first_line, in_type, metadata, reserve, say, size_of
+from in_place import InPlace
 
 LARGEST_BATCH = 1_000_000
 PARTS = ("forecast_embed", "forecast_blocks", "forecast_head")
 
 
-def add_form(parser: argparse.ArgumentParser, parts: bool = False) -> None:
+def add_form(parser: argparse.ArgumentParser, parts: bool = False, in_place: bool = False) -> None:
     """The options that say how a network is written, for `form_of`.
 
-    @parts: whether the network always has `forecast_embed`, `forecast_blocks` and `forecast_head`.
+    @parts: whether the network always has `forecast_embed`, `forecast_blocks` and `forecast_head`. @in_place: whether its
+    weights may stay where they are (in_place.py).
     """
     group = parser.add_argument_group("what is written")
     group.add_argument(
         "--format",
-        choices=["torchscript", "aot-inductor"],
+        choices=["torchscript", "aot-inductor", *(["in-place"] if in_place else [])],
         default="torchscript",
-        help="a file that runs everywhere, or one compiled for machines like this (default: %(default)s)",
+        help="a file that runs everywhere, or one compiled for machines like this"
+        + ("; in-place: a text that names .safetensors files as they are, for the native engine" if in_place else "")
+        + " (default: %(default)s)",
     )
     group.add_argument("--device", choices=["cpu", "cuda"], help="what it is compiled for (default: cpu)")
     group.add_argument(
@@ -70,15 +74,15 @@ def batch_sizes(text: str) -> "int | tuple[int, ...]":
     return sizes[1] if match else sizes
 
 
-def form_of(args: argparse.Namespace) -> "TorchScript | AOTInductor":
+def form_of(args: argparse.Namespace) -> "TorchScript | AOTInductor | InPlace":
     """How the network is to be written; refuses what cannot be, before anything is read."""
-    if args.format == "torchscript":
+    if args.format != "aot-inductor":
         for option, value in (("--device", args.device), ("--batch", args.batch)):
             if value is not None:
-                fail(f"{option}: is for --format aot-inductor, got torchscript, which runs everywhere")
+                fail(f"{option}: is for --format aot-inductor, got {args.format}, which runs everywhere")
         if getattr(args, "forecast_parts", False):
-            fail("--forecast-parts: is for --format aot-inductor, got torchscript, whose files have the parts anyway")
-        return TorchScript()
+            fail(f"--forecast-parts: is for --format aot-inductor, got {args.format}, which has the parts anyway")
+        return TorchScript() if args.format == "torchscript" else InPlace()
     device = args.device or "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         fail("--device: must be cpu where there is no GPU, because it compiles for the one that is there, got cuda")
@@ -113,6 +117,7 @@ class AOTInductor:
     sizes: tuple[int, ...]  # of batches, where most is 0
     parts: bool = False  # whether the network's parts are compiled, too
 
+    tolerance = TOLERANCE
     whole_size = True
 
     @property

@@ -109,7 +109,7 @@ def read_file(path: Path) -> Mapping[object, object]:
         try:
             from safetensors.torch import load_file
         except ImportError:
-            fail(f"{path}: {advice(['safetensors'], Path(__file__).with_name('requirements.txt'))}")
+            fail(advice_of_safetensors(path))
         try:
             return load_file(path)
         except Exception as error:
@@ -126,6 +126,10 @@ def read_file(path: Path) -> Mapping[object, object]:
     if not isinstance(loaded, Mapping):
         fail(f"{path}: must hold a state dict, got {type(loaded).__name__}")
     return loaded
+
+
+def advice_of_safetensors(path: Path) -> str:
+    return f"{path}: {advice(['safetensors'], Path(__file__).with_name('requirements.txt'))}"
 
 
 def load_pickle(path: Path) -> object:
@@ -273,15 +277,22 @@ def shards_of(index: Path) -> set[str]:
         return set()
 
 
-def load_shards(index: Path) -> dict[str, Tensor]:
+def read_index(index: Path) -> dict[str, str]:
+    """From tensors to shards, which are there."""
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(names, dict) or not all(isinstance(shard, str) for shard in names.values()):
         fail(f'{index}: must have a "weight_map" from tensors to shards, got none')
-    weights: dict[str, Tensor] = {}
     for shard in sorted(set(names.values())):
         if not (index.parent / shard).is_file():
             fail(f"{index}: every shard must be there, got no {shard}")
+    return names
+
+
+def load_shards(index: Path) -> dict[str, Tensor]:
+    names = read_index(index)
+    weights: dict[str, Tensor] = {}
+    for shard in sorted(set(names.values())):
         weights |= read_file(index.parent / shard)
     absent = sorted(set(names) - set(weights))
     if absent:
@@ -451,12 +462,13 @@ def belief(values: Mapping[str, object]) -> str:
     if "kind" in values:
         return "\n".join((
             f"taken for: {of('kind')} of an autoencoder",
-            f"  latents         {of('latent_channels')} channels, scale {of('latent_scale')}, shift {of('latent_shift')}",
-            f"  pictures        {of('picture_channels')} channels, {of('upsampling')} times as high and wide",
+            f"  latents         {of('latent_channels')} channels, scale {first(of('latent_scale'))}, shift {first(of('latent_shift'))}",
+            f"  pictures        {of('picture_channels')} channels, {of('upsampling')} times as high and wide"
+            + (f"; {values['temporal_upsampling']} frames for one after the first" if "temporal_upsampling" in values else ""),
         ))  # fmt: skip
     pixels = values.get("decoding") == "pixels"
     sizes = str(of("input_shape")).split() if "input_shape" in values else map(of, INPUT_KEYS)
-    what = "a picture" if pixels else f"latents, scale {of('latent_scale', 'not known')}, shift {of('latent_shift', 0)}"
+    what = "a picture" if pixels else f"latents, scale {first(of('latent_scale', 'not known'))}, shift {first(of('latent_shift', 0))}"
     shape = ", ".join(f"{key} {values[key]}" for key in ("depth", "width", "heads", "patch_size") if key in values)
     schedule = " ".join(str(values[k]) for k in ("noise_schedule", "num_train_timesteps", "beta_start", "beta_end") if k in values)
     sampler = f"{of('profile', 'not known')}, steps {of('steps', 'not known')}"
@@ -479,6 +491,7 @@ class TorchScript:
     """How a network is written: as a file that runs on every device."""
 
     device = "cpu"  # of the check
+    tolerance = TOLERANCE  # of the largest difference
     whole_size = False  # whether the inputs must have the size of the network's x
 
     def save(self, network: nn.Module, values: Mapping[str, object], inputs: Inputs, path: Path) -> None:
@@ -533,10 +546,10 @@ def write(
         form.save(source, values, inputs, temporary)
         difference = largest_difference(form.load(temporary, source), getattr(torch, dtype), form.device, cases)
         source.to("meta")
-        if not difference <= TOLERANCE[dtype]:
+        if not difference <= form.tolerance[dtype]:
             fail(
                 f"{output}: not written: it differs from its source by {difference:.2e} of the output's RMS, "
-                f"more than {TOLERANCE[dtype]:.0e}"
+                f"more than {form.tolerance[dtype]:.0e}"
             )
         size = temporary.stat().st_size
     print(
@@ -731,15 +744,19 @@ def find_diffusers() -> ModuleType | None:
     return diffusers
 
 
-def in_diffusers(config: Config, network: nn.Module, kind: str | None = None) -> nn.Module | None:
+def in_diffusers(
+    config: Config, network: nn.Module, kind: str | None = None, whole: bool = True
+) -> nn.Module | None:
     """The same network of diffusers, with the same memory for its weights; None where that is not installed.
 
-    @kind: its class, where config.json may have another name for it.
+    @kind: its class, where config.json may have another name for it. @whole: else the network is a part of it, and the rest
+    stays without memory.
     """
     diffusers = find_diffusers()
     if diffusers is None:
         return None
     with torch.device("meta"):
         model = getattr(diffusers, kind or config.values["_class_name"]).from_config(config.values)
-    model.load_state_dict(network.state_dict(), assign=True)
+    extra = model.load_state_dict(network.state_dict(), assign=True, strict=whole).unexpected_keys
+    assert not extra, extra
     return model

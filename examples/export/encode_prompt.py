@@ -1,16 +1,17 @@
-"""Writes what diffusion models of the Stable Diffusion and PixArt families have to know of a text, as a .pt file that
-tstitch reads.
+"""Writes what diffusion models of the Stable Diffusion, PixArt, Wan and Sana families have to know of a text, as a .pt
+file that tstitch reads.
 
-FOLDER is a pipeline of diffusers: tokenizer/ and text_encoder/ (Stable Diffusion 1 and 2, PixArt-alpha and Sigma), or
+FOLDER is a pipeline of diffusers: tokenizer/ and text_encoder/ (Stable Diffusion 1 and 2, PixArt, Wan, Sana), or
 also tokenizer_2/ and text_encoder_2/ (SDXL; its refiner has only these), or also a third of each (Stable Diffusion 3;
 text_encoder_3/ may be left out, as diffusers allows). The file is a dictionary of tensors, float32 but for the mask, one
 row for each prompt:
 
     text_embedding [n, tokens, width]   the last hidden states; SDXL: the last but one, of both encoders side by side;
-                                        SD3: these, filled up with zeros, and behind them T5's last
+                                        SD3: these, filled up with zeros, and behind them T5's last;
+                                        Wan: zeros behind the text; Sana: with an instruction before prompts
     pooled_embedding [n, width]         SDXL: the projected end of the text, of the second encoder; SD3: of both
     size_ids [n, 6]                     SDXL: height and width, crop's top and left, height and width of the target
-    text_mask [n, tokens]               PixArt: int64, 1 where there is text and 0 behind it
+    text_mask [n, tokens]               PixArt, Sana: int64, 1 where there is text and 0 behind it
     resolution [n, 2]                   PixArt of 1024 pixels: height and width
     aspect_ratio [n, 1]                 PixArt of 1024 pixels: height / width
 
@@ -21,14 +22,19 @@ negative prompt, or the empty one. Beside them stands
 
 which names and describes the pictures. Needs the Python package transformers.
 
-Texts for PixArt are put in lower case, and spaces around them dropped, as diffusers does where clean_caption is off or
+Texts for PixArt and Sana are put in lower case, and spaces around them dropped, as diffusers does where clean_caption is off or
 bs4 and ftfy are not installed. What else clean_caption would do, such as dropping addresses, tags, brackets and #, is
 not done here. The size is taken as it is, where diffusers' pipelines go to the nearest one of a list. T5 runs in float32,
-for which that of the published networks takes 19 GB of memory.
+for which that of the published networks takes 19 GB of memory. Texts for Wan are cleaned as its pipeline does where ftfy
+is not installed. Sana's instruction is diffusers' own, which then must be installed, or that of --instruction.
 """
 
 import argparse
+import html
+import inspect
 import io
+import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -36,7 +42,7 @@ import packages
 
 packages.require(__file__, "torch", "transformers", beside=("safetensors",))
 import torch  # noqa: E402
-from torch import Tensor  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 from common import Config, fail, fill, first_line, load_weights, names_in, replacing, say, some  # noqa: E402
 from export_pixart import TEXT_TOKENS, asks_for_sizes, tokens_of  # noqa: E402
@@ -44,6 +50,16 @@ from options import add_variant, positive, sides  # noqa: E402
 
 # Bytes of a prompt that tstitch reads (condition_file.hpp). Encoders take some hundred words.
 LONGEST_PROMPT = 64 << 10
+
+# What pipelines do with texts before all else, by the names that PREPARATIONS of tokenizer.py has.
+PREPARED: dict[object, Callable[[str], str]] = {
+    None: lambda text: text,
+    "caption": lambda text: text.lower().strip(),
+    "clean": lambda text: re.sub(r"\s+", " ", text).strip(),
+}
+
+# Of diffusers' pipelines of Wan and Sana.
+WAN_TOKENS, SANA_TOKENS = 512, 300
 
 # Of T5 in diffusers' pipeline of Stable Diffusion 3.
 SD3_TOKENS = 256
@@ -75,6 +91,8 @@ def read_tokenizer(kind: type, folder: Path, files: tuple[str, ...], most: int, 
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         fail(f"{folder}: must hold a {name} tokenizer, got '{first_line(error)}'")
+    if name.startswith("Gemma"):
+        tokenizer.padding_side = "right"  # the file says left, which is for writing on
     if len(tokenizer) > most:
         fail(f"{folder}: must have at most {most} words, as {encoder} has, got {len(tokenizer)}")
     return tokenizer
@@ -120,24 +138,25 @@ class TextEncoder:
 
 
 class T5Encoder:
-    """A T5 text encoder of a pipeline and its tokenizer. @suffix is "" or "_3"."""
+    """A T5 or UMT5 text encoder of a pipeline and its tokenizer. @suffix is "" or "_3"."""
 
-    def __init__(self, pipeline: Path, suffix: str, variant: str | None):
+    def __init__(self, pipeline: Path, suffix: str, variant: str | None, kind: str = "T5EncoderModel"):
         transformers = find_transformers()
         folder = pipeline / f"text_encoder{suffix}"
         config = Config(folder / "config.json")
         say(f"reading {folder}")
         try:
-            shape = transformers.T5Config.from_dict(config.values)
+            shape = getattr(transformers, kind.replace("EncoderModel", "Config")).from_dict(config.values)
             with torch.device("meta"):  # it is large, and the weights come from the file
-                self.model = transformers.T5EncoderModel(shape).eval()
+                self.model = getattr(transformers, kind)(shape).eval()
         except Exception as error:
-            fail(f"{config.path}: must be the shape of a T5EncoderModel, got '{first_line(error)}'")
+            fail(f"{config.path}: must be the shape of a {kind}, got '{first_line(error)}'")
         fill(self.model, with_both_names(load_weights(folder, variant), folder), folder)
         files = ("spiece.model", "tokenizer.json")
         tokens = pipeline / f"tokenizer{suffix}"
         self.width = shape.d_model
-        self.tokenizer = read_tokenizer(transformers.T5Tokenizer, tokens, files, shape.vocab_size, folder)
+        words = transformers.T5Tokenizer if kind[0] == "T" else transformers.PreTrainedTokenizerFast
+        self.tokenizer = read_tokenizer(words, tokens, files, shape.vocab_size, folder)
 
     def __call__(self, prompts: list[str], length: int, masked: bool) -> tuple[Tensor, Tensor]:
         """The last hidden states [n, length, width], and where there is text, int64 [n, length].
@@ -146,6 +165,86 @@ class T5Encoder:
         """
         tokens, mask = tokenize(self.tokenizer, prompts, length)
         return self.model(tokens, attention_mask=mask if masked else None).last_hidden_state, mask
+
+
+class GemmaEncoder:
+    """The Gemma 2 text encoder of a pipeline and its tokenizer."""
+
+    def __init__(self, pipeline: Path, variant: str | None):
+        transformers = find_transformers()
+        folder = pipeline / "text_encoder"
+        config = Config(folder / "config.json")
+        say(f"reading {folder}")
+        try:
+            shape = transformers.Gemma2Config.from_dict(config.values)
+            with torch.device("meta"):
+                self.model = transformers.Gemma2Model(shape).eval()
+            give_angles(self.model, shape)
+        except Exception as error:
+            fail(f"{config.path}: must be the shape of a Gemma2Model, got '{first_line(error)}'")
+        fill(self.model, gemma_names(load_weights(folder, variant), folder), folder)
+        kind = transformers.GemmaTokenizerFast
+        self.tokenizer = read_tokenizer(kind, pipeline / "tokenizer", ("tokenizer.json",), shape.vocab_size, folder)
+
+    def __call__(self, prompts: list[str], length: int, instruction: str = "") -> tuple[Tensor, Tensor]:
+        """The last hidden states [n, length, width], and where there is text, int64 [n, length].
+
+        @instruction: put before each text; of both the first token is kept, and the last ones that a text may have.
+        """
+        room = room_for(instruction, self.tokenizer, length)
+        tokens, mask = tokenize(self.tokenizer, [instruction + prompt for prompt in prompts], room)
+        kept = [0, *range(room - length + 1, room)]
+        return self.model(tokens, attention_mask=mask).last_hidden_state[:, kept], mask[:, kept]
+
+
+def room_for(instruction: str, tokenizer: object, length: int) -> int:
+    """Tokens of instruction and text together, as diffusers' pipeline counts them."""
+    if not instruction:
+        return length
+    count = len(tokenizer(instruction).input_ids)
+    if count < 2:
+        fail(f"--instruction: must have 2 tokens or more, got {count}")
+    return count + length - 2
+
+
+def read_instruction(args: argparse.Namespace, instructed: bool) -> str:
+    """What is put before prompts: of --instruction, else what diffusers' pipeline takes where nothing is said.
+
+    @instructed: whether it is a pipeline that does.
+    """
+    given = args.instruction
+    if given == "none" or given is None and not instructed:
+        return ""
+    if given is not None:
+        try:
+            return Path(given).read_text(encoding="utf-8").removesuffix("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            fail(f"{given}: must be a file of UTF-8 that can be read, got '{first_line(error)}'")
+    name = Config(args.folder / "model_index.json").get("_class_name")
+    try:
+        import diffusers
+
+        call = getattr(diffusers, name).__call__
+        return "\n".join(inspect.signature(call).parameters["complex_human_instruction"].default)
+    except (ImportError, AttributeError, KeyError, TypeError) as error:
+        fail(
+            f"{args.folder}: diffusers must be installed and know what a {name} puts before prompts, "
+            f"or --instruction be given, got '{first_line(error)}'"
+        )
+
+
+def gemma_names(weights: dict[str, Tensor], place: Path) -> dict[str, Tensor]:
+    """Without what a language model has around the network: the name of it, and the way back to words."""
+    return {name.removeprefix("model."): tensor for name, tensor in weights.items() if name != "lm_head.weight"}
+
+
+def give_angles(model: nn.Module, shape: object) -> None:
+    """What a network of transformers on the meta device computes when it is made, from one of few weights."""
+    few = {"num_hidden_layers": 1, "layer_types": shape.layer_types[:1], "vocab_size": 1, "intermediate_size": 1}
+    small = type(model)(type(shape).from_dict(shape.to_dict() | few | {"pad_token_id": 0}))
+    for name, buffer in small.named_buffers():
+        where, _, last = name.rpartition(".")
+        setattr(model.get_submodule(where), last, buffer)
 
 
 def with_both_names(weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
@@ -160,7 +259,7 @@ def with_both_names(weights: dict[str, Tensor], folder: Path) -> dict[str, Tenso
     return {**weights, **dict.fromkeys(names, table)}
 
 
-def known_names(weights: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
+def known_names(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
     """The same weights under the model's names: some versions of transformers have "text_model." before them."""
     bare = {name.removeprefix("text_model."): name for name in model.state_dict()}
     named = {}
@@ -201,8 +300,10 @@ def encode(args: argparse.Namespace) -> dict[str, Tensor]:
     texts = [*args.prompts, args.negative or ""]
     if of_sd3:
         return encode_for_stable_diffusion_3(args, texts)
-    if parts == [""] and Config(pipeline / "text_encoder/config.json").get("architectures") == ["T5EncoderModel"]:
-        return encode_for_pixart(args, texts)
+    kinds = {"T5EncoderModel": encode_for_pixart, "UMT5EncoderModel": encode_for_wan, "Gemma2Model": encode_for_sana}
+    names = Config(pipeline / "text_encoder/config.json").get("architectures") if parts == [""] else None
+    if isinstance(names, list) and len(names) == 1 and names[0] in kinds:
+        return kinds[names[0]](args, texts)
     return encode_for_stable_diffusion(args, texts, parts)
 
 
@@ -216,13 +317,31 @@ def encode_for_pixart(args: argparse.Namespace, texts: list[str]) -> dict[str, T
     sized = transformer.is_file() and asks_for_sizes(Config(transformer))
     encoder = T5Encoder(pipeline, "", args.variant)
     say(f"encoding {len(texts)} texts")
-    embedding, mask = encoder([text.lower().strip() for text in texts], length, masked=True)
+    embedding, mask = encoder([PREPARED["caption"](text) for text in texts], length, masked=True)
     found = {"text_embedding": embedding, "text_mask": mask}
     if sized:
         height, width = picture_size(pipeline, args.size)
         found["resolution"] = torch.tensor([[float(height), float(width)]]).repeat(len(texts), 1)
         found["aspect_ratio"] = torch.tensor([[height / width]]).repeat(len(texts), 1)
     return split(found)
+
+
+def encode_for_wan(args: argparse.Namespace, texts: list[str]) -> dict[str, Tensor]:
+    encoder = T5Encoder(args.folder, "", args.variant, "UMT5EncoderModel")
+    say(f"encoding {len(texts)} texts")
+    texts = [PREPARED["clean"](html.unescape(html.unescape(text))) for text in texts]
+    embedding, mask = encoder(texts, args.text_tokens or WAN_TOKENS, masked=True)
+    return split({"text_embedding": embedding * mask[:, :, None]})
+
+
+def encode_for_sana(args: argparse.Namespace, texts: list[str]) -> dict[str, Tensor]:
+    instruction, length = read_instruction(args, True), args.text_tokens or SANA_TOKENS
+    encoder = GemmaEncoder(args.folder, args.variant)
+    say(f"encoding {len(texts)} texts")
+    *prompts, negative = [PREPARED["caption"](text) for text in texts]
+    parts = [encoder(prompts, length, instruction), encoder([negative], length)]
+    embedding, mask = (torch.cat(both) for both in zip(*parts))
+    return split({"text_embedding": embedding, "text_mask": mask})
 
 
 def encode_for_stable_diffusion_3(args: argparse.Namespace, texts: list[str]) -> dict[str, Tensor]:
@@ -296,6 +415,15 @@ def save(tensors: dict[str, Tensor], prompts: list[str], output: Path) -> None:
     print(f"{output}: " + ", ".join([*shapes, f"prompts [{len(prompts)}]"]))
 
 
+def add_instruction(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--instruction",
+        metavar="FILE",
+        help="Gemma: the text that is put before every prompt, as it is but for a line feed at its end, or none "
+        "(default: what the pipeline takes)",
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="a pipeline of diffusers")
@@ -312,8 +440,10 @@ def main() -> None:
         "--text-tokens",
         type=positive,
         metavar="N",
-        help="tokens of a text of T5 (default: 120 for PixArt-alpha, 300 for PixArt-Sigma, 256 for Stable Diffusion 3)",
+        help="tokens of a text of T5 or Gemma (default: 120 for PixArt-alpha, 300 for PixArt-Sigma and Sana, 256 for Stable "
+        "Diffusion 3, 512 for Wan)",
     )
+    add_instruction(parser)
     add_variant(parser)
     args = parser.parse_args()
     for prompt in args.prompts:

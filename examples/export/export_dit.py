@@ -1,5 +1,8 @@
 """Writes a DiT (arXiv 2212.09748) or SiT (arXiv 2401.08740) as a file that tstitch loads: TorchScript, or compiled.
 
+With --format in-place, for a DiT in a .safetensors file, it writes a text that describes the network and leaves the file
+where it is; nothing but its header is read then.
+
 CHECKPOINT is a .pt or .safetensors file in the layout of the official checkpoints: the tensors alone, or a training
 checkpoint with "model" and "ema". Or it is a folder of diffusers: a DiTPipeline, or its transformer/ with config.json
 and weights, in one file or in shards. diffusers is not needed; where it is installed a folder's network is checked
@@ -53,6 +56,7 @@ from common import (  # noqa: E402
     write,
 )
 from dit import LAST, DiT, DiTConfig, make_dit, random_inputs, sin_cos_position_embedding  # noqa: E402
+from in_place import InPlace, describe, files_of, headers  # noqa: E402
 from options import add_variant, finite_real, positive, positive_real  # noqa: E402
 from pipeline import sampler_of  # noqa: E402
 
@@ -410,6 +414,25 @@ class Source:
     peer: nn.Module | None = None
 
 
+def describe_file(args: argparse.Namespace) -> None:
+    """Writes the text of --format in-place."""
+    for option, value, off in (("--kind", args.kind, "dit"), ("--calibrate", args.calibrate, None), ("--weights", args.weights, None)):
+        if value != off:
+            fail(f"{option}: must not be given for --format in-place, which leaves weights as they are, got {value}")
+    if args.checkpoint.is_dir():
+        fail(f"{args.checkpoint}: must be a .safetensors file in the official layout for --format in-place, got a folder")
+    files = files_of(args.checkpoint, args.variant)
+    found = headers(files)
+    shape = read_shape(args.checkpoint, found, args)
+    if not shape.num_classes:
+        fail(f"{args.checkpoint}: must have classes for --format in-place, which the native engine runs, got none")
+    if args.arithmetic == "diffusers":
+        shape = dataclasses.replace(shape, frequency_steps=127, mlp_norm_eps=1e-5)
+    source = Source(args.checkpoint, shape, without_weights(shape), found)
+    take_class_names(source, args)
+    describe(args.output, source.network, found, files, metadata(source, args), args.dtype)
+
+
 def without_weights(shape: DiTConfig) -> DiT:
     """On no device: memory and random numbers would be for nothing, the weights come from the file."""
     with torch.device("meta"):
@@ -556,6 +579,16 @@ def give_positions(source: Source) -> None:
     source.weights["pos_embed"] = computed
 
 
+def take_class_names(source: Source, args: argparse.Namespace) -> None:
+    """Those of --class-names, where they are given."""
+    if not args.names_file:
+        return
+    source.class_names, count = args.class_names, source.shape.num_classes
+    if len(source.class_names) != count:
+        lines = len(source.class_names)
+        fail(f"{args.names_file}: must have one line for each of the {count} classes, got {lines} lines")
+
+
 def imagenet_names() -> list[str]:
     """Of its 1000 classes, with synonyms: "tench, Tinca tinca". From a package's files, which need none of its code."""
     spec = importlib.util.find_spec("timm")
@@ -621,7 +654,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = " (default: %(default)s)"
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a file, or a folder of diffusers")
-    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt or .pt2 file to write")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the .pt, .pt2 or .txt file to write")
     parser.add_argument(
         "--kind", choices=["dit", "sit"], default="dit", help="which network it is; the file does not tell" + default
     )
@@ -682,7 +715,7 @@ def parse_arguments() -> argparse.Namespace:
         help="draw so many and write what calibrate.py writes, for engines that compute in 8 bits; into compiled ones "
         "only how large the inputs of the layers become",
     )
-    add_form(parser, parts=True)
+    add_form(parser, parts=True, in_place=True)
     args = parser.parse_args()
     if args.time and args.kind != "sit":
         fail(f"--time: is for --kind sit, got {args.time} for a DiT")
@@ -702,12 +735,11 @@ def label(text: str) -> int | str:
 def main() -> None:
     args = parse_arguments()
     form = form_of(args)
+    if isinstance(form, InPlace):
+        describe_file(args)
+        return
     source = open_folder(args) if args.checkpoint.is_dir() else open_file(args)
-    if args.names_file:
-        source.class_names, count = args.class_names, source.shape.num_classes
-        if len(source.class_names) != count:
-            lines = len(source.class_names)
-            fail(f"{args.names_file}: must have one line for each of the {count} classes, got {lines} lines")
+    take_class_names(source, args)
     give_positions(source)
     fill(source.network, source.weights, source.place)
     source.weights.clear()  # where they were of another type, a copy of them is in the network

@@ -1,4 +1,5 @@
-"""Writes a transformer of Stable Diffusion 3 or 3.5 as a file that tstitch loads: TorchScript, or compiled.
+"""Writes a transformer of Stable Diffusion 3 or 3.5 as a file that tstitch loads: TorchScript, compiled, or a text that
+describes it and leaves its .safetensors files where they are (--format in-place), which takes a second and no memory.
 
 FOLDER is a pipeline of diffusers, or its transformer/: config.json and weights of an SD3Transformer2DModel (SD3 medium,
 SD3.5 medium, large and large turbo). diffusers is not needed; where it is installed the file is checked beside it.
@@ -18,7 +19,19 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
-from common import IGNORED, Config, Inputs, component, fail, in_diffusers, is_integer, read_network, write  # noqa: E402
+from common import (  # noqa: E402
+    IGNORED,
+    Config,
+    Inputs,
+    component,
+    fail,
+    in_diffusers,
+    is_integer,
+    read_network,
+    require_place,
+    write,
+)
+from in_place import InPlace, describe, files_of, headers  # noqa: E402
 from options import folder_parser, open_sides  # noqa: E402
 from pipeline import add_flow, flow_values, latents  # noqa: E402
 from sd3 import SD3, SD3Config, conditions  # noqa: E402
@@ -106,7 +119,7 @@ def check_inputs(shape: SD3Config, size: tuple[int | None, int | None], tokens: 
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = folder_parser(__doc__, "transformer", ".pt or .pt2", "bfloat16")
+    parser = folder_parser(__doc__, "transformer", ".pt, .pt2 or .txt", "bfloat16")
     parser.add_argument(
         "--size",
         type=open_sides,
@@ -115,7 +128,7 @@ def parse_arguments() -> argparse.Namespace:
         "of positions covers (default: config.json's sample_size)",
     )
     add_flow(parser, None, f"{GUIDANCE_OF_3_5} for SD3.5, {GUIDANCE} for SD3")
-    add_form(parser, parts=True)
+    add_form(parser, parts=True, in_place=True)
     return parser.parse_args()
 
 
@@ -142,6 +155,13 @@ def main() -> None:
         **latents(args.folder),
     }
 
+    if isinstance(form, InPlace):
+        require_place(args.output, args.weights)
+        files = files_of(args.weights or folder, args.variant)
+        with torch.device("meta"):
+            described = SD3(shape)
+        describe(args.output, described, headers(files), files, values, args.dtype)
+        return
     network = read_network(lambda: SD3(shape), folder, args, "pos_embed.proj.weight")
     inputs = check_inputs(shape, size, args.text_tokens if form.whole_size else 20, form.whole_size)
     peer = in_diffusers(config, network)

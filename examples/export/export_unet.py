@@ -24,7 +24,7 @@ from torch import Tensor, nn  # noqa: E402
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
 from autoencoder import modern_names  # noqa: E402
 from common import IGNORED, Config, Inputs, component, condition_lines, fail, in_diffusers, read_network, shape_of_x, write  # noqa: E402
-from options import finite_real, folder_parser, open_sides, positive, token_count  # noqa: E402
+from options import finite_real, folder_parser, open_sides, positive, token_count, word  # noqa: E402
 from pipeline import add_noise, is_consistency_model, latents, noise, sampler_of  # noqa: E402
 from unet import CLASSES, UNetConfig, conditions, make_unet  # noqa: E402
 
@@ -341,6 +341,13 @@ def main() -> None:
         metavar="N",
         help="numbers that SDXL takes beside the text (default: 6, or 5 for its refiner)",
     )
+    parser.add_argument(
+        "--condition-prefix",
+        type=word,
+        metavar="WORD",
+        help="before the names of what it takes beside x and t, for a network that shares a trajectory with one that takes "
+        "others of these names",
+    )
     parser.add_argument("--null-class", type=int, help="the label that means no class (default: none does)")
     parser.add_argument(
         "--decoding",
@@ -390,7 +397,7 @@ def main() -> None:
         **({} if args.noise_schedule else sampler_of(args.folder)),
     }
     if found := conditions(shape, *size, args.text_tokens):
-        values["conditions"] = condition_lines((name, "float", sizes) for name, sizes in found)
+        values["conditions"] = condition_lines(((args.condition_prefix or "") + name, "float", sizes) for name, sizes in found)
     if args.guidance_scale is not None:
         values["guidance_scale"] = args.guidance_scale
     elif shape.text_width and not shape.guidance_width and not is_consistency_model(args.folder):

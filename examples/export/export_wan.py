@@ -20,7 +20,7 @@ from torch import Tensor, nn  # noqa: E402
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
 from common import IGNORED, Config, Inputs, component, fail, in_diffusers, is_integer, read_network, write  # noqa: E402
 from options import folder_parser, open_video  # noqa: E402
-from pipeline import add_flow, flow_values  # noqa: E402
+from pipeline import add_flow, flow_values, latents  # noqa: E402
 from wan import Wan, WanConfig, conditions  # noqa: E402
 
 GUIDANCE, STEPS = 5.0, 50  # of diffusers' pipeline
@@ -143,6 +143,7 @@ def main() -> None:
         "heads": shape.heads,
         "patch_size": shape.patch[2],
         "mlp_ratio": shape.hidden / shape.width,
+        **latents(args.folder),
     }
 
     network = read_network(lambda: Wan(shape), folder, args, "patch_embedding.weight")

@@ -60,6 +60,13 @@ def open_video(text: str) -> tuple[int | None, ...]:
     return tuple(map(int, parts))
 
 
+def word(text: str) -> str:
+    """Letters, digits and _."""
+    if not text.isascii() or not text.isidentifier() or len(text) > 60:
+        raise argparse.ArgumentTypeError(f"must be of up to 60 letters, digits and _, got {text[:60]!a}")
+    return text
+
+
 def token_count(text: str) -> int | None:
     if text == "*":
         return None

@@ -5,13 +5,14 @@ which noise schedule. The scale and shift of its latents.
 """
 
 import argparse
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from common import Config, ask, condition_lines, fail, shape_of_x
+from common import Config, ask, condition_lines, fail, say, shape_of_x
 from options import finite_real, positive, positive_real, token_count
 
 NO_KARRAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
@@ -22,6 +23,12 @@ PROFILES: dict[str, tuple[str, dict[str, object]]] = {
     "PNDMScheduler": (
         "diffusers-pndm",
         {"skip_prk_steps": (False, True), "set_alpha_to_one": False, "steps_offset": (0, 1), "timestep_spacing": "leading"},
+    ),
+    "EulerDiscreteScheduler": (
+        "diffusers-euler",
+        NO_KARRAS
+        | {"interpolation_type": "linear", "timestep_spacing": ("linspace", "leading"), "steps_offset": (0, 1)}
+        | {"timestep_type": "discrete", "final_sigmas_type": "zero", "sigma_min": None, "sigma_max": None},
     ),
     "DDIMScheduler": ("diffusers-ddim", CLIPPED | {"set_alpha_to_one": True, "steps_offset": 0}),
     "DDPMScheduler": ("diffusers-ddpm", CLIPPED | {"variance_type": "fixed_small", "steps_offset": 0}),
@@ -38,8 +45,10 @@ PROFILES: dict[str, tuple[str, dict[str, object]]] = {
         | {"thresholding": False, "timestep_spacing": "leading"},
     ),
 }
-# Of the noise schedule, which is read elsewhere, and of what is off.
+# Of the noise schedule, which is read elsewhere, of what is off, and of other schedulers, which published folders have left
+# there.
 OTHER_KEYS = {
+    "clip_sample", "set_alpha_to_one", "skip_prk_steps",
     "beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "prediction_type",
     "dynamic_thresholding_ratio", "sample_max_value", "clip_sample_range", "steps_offset", "flow_shift",
     "lambda_min_clipped", "rescale_betas_zero_snr", "use_dynamic_shifting", "time_shift_type",
@@ -64,6 +73,18 @@ def is_consistency_model(folder: Path) -> bool:
     return scheduler is not None and scheduler.values.get("_class_name") == "LCMScheduler"
 
 
+def unlike(values: Mapping[str, object], keys: Mapping[str, object], others: Iterable[str]) -> str | None:
+    """The first key of a scheduler by which it is not a profile. @keys: as PROFILES has them. @others: of no effect."""
+    for key, wanted in keys.items():
+        default, wanted = wanted if isinstance(wanted, tuple) else (wanted, wanted)
+        value = values.get(key, default)
+        if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
+            return key
+    # Another key may change what the scheduler does, unless it is off.
+    unknown = (key for key in values if not key.startswith("_") and key not in keys and key not in others)
+    return next((key for key in unknown if values[key] not in (None, False)), None)
+
+
 def sampler_of(folder: Path) -> dict[str, object]:
     """The keys profile and steps, where the pipeline's scheduler is one that tstitch has a profile of."""
     scheduler = scheduler_of(folder)
@@ -71,17 +92,10 @@ def sampler_of(folder: Path) -> dict[str, object]:
     if found is None:
         return {}
     profile, keys = found
-    for key, wanted in keys.items():
-        default, wanted = wanted if isinstance(wanted, tuple) else (wanted, wanted)
-        value = scheduler.values.get(key, default)
-        if value != wanted or isinstance(value, bool) != isinstance(wanted, bool):
-            return {}
     values = scheduler.values
-    # Another key may change what the scheduler does, unless it is off.
-    unknown = (key for key in values if not key.startswith("_") and key not in keys and key not in OTHER_KEYS)
-    if values.get("rescale_betas_zero_snr") or values.get("lambda_min_clipped", "-inf") not in ("-inf", float("-inf")):
+    if unlike(values, keys, OTHER_KEYS) is not None:
         return {}
-    if any(values[key] not in (None, False) for key in unknown):
+    if values.get("rescale_betas_zero_snr") or values.get("lambda_min_clipped", "-inf") not in ("-inf", float("-inf")):
         return {}
     index = folder / "model_index.json"
     name = Config(index).values.get("_class_name") if index.is_file() else None
@@ -180,10 +194,27 @@ def zero_terminal(table: list[float]) -> list[float]:
     return [((math.sqrt(a) - last) * first / (first - last)) ** 2 for a in table]
 
 
-# Of FlowMatchEulerDiscreteScheduler: what is off in the profile, and what says nothing where it is off.
-FLOW_OFF = ("use_dynamic_shifting", "invert_sigmas", "shift_terminal", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas",
-            "stochastic_sampling")  # fmt: skip
-FLOW_NOTES = {"num_train_timesteps", "shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len", "time_shift_type"}
+FLOW_SIGMAS = NO_KARRAS | {"prediction_type": ("epsilon", "flow_prediction"), "use_flow_sigmas": (False, True)}
+FLOW_SIGMAS |= {"use_dynamic_shifting": False, "final_sigmas_type": "zero", "thresholding": False, "solver_order": 2}
+FLOW_SIGMAS |= {"lower_order_final": True}
+# Of flow matching likewise.
+FLOW_PROFILES: dict[str, tuple[str, dict[str, object]]] = {
+    "FlowMatchEulerDiscreteScheduler": ("diffusers-flow-euler", {"use_dynamic_shifting": False}),
+    "UniPCMultistepScheduler": (
+        "diffusers-flow-unipc",
+        FLOW_SIGMAS | {"solver_type": "bh2", "predict_x0": True, "disable_corrector": [], "solver_p": None},
+    ),
+    "DPMSolverMultistepScheduler": (
+        "diffusers-flow-dpmpp",
+        FLOW_SIGMAS | {"algorithm_type": "dpmsolver++", "solver_type": "midpoint", "use_lu_lambdas": False},
+    ),
+}
+# Of the timesteps and betas that there are without flow matching, and of dynamic shifting and what else is off.
+FLOW_NOTES = {
+    "num_train_timesteps", "shift", "flow_shift", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len",
+    "time_shift_type", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr",
+    "timestep_spacing", "steps_offset", "lambda_min_clipped", "dynamic_thresholding_ratio", "sample_max_value",
+}  # fmt: skip
 
 
 def flow(folder: Path, shift: float | None, steps: int) -> dict[str, object]:
@@ -201,9 +232,15 @@ def flow(folder: Path, shift: float | None, steps: int) -> dict[str, object]:
         shift = shift or scheduler.real("flow_shift" if "flow_shift" in scheduler.values else "shift", 1.0)
         if not 0 < shift <= 1000:
             scheduler.refuse("shift", "must be above 0 and at most 1000", shift)
-        values = {key: value for key, value in scheduler.values.items() if not key.startswith("_") and key not in FLOW_NOTES}
-        if name == "FlowMatchEulerDiscreteScheduler" and values.keys() <= {*FLOW_OFF} and not any(values.values()):
-            profile = {"profile": "diffusers-flow-euler", "steps": steps}
+        if not name.startswith("FlowMatch") and scheduler.get("prediction_type") != "flow_prediction":
+            scheduler.refuse("prediction_type", "must be flow_prediction", scheduler.get("prediction_type"))
+        found, keys = FLOW_PROFILES.get(name, (None, {}))
+        different = "_class_name" if found is None else unlike(scheduler.values, keys, FLOW_NOTES)
+        if different is None:
+            profile = {"profile": found, "steps": steps}
+        else:
+            value = json.dumps(scheduler.values.get(different))
+            say(f"{scheduler.path}: no profile of tstitch has {different} = {value}: the file recommends none")
     elif shift is None:
         ask(folder, {"--flow-shift": "no scheduler/scheduler_config.json"})
     return {
@@ -248,15 +285,37 @@ def flow_values(
     }
 
 
-def latents(folder: Path) -> dict[str, float]:
+def latents(folder: Path) -> dict[str, object]:
     """The scale and shift of the pipeline's autoencoder."""
     path = folder / "vae" / "config.json"
     if not path.is_file():
         return {}
     config = Config(path)
-    for key in ("latents_mean", "latents_std"):  # scales of each channel, which the metadata cannot say
-        config.only(key, None)
-    scale = config.real("scaling_factor", 1.0 if config.values.get("_class_name") == "AutoencoderTiny" else 0.18215)
+    key, usual = {"AutoencoderKLWan": ("z_dim", 16), "AutoencoderDC": ("latent_channels", 32)}.get(
+        str(config.values.get("_class_name")), ("latent_channels", 4)
+    )
+    return latent_values(config, config.integer(key, usual))
+
+
+def latent_values(config: Config, channels: int) -> dict[str, object]:
+    """The keys latent_scale and latent_shift of an autoencoder: a number each, or one a line for each channel."""
+    kind = config.values.get("_class_name")
+    unscaled = ("AutoencoderTiny", "AutoencoderDC", "AutoencoderKLWan")
+    scale = config.real("scaling_factor", 1.0 if kind in unscaled else 0.18215)
     if not scale > 0:
         config.refuse("scaling_factor", "must be above 0", scale)
-    return {"latent_scale": scale, "latent_shift": config.real("shift_factor", 0.0)}
+    shift = config.real("shift_factor", 0.0)
+    keys = ("latents_mean", "latents_std")
+    mean, deviation = map(config.get, keys)
+    if mean is None and deviation is None and kind != "AutoencoderKLWan":
+        return {"latent_scale": scale, "latent_shift": shift}
+    for key, numbers, least in zip(keys, (mean, deviation), (-1e9, 0)):
+        if not isinstance(numbers, list) or len(numbers) != channels or not all(
+            isinstance(n, (int, float)) and not isinstance(n, bool) and least < n < 1e9 for n in numbers
+        ):  # fmt: skip
+            rule = f"must be {channels} numbers{' above 0' if key == 'latents_std' else ''}, one for each channel"
+            config.refuse(key, f"{rule}, where there is {' or '.join(keys)}", numbers)
+    if shift != 0:
+        config.refuse("shift_factor", "must be 0 beside latents_mean", shift)
+    lines = {"latent_scale": [scale / d for d in deviation], "latent_shift": mean}
+    return {key: "\n".join(repr(float(n)) for n in numbers) for key, numbers in lines.items()}

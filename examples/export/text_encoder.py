@@ -1,4 +1,5 @@
-"""Text encoders of diffusion models: CLIP (arXiv 2103.00020), T5 (arXiv 1910.10683) and UMT5 (arXiv 2304.09151).
+"""Text encoders of diffusion models: CLIP (arXiv 2103.00020), T5 (arXiv 1910.10683), UMT5 (arXiv 2304.09151) and
+Gemma 2 (arXiv 2408.00118).
 
 The parameters carry the names of transformers' checkpoints. `TextEncoder` puts a tokenizer before a network: its
 `forward` takes texts and gives what a diffusion model is conditioned on, by name. All is written for
@@ -198,6 +199,7 @@ class T5Config:
     bias_each: bool = False  # every layer has its own bias by distance (UMT5); else the first has it for all
     masked: bool = True  # whether nothing looks at the padding
     mask: bool = True  # whether the mask is given, too
+    blank: bool = False  # whether the states of the padding are zeros
 
 
 class T5LayerWeights(NamedTuple):
@@ -341,7 +343,7 @@ class T5(nn.Module):
         super().__init__()
         self.heads, self.norm_eps, self.activation = config.heads, config.norm_eps, config.activation
         self.buckets, self.most_distance = config.buckets, config.most_distance
-        self.masked, self.mask = config.masked, config.mask
+        self.masked, self.mask, self.blank = config.masked, config.mask, config.blank
         self.shared = nn.Embedding(config.vocabulary, config.width)
         self.encoder = T5Stack(config)
 
@@ -376,7 +378,169 @@ class T5(nn.Module):
             layers.append(block.weights(bias))
         for weights in layers:
             x = t5_layer(x, buckets, seen, weights, self.heads, self.norm_eps, self.activation)
-        found = {"text_embedding": rms_norm(x, self.encoder.final_layer_norm.weight, self.norm_eps)}
+        x = rms_norm(x, self.encoder.final_layer_norm.weight, self.norm_eps)
+        if self.blank:
+            x = x.masked_fill(mask.eq(0)[:, :, None], 0.0)
+        found = {"text_embedding": x}
+        if self.mask:
+            found["text_mask"] = mask
+        return found
+
+
+# ------------------------------------------------------------------------------------------------ Gemma
+
+
+@dataclass(frozen=True)
+class GemmaConfig:
+    """Shape of a network, and what is wanted of it."""
+
+    vocabulary: int = 256000
+    width: int = 2304
+    hidden: int = 9216
+    depth: int = 26
+    heads: int = 8
+    key_heads: int = 4  # each for as many heads of queries
+    head_width: int = 256
+    activation: str = "gelu_pytorch_tanh"
+    norm_eps: float = 1e-6
+    theta: float = 10000.0
+    query_scale: float = 256.0  # queries are divided by its root
+    cap: float = 50.0  # of the logits of attention; 0 for none
+    window: int = 4096  # how many tokens those layers see, with their own, that do not see all before them
+    sliding: Tuple[bool, ...] = (True, False) * 13  # which layers those are
+    mask: bool = True  # whether the mask is given, too
+
+
+class GemmaLayerWeights(NamedTuple):
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    out: Tensor
+    norm1: Tensor
+    norm1_behind: Tensor
+    norm2: Tensor
+    norm2_behind: Tensor
+    gate: Tensor
+    into: Tensor
+    back: Tensor
+    sliding: bool
+
+
+def centred_rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """In float32, by 1 + weight, to the type of x."""
+    y = x.to(torch.float32)
+    y = y * torch.rsqrt(y.square().mean(dim=2, keepdim=True) + eps)
+    return (y * (1.0 + weight.to(torch.float32))).to(x.dtype)
+
+
+def rotated(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """By the place of each token. x [n, heads, tokens, head width], cosine and sine [tokens, head width / 2]."""
+    first, second = x.chunk(2, dim=3)
+    return torch.cat([first * cosine - second * sine, second * cosine + first * sine], dim=3)
+
+
+def gemma_layer(
+    x: Tensor, seen: Tensor, cosine: Tensor, sine: Tensor, w: GemmaLayerWeights, head_width: int, query_scale: float,
+    cap: float, eps: float, activation: str,
+) -> Tensor:  # fmt: skip
+    """x [n, tokens, width]; seen: bool [n, 1, tokens, tokens], what each looks at."""
+    y = centred_rms_norm(x, w.norm1, eps)
+    q = rotated(F.linear(y, w.q).unflatten(2, (-1, head_width)).transpose(1, 2), cosine, sine)
+    k = rotated(F.linear(y, w.k).unflatten(2, (-1, head_width)).transpose(1, 2), cosine, sine)
+    v = F.linear(y, w.v).unflatten(2, (-1, head_width)).transpose(1, 2)
+    shared = q.size(1) // k.size(1)
+    logits = torch.matmul(q, k.repeat_interleave(shared, dim=1).transpose(2, 3)) * query_scale**-0.5
+    if cap > 0:
+        logits = torch.tanh(logits / cap) * cap
+    # Not minus infinity: in the padding there are tokens that see nothing.
+    logits = logits.to(torch.float32).masked_fill(torch.logical_not(seen), -3e38)
+    z = torch.matmul(logits.softmax(dim=3).to(v.dtype), v.repeat_interleave(shared, dim=1))
+    x = x + centred_rms_norm(F.linear(z.transpose(1, 2).flatten(2), w.out), w.norm1_behind, eps)
+    y = centred_rms_norm(x, w.norm2, eps)
+    y = F.linear(activated(F.linear(y, w.gate), activation) * F.linear(y, w.into), w.back)
+    return x + centred_rms_norm(y, w.norm2_behind, eps)
+
+
+class GemmaNorm(nn.Module):
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+
+
+class GemmaAttention(nn.Module):
+    def __init__(self, config: GemmaConfig):
+        super().__init__()
+        inner, key_inner = config.heads * config.head_width, config.key_heads * config.head_width
+        self.q_proj = nn.Linear(config.width, inner, bias=False)
+        self.k_proj = nn.Linear(config.width, key_inner, bias=False)
+        self.v_proj = nn.Linear(config.width, key_inner, bias=False)
+        self.o_proj = nn.Linear(inner, config.width, bias=False)
+
+
+class GemmaMlp(nn.Module):
+    def __init__(self, config: GemmaConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.up_proj = nn.Linear(config.width, config.hidden, bias=False)
+        self.down_proj = nn.Linear(config.hidden, config.width, bias=False)
+
+
+class GemmaLayer(nn.Module):
+    def __init__(self, config: GemmaConfig, sliding: bool):
+        super().__init__()
+        self.sliding = sliding
+        self.self_attn = GemmaAttention(config)
+        self.mlp = GemmaMlp(config)
+        self.input_layernorm = GemmaNorm(config.width)
+        self.post_attention_layernorm = GemmaNorm(config.width)
+        self.pre_feedforward_layernorm = GemmaNorm(config.width)
+        self.post_feedforward_layernorm = GemmaNorm(config.width)
+
+    def weights(self) -> GemmaLayerWeights:
+        a, m = self.self_attn, self.mlp
+        return GemmaLayerWeights(
+            a.q_proj.weight, a.k_proj.weight, a.v_proj.weight, a.o_proj.weight, self.input_layernorm.weight,
+            self.post_attention_layernorm.weight, self.pre_feedforward_layernorm.weight,
+            self.post_feedforward_layernorm.weight, m.gate_proj.weight, m.up_proj.weight, m.down_proj.weight,
+            self.sliding,
+        )  # fmt: skip
+
+
+class Gemma(nn.Module):
+    """`forward` takes tokens and their mask, int64 [n, tokens] on any device, and gives text_embedding
+    [n, tokens, width] and text_mask, the mask. Each token sees those before it that the mask has."""
+
+    def __init__(self, config: GemmaConfig):
+        super().__init__()
+        self.head_width, self.query_scale, self.cap = config.head_width, config.query_scale, config.cap
+        self.norm_eps, self.activation, self.theta = config.norm_eps, config.activation, config.theta
+        self.scale = math.sqrt(config.width)  # of the embedding; rounded as the weights are
+        self.window, self.mask = config.window, config.mask
+        self.embed_tokens = nn.Embedding(config.vocabulary, config.width)
+        self.layers = nn.ModuleList(GemmaLayer(config, sliding) for sliding in config.sliding)
+        self.norm = GemmaNorm(config.width)
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Dict[str, Tensor]:
+        table = self.embed_tokens.weight
+        tokens = tokens.to(table.device)
+        mask = mask.to(tokens.device)
+        x = F.embedding(tokens, table)
+        x = x * torch.full([], self.scale, dtype=x.dtype, device=x.device)
+        places = torch.arange(tokens.size(1), device=tokens.device)
+        half = torch.arange(0, self.head_width, 2, device=tokens.device).to(torch.float32) / self.head_width
+        angles = places.to(torch.float32)[:, None] * (1.0 / torch.pow(self.theta, half))[None]
+        cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+        distance = places[:, None] - places[None]
+        before = torch.logical_and(distance[None, None] >= 0, mask.to(torch.bool)[:, None, None])
+        near = torch.logical_and(before, distance[None, None] < self.window)
+        # Over tensors, as pixart.py says.
+        for weights in [layer.weights() for layer in self.layers]:
+            seen = near if weights.sliding else before
+            x = gemma_layer(
+                x, seen, cosine, sine, weights, self.head_width, self.query_scale, self.cap, self.norm_eps,
+                self.activation,
+            )  # fmt: skip
+        found = {"text_embedding": centred_rms_norm(x, self.norm.weight, self.norm_eps)}
         if self.mask:
             found["text_mask"] = mask
         return found
@@ -404,3 +568,46 @@ class TextEncoder(nn.Module):
     def forward(self, texts: List[str]) -> Dict[str, Tensor]:
         tokens, mask, _ = self.tokenizer(texts)
         return self.network(tokens, mask)
+
+
+class InstructedTextEncoder(nn.Module):
+    """The same for a network that was trained on texts with an instruction before them (Sana, arXiv 2410.10629, 3.1).
+
+    `forward` puts it before the texts, and gives the states of the first token and of the last ones that a text may
+    have, @tokenizer.length together; `tokenize` gives the tokens and the mask of these. `encode_negative` takes what
+    guidance leads away from, which has no instruction.
+
+    @room: tokens of instruction and text together.
+    """
+
+    def __init__(self, tokenizer: nn.Module, network: nn.Module, instruction: str, room: int):
+        super().__init__()
+        self.tokenizer = tokenizer
+        self.network = network
+        self.instruction = instruction
+        self.room = room
+        self.length = tokenizer.length
+
+    def kept(self, all: Tensor) -> Tensor:
+        return torch.cat([all[:, :1], all[:, self.room - self.length + 1 :]], dim=1)
+
+    @torch.jit.export
+    def tokenize(self, texts: List[str]) -> Tuple[Tensor, Tensor, Tensor]:
+        tokens, mask, cut = self.tokenizer.rows(texts, self.instruction, self.room)
+        return self.kept(tokens), self.kept(mask), cut
+
+    @torch.jit.export
+    def encode_tokens(self, tokens: Tensor, mask: Tensor) -> Dict[str, Tensor]:
+        return self.network(tokens, mask)
+
+    @torch.jit.export
+    def encode_negative(self, texts: List[str]) -> Dict[str, Tensor]:
+        tokens, mask, _ = self.tokenizer(texts)
+        return self.network(tokens, mask)
+
+    def forward(self, texts: List[str]) -> Dict[str, Tensor]:
+        tokens, mask, _ = self.tokenizer.rows(texts, self.instruction, self.room)
+        found: Dict[str, Tensor] = {}
+        for name, all in self.network(tokens, mask).items():
+            found[name] = self.kept(all)
+        return found

@@ -578,13 +578,22 @@ class Bpe(nn.Module):
 
     vocabulary: Dict[str, int]
     ranks: Dict[str, int]  # by both, with a space between
+    bytes: List[str]  # the pieces of the 256 bytes, where the model writes with them what it does not know
 
-    def __init__(self, vocabulary: Mapping[str, int], merges: list[tuple[str, str]], suffix: str, unknown: int):
+    def __init__(
+        self,
+        vocabulary: Mapping[str, int],
+        merges: list[tuple[str, str]],
+        suffix: str,
+        unknown: int,
+        bytes: list[str],
+    ):
         super().__init__()
         self.vocabulary = dict(vocabulary)
         self.ranks = {f"{a} {b}": rank for rank, (a, b) in enumerate(merges)}
         self.suffix = suffix
         self.unknown = unknown  # -1: what is not known is left out
+        self.bytes = bytes
 
     def forward(self, word: str) -> List[int]:
         symbols = characters(word)
@@ -593,6 +602,9 @@ class Bpe(nn.Module):
         for symbol in symbols:
             if symbol in self.vocabulary:
                 known.append(symbol)
+            elif len(self.bytes) > 0:
+                for byte in list(symbol):
+                    known.append(self.bytes[ord(byte)])
             elif self.unknown >= 0:
                 known.append("")
         count = len(known)
@@ -800,6 +812,23 @@ class AddedTokens(nn.Module):
         return pieces, ids
 
 
+class Clean(nn.Module):
+    """All white space in a row becomes one space, and none is left at the ends: what diffusers does with texts for Wan."""
+
+    def __init__(self):
+        super().__init__()
+        spaces = [c for c in CHARACTERS if c.isspace()]
+        self.runs = ReplaceRuns(spaces, 1, " ")
+        self.strip = Strip(spaces, True, True)
+
+    def forward(self, text: str) -> str:
+        return self.strip(self.runs(text))
+
+
+# What is done with texts before all else, by name.
+PREPARATIONS: Mapping[str, Callable[[], nn.Module]] = {"caption": Caption, "clean": Clean}
+
+
 class Tokenizer(nn.Module):
     """`forward` gives of n texts the tokens and their mask, int64 [n, length], and how many were cut off, int64 [n]."""
 
@@ -832,12 +861,12 @@ class Tokenizer(nn.Module):
         self.longest = LONGEST_TEXT
 
     @torch.jit.export
-    def tokens(self, text: str) -> List[int]:
-        """All tokens of a text, without those before and behind it."""
+    def tokens(self, text: str, instruction: str = "") -> List[int]:
+        """All tokens of a text, without those before and behind it. @instruction: put before it as it is."""
         for prepare in self.preparation:
             text = prepare(text)
         ids: List[int] = []
-        pieces, tokens = self.added(text)
+        pieces, tokens = self.added(instruction + text)
         for k in range(len(pieces)):
             if tokens[k] >= 0:
                 ids.append(tokens[k])
@@ -865,6 +894,11 @@ class Tokenizer(nn.Module):
             raise ValueError(f"text {number} must be UTF-8, got other bytes at {place}")
 
     def forward(self, texts: List[str]) -> Tuple[Tensor, Tensor, Tensor]:
+        return self.rows(texts, "", self.length)
+
+    @torch.jit.export
+    def rows(self, texts: List[str], instruction: str, length: int) -> Tuple[Tensor, Tensor, Tensor]:
+        """The same with another length, and with an instruction before each text."""
         if len(texts) == 0:
             raise ValueError("texts must be at least one, got none")
         rows: List[List[int]] = []
@@ -872,11 +906,11 @@ class Tokenizer(nn.Module):
         cut: List[int] = []
         for number in range(len(texts)):
             self.require(texts[number], number)
-            ids = self.tokens(texts[number])
-            room = self.length - len(self.before) - len(self.behind)
+            ids = self.tokens(texts[number], instruction)
+            room = length - len(self.before) - len(self.behind)
             cut.append(max(0, len(ids) - room))
             row = self.before + ids[:room] + self.behind
-            missing = self.length - len(row)
+            missing = length - len(row)
             masks.append([1] * len(row) + [0] * missing)
             rows.append(row + [self.padding] * missing)
         return torch.tensor(rows), torch.tensor(masks), torch.tensor(cut)
@@ -1085,6 +1119,8 @@ class Reader:
             if [part["type"] for part in parts] == ["Split", "ByteLevel"]:
                 return [self.clip_words(*parts)]
             return [part for each in parts for part in self.splits(each)]
+        if kind == "Split" and value["pattern"] == {"String": " "} and not self.leaves_spaces():
+            return []  # Gemma's cannot split anything
         if kind == "WhitespaceSplit":
             return [SplitWords(white_space())]
         if kind == "Metaspace":
@@ -1093,6 +1129,10 @@ class Reader:
                 self.refuse("pre_tokenizer", value)
             return [Metaspace(value["replacement"], value["prepend_scheme"] == "always", value.get("split", True))]
         self.refuse("pre_tokenizer", value)
+
+    def leaves_spaces(self) -> bool:
+        normaliser = self.backend.normalizer
+        return normaliser is None or " " in normaliser.normalize_str(" a  b ")
 
     def clip_words(self, split: Mapping[str, object], bytes: Mapping[str, object]) -> nn.Module:
         from tokenizers import pre_tokenizers
@@ -1117,11 +1157,18 @@ class Reader:
         vocabulary = value["vocab"]
         if value["type"] == "BPE":
             self.only(
-                "BPE", value, dropout=None, unk_token=..., continuing_subword_prefix="", end_of_word_suffix=...,
-                fuse_unk=False, byte_fallback=False, ignore_merges=False, vocab=..., merges=...,
+                "BPE", value, dropout=None, unk_token=..., continuing_subword_prefix=..., end_of_word_suffix=...,
+                fuse_unk=..., byte_fallback=..., ignore_merges=False, vocab=..., merges=...,
             )  # fmt: skip
+            if value.get("continuing_subword_prefix"):
+                self.refuse("continuing_subword_prefix of BPE", value["continuing_subword_prefix"])
+            bytes = [f"<0x{byte:02X}>" for byte in range(256)] if value.get("byte_fallback") else []
+            if absent := [piece for piece in bytes if piece not in vocabulary]:
+                self.refuse("byte_fallback", f"without {absent[0]}")
+            if value.get("fuse_unk") and not bytes:  # with bytes nothing is unknown
+                self.refuse("fuse_unk of BPE", True)
             merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in value["merges"]]
-            return Bpe(vocabulary, merges, value["end_of_word_suffix"] or "", vocabulary.get(value["unk_token"], -1))
+            return Bpe(vocabulary, merges, value["end_of_word_suffix"] or "", vocabulary.get(value["unk_token"], -1), bytes)
         if value["type"] == "Unigram":
             self.only("Unigram", value, unk_id=..., vocab=..., byte_fallback=...)
             if value["unk_id"] is None:
@@ -1147,10 +1194,10 @@ class Reader:
         return AddedTokens(tokens, strips, white_space())
 
 
-def make_tokenizer(place: Path, tokenizer: object, length: int, caption: bool = False) -> Tokenizer:
+def make_tokenizer(place: Path, tokenizer: object, length: int, preparation: str | None = None) -> Tokenizer:
     """The same as this fast tokenizer of transformers, for texts of `length` tokens: cut, or padded.
 
-    @place: where it is from, for messages. @caption: texts are put in lower case, and spaces around them dropped.
+    @place: where it is from, for messages. @preparation: one of PREPARATIONS.
     """
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
@@ -1172,7 +1219,7 @@ def make_tokenizer(place: Path, tokenizer: object, length: int, caption: bool = 
             f"{place}: padding_side and truncation_side must be right, got {tokenizer.padding_side} and {tokenizer.truncation_side}"
         )
     return Tokenizer(
-        [Caption()] if caption else [], reader.added(False), normalisers, reader.added(True),
+        [PREPARATIONS[preparation]()] if preparation else [], reader.added(False), normalisers, reader.added(True),
         reader.splits(reader.values["pre_tokenizer"]), reader.model(reader.values["model"]),
         before, behind, tokenizer.pad_token_id, length,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from pathlib import Path
 # Classes that are seen in the example of another one, which does not spell their names.
 SEEN_WITH = {
     "DiT": "DiTOptions",
+    "MMDiT": "DiTOptions",
     }
 # Classes without an example, with the reason.
 WITHOUT = {
@@ -23,7 +24,6 @@ WITHOUT = {
     "CompiledFor": "needs a package that was compiled on the machine",
     "DiTLinear": "load_dit makes it of a file",
     "DiTWeights": "load_dit makes them of a file",
-    "MMDiT": "DiTOptions",
     "MMDiTWeights": "load_dit makes them of a file",
     "ProbabilityFlow": "a part of Euler's and Heun's rules",
     "Slope": "a part of Euler's and Heun's rules",

@@ -43,6 +43,7 @@ inline void draw_first_picture(Arguments const& arguments, Clock::time_point mai
       tstitch::with_backend({.device = device, .dtype = tstitch::dtype_named(cell.dtype)}, cell.backend);
   tstitch::LoadOptions plain = options;
   plain.graphs = tstitch::Graphs::never;
+  plain.readers = readers();
   std::vector<tstitch::Network> networks = tstitch::load_networks(arguments.models, plain);
   wait(device);
   part("loading", Clock::now());

@@ -263,7 +263,7 @@ int tstitch_benchmark(Arguments arguments) {
     return 0;
   }
   std::vector<tstitch::NetworkInfo> infos;
-  for (std::string const& path : arguments.models) infos.push_back(tstitch::load_network_info(path));
+  for (std::string const& path : arguments.models) infos.push_back(load_network_info(path));
   arguments.shape = shape_for(infos, arguments.shape);
   for (std::string const& path : {arguments.json, arguments.latents}) {
     if (!path.empty()) tstitch::require_writable(path);  // now rather than after the work

@@ -2,7 +2,8 @@
 /// What a network is, and what it costs.
 #pragma once
 
-#include <tstitch/file/times_file.hpp>
+#include <tstitch/file/fingerprint.hpp>
+#include <tstitch/file/safetensors.hpp>
 #include <tstitch/load.hpp>
 
 #include <algorithm>
@@ -38,6 +39,13 @@ inline std::string grouped(std::int64_t number) {
   return text;
 }
 
+/// How many weights there are, and the type of the first.
+inline void describe_weights(std::int64_t count, std::string const& type, Described& described) {
+  described.add("parameters", grouped(count) + (type.empty() ? "" : ", " + type));
+  described.json["parameters"] = count;
+  described.json["parameter_type"] = type;
+}
+
 /// Weights and operations of a TorchScript file.
 inline void describe_module(std::string const& path, tstitch::Network const& network,
                             std::vector<tstitch::NamedCondition> const& conditions,
@@ -49,10 +57,7 @@ inline void describe_module(std::string const& path, tstitch::Network const& net
     parameters += parameter.numel();
     if (type.empty()) type = at::toString(parameter.scalar_type());
   }
-  described.add("parameters", grouped(parameters) + (type.empty() ? "" : ", " + type));
-  described.json["parameters"] = parameters;
-  described.json["parameter_type"] = type;
-
+  describe_weights(parameters, type, described);
   const Call call(network, conditions, 1, shape);
   const double flop = flop_of(module, network.info(), call.x, call.t, call.condition);
   described.json["gflop"] = flop / 1e9;
@@ -159,7 +164,10 @@ inline Described describe(std::string const& path, tstitch::Network const& netwo
   described.json["fingerprint"] = tstitch::fingerprint_text(path);
   describe_info(network, described);
   const c10::AutoGradMode no_gradients(false);
-  if (tstitch::is_aot_inductor(path)) {
+  if (tstitch::is_safetensors(path)) {
+    const tstitch::StoredWeights weights = tstitch::read_stored_weights(path);
+    describe_weights(weights.count, at::toString(weights.type), described);
+  } else if (tstitch::is_aot_inductor(path)) {
     describe_package(path, described);
   } else {
     describe_module(path, network, conditions, arguments.shape, described);
@@ -183,8 +191,12 @@ inline Described describe_autoencoder(std::string const& path, std::string const
   described.json["latent_channels"] = info.latent_channels;
   described.json["picture_channels"] = info.picture_channels;
   described.json["upsampling"] = info.upsampling;
-  described.json["latent_scale"] = info.latent_scale;
-  described.json["latent_shift"] = info.latent_shift;
+  for (auto const& [key, numbers] :
+       {std::pair{"latent_scale", &info.latent_scale}, std::pair{"latent_shift", &info.latent_shift}}) {
+    std::vector<double> const& all = numbers->values();
+    described.json[key] = all.size() == 1 ? Json(all[0]) : Json(all);
+  }
+  if (info.temporal_upsampling > 0) described.json["temporal_upsampling"] = info.temporal_upsampling;
   described.json["scaled_latents"] = info.scaled_latents;
   described.add("file", path);
   described.add("fingerprint", tstitch::fingerprint_text(path));

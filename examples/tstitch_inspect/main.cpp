@@ -1,6 +1,7 @@
 // tstitch_inspect: what files are, whether they fit together, and where the small network of a pair will do. Exit
 // codes: 0 they can be used, 1 they cannot or something failed, 2 bad arguments.
 #include <tstitch/file/condition_file.hpp>
+#include <tstitch/file/safetensors.hpp>
 #include <tstitch/load.hpp>
 
 #include <cstddef>
@@ -11,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "../common/autoencoder.hpp"
 #include "../common/diagnostics.hpp"
+#include "../common/network.hpp"
 #include "../common/program.hpp"
 #include "arguments.hpp"
 #include "describe.hpp"
@@ -45,8 +46,8 @@ int inspect(Arguments const& arguments) {
   for (std::string const& path : {arguments.json, arguments.forecast}) {
     if (!path.empty()) tstitch::require_writable(path);
   }
-  const tstitch::LoadOptions options{.device = device_of(arguments.device),
-                                     .dtype = tstitch::dtype_named(arguments.dtype)};
+  const tstitch::LoadOptions options{
+      .device = device_of(arguments.device), .dtype = tstitch::dtype_named(arguments.dtype), .readers = readers()};
   std::vector<tstitch::NamedCondition> conditions;
   for (std::string const& path : arguments.conditions) {
     for (tstitch::NamedCondition& each : tstitch::load_conditions(path)) conditions.push_back(std::move(each));
@@ -56,7 +57,7 @@ int inspect(Arguments const& arguments) {
   std::vector<std::pair<std::string, tstitch::AutoencoderInfo>> halves;  // of autoencoders, by their kinds
   std::vector<std::string> files;                                        // of networks
   for (std::string const& path : arguments.files) {
-    const std::string kind = tstitch::read_kind(path);
+    const std::string kind = tstitch::is_safetensors(path) ? "network" : tstitch::read_kind(path);
     if (kind == "network") {
       files.push_back(path);
     } else {
@@ -66,7 +67,7 @@ int inspect(Arguments const& arguments) {
     }
   }
   require_suits(arguments, files.size());
-  for (std::string const& path : files) shape_for({tstitch::load_network_info(path)}, arguments.shape);
+  for (std::string const& path : files) shape_for({load_network_info(path)}, arguments.shape);
   Progress progress(arguments, files.size());
   std::vector<tstitch::Network> networks;
   for (std::size_t k = 0; k < files.size(); ++k) {

@@ -2,6 +2,7 @@
 /// What the command line of tstitch_sample says.
 #pragma once
 
+#include <tstitch/file/pipeline.hpp>
 #include <tstitch/method/by_name.hpp>
 #include <tstitch/peer/by_name.hpp>
 #include <tstitch/peer/preset.hpp>
@@ -27,6 +28,8 @@
 #include "../common/strict.hpp"
 
 struct Arguments {
+  std::string pipeline;         ///< folder that says what is not given
+  tstitch::PipelineInfo parts;  ///< that it says, or the text encoders that are given
   std::vector<std::string> models{bundled_small(), bundled_large()};
   bool bridge = false;  ///< networks of other latents or noise schedules than the last one's
   double ratio = 0.4;
@@ -56,9 +59,13 @@ struct Arguments {
   std::vector<std::string> conditions;
   std::vector<std::string> prompts;
   std::optional<std::string> negative;     ///< without: no text
-  std::vector<std::string> text_encoders;  ///< of the prompts; their states stand side by side
+  std::vector<std::string> text_encoders;  ///< of the prompts; their states stand side by side without a pipeline
+  std::string prompts_file;                ///< one a line
+  std::string prompt_cache;                ///< a folder
   std::int64_t count = 1;
   std::vector<std::int64_t> shape;  ///< empty: what the networks state
+  std::vector<std::int64_t> size;   ///< height and width in pixels; empty: what the shape says
+  std::int64_t frames = 0;          ///< of a video; 0: what the shape says
   std::vector<double> guidance;
   std::string guidance_interval = "0:1";
   std::string forecast = "none";
@@ -89,6 +96,9 @@ struct Arguments {
   std::int64_t tile = 0;
   std::string latents;
   std::string output;
+  std::string video = "apng";  ///< as what videos go into output
+  double frames_per_second = 16;
+  bool video_given = false;  ///< either
   std::string grid;
   std::string animation;
   double frame_seconds = 0.1;
@@ -98,6 +108,10 @@ struct Arguments {
   bool plan = false;
   bool quiet = false;
 };
+
+inline std::vector<std::string> video_formats() {
+  return {"apng", "mp4", "png"};
+}
 
 /// The samplers that take an option, as `--order` and `--eta` are for.
 inline std::vector<std::string> samplers_with(std::string const& option) {

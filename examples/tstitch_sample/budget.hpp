@@ -193,8 +193,8 @@ class Cost {
                                     : processor_name() + " by " + std::to_string(at::get_num_threads()) + " threads";
     for (std::size_t k = 0; k < job.infos.size(); ++k) {
       std::vector<std::string> const& backends = job.arguments.backends;
-      kept.names.push_back(job.names[k] + " " + tstitch::fingerprint_text(job.arguments.models[k]) + ", " +
-                           backends[backends.size() > 1 ? k : 0] + " " + job.arguments.dtype + " on " + machine +
+      kept.names.push_back(job.names[k] + " " + job.fingerprints[k] + ", " + backends[backends.size() > 1 ? k : 0] +
+                           " " + job.arguments.dtype + " on " + machine +
                            ", torch " TORCH_VERSION ", tstitch " TSTITCH_VERSION);
     }
     return kept;

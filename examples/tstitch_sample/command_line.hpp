@@ -23,6 +23,7 @@
 #include "../common/strict.hpp"
 #include "arguments.hpp"
 #include "preview.hpp"
+#include "prompts.hpp"
 
 /// "ddim, dpm-solver++ [0], euler-ancestral [1]": the samplers that take an option, with what they have without.
 inline std::string samplers_help(std::string const& option) {
@@ -79,7 +80,9 @@ struct CommandLine {
   CLI::Option *preset = nullptr, *budget = nullptr, *quality = nullptr, *times = nullptr;
   CLI::Option *forecast = nullptr, *forecast_guidance = nullptr, *plan = nullptr;
   CLI::Option *timesteps = nullptr, *sigmas = nullptr, *eta = nullptr, *batch = nullptr, *pad = nullptr;
-  CLI::Option* count = nullptr;
+  CLI::Option *count = nullptr, *video = nullptr, *frame_rate = nullptr;
+  CLI::Option *pipeline = nullptr, *model = nullptr, *prompt = nullptr, *prompts = nullptr, *negative = nullptr,
+              *prompt_cache = nullptr;
   CLI::Option *init_image = nullptr, *strength = nullptr, *mask = nullptr, *invert = nullptr, *initial_noise = nullptr;
   CLI::Option *interpolate = nullptr, *variations = nullptr, *variation_strength = nullptr;
 
@@ -103,6 +106,7 @@ struct CommandLine {
   void add_editing();
   void add_machine();
   void add_output();
+  void add_video(CLI::Option* output);
 
   /// Pictures of each class or prompt where several seeds are given, or variations are asked for.
   std::int64_t wanted_count() const {
@@ -111,6 +115,10 @@ struct CommandLine {
   }
   /// Takes what the options say beside their values.
   void take_given() const;
+  /// Takes what the pipeline says and the options do not.
+  void take_pipeline() const;
+  /// Takes the prompts of a file behind those that are given.
+  void take_prompts() const;
   /// Refuses what would have no effect, rather than ignore it.
   void require_effect() const;
   /// Refuses numbers that are too many, too few, too large or too small.
@@ -119,10 +127,15 @@ struct CommandLine {
 
 inline void CommandLine::add_routing() {
   group = "Routing";
-  option("--model", arguments.models,
-         "TorchScript file or AOTInductor package; repeat in the order of use, small first")
-      ->type_name("FILE")
-      ->allow_extra_args(false);
+  model = option("--model", arguments.models,
+                 "TorchScript file or AOTInductor package; repeat in the order of use, small first")
+              ->type_name("FILE")
+              ->allow_extra_args(false);
+  pipeline =
+      option("--pipeline", arguments.pipeline,
+             "folder of export_pipeline.py, which has networks, text encoders and decoder and says how they draw")
+          ->type_name("FOLDER")
+          ->excludes(model);
   flag("--bridge", arguments.bridge,
        "take networks of other latents or another noise schedule than the last one's, too, at the same signal-to-noise "
        "ratio");
@@ -210,23 +223,29 @@ inline void CommandLine::add_pictures() {
          "file of tensors by name, such as the embedding of a prompt (encode_prompt.py); repeat for more")
       ->type_name("FILE")
       ->allow_extra_args(false);
-  CLI::Option* const prompt =
-      option("--prompt", arguments.prompts, "text to draw, for networks that draw from text; repeat for more")
-          ->type_name("TEXT")
-          ->allow_extra_args(false);
+  prompt = option("--prompt", arguments.prompts, "text to draw, for networks that draw from text; repeat for more")
+               ->type_name("TEXT")
+               ->allow_extra_args(false);
+  prompts = option("--prompts", arguments.prompts_file, "file with more such texts, one a line")->type_name("FILE");
   CLI::Option* const text_encoder =
       option("--text-encoder", arguments.text_encoders,
              "file that encodes the prompts (export_text_encoder.py); repeat for networks that take the states of "
              "several side by side")
           ->type_name("FILE")
           ->allow_extra_args(false);
-  prompt->needs(text_encoder);
-  text_encoder->needs(prompt);
-  option("--negative", arguments.negative, "text that guidance leads away from [no text]")
-      ->type_name("TEXT")
-      ->needs(prompt);
+  prompt_cache = option("--prompt-cache", arguments.prompt_cache,
+                        "folder that keeps what prompts were encoded to, so that none is encoded twice; is made where "
+                        "it is not there")
+                     ->type_name("FOLDER");
+  pipeline->excludes(text_encoder);
+  negative =
+      option("--negative", arguments.negative, "text that guidance leads away from [no text]")->type_name("TEXT");
   count = shown("--count", arguments.count, "pictures of each class, or of each prompt");
-  add_shape(app, arguments.shape)->group(group);
+  CLI::Option* const shape = add_shape(app, arguments.shape)->group(group);
+  add_size(app, arguments.size)->group(group)->excludes(shape);
+  option("--frames", arguments.frames, "of a video, for networks that leave it open: 81")
+      ->check(in_range<std::int64_t>(1, 100'000))
+      ->excludes(shape);
   numbers("--guidance", arguments.guidance,
           "classifier-free guidance scale, 1 for none, or one for each network: 1.5,3 [what the last network "
           "recommends]");
@@ -333,7 +352,10 @@ inline void CommandLine::add_output() {
           ->type_name("FILE")
           ->excludes(sweep),
       ".npy");
-  option("--output", arguments.output, "one PNG for each picture goes into this folder")->type_name("DIR");
+  const auto output =
+      option("--output", arguments.output, "one PNG for each picture goes into this folder, or one video");
+  output->type_name("DIR");
+  add_video(output);
   file_of(option("--grid", arguments.grid, "all pictures in one PNG [samples.png, where nothing else is to be written]")
               ->type_name("FILE"),
           ".png");
@@ -367,6 +389,18 @@ inline void CommandLine::add_output() {
   flag("--quiet", arguments.quiet, "print errors only");
 }
 
+inline void CommandLine::add_video(CLI::Option* output) {
+  video = shown("--video", arguments.video,
+                "what a video is written as: apng (animated PNG), mp4 (H.264, by the program ffmpeg) or png (a folder "
+                "with its frames)")
+              ->type_name("FORMAT")
+              ->needs(output);
+  one_of(video, video_formats());
+  frame_rate = shown("--frames-per-second", arguments.frames_per_second, "of videos")
+                   ->needs(output)
+                   ->check(in_range(1.0, 100.0));
+}
+
 inline void CommandLine::take_given() const {
   for (CLI::Option const* const part : {profile, sampler, order, spacing, timesteps, sigmas, eta}) {
     arguments.sampling_given = arguments.sampling_given || part->count() > 0;
@@ -374,6 +408,7 @@ inline void CommandLine::take_given() const {
   arguments.steps_given = steps->count() > 0;
   if ((arguments.seeds.size() > 1 || arguments.variations > 0) && count->count() == 0) arguments.count = wanted_count();
   arguments.ratio_given = ratio->count() > 0;
+  arguments.video_given = video->count() > 0 || frame_rate->count() > 0;
   arguments.forecast_given = forecast->count() > 0;
   arguments.forecast_guidance_given = forecast_guidance->count() > 0;
   for (CLI::Option const* const part : {order, spacing, timesteps, sigmas, eta}) {
@@ -382,6 +417,51 @@ inline void CommandLine::take_given() const {
   if (arguments.sigmas.size() > 1 && arguments.sigmas.back() == 0) arguments.sigmas.pop_back();
   if (const std::size_t listed = arguments.timesteps.size() + arguments.sigmas.size(); listed > 0) {
     arguments.steps = int(listed);
+  }
+}
+
+inline void CommandLine::take_pipeline() const {
+  if (arguments.pipeline.empty()) {
+    for (std::string const& each : arguments.text_encoders) arguments.parts.text_encoders.push_back({each});
+    return;
+  }
+  arguments.parts = tstitch::read_pipeline_info(arguments.pipeline);
+  tstitch::PipelineInfo const& parts = arguments.parts;
+  arguments.models = parts.networks;
+  for (tstitch::PipelineInfo::TextEncoder const& each : parts.text_encoders)
+    arguments.text_encoders.push_back(each.file);
+  if (arguments.decoder.empty()) arguments.decoder = parts.decoder;
+  if (arguments.encoder.empty()) arguments.encoder = parts.encoder;
+  if (ratio->count() == 0 && parts.networks.size() == 2) arguments.ratio = parts.ratio;
+  if (routing->count() == 0 && sweep->count() == 0 && fractions->count() == 0) arguments.routing = parts.routing;
+  if (arguments.guidance.empty()) arguments.guidance = parts.guidance;
+  if (!arguments.negative) arguments.negative = parts.negative;
+  if (arguments.shape.empty()) arguments.shape = parts.shape;
+  if (arguments.sampling_given || !arguments.preset.empty()) return;
+  arguments.profile = parts.profile;
+  if (parts.steps > 0 && !arguments.steps_given) arguments.steps = parts.steps;
+}
+
+inline void CommandLine::take_prompts() const {
+  if (!arguments.prompts_file.empty()) {
+    for (std::string& each : prompts_in(arguments.prompts_file)) arguments.prompts.push_back(std::move(each));
+  }
+  const auto with = [](CLI::Option const* given, bool there, std::string const& what) {
+    if (given->count() && !there)
+      throw std::invalid_argument(given->get_name() + ": must come with " + what + ", got none");
+  };
+  std::string const& folder = arguments.pipeline;
+  if (!folder.empty() && arguments.text_encoders.empty() && !arguments.prompts.empty()) {
+    throw std::invalid_argument("--prompt: is for pipelines with text encoders, got " + in_quotes(folder));
+  }
+  for (CLI::Option const* const each : {prompt, prompts}) {
+    with(each, !arguments.text_encoders.empty(), "--text-encoder or --pipeline");
+  }
+  const bool prompted = !arguments.prompts.empty();
+  with(negative, prompted, "--prompt");
+  with(prompt_cache, !arguments.text_encoders.empty(), "--text-encoder or --pipeline");
+  if (folder.empty() && !arguments.text_encoders.empty() && !prompted) {
+    throw std::invalid_argument("--text-encoder: must come with --prompt, got none");
   }
 }
 
@@ -485,8 +565,10 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
           {"Machine", "tstitch_sample --device cpu --batch 8 --pad-batches"},
           {"Output", "tstitch_sample --class cat,dog --interpolate 15 --animation cat_to_dog.png"}});
   if (const std::optional<int> code = read_arguments(app, count, values)) return code;
-  read_routing(arguments);
   line.take_given();
+  line.take_pipeline();
+  line.take_prompts();
+  read_routing(arguments);
   line.require_effect();
   line.require_numbers();
   return std::nullopt;

@@ -3,6 +3,9 @@
 #pragma once
 
 #include <tstitch/file/condition_file.hpp>
+#include <tstitch/file/fingerprint.hpp>
+#include <tstitch/file/pipeline.hpp>
+#include <tstitch/file/prompt_cache.hpp>
 #include <tstitch/file/text_encoder.hpp>
 #include <tstitch/load.hpp>
 #include <tstitch/model/class_mixture.hpp>
@@ -88,8 +91,9 @@ struct Job {
   Arguments arguments;
   at::Device device = at::kCPU;
   std::vector<tstitch::NetworkInfo> infos;
-  std::vector<std::string> names;    ///< of networks, as they are shown
-  std::vector<std::int64_t> labels;  ///< of pictures, which take them in turn; empty without classes
+  std::vector<std::string> names;         ///< of networks, as they are shown
+  std::vector<std::string> fingerprints;  ///< of their files
+  std::vector<std::int64_t> labels;       ///< of pictures, which take them in turn; empty without classes
   Between between = Between::nothing;
   std::vector<tstitch::ClassMixture> mixtures;      ///< whose labels follow those of the networks
   std::vector<tstitch::NamedCondition> conditions;  ///< with a row for each prompt, or one for all
@@ -217,8 +221,11 @@ struct Job {
     return goes && all.is_floating_point() ? from.lerp(all.index_select(0, next), shares.to(all.scalar_type())) : from;
   }
 
+  /// Whether x becomes videos, which are written each by itself.
+  bool draws_videos() const { return shape.size() == 4 && !arguments.decoder.empty(); }
+
   /// What is drawn, as lines call it.
-  std::string noun() const { return shape.size() == 3 ? "picture" : "sample"; }
+  std::string noun() const { return shape.size() == 3 ? "picture" : draws_videos() ? "video" : "sample"; }
 
   /// For what must know them before there is a request.
   tstitch::InputSizes input_sizes() const {
@@ -272,7 +279,7 @@ struct Job {
   }
 
   /// 000012-horse-seed12.png, 000003-prompt1-a_fox_in_the_snow-seed3.png, 000002-cat-to-dog-0.25-seed0.png,
-  /// 000001-cat-seed3-variation1.png
+  /// 000001-cat-seed3-variation1.png; of videos with another ending, or with none where it is a folder of frames
   std::string file_name(std::int64_t image) const {
     char number[32];
     std::snprintf(number, sizeof number, "%06lld-", static_cast<long long>(image));
@@ -287,9 +294,12 @@ struct Job {
       name += "to-prompt" + std::to_string(prompt(image) + 1) + "-" + share(place(image).share);
     }
     if (const std::string words = file_words(text(image)); !words.empty()) name += words + "-";
-    if (arguments.variations == 0) return name + "seed" + std::to_string(seed(image)) + ".png";
+    const std::string ending = !draws_videos() || arguments.video == "apng" ? ".png"
+                               : arguments.video == "mp4"                   ? ".mp4"
+                                                                            : "";
+    if (arguments.variations == 0) return name + "seed" + std::to_string(seed(image)) + ending;
     name += "seed" + std::to_string(varied_seed(image));
-    return name + (variation(image) > 0 ? "-variation" + std::to_string(variation(image)) : "") + ".png";
+    return name + (variation(image) > 0 ? "-variation" + std::to_string(variation(image)) : "") + ending;
   }
 };
 
@@ -419,24 +429,89 @@ inline void take_condition(Job& job, std::string const& option, std::string cons
 inline void take_prompts(Job& job, Arguments const& arguments) {
   if (arguments.prompts.empty()) return;
   std::vector<std::vector<tstitch::NamedCondition>> parts;
-  for (std::string const& path : arguments.text_encoders) {
-    const tstitch::TextEncoder encoder = tstitch::load_text_encoder(path, {.device = job.device});
+  std::optional<tstitch::PromptCache> cache;
+  if (!arguments.prompt_cache.empty()) {
+    const auto warn = [&job](std::string const& line) { job.notes.push_back("--prompt-cache: " + line); };
+    cache.emplace(arguments.prompt_cache, tstitch::PromptCacheOptions{.warn = warn});
+  }
+  for (std::size_t k = 0; k < arguments.text_encoders.size(); ++k) {
+    std::string const& path = arguments.text_encoders[k];
+    if (const std::optional<std::size_t> same = tstitch::same_text_encoder(arguments.parts, k)) {
+      parts.push_back(parts[*same]);
+      continue;
+    }
+    const tstitch::TextEncoder encoder =
+        cache ? cache->load(path, {.device = job.device}) : tstitch::load_text_encoder(path, {.device = job.device});
     parts.push_back(encoder.conditions(arguments.prompts, arguments.negative));
+    for (tstitch::NamedCondition& each : parts.back()) {
+      each.value = each.value.cpu();
+      if (each.null.defined()) each.null = each.null.cpu();
+    }
     const at::Tensor cut = encoder.tokenize(arguments.prompts).cut;
-    for (std::size_t k = 0; k < arguments.prompts.size(); ++k) {
-      const std::int64_t tokens = cut.const_data_ptr<std::int64_t>()[k];
+    for (std::size_t i = 0; i < arguments.prompts.size(); ++i) {
+      const std::int64_t tokens = cut.const_data_ptr<std::int64_t>()[i];
       if (tokens == 0) continue;
-      job.notes.push_back("--prompt: " + in_quotes(tstitch::words::printable(arguments.prompts[k], 60)) +
+      job.notes.push_back("--prompt: " + in_quotes(tstitch::words::printable(arguments.prompts[i], 60)) +
                           " is cut: there is no room for " + std::to_string(tokens) + " of its tokens in " +
                           in_quotes(path));
     }
   }
   std::string const& first = arguments.text_encoders.front();
-  for (tstitch::NamedCondition& each : tstitch::side_by_side(parts)) {
-    take_condition(job, "--text-encoder", first,
-                   {each.name, each.value.cpu(), each.null.defined() ? each.null.cpu() : at::Tensor()});
+  for (tstitch::NamedCondition& each : tstitch::text_conditions(arguments.parts, parts)) {
+    take_condition(job, arguments.pipeline.empty() ? "--text-encoder" : "--pipeline",
+                   arguments.pipeline.empty() ? first : arguments.pipeline, std::move(each));
   }
   job.texts = arguments.prompts;
+}
+
+/// What the decoder says of itself; of none that it makes a pixel of a pixel.
+inline tstitch::AutoencoderInfo decoder_info(Arguments const& arguments) {
+  tstitch::AutoencoderInfo none;
+  none.upsampling = 1;
+  return arguments.decoder.empty() ? none : tstitch::read_autoencoder_info(arguments.decoder, "decoder");
+}
+
+/// The shape that --size and --frames say.
+inline void take_size(Arguments& arguments, std::vector<tstitch::NetworkInfo> const& infos) {
+  if (arguments.size.empty() && arguments.frames == 0) return;
+  std::vector<std::int64_t>& shape = arguments.shape;
+  if (shape.empty()) {
+    for (tstitch::NetworkInfo const& info : infos) tstitch::take_shape(shape, info);
+  }
+  const tstitch::AutoencoderInfo decoder = decoder_info(arguments);
+  const std::int64_t pixels = decoder.upsampling;
+  if (arguments.frames > 0) {
+    const std::int64_t stride = std::max<std::int64_t>(decoder.temporal_upsampling, 1);
+    if (shape.size() != 4 || (arguments.frames - 1) % stride) {
+      throw std::invalid_argument(
+          "--frames: must be " +
+          (shape.size() != 4 ? "for networks whose x is a video" : "1 and a multiple of " + std::to_string(stride)) +
+          ", got " + std::to_string(arguments.frames));
+    }
+    shape[1] = (arguments.frames - 1) / stride + 1;
+  }
+  if (arguments.size.empty()) return;
+  for (const std::int64_t side : arguments.size) {
+    if (shape.size() >= 3 && side % pixels == 0) continue;
+    throw std::invalid_argument(
+        "--size: must be " +
+        (shape.size() < 3 ? "for networks that draw pictures" : "of multiples of " + std::to_string(pixels)) +
+        ", got " + with_crosses(arguments.size));
+  }
+  shape[shape.size() - 2] = arguments.size[0] / pixels;
+  shape.back() = arguments.size[1] / pixels;
+}
+
+/// Takes what a pipeline's networks are told of the picture's size, where no file says it; the shape is known.
+inline void take_size_conditions(Job& job, Arguments const& arguments) {
+  if (arguments.parts.conditions.empty() || job.shape.size() < 3) return;
+  const std::int64_t pixels = decoder_info(arguments).upsampling;
+  const std::int64_t height = pixels * job.shape[job.shape.size() - 2], width = pixels * job.shape.back();
+  for (tstitch::NamedCondition& each : tstitch::size_conditions(arguments.parts, height, width)) {
+    const auto is_it = [&](tstitch::NamedCondition const& other) { return other.name == each.name; };
+    if (std::ranges::any_of(job.conditions, is_it)) continue;
+    take_condition(job, "--pipeline", arguments.pipeline, std::move(each));
+  }
 }
 
 /// Takes the tensors of all files of conditions, and how many prompts they are.
@@ -465,15 +540,33 @@ inline void require_conditions(Job const& job, tstitch::Plan const& plan) {
   for (std::size_t k = 0; k < calls.size(); ++k) {
     const std::string missing = missing_condition(job, job.infos[k]);
     if (calls[k] == 0 || missing.empty()) continue;
-    throw std::invalid_argument("--condition: must give " + in_quotes(missing) + ", which network " +
-                                std::to_string(k) + " (" + in_quotes(job.names[k]) + ") takes, got none");
+    const bool encodes = !job.arguments.text_encoders.empty() && job.arguments.prompts.empty();
+    throw std::invalid_argument((encodes ? "--prompt" : "--condition") + std::string(": must give ") +
+                                in_quotes(missing) + ", which network " + std::to_string(k) + " (" +
+                                in_quotes(job.names[k]) + ") takes, got none");
   }
 }
 
-/// Of x that is no picture there are latents only.
+/// Of x that is no picture there are latents only, and of what a decoder makes videos of these.
 /// @param shape [C, ...] of one
 inline void require_picture(Arguments const& arguments, std::vector<std::int64_t> const& shape) {
+  if (arguments.video_given && (shape.size() != 4 || arguments.decoder.empty())) {
+    throw std::invalid_argument(
+        "--video: goes, as --frames-per-second does, with --decoder and networks whose x is a video, [C, F, H, W], got "
+        "x of " +
+        tstitch::words::shape_text(shape) + (arguments.decoder.empty() ? " and no decoder" : ""));
+  }
   if (shape.size() == 3) return;
+  if (shape.size() == 4 && !arguments.decoder.empty()) {
+    const bool others = !arguments.grid.empty() || !arguments.animation.empty() || arguments.preview != "none" ||
+                        !arguments.sweep.empty();
+    if ((!arguments.output.empty() || !arguments.latents.empty()) && !others) return;
+    throw std::invalid_argument(
+        "--output: must be given, or --latents, without --grid, --animation, --preview and --sweep, for networks whose "
+        "x is a video, "
+        "[C, F, H, W], got x of " +
+        tstitch::words::shape_text(shape));
+  }
   const std::string got = ", got x of " + tstitch::words::shape_text(shape);
   if (!arguments.sweep.empty()) {
     throw std::invalid_argument("--sweep: is for networks whose x is a picture, [C, H, W]" + got);
@@ -593,18 +686,21 @@ inline Job prepare(Arguments arguments) {
   Job job;
   job.device = device_of(arguments.device);
   for (std::string const& path : arguments.models) {
-    job.infos.push_back(tstitch::load_network_info(path));
+    job.infos.push_back(load_network_info(path));
     job.names.push_back(tstitch::words::printable(job.infos.back().name, 60));
+    job.fingerprints.push_back(tstitch::fingerprint_text(path));
   }
   tstitch::NetworkInfo const& info = job.infos.back();
   note_order(job.notes, job.infos);
-  if (arguments.preset.empty()) take_recommended(arguments, info, job.notes);
+  if (arguments.preset.empty() && arguments.parts.profile.empty()) take_recommended(arguments, info, job.notes);
+  take_size(arguments, job.infos);
   job.labels = labels_of(arguments.classes, info);
   note_classes(job.notes, arguments, info, job.labels.size());
   take_prompts(job, arguments);
   take_conditions(job, arguments.conditions);
   take_between(job, arguments);
   if (!arguments.plan || !arguments.shape.empty()) job.shape = shape_for(job.infos, arguments.shape);
+  take_size_conditions(job, arguments);
   if (!arguments.plan) require_picture(arguments, job.shape);
   require_decoder(arguments, info);
   job.image_count = count_pictures(job, arguments);

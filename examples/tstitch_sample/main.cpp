@@ -15,7 +15,6 @@
 #include <utility>
 #include <vector>
 
-#include "../common/autoencoder.hpp"
 #include "../common/diagnostics.hpp"
 #include "../common/network.hpp"
 #include "../common/program.hpp"
@@ -40,6 +39,11 @@ std::optional<tstitch::Decoder> load_decoder(Job& job) {
   tstitch::Decoder decoder = tstitch::load_decoder(job.arguments.decoder, {.device = job.device});
   tstitch::NetworkInfo const& info = job.infos.back();
   tstitch::AutoencoderInfo const& known = decoder.info();
+  if ((known.temporal_upsampling > 0) != job.draws_videos()) {
+    throw std::runtime_error(in_quotes(job.arguments.decoder) + ": must be a decoder of " +
+                             (job.draws_videos() ? "videos, for x of [C, F, H, W]" : "pictures, for x of [C, H, W]") +
+                             ", got one of " + (job.draws_videos() ? "pictures" : "videos"));
+  }
   if (const std::string mismatch = latents_mismatch(info, known, true); !mismatch.empty()) {
     throw std::runtime_error(in_quotes(job.arguments.decoder) + ": " + mismatch);
   }
@@ -177,6 +181,7 @@ int tstitch_sample(Arguments arguments) {
   for (const int signal : {SIGPIPE, SIGXFSZ}) std::signal(signal, SIG_IGN);
   tstitch::require_device(job.device);
   require_writable(job);
+  if (job.draws_videos() && job.arguments.video == "mp4") tstitch::require_ffmpeg();
   take_editing(job);
   if (job.arguments.preview == "auto") {
     std::string why;

@@ -5,6 +5,7 @@
 #include <tstitch/base/diagnostics.hpp>
 #include <tstitch/output/image.hpp>
 #include <tstitch/output/npy.hpp>
+#include <tstitch/output/video.hpp>
 #include <tstitch/version.hpp>
 
 #include <ATen/Parallel.h>
@@ -26,7 +27,8 @@
 
 inline Json parameters(Job const& job) {
   Arguments const& a = job.arguments;
-  Json json{{"networks", job.names}};
+  Json json{{"networks", job.names}, {"fingerprints", job.fingerprints}};
+  if (!a.pipeline.empty()) json["pipeline"] = a.parts.name;
   if (!a.preset.empty()) {
     json["preset"] = a.preset;
   } else if (a.profile.empty()) {
@@ -85,9 +87,14 @@ inline Json parameters(Job const& job) {
   if (!a.shape.empty()) json["shape"] = a.shape;
   if (!a.conditions.empty()) json["conditions"] = a.conditions;
   if (!a.text_encoders.empty()) json["text_encoders"] = a.text_encoders;
+  if (!a.prompt_cache.empty()) json["prompt_cache"] = a.prompt_cache;
   if (a.negative) json["negative"] = *a.negative;
   if (!a.decoder.empty()) json["decoder"] = a.decoder;
   if (a.tile) json["tile"] = a.tile;
+  if (job.draws_videos()) {
+    json["video"] = a.video;
+    json["frames_per_second"] = a.frames_per_second;
+  }
   json["batch"] = a.batch;
   if (a.pad_batches) json["pad_batches"] = true;
   json["device"] = job.device.str();
@@ -133,6 +140,14 @@ using Flags = std::vector<char>;  ///< of pictures; threads write them, which no
 
 inline constexpr int grid_gap = 2;  ///< pixels between the pictures of a grid
 
+/// The parameters with those of one picture.
+inline Json about_picture(Job const& job, Json made_with, std::int64_t image) {
+  made_with["image_seed"] = job.seed(image);
+  job.describe(image, made_with);
+  if (!job.texts.empty()) made_with["prompt_text"] = job.text(image);
+  return made_with;
+}
+
 /// Every picture as a file of its own.
 /// @param made_with the parameters of all of them
 /// @param written the job's pictures; becomes true for each that is on the disk
@@ -140,15 +155,28 @@ inline void write_pictures(Job const& job, Json const& made_with, std::string co
                            std::vector<tstitch::Picture> const& pictures, std::int64_t first, Flags& written) {
   at::parallel_for(0, std::int64_t(pictures.size()), 16, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) {
-      Json text = made_with;
-      text["image_seed"] = job.seed(first + i);
-      job.describe(first + i, text);
-      if (!job.texts.empty()) text["prompt_text"] = job.text(first + i);
-      tstitch::write_file(folder + "/" + job.file_name(first + i),
-                          tstitch::encode_png(pictures[std::size_t(i)], png_text(text)), tstitch::Sync::later);
+      const tstitch::PngText text = png_text(about_picture(job, made_with, first + i));
+      tstitch::write_file(folder + "/" + job.file_name(first + i), tstitch::encode_png(pictures[std::size_t(i)], text),
+                          tstitch::Sync::later);
       written[std::size_t(first + i)] = true;
     }
   });
+}
+
+/// The same of a video.
+inline void write_video(Job const& job, Json const& made_with, tstitch::Video const& video, std::int64_t index,
+                        Flags& written) {
+  const Json about = about_picture(job, made_with, index);
+  const std::string path = job.arguments.output + "/" + job.file_name(index);
+  const double rate = job.arguments.frames_per_second;
+  if (job.arguments.video == "mp4") {
+    tstitch::write_mp4(path, video, rate, png_text(about));
+  } else if (job.arguments.video == "apng") {
+    tstitch::write_apng(path, video, rate, png_text(about));
+  } else {
+    tstitch::write_frames(path, video, png_text(about), tstitch::Sync::later);
+  }
+  written[std::size_t(index)] = true;
 }
 
 /// Takes back that pictures are on the disk which are not there any more.

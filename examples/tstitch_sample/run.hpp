@@ -42,6 +42,11 @@ class Pictures {
     sampled_ += sampled.size(0);
     if (!wanted()) {
       std::fill_n(done_.begin() + first, sampled.size(0), true);
+    } else if (job_.draws_videos()) {
+      for (std::int64_t i = 0; i < sampled.size(0); ++i) {  // one by one, for they are large
+        queue_->push(sampled.narrow(0, i, 1));
+        if (queue_->size() > 1) draw_video();
+      }
     } else if (queue_) {
       queue_->push(sampled);
       if (queue_->size() > 1) draw([&] { return queue_->pop(); });
@@ -52,7 +57,15 @@ class Pictures {
 
   /// What is still on its way.
   void finish(FirstFailure& failure) {
-    while (queue_ && queue_->size() > 0) failure.watch([&] { draw([&] { return queue_->pop(); }); });
+    while (queue_ && queue_->size() > 0) {
+      failure.watch([&] {
+        if (job_.draws_videos()) {
+          draw_video();
+        } else {
+          draw([&] { return queue_->pop(); });
+        }
+      });
+    }
     failure.watch([&] { writer_.wait(); });
     if (files()) failure.watch([&] { forget_missing(job_, job_.arguments.output, done_); });
   }
@@ -63,6 +76,13 @@ class Pictures {
   std::vector<tstitch::Picture> const& gathered() const { return gathered_; }
 
  private:
+  void draw_video() {
+    const std::int64_t index = drawn_++;
+    writer_([this, index, videos = queue_->pop_videos()] {
+      write_video(job_, parameters(job_), videos.front(), index, done_);
+    });
+  }
+
   /// @param next makes the pictures of the next batch
   template <class Next>
   void draw(Next next) {

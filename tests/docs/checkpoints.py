@@ -6,6 +6,9 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "export"))
+from harness import small_gemma  # noqa: E402
+
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 START, END = "<|startoftext|>", "<|endoftext|>"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -50,7 +53,7 @@ def clip(folder: Path, part: str, width: int, projected: bool) -> None:
     )).save_pretrained(folder / f"text_encoder{part}")  # fmt: skip
 
 
-def t5(folder: Path, part: str = "", width: int = 16) -> None:
+def t5(folder: Path, part: str = "", width: int = 16, kind: str = "T5") -> None:
     import tokenizers
     import transformers
 
@@ -62,10 +65,10 @@ def t5(folder: Path, part: str = "", width: int = 16) -> None:
     place.mkdir(parents=True)
     tokenizer.save(str(place / "tokenizer.json"))
     (place / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": 0, "eos_token": "</s>",
+        "tokenizer_class": {"T5": "T5Tokenizer", "UMT5": "PreTrainedTokenizerFast"}[kind], "model_max_length": 512, "extra_ids": 0, "eos_token": "</s>",
         "unk_token": "<unk>", "pad_token": "<pad>",
     }))  # fmt: skip
-    transformers.T5EncoderModel(transformers.T5Config(
+    getattr(transformers, f"{kind}EncoderModel")(getattr(transformers, f"{kind}Config")(
         vocab_size=len(words), d_model=width, d_kv=6, d_ff=20, num_layers=2, num_heads=2, is_encoder_decoder=False,
         feed_forward_proj="gated-gelu", tie_word_embeddings=False,
     )).save_pretrained(folder / f"text_encoder{part}")  # fmt: skip
@@ -111,6 +114,14 @@ def make_pipelines(folder: Path) -> None:
     clip(xl, "", 16, False)
     clip(xl, "_2", 24, True)
 
+    refines = added | {"projection_class_embeddings_input_dim": 10 + 30}
+    refiner = save("stable-diffusion-xl-refiner-1.0", "StableDiffusionXLImg2ImgPipeline",
+                   {"unet": unet(8, 24, **refines), "scheduler": euler, "vae": vae})
+    (refiner / "model_index.json").write_text(json.dumps({
+        "_class_name": "StableDiffusionXLImg2ImgPipeline", "requires_aesthetics_score": True,
+    }))  # fmt: skip
+    clip(refiner, "_2", 24, True)
+
     def pixart(layers: int) -> object:
         return diffusers.PixArtTransformer2DModel(
             num_layers=layers, num_attention_heads=2, attention_head_dim=12, sample_size=8, cross_attention_dim=24,
@@ -144,25 +155,31 @@ def make_pipelines(folder: Path) -> None:
 
     def wan(layers: int) -> object:
         return diffusers.WanTransformer3DModel(
-            num_layers=layers, num_attention_heads=2, attention_head_dim=12, text_dim=4096, freq_dim=16, ffn_dim=24,
+            num_layers=layers, num_attention_heads=2, attention_head_dim=12, text_dim=16, freq_dim=16, ffn_dim=24,
         )  # fmt: skip
 
     unipc = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
-    save("Wan2.1-T2V-1.3B-Diffusers", "WanPipeline", {"transformer": wan(1), "scheduler": unipc})
-    save("Wan2.1-T2V-14B-Diffusers", "WanPipeline", {"transformer": wan(2), "scheduler": unipc})
-    save("Wan2.2-T2V-A14B-Diffusers", "WanPipeline", {"transformer": wan(1), "transformer_2": wan(2), "scheduler": unipc})
+    beside = {"scheduler": unipc, "vae": diffusers.AutoencoderKLWan(base_dim=4, num_res_blocks=1)}
+    t5(save("Wan2.1-T2V-1.3B-Diffusers", "WanPipeline", {"transformer": wan(1), **beside}), kind="UMT5")
+    save("Wan2.1-T2V-14B-Diffusers", "WanPipeline", {"transformer": wan(2), **beside})
+    experts = {"transformer": wan(1), "transformer_2": wan(2), **beside}
+    t5(save("Wan2.2-T2V-A14B-Diffusers", "WanPipeline", experts), kind="UMT5")
 
     def sana(layers: int) -> object:
         return diffusers.SanaTransformer2DModel(
             sample_size=8, num_layers=layers, num_attention_heads=2, attention_head_dim=8, num_cross_attention_heads=2,
-            cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=4096,
+            cross_attention_head_dim=8, cross_attention_dim=16, caption_channels=16,
         )  # fmt: skip
 
+    blocks, widths = ["ResBlock"] * 5 + ["EfficientViTBlock"], [4, 4, 8, 8, 16, 32]
+    of_sana = diffusers.AutoencoderDC(
+        encoder_block_out_channels=widths, decoder_block_out_channels=widths, encoder_layers_per_block=[1] * 6,
+        decoder_layers_per_block=[1] * 6, encoder_block_types=blocks, decoder_block_types=blocks, attention_head_dim=8,
+        downsample_block_type="Conv", upsample_block_type="interpolate", scaling_factor=0.41407,
+    )  # fmt: skip
     for name, layers in (("Sana_600M_1024px_diffusers", 1), ("Sana_1600M_1024px_diffusers", 2)):
-        save(name, "SanaPipeline", {"transformer": sana(layers), "scheduler": flow})
-
-    generator = torch.Generator().manual_seed(0)
-    texts = {name: torch.randn(1, 512, 4096, generator=generator) for name in ("text_embedding", "text_embedding.null")}
-    masks = dict.fromkeys(("text_mask", "text_mask.null"), torch.ones(1, 512, dtype=torch.int64))
-    torch.save(texts, folder / "umt5.pt")
-    torch.save(texts | masks, folder / "gemma.pt")
+        solver = diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
+        pipeline = save(name, "SanaPipeline", {"transformer": sana(layers), "scheduler": solver, "vae": of_sana})
+        if layers == 1:
+            with torch.no_grad():
+                small_gemma(pipeline)

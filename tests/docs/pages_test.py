@@ -56,7 +56,7 @@ NOT_RUN = (
 # These go on with the other's files.
 SAME_FOLDER = {"pair_sit.md": "pair_dit.md", "forecasting.md": "pair_stable_diffusion.md"}
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
-NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "forecasting.md": PIPELINES, "prompts.md": PIPELINES} | {
+NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "forecasting.md": PIPELINES, "prompts.md": PIPELINES, "pipelines.md": PIPELINES} | {
     f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "sana", "wan")
 }
 CHEAPER = """#!{python}
@@ -65,11 +65,14 @@ words, tool = sys.argv[1:], {tool!r}
 def has(*flags): return any(word.split("=")[0] in flags for word in words)
 def value(flag, change):
     if flag in words: words[words.index(flag) + 1] = change(words[words.index(flag) + 1])
+def routed():
+    folder = words[words.index("--pipeline") + 1] if "--pipeline" in words else ""
+    return folder and "routing" in open(os.path.join(folder, "pipeline.txt")).read()
 if tool.endswith("tstitch_sample") and not has("--help", "--version", "--plan"):
     few = "4" if has("--invert", "--strength") else "1"
     value("--steps", lambda steps: few)
     if not has("--steps", "--preset", "--timesteps", "--sigmas"): words += ["--steps", few]
-    if not has("--ratio", "--fractions", "--sweep", "--preset", "--routing") and words.count("--model") in (0, 2):
+    if not has("--ratio", "--fractions", "--sweep", "--preset", "--routing") and words.count("--model") in (0, 2) and not routed():
         words += ["--ratio", "1"]
     if has("--preset") and not has("--class", "--model"): words += ["--class", "3"]
 value("--device", lambda device: "cpu")

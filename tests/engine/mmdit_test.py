@@ -123,8 +123,8 @@ block = "transformer_blocks.1."
 for name in (
     "context_embedder.weight", "pos_embed.proj.bias", "time_text_embed.text_embedder.linear_2.weight", "proj_out.bias",
     "norm_out.linear.weight", block + "attn.to_k.weight", block + "attn.add_v_proj.bias", block + "attn.norm_added_k.weight",
-    block + "attn2.norm_q.weight", block + "attn2.to_out.0.weight", block + "ff.net.2.weight", block + "ff_context.net.0.proj.bias",
-    block + "norm1_context.linear.bias",
+    block + "attn2.norm_q.weight", block + "attn2.to_out.0.weight", block + "ff.net.2.weight",
+    block + "ff_context.net.0.proj.bias", block + "norm1_context.linear.bias",
 ):  # fmt: skip
     must_refuse(saved(changed({name: ""})), "odd_file.pt", f"must hold {name} of shape", "got none")
 must_refuse(

@@ -5,6 +5,7 @@ import functools
 import gc
 import importlib
 import io
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -86,3 +87,39 @@ def relative(got: torch.Tensor, expected: torch.Tensor) -> float:
     """The largest difference, relative to the RMS of what is expected."""
     assert got.shape == expected.shape, (got.shape, expected.shape)
     return ((got.float() - expected).abs().max() / expected.square().mean().sqrt()).item()
+
+
+def small_gemma(pipeline: Path) -> torch.nn.Module:
+    """Puts tokenizer/ and text_encoder/ into the folder: a tokenizer of letters and bytes with a few words, and a network
+    with random weights."""
+    import tokenizers
+    import transformers
+
+    merges = [("c", "a"), ("ca", "t"), ("▁", "cat"), ("d", "o"), ("do", "g")]
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "\n", "\n\n", *(f"<0x{b:02X}>" for b in range(256)), "▁", ":", "."]
+    pieces += [*letters, *letters.upper(), *(a + b for a, b in merges)]
+    words = {piece: i for i, piece in enumerate(pieces)}
+    fast = tokenizers.Tokenizer(
+        tokenizers.models.BPE(words, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    fast.normalizer = tokenizers.normalizers.Replace(" ", "▁")
+    fast.pre_tokenizer = tokenizers.pre_tokenizers.Split(" ", "merged_with_previous")
+    fast.post_processor = tokenizers.processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 2)])
+    fast.add_tokens([tokenizers.AddedToken(runs, normalized=False) for runs in ("\n", "\n\n")])
+    folder = pipeline / "tokenizer"
+    folder.mkdir(parents=True)
+    fast.save(str(folder / "tokenizer.json"))
+    special = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special | {"tokenizer_class": "GemmaTokenizer"}))
+
+    shape = transformers.Gemma2Config(
+        vocab_size=340, hidden_size=16, intermediate_size=20, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=6, query_pre_attn_scalar=10, sliding_window=7,
+    )  # fmt: skip
+    model = transformers.Gemma2Model(shape).eval()
+    for parameter in model.parameters():
+        # With larger ones what bfloat16 rounds would be taken for a fault.
+        parameter.copy_(torch.randn_like(parameter) * 0.12)
+    model.save_pretrained(pipeline / "text_encoder")
+    return model

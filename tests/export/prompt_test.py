@@ -1,8 +1,9 @@
 """Encoded prompts are what diffusers' pipelines encode: prompt_test.py EXPORT_FOLDER SCRATCH_FOLDER
 
-Builds small random CLIP and T5 text encoders and tokenizers of a few words, and compares with the pipelines' methods.
+Builds small random CLIP, T5, UMT5 and Gemma text encoders and tokenizers of a few words, and compares with the pipelines' methods.
 """
 
+import inspect
 import io
 import itertools
 import json
@@ -265,6 +266,47 @@ for arguments, size in (([], (1024, 1024)), (["--size", "512x768"], (512, 768)))
         same(got["aspect_ratio" + end], torch.tensor([[size[0] / size[1]]] * rows))
 assert encoded(alpha, "a", "--text-tokens", 7)["text_mask"].tolist() == [[1, 1, 1, 0, 0, 0, 0]]
 
+# Wan: white space and &amp; and the like, and zeros behind the text.
+wan = scratch / "wan"
+umt5_shape = json.loads((alpha / "text_encoder/config.json").read_text()) | {"architectures": ["UMT5EncoderModel"]}
+umt5 = transformers.UMT5EncoderModel(transformers.UMT5Config.from_dict(umt5_shape)).eval()
+for parameter in umt5.parameters():
+    parameter.copy_(torch.randn_like(parameter) * 0.3)
+umt5.save_pretrained(wan / "text_encoder")
+t5_tokenizer(wan / "tokenizer")
+wan_words = transformers.PreTrainedTokenizerFast.from_pretrained(wan / "tokenizer")
+pipe = diffusers.WanPipeline(wan_words, umt5, vae=None, scheduler=None)
+wan_prompts = [*t5_prompts, " a\t cat &amp;lt;dog&amp;gt;\u00a0\n"]
+for negative, length in ((None, 512), ("Dog \n", 9)):
+    more = ["--text-tokens", length, "--negative", negative] if negative else []
+    got = encoded(wan, *wan_prompts, *more)
+    assert set(got) == {"text_embedding", "text_embedding.null"}, set(got)
+    expected, null = pipe.encode_prompt(wan_prompts, negative, device="cpu", max_sequence_length=length)
+    same(got["text_embedding"], expected)
+    same(got["text_embedding.null"], null[:1])
+    assert (got["text_embedding"][2, 1:] == 0).all() and length in got["text_embedding"].shape
+
+# Sana: with an instruction before prompts alone.
+sana = scratch / "sana"
+sana_model = harness.small_gemma(sana)
+(sana / "model_index.json").write_text(json.dumps({"_class_name": "SanaPipeline"}))
+(scratch / "instruction").write_text("Say it twice.\nPrompt: \n")
+sana_words = transformers.GemmaTokenizerFast.from_pretrained(sana / "tokenizer")
+pipe = diffusers.SanaPipeline(sana_words, sana_model, vae=None, transformer=None, scheduler=None)
+own = inspect.signature(diffusers.SanaPipeline.__call__).parameters["complex_human_instruction"].default
+for given, lines in ((None, own), ("none", None), (scratch / "instruction", ["Say it twice.", "Prompt: "])):
+    for negative in (None, "Dog"):
+        options = [*(["--instruction", given] if given else []), *(["--negative", negative] if negative else [])]
+        got = encoded(sana, *t5_prompts, *options)
+        assert got["text_embedding"].shape == (4, 300, 16)
+        expected, mask, null, null_mask = pipe.encode_prompt(
+            t5_prompts, True, negative or "", device="cpu", complex_human_instruction=lines
+        )
+        same(got["text_embedding"], expected)
+        same(got["text_embedding.null"], null[:1])
+        assert torch.equal(got["text_mask"], mask) and torch.equal(got["text_mask.null"], null_mask[:1])
+must_refuse(sana, "a", "--instruction", scratch / "nowhere", words=("nowhere", "must be a file of UTF-8"))
+
 # ---------------------------------------------------------------------------------------- where weights come from
 
 encoded(sd, "a cat")
@@ -345,7 +387,7 @@ must_refuse(without(sd, "tokenizer"), "a", words=("tokenizer", "must be a folder
 must_refuse(without(sd, "tokenizer/vocab.json"), "a", words=("tokenizer", "vocab.json"))
 must_refuse(without(sd, config), "a", words=("config.json", "must be there"))
 must_refuse(without(xl, "tokenizer_2"), "a", words=("tokenizer_2", "must be a folder"))
-must_refuse(edited(sd, config, architectures=["UMT5EncoderModel"]), "a", words=("architectures", "UMT5EncoderModel"))
+must_refuse(edited(sd, config, architectures=["BertModel"]), "a", words=("architectures", "BertModel"))
 must_refuse(edited(sd, config, num_attention_heads=3), "a", words=("config.json", "CLIPTextModel", "got"))
 must_refuse(edited(sd, config, hidden_size=32), "a", words=("must be", "got"))
 must_refuse(edited(sd, config, num_hidden_layers=4), "a", words=("got none called",))

@@ -4,6 +4,7 @@ Builds small random transformers with diffusers, saves, exports and loads them, 
 """
 
 import functools
+import io
 import json
 import math
 import shutil
@@ -128,7 +129,37 @@ message = run(pipeline, out, "--dtype", "float32", "--text-tokens", 7, "--guidan
 assert not message, message
 got = metadata(out)
 assert (got["flow_shift"], got["input_height"], got["latent_scale"], got["guidance_scale"]) == ("2.5", "6", "0.41407", "3.0"), got
-assert got["conditions"] == "text_embedding float 7 20\ntext_mask int64 7" and "profile" not in got, got
+assert got["conditions"] == "text_embedding float 7 20\ntext_mask int64 7", got
+assert (got["profile"], got["steps"]) == ("diffusers-flow-dpmpp", "20"), got
+# What a profile does not do is said, and none is written.
+for change, words in {
+    ("solver_order", 3): "solver_order = 3",
+    ("algorithm_type", "sde-dpmsolver++"): 'algorithm_type = "sde-dpmsolver++"',
+    ("solver_type", "heun"): 'solver_type = "heun"',
+    ("use_karras_sigmas", True): "use_karras_sigmas = true",
+    ("final_sigmas_type", "sigma_min"): "final_sigmas_type",
+    ("euler_at_final", True): "euler_at_final",
+    ("lower_order_final", False): "lower_order_final = false",
+    ("thresholding", True): "thresholding",
+    ("use_dynamic_shifting", True): "use_dynamic_shifting",
+    ("of_the_future", 7): "of_the_future = 7",
+    ("_class_name", "FlowMatchHeunDiscreteScheduler"): '_class_name = "FlowMatchHeunDiscreteScheduler"',
+    ("timestep_spacing", "trailing"): None,
+    ("rescale_betas_zero_snr", True): None,
+    ("beta_end", 0.5): None,
+}.items():
+    path = pipeline / "scheduler/scheduler_config.json"
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | dict([change])))
+    stderr = io.StringIO()
+    message = run(pipeline, out, "--dtype", "float32", "--text-tokens", 7, stderr=stderr)
+    path.write_text(before)
+    assert not message, message
+    said = [line for line in stderr.getvalue().splitlines() if "no profile of tstitch has" in line]
+    assert (words is None and not said) or (len(said) == 1 and words in said[0]), (change, stderr.getvalue())
+    assert ("profile" in metadata(out)) == (words is None)
+path.write_text(json.dumps(json.loads(before) | {"prediction_type": "epsilon"}))
+must_refuse(pipeline, words=("prediction_type", "must be flow_prediction", "epsilon"))
 
 # ---------------------------------------------------------------------------------------- what is refused
 

@@ -1,10 +1,11 @@
 """Exported text encoders give what transformers and diffusers give, in Python and in C++:
 text_encoder_test.py TEXT_ENCODER_CALLS EXPORT_FOLDER SCRATCH_FOLDER
 
-Builds small random CLIP, T5 and UMT5 text encoders with tokenizers of a few words, exports them, and runs the files.
+Builds small random CLIP, T5, UMT5 and Gemma text encoders with tokenizers of a few words, exports them, and runs the files.
 """
 
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -68,7 +69,7 @@ for activation, end, masked, projected in itertools.product(("quick_gelu", "gelu
     )  # fmt: skip
     kind = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
     model = random(kind(shape))
-    weights = export_text_encoder.clip_names(model.state_dict())
+    weights = export_text_encoder.clip_names(model.state_dict(), scratch)
     expected = model(tokens, attention_mask=mask if masked else None, output_hidden_states=True)
     for penultimate in (False, True):
         config = ours.ClipConfig(
@@ -107,6 +108,31 @@ for kind, feed_forward, masked, depth in itertools.product(
             {n for n in types if ".wo." in n} if dtype == torch.float16 else set()
         )
         assert network(tokens, mask)["text_embedding"].dtype == dtype
+
+for cap, window, heads, key_heads, depth in itertools.product((None, 5.0), (3, 5, 4096), (4,), (1, 2, 4), (1, 4)):
+    shape = transformers.Gemma2Config(
+        vocab_size=92, hidden_size=16, intermediate_size=20, num_hidden_layers=depth, num_attention_heads=heads,
+        num_key_value_heads=key_heads, head_dim=6, query_pre_attn_scalar=10, sliding_window=window,
+        attn_logit_softcapping=cap, max_position_embeddings=64,
+    )  # fmt: skip
+    model = random(transformers.Gemma2Model(shape))
+    config = ours.GemmaConfig(
+        92, 16, 20, depth, heads, key_heads, 6, "gelu_pytorch_tanh", 1e-6, 10000.0, 10.0, cap or 0.0, window,
+        (True, False, True, False)[:depth],
+    )  # fmt: skip
+    network = ours.Gemma(config)
+    network.load_state_dict(model.state_dict())
+    network = torch.jit.script(network.eval())
+    for given in (mask, torch.ones_like(mask)):
+        # All places, those of the padding too, some of which see nothing where the window is small.
+        got, expected = network(tokens, given), model(tokens, attention_mask=given).last_hidden_state
+        near(got["text_embedding"], expected)
+        assert torch.equal(got["text_mask"], given)
+    exact = got["text_embedding"]
+    network.to(torch.bfloat16)
+    got = network(tokens, given)["text_embedding"]
+    peer = model.to(torch.bfloat16)(tokens, attention_mask=given).last_hidden_state
+    assert got.dtype == torch.bfloat16 and relative(got.float(), exact) < 1.5 * relative(peer.float(), exact) + 1e-3
 
 # ---------------------------------------------------------------------------------------- small pipelines
 
@@ -184,6 +210,11 @@ sd3_model = t5(sd3 / "text_encoder_3")
 umt5 = pipeline("umt5", "SomePipeline")
 unigram_tokenizer(umt5 / "tokenizer", "PreTrainedTokenizerFast")
 umt5_model = t5(umt5 / "text_encoder", "UMT5")
+wan = pipeline("wan", "WanPipeline")
+for part in ("tokenizer", "text_encoder"):
+    shutil.copytree(umt5 / part, wan / part)
+sana = pipeline("sana", "SanaPipeline")
+sana_model = harness.small_gemma(sana)
 
 # ---------------------------------------------------------------------------------------- the same, in C++
 
@@ -313,9 +344,80 @@ got = called(path, {"text_embedding": (floats, [20, 16]), "text_mask": (torch.in
 rows = sd3_words(PROMPTS, max_length=20, truncation=True, padding="max_length", return_tensors="pt")
 same(got["text_embedding"], umt5_model(rows.input_ids, attention_mask=rows.attention_mask).last_hidden_state)
 
+# Wan: less white space, and zeros behind the text.
+path = exported(wan)
+wan_words = transformers.AutoTokenizer.from_pretrained(wan / "tokenizer")
+pipe = diffusers.WanPipeline(wan_words, umt5_model, vae=None, scheduler=None)
+for negative in (None, "Dog \n "):
+    got = called(path, {"text_embedding": (floats, [512, 16])}, negative)
+    expected, null = pipe.encode_prompt(PROMPTS, negative, device="cpu", max_sequence_length=512)
+    same(got["text_embedding"], expected)
+    same(got["text_embedding.null"], null[:1])
+assert (got["text_embedding"][2, 1:] == 0).all() and not (got["text_embedding"][2, 0] == 0).all()
+
+# Sana: an instruction before prompts, and none before what guidance leads away from.
+(scratch / "instruction").write_text("Say it twice.\n\n- cat: a dog\nPrompt: \n")
+call = inspect.signature(diffusers.SanaPipeline.__call__).parameters["complex_human_instruction"].default
+sana_words = transformers.GemmaTokenizer.from_pretrained(sana / "tokenizer")
+pipe = diffusers.SanaPipeline(sana_words, sana_model, **parts)
+outputs = {"text_embedding": (floats, [300, 16]), "text_mask": (torch.int64, [300])}
+instructions = {
+    None: call, "none": None, scratch / "instruction": ["Say it twice.", "", "- cat: a dog", "Prompt: "],
+}  # fmt: skip
+PROMPTS.append("a cat " * 400)  # cut, with an instruction and without
+for given, lines in instructions.items():
+    path = exported(sana, *(() if given is None else ("--instruction", given)))
+    values = harness.metadata(path, ("instruction", "architecture")) if lines else {"instruction": ""}
+    assert values["instruction"] == "\n".join(lines or [])
+    for negative in (None, "Dog \n "):
+        got = called(path, outputs, negative)
+        expected, mask, null, null_mask = pipe.encode_prompt(
+            PROMPTS, True, negative or "", device="cpu", complex_human_instruction=lines
+        )
+        same(got["text_embedding"], expected)
+        same(got["text_embedding.null"], null[:1])
+        assert torch.equal(got["text_mask"], mask) and torch.equal(got["text_mask.null"], null_mask[:1])
+        assert torch.equal(got["mask"], mask) and got["cut"][-1] > 0 and (got["cut"][:-1] == 0).all()
+PROMPTS.pop()
+
+# ---------------------------------------------------------------------------------------- a cache on the disk
+
+# Several processes at once, of two encoders, and then from the disk alone.
+sana_path, wan_path = exported(sana, name="sana"), exported(wan, name="wan")
+cache, texts = scratch / "cache", scratch / "texts"
+texts.write_bytes(b"".join(prompt.encode() + b"\0" for prompt in PROMPTS * 2))
+for round in range(2):
+    running = []
+    for k in range(4):
+        path = (sana_path, wan_path)[k % 2]
+        arguments = [program, path, texts, scratch / f"cached{k}", "blurry", cache]
+        running.append(subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    for each in running:
+        _, said = each.communicate()
+        assert each.returncode == 0 and not said, said
+    found = [(scratch / f"cached{k}").read_bytes() for k in range(4)]
+    assert found[0] == found[2] and found[1] == found[3]
+    first = found if round == 0 else first
+    assert found == first
+entries = [torch.load(file, weights_only=True) for file in cache.glob("*.pt")]
+assert len(list(cache.iterdir())) == len(entries) == 2 * len(PROMPTS) + 2
+for path, length in ((sana_path, 300), (wan_path, 512)):
+    encoder = torch.jit.load(path)
+    mine = [entry for entry in entries if entry["text_embedding"].shape[1] == length]
+    assert sorted(entry["prompts"][0] for entry in mine) == sorted([*PROMPTS, "blurry"])
+    for entry in mine:
+        negative = path == sana_path and entry["prompts"] == ["blurry"]
+        expected = encoder.encode_negative(entry["prompts"]) if negative else encoder(entry["prompts"])
+        for name, value in expected.items():
+            assert (torch.equal if name == "text_mask" else torch.allclose)(entry[name], value), name
+        if not negative:
+            ids, mask, cut = encoder.tokenize(entry["prompts"])
+            assert torch.equal(entry["tokens.ids"], ids) and torch.equal(entry["tokens.mask"], mask)
+            assert torch.equal(entry["tokens.cut"], cut)
+
 # ---------------------------------------------------------------------------------------- types, bytes, options
 
-for folder in (sd, alpha):
+for folder in (sd, alpha, sana):
     plain = exported(folder, "--name", "x").read_bytes()
     assert exported(folder, "--name", "x", name="again").read_bytes() == plain, (
         "the same weights must give the same bytes"
@@ -329,12 +431,15 @@ for folder in (sd, alpha):
     older = scratch / f"{folder.name}_older"
     shutil.copytree(folder, older)
     (older / "text_encoder/model.safetensors").unlink()
-    model = {sd: sd_model, alpha: alpha_model}[folder]
+    model = {sd: sd_model, alpha: alpha_model, sana: sana_model}[folder]
     if folder == sd:
         tensors = {f"text_model.{k.removeprefix('text_model.')}": v for k, v in model.state_dict().items()}
         tensors["text_model.embeddings.position_ids"] = torch.arange(LENGTH)[None]
-    else:
+    elif folder == alpha:
         tensors = {k: v.clone() for k, v in model.state_dict().items() if k != "shared.weight"}
+    else:
+        tensors = {f"model.{k}": v.clone() for k, v in model.state_dict().items()}
+        tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     torch.save(tensors, older / "text_encoder/pytorch_model.bin")
     assert exported(older, "--name", "x").read_bytes() == plain
 states = torch.jit.load(exported(sd, "--states", "penultimate"))(PROMPTS)["text_embedding"]
@@ -380,6 +485,17 @@ must_refuse(changed(umt5, file, pre_tokenizer=first), "--text-tokens", 20, words
 must_refuse(
     changed(umt5, file, normalizer={"type": "StripAccents"}), "--text-tokens", 20, words=("normalizer", "StripAccents")
 )
+must_refuse(sd, "--instruction", "none", words=("--instruction", "CLIPTextModel"))
+must_refuse(sana, "--instruction", scratch / "nowhere", words=("nowhere", "must be a file of UTF-8"))
+must_refuse(changed(sana, "model_index.json", _class_name="Own"), words=("model_index.json", "--text-tokens"))
+must_refuse(changed(sana, config, attention_bias=True), words=("attention_bias", "true"))
+must_refuse(changed(sana, config, use_bidirectional_attention=True), words=("use_bidirectional_attention", "true"))
+must_refuse(changed(sana, config, hidden_activation="silu"), words=("hidden_activation", "silu"))
+yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+must_refuse(changed(sana, config, rope_parameters=yarn), words=("rope_parameters", "yarn"))
+values = json.loads((sana / "tokenizer/tokenizer.json").read_text())
+values["model"]["vocab"]["other"] = values["model"]["vocab"].pop("<0xC3>")
+must_refuse(changed(sana, "tokenizer/tokenizer.json", model=values["model"]), words=("byte_fallback", "<0xC3>"))
 shutil.rmtree(changed(sd, config) / "tokenizer")
 must_refuse(scratch / "bad", words=("tokenizer", "must be a folder"))
 if importlib.util.find_spec("sentencepiece") is None:

@@ -1,6 +1,6 @@
 """Tokenizers of TorchScript give what transformers' give: tokenizer_test.py EXPORT_FOLDER SCRATCH_FOLDER
 
-Makes small vocabularies in the forms of CLIP, T5 and UMT5 on texts of many languages, and compares all tokens of some
+Makes small vocabularies in the forms of CLIP, T5, UMT5 and Gemma on texts of many languages, and compares all tokens of some
 thousand texts: sentences, words of random characters of each script, mixtures, and what is made to be hard.
 """
 
@@ -8,6 +8,7 @@ import collections
 import json
 import math
 import random
+import re
 import time
 import unicodedata
 from pathlib import Path
@@ -117,7 +118,8 @@ HARD = [
     "ΑΣ ΑΣΑ Σ ΣΑ Α.Σ Α'Σ ΑΣ. Α\u0301Σ Α\u00adΣ", "İıIi ŞşĞğ", "Ǆǅǆ ŉ ǰ", "\u0149 \u1e9e", "½ ² ① Ⅷ ㋿ ㍿",
     "it's IT'S 'tis 'll ''s 's's !'s ' 're've'd'm", "don’t can´t", "a'b 'a ''", "--- ... !!! ?!?! <<>>", "<|startoftext|>",
     "a<|endoftext|>b", "<|EndOfText|>\x1c!<|STARTOFTEXT|><|StartOfText|>!", " <|endoftext|> ", "<|ENDOFTEXT|>", "<|endoftext", "<|<|endoftext|>|>", "a </s> b", "</s>", "<pad><unk>",
-    "<extra_id_0> <extra_id_1>x", "<0x41>", "▁", "▁▁a▁", "a▁b ▁c", "!", "hello! world!!", "a !b", "x" * 300, "ab" * 1000, "a b " * 300,
+    "<extra_id_0> <extra_id_1>x", "<0x41>", "<bos>a<eos>", "<start_of_turn>user\nhi<end_of_turn>\n", "<start_of_turn", "\n\n\n\n\n", "a\n\nb \n c",
+    "a  b   c    d", "▁▁▁▁▁", "<b>x</b></b", "<unused0> <unused1>", "\t\t\t", "▁", "▁▁a▁", "a▁b ▁c", "!", "hello! world!!", "a !b", "x" * 300, "ab" * 1000, "a b " * 300,
     "é" * 500, "\u0301" * 400, "e" + "\u0301\u0323" * 200, "🦊" * 300, "猫" * 300, "1234567890" * 30, "!?" * 300, " " * 500, "'s" * 200,
 ]  # fmt: skip
 
@@ -236,31 +238,73 @@ def unigram(folder: Path, byte_fallback: bool, extra: int) -> tokenizers.Tokeniz
     return fast
 
 
+def gemma(folder: Path) -> object:
+    """As Gemma has it: BPE over whole texts whose spaces are visible, bytes for the rest, and many added tokens, among
+    them runs of line feeds and of spaces."""
+    special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
+    runs = ["\n" * n for n in range(1, 5)] + ["▁" * n for n in range(2, 5)] + ["\t" * n for n in range(1, 3)]
+    added = [*special, "<unused0>", "<unused1>", "<start_of_turn>", "<end_of_turn>", *runs, "<b>", "</b>"]
+    bytes_of = [f"<0x{b:02X}>" for b in range(256)]
+    trained = tokenizers.Tokenizer(models.BPE())
+    trained.normalizer = normalizers.Replace(" ", "▁")
+    # On words; merges of a space and what is behind it come about all the same.
+    trained.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trainer = trainers.BpeTrainer(vocab_size=2500, initial_alphabet=["▁"], limit_alphabet=400, show_progress=False)
+    trained.train_from_iterator(CORPUS, trainer)
+    model = json.loads(trained.to_str())["model"]
+    pieces = dict.fromkeys([*added, *bytes_of, *sorted(model["vocab"], key=model["vocab"].get), "▁▁▁▁▁▁"])
+    merges = [*model["merges"], ["▁", "▁"], ["▁▁", "▁"], ["▁▁", "▁▁"], ["▁▁▁", "▁▁▁"]]
+    model |= {"vocab": {piece: i for i, piece in enumerate(pieces)}, "merges": merges, "unk_token": "<unk>"}
+    model |= {"byte_fallback": True, "fuse_unk": True}
+    token = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    values = {
+        "version": "1.0", "truncation": None, "padding": None, "model": model,
+        "added_tokens": [{"id": i, "content": c, "special": c in special} | token for i, c in enumerate(added)],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},
+        "post_processor": {
+            "type": "TemplateProcessing", "pair": [],
+            "single": [{"SpecialToken": {"id": "<bos>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<bos>": {"id": "<bos>", "ids": [2], "tokens": ["<bos>"]}},
+        },
+        "decoder": None,
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "tokenizer.json").write_text(json.dumps(values))
+    names = {f"{name}_token": f"<{name}>" for name in ("pad", "eos", "bos", "unk")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names | {"tokenizer_class": "GemmaTokenizer"}))
+    return transformers.GemmaTokenizer.from_pretrained(folder, padding_side="right")
+
+
 unigram(scratch / "t5", False, 100)
 unigram(scratch / "umt5", True, 0)
+PREPARED = {None: lambda text: text, "caption": lambda text: text.lower().strip(), "clean": lambda text: re.sub(r"\s+", " ", text).strip()}
 peers = {
-    "clip": (clip(scratch / "clip", "<|endoftext|>"), False),
-    "clip_g": (clip(scratch / "clip_g", "!"), False),
-    "t5": (transformers.T5Tokenizer.from_pretrained(scratch / "t5"), False),
-    "caption": (transformers.T5Tokenizer.from_pretrained(scratch / "t5"), True),
-    "umt5": (transformers.PreTrainedTokenizerFast.from_pretrained(scratch / "umt5"), False),
+    "clip": (clip(scratch / "clip", "<|endoftext|>"), None),
+    "clip_g": (clip(scratch / "clip_g", "!"), None),
+    "t5": (transformers.T5Tokenizer.from_pretrained(scratch / "t5"), None),
+    "caption": (transformers.T5Tokenizer.from_pretrained(scratch / "t5"), "caption"),
+    "umt5": (transformers.PreTrainedTokenizerFast.from_pretrained(scratch / "umt5"), None),
+    "clean": (transformers.PreTrainedTokenizerFast.from_pretrained(scratch / "umt5"), "clean"),
+    "gemma": (gemma(scratch / "gemma"), None),
 }
 
 # What differs from another by little is tried with fewer texts.
-EVERY = {"clip_g": 5, "caption": 5}
+EVERY = {"clip_g": 5, "caption": 5, "clean": 5}
 
 # ---------------------------------------------------------------------------------------- the same tokens
 
 scripted = {}
-for name, (peer, caption) in peers.items():
+for name, (peer, preparation) in peers.items():
+    prepare = PREPARED[preparation]
     start = time.perf_counter()
-    made = ours.make_tokenizer(scratch / name, peer, LENGTH, caption)
+    made = ours.make_tokenizer(scratch / name, peer, LENGTH, preparation)
     path = scratch / f"{name}.pt"
     torch.jit.save(torch.jit.script(made), path)
     loaded = scripted[name] = torch.jit.load(path)
     made_in = time.perf_counter() - start
     texts = TEXTS[:: EVERY.get(name, 1)]
-    expected = [peer(text.lower().strip() if caption else text).input_ids for text in texts]
+    expected = [peer(prepare(text)).input_ids for text in texts]
     start = time.perf_counter()
     wrong = []
     longest = 0
@@ -283,12 +327,18 @@ for name, (peer, caption) in peers.items():
     # Cut and padded rows, with their mask.
     some = [*HARD, *TEXTS[-300:]]
     ids, mask, cut = loaded(some)
-    prepared = [text.lower().strip() if caption else text for text in some]
+    prepared = [prepare(text) for text in some]
     rows = peer(prepared, max_length=LENGTH, truncation=True, padding="max_length", return_tensors="pt")
     assert torch.equal(ids, rows.input_ids) and torch.equal(mask, rows.attention_mask), name
     assert ids.dtype == mask.dtype == cut.dtype == torch.int64
     whole = [len(peer(text).input_ids) for text in prepared]
     assert cut.tolist() == [max(0, n - LENGTH) for n in whole] and max(whole) > LENGTH > min(whole), name
+    # With an instruction before the text, which is not prepared, and room for both.
+    instruction = 'Given a "Prompt":  \n- Evaluate it.\n 1'
+    for room in (LENGTH, 40):
+        ids_of_both, mask_of_both, _ = loaded.rows(some, instruction, room)
+        rows = peer([instruction + text for text in prepared], max_length=room, truncation=True, padding="max_length", return_tensors="pt")
+        assert torch.equal(ids_of_both, rows.input_ids) and torch.equal(mask_of_both, rows.attention_mask), name
     # The same again, alone and behind others: no list may outlive its call.
     assert torch.equal(loaded(some)[0], ids) and torch.equal(loaded(some[40:41])[0], ids[40:41]), name
 

@@ -21,7 +21,7 @@ from harness import relative, shaken  # noqa: E402
 
 KEYS = (
     "format", "name", "input_shape", "input_channels", "prediction", "num_classes", "conditions", "timestep_type", "noise_schedule",
-    "num_train_timesteps", "flow_shift", "decoding", "latent_scale", "guidance_scale", "profile", "steps", "license", "architecture",
+    "num_train_timesteps", "flow_shift", "decoding", "latent_scale", "latent_shift", "guidance_scale", "profile", "steps", "license", "architecture",
     "width", "depth", "heads", "patch_size", "mlp_ratio",
 )  # fmt: skip
 
@@ -122,11 +122,22 @@ for options, source in (((), "wan"), (("--part", "transformer_2"), "details")):
     message = run(pipeline, out, "--dtype", "float32", "--size", "3x4x6", "--text-tokens", 7, *options)
     assert not message, message
     got = metadata(out)
-    # Its scheduler is no profile of the library.
     assert (got["flow_shift"], got["input_shape"], got["conditions"]) == ("5.0", "4 3 4 6", "text_embedding float 7 20"), got
-    assert "profile" not in got, got
+    assert (got["profile"], got["steps"]) == ("diffusers-flow-unipc", str(export_wan.STEPS)), got
+    assert "latent_scale" not in got, got
     values = inputs(diffusers.WanTransformer3DModel(**small), 2, 3, 4, 6)
     assert torch.equal(torch.jit.load(out)(*values), torch.jit.load(scratch / f"{source}_float32.pt")(*values))
+
+# The autoencoder beside it says the mean and the deviation of each channel.
+vae = {"_class_name": "AutoencoderKLWan", "z_dim": 4, "latents_mean": [0.5, -1, 0, 2.25], "latents_std": [2, 0.5, 1, 3]}
+(pipeline / "vae").mkdir()
+(pipeline / "vae/config.json").write_text(json.dumps(vae))
+assert not run(pipeline, out)
+got = metadata(out)
+assert got["latent_scale"].splitlines() == ["0.5", "2.0", "1.0", repr(1 / 3)], got
+assert got["latent_shift"].splitlines() == ["0.5", "-1.0", "0.0", "2.25"], got
+(pipeline / "vae/config.json").write_text(json.dumps(vae | {"latents_std": [2, 0.5, 1]}))
+must_refuse(pipeline, words=("vae/config.json", "latents_std must be 4 numbers above 0"))
 
 # ---------------------------------------------------------------------------------------- what is refused
 

@@ -1,7 +1,8 @@
-// A prompt without Python: text_encoder_calls FILE TEXTS OUTPUT [NEGATIVE]
+// A prompt without Python: text_encoder_calls FILE TEXTS OUTPUT [NEGATIVE [CACHE]]
 //
 // Reads texts that end with a byte of 0 each, and writes for each condition a line "name sizes | sizes of null" and the
 // bytes of both, and at last those of the tokens. tests/export/text_encoder_test.py compares with Python.
+#include <tstitch/file/prompt_cache.hpp>
 #include <tstitch/file/text_encoder.hpp>
 
 #include <chrono>
@@ -39,7 +40,9 @@ int main(int argc, char** argv) try {
     return std::chrono::duration<double>(Clock::now() - from).count();
   };
   const auto start = Clock::now();
-  const TextEncoder encoder = load_text_encoder(argv[1]);
+  const auto warn = [](std::string const& line) { std::cerr << line << '\n'; };
+  const TextEncoder encoder =
+      argc > 5 ? PromptCache(argv[5], {.warn = warn}).load(argv[1]) : load_text_encoder(argv[1]);
   const double loaded = seconds(start);
   std::optional<std::string> negative;
   if (argc > 4) negative = argv[4];

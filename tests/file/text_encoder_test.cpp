@@ -115,6 +115,25 @@ TEST_CASE("a text encoder gives what its file says, in the file's order") {
   CHECK(read_text_encoder_info(saved()).name == "tiny");
 }
 
+TEST_CASE("many texts are encoded a few at once, and give what they give") {
+  const TextEncoder encoder = load_text_encoder(saved());
+  std::vector<std::string> texts;
+  for (std::size_t k = 0; k < 71; ++k) texts.emplace_back(k, 'a');
+  const auto found = encoder.encode(texts);
+  CHECK(found[0].value.sizes() == at::IntArrayRef({71, 3}));
+  CHECK(found[1].value.sizes() == at::IntArrayRef({71, 2}));
+  for (std::int64_t k = 0; k < 71; ++k) {
+    float const* const row = found[0].value.const_data_ptr<float>() + 3 * k;
+    CHECK((row[0] == 0.5f * float(k) && row[1] == 0.5f * float(k % 32) && row[2] == 0.5f * float(k * (k % 32))));
+  }
+  // Of the last seven texts another size than of those before.
+  const std::string other = std::string("def forward(self, texts: List[str]) -> Dict[str, Tensor]:\n") +
+                            "  return {\"text_embedding\": torch.zeros([len(texts), 3 if len(texts) > 9 else 4])}\n";
+  const TextEncoder broken = load_text_encoder(saved(metadata({{"outputs", "text_embedding float 3"}}), other));
+  must_refuse<std::runtime_error>([&] { broken.encode(texts); },
+                                  {"'text_embedding' must be of one size and type for all texts, got [7, 4] for 7"});
+}
+
 TEST_CASE("the null counterpart is the negative text, the empty text, or zeros") {
   const TextEncoder encoded = load_text_encoder(saved());
   const TextEncoder zeros = load_text_encoder(saved(metadata({{"no_text", "zeros"}})));
@@ -130,6 +149,48 @@ TEST_CASE("the null counterpart is the negative text, the empty text, or zeros")
   const auto none = zeros.conditions({"ab", "c"});
   CHECK(none[0].null.equal(rows({{0, 0, 0}})));
   CHECK(none[1].null.equal(zeros.encode({""})[1].value));
+}
+
+TEST_CASE("what guidance leads away from is encoded without the instruction that prompts have") {
+  const std::string negative =
+      "def encode_negative(self, texts: List[str]) -> Dict[str, Tensor]:\n"
+      "  found = self.forward(texts)\n"
+      "  return {\"text_mask\": found[\"text_mask\"] + 5, \"text_embedding\": -found[\"text_embedding\"] - 1}\n";
+  const std::string path =
+      saved(metadata({{"instruction", "Say it\ntwice: "}}), forward, std::string(tokenize) + negative);
+  const TextEncoder encoder = load_text_encoder(path);
+  CHECK(encoder.info().instruction == "Say it\ntwice: ");
+  CHECK(read_text_encoder_info(path).instruction == "Say it\ntwice: ");
+  CHECK(encoder.encode_negative({"four"})[0].value.equal(rows({{-3, -1, -1}})));
+  for (std::optional<std::string> const& text : {std::optional<std::string>("four"), std::optional<std::string>()}) {
+    const auto found = encoder.conditions({"ab", "c"}, text);
+    CHECK(found[0].value.equal(rows({{1, 0, 0}, {0.5, 0.5, 0.5}})));
+    CHECK(found[0].null.equal(text ? rows({{-3, -1, -1}}) : rows({{-1, -1, -1}})));
+    CHECK(found[1].null.equal(found[1].value.narrow(0, 0, 1).add(5)));
+  }
+  must_refuse<std::invalid_argument>([&] { encoder.conditions({"a"}, "\xff"); }, {"text 1 must be UTF-8"});
+  must_refuse<std::invalid_argument>([&] { encoder.encode_negative({}); }, {"texts must be at least one"});
+  // Without an instruction there is no difference, and nobody asks for the method.
+  const TextEncoder plain = load_text_encoder(saved(metadata(), forward, std::string(tokenize) + negative));
+  CHECK(plain.encode_negative({"four"})[0].value.equal(plain.encode({"four"})[0].value));
+  must_refuse<std::runtime_error>(
+      [&] {
+        load_text_encoder(saved(metadata({{"instruction", "Say "}})));
+      },
+      {"encode_negative must be (str[]) -> Dict(str, Tensor), got none"});
+  must_refuse<std::runtime_error>(
+      [&] {
+        read_text_encoder_info(saved(metadata({{"instruction", "\xff"}})));
+      },
+      {"instruction", "must be UTF-8"});
+  must_refuse<std::runtime_error>(
+      [&] {
+        read_text_encoder_info(saved(metadata({{"instruction", std::string(70000, 'a')}})));
+      },
+      {"instruction"});
+  TextEncoderParts own = parts();
+  own.info.instruction = "Say ";
+  must_refuse<std::invalid_argument>([&] { TextEncoder{own}; }, {"TextEncoder 'own'"});
 }
 
 TEST_CASE("texts that no encoder takes are refused by their number") {
@@ -267,7 +328,17 @@ TEST_CASE("the states of two encoders stand side by side") {
   refused({"text_embedding", tensor({3, 5, 4}, 1), tensor({1, 5, 4}, 1)});
   refused({"text_embedding", tensor({2, 5, 4}, 1), {}});
   refused({"text_embedding", tensor({2, 5}, 1), tensor({1, 5}, 1)});
-  refused({"text_embedding", tensor({2, 5, 4}, 1, at::kHalf), tensor({1, 5, 4}, 1, at::kHalf)});
+  refused({"text_embedding", tensor({2, 5, 4}, 1, at::kLong), tensor({1, 5, 4}, 1, at::kLong)});
+  // Of several types in the one that holds them.
+  for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+    const std::vector<NamedCondition> half{{"text_embedding", tensor({2, 5, 4}, 5, type), tensor({1, 5, 4}, 6, type)}};
+    CHECK(side_by_side({a, half})[0].value.equal(found[0].value));
+    CHECK(side_by_side({a, half})[0].null.equal(found[0].null));
+    CHECK(side_by_side({half, half})[0].value.scalar_type() == type);
+    const auto behind = one_behind_another({half, a});
+    CHECK(behind[0].value.scalar_type() == at::kFloat);
+    CHECK(behind[0].value.equal(one_behind_another({{b[1]}, a})[0].value));
+  }
   const std::vector<NamedCondition> mask{{"text_mask", tensor({2, 5}, 1, at::kLong), {}}};
   must_refuse<std::invalid_argument>([&] { side_by_side({mask, mask}); }, {"'text_mask' must be floating"});
 }

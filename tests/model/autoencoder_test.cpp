@@ -71,6 +71,92 @@ TEST_CASE("latents are scaled and shifted back before they are decoded, and pict
   CHECK(largest(back.select(1, 0).sub(latents.select(1, 0))) < 1e-6);
 }
 
+TEST_CASE("latents have a scale and a shift for each channel") {
+  AutoencoderInfo of_channels = info;
+  of_channels.latent_scale = {0.5, -2, 1, 4};
+  of_channels.latent_shift = {0.25, 0, -1, 3};
+  const std::vector<double> scale = of_channels.latent_scale.values(), shift = of_channels.latent_shift.values();
+  const Decoder decoder({doubled, of_channels});
+  const at::Tensor latents = pattern({2, 4, 3, 5});
+  const at::Tensor expected = latents.clone();
+  for (std::int64_t c = 0; c < 4; ++c) expected.select(1, c).div_(scale[std::size_t(c)]).add_(shift[std::size_t(c)]);
+  CHECK(largest(decoder(latents).sub(doubled(expected))) < 1e-6);
+  const at::Tensor half = latents.to(at::kHalf);
+  CHECK(decoder(half).scalar_type() == at::kHalf);
+  CHECK(largest(decoder(half).to(at::kFloat).sub(doubled(expected))) < 1e-2);
+  CHECK(largest(Decoder({doubled, of_channels})(latents.to(at::kDouble)).sub(doubled(expected))) < 1e-6);
+
+  // The encoder is the other way.
+  const Encoder encoder({[](at::Tensor const& x) {
+                           return x.repeat({1, 2, 1, 1}).narrow(1, 0, 4).slice(2, 0, {}, 2).slice(3, 0, {}, 2);
+                         },
+                         of_channels});
+  const at::Tensor pictures = pattern({1, 3, 4, 6}), encoded = encoder(pictures);
+  for (std::int64_t c = 0; c < 4; ++c) {
+    const at::Tensor z = pictures.select(1, c % 3).slice(1, 0, {}, 2).slice(2, 0, {}, 2);
+    CHECK(largest(encoded.select(1, c).sub(z.sub(shift[std::size_t(c)]).mul(scale[std::size_t(c)]))) < 1e-6);
+  }
+
+  // A number for all channels and one for each are the same.
+  AutoencoderInfo four = info;
+  four.latent_scale = {0.5, 0.5, 0.5, 0.5};
+  four.latent_shift = {0.25, 0.25, 0.25, 0.25};
+  CHECK(Decoder({doubled, four})(latents).equal(Decoder({doubled, info})(latents)));
+
+  of_channels.latent_scale = {0.5, 2, 1};
+  const auto refused = [&] { return message_of<std::invalid_argument>([&] { Decoder({doubled, of_channels}); }); };
+  CHECK(refused() ==
+        "tstitch::Autoencoder 'test': latent_scale must be one number or one for each of the 4 channels, got 3");
+  of_channels.latent_scale = {0.5, 2, 0, 1};
+  CHECK(refused() == "tstitch::Autoencoder 'test': latent_scale must be a number other than 0, got 0");
+  of_channels.latent_scale = 1;
+  of_channels.latent_shift = {0, 0, NAN, 0};
+  CHECK(refused() == "tstitch::Autoencoder 'test': latent_shift must be a number, got nan");
+}
+
+TEST_CASE("a decoder of videos gives frames, in slices and tiles") {
+  AutoencoderInfo of_videos = info;
+  of_videos.temporal_upsampling = 3;
+  std::vector<std::int64_t> seen;
+  // Each frame but the first three times, a little darker each time; every pixel 2 x 2.
+  const auto videos = [&](at::Tensor const& z) {
+    seen.push_back(z.size(0));
+    const at::Tensor large = z.narrow(1, 0, 3).repeat_interleave(2, 3).repeat_interleave(2, 4);
+    const at::Tensor frames = large.repeat_interleave(3, 2);
+    for (std::int64_t f = 0; f < frames.size(2); ++f) frames.select(2, f).sub_(0.01 * double(f));
+    return at::Tensor(frames.narrow(2, 2, frames.size(2) - 2));
+  };
+  const Decoder decoder({videos, of_videos});
+  for (std::int64_t const count : {1, 4}) {
+    const at::Tensor latents = pattern({3, 4, count, 9, 20});
+    const at::Tensor whole = decoder(latents);
+    CHECK(whole.sizes() == at::IntArrayRef({3, 3, 3 * (count - 1) + 1, 18, 40}));
+    CHECK(whole.equal(videos(latents.mul(2).add(0.25))));
+    CHECK(decoder(latents, {.rows = 2}).equal(whole));
+    CHECK(largest(decoder(latents, {.rows = 1, .tile = 8, .overlap = 3}).sub(whole)) < 2e-6);
+  }
+  CHECK(seen.size() > 2);
+  const auto refused = [&](at::Tensor const& latents) {
+    return message_of<std::invalid_argument>([&] { decoder(latents); });
+  };
+  CHECK(refused(pattern({1, 4, 2, 2})) == "tstitch::Decoder: x must be [n, 4, F, h, w], got [1, 4, 2, 2]");
+  CHECK(refused(pattern({1, 4, 0, 2, 2})) == "tstitch::Decoder: x must be [n, 4, F, h, w], got [1, 4, 0, 2, 2]");
+  CHECK(message_of<std::invalid_argument>([&] {
+          Decoder({doubled, info})(pattern({1, 4, 2, 2, 2}));
+        }) == "tstitch::Decoder: x must be [n, 4, h, w], got [1, 4, 2, 2, 2]");
+  const Decoder wrong({[](at::Tensor const& z) { return z.narrow(1, 0, 3); }, of_videos});
+  CHECK(message_of<std::runtime_error>([&] {
+          wrong(pattern({1, 4, 2, 2, 2}));
+        }) == "tstitch::Autoencoder 'test': the output must be [1, 3, 4, 4, 4], got [1, 3, 2, 2, 2]");
+  CHECK(message_of<std::invalid_argument>([&] {
+          Encoder({videos, of_videos});
+        }) == "tstitch::Encoder: temporal_upsampling must be 0: videos are decoded only, got 3");
+  of_videos.temporal_upsampling = -1;
+  CHECK(message_of<std::invalid_argument>([&] {
+          Decoder({videos, of_videos});
+        }) == "tstitch::Autoencoder 'test': temporal_upsampling must not be negative, got -1");
+}
+
 TEST_CASE("slices change nothing") {
   std::vector<std::int64_t> seen;
   const Decoder decoder({[&](at::Tensor const& z) {
@@ -178,6 +264,38 @@ TEST_CASE("decoders come from files, which are no networks") {
   metadata["latent_scale"] = "0";
   CHECK_THAT(message([&] { load_decoder(file_of(module, metadata, "bad.pt")); }),
              ContainsSubstring("tstitch/latent_scale must be above 0, got 0"));
+}
+
+TEST_CASE("files say scale and shift of each channel, and of videos how many frames there are") {
+  torch::jit::Module module("decoder");
+  module.register_parameter("scale", tstitch::detail::host_tensor({1}, at::kFloat).fill_(1), false);
+  module.define("def forward(self, z):\n  return z[:, :3] * self.scale\n");
+  auto metadata = decoder_metadata();
+  metadata["latent_scale"] = "0.5\n0.25\n1\n2";
+  metadata["latent_shift"] = "0\n-1\n0.1\n3";
+  metadata["temporal_upsampling"] = "1";
+  const auto load = [&] { return load_decoder(file_of(module, metadata, "channels.pt")); };
+  const Decoder decoder = load();
+  CHECK(decoder.info().latent_scale == PerChannel({0.5, 0.25, 1, 2}));
+  CHECK(decoder.info().latent_shift == PerChannel({0, -1, 0.1, 3}));
+  CHECK(decoder.info().temporal_upsampling == 1);
+  const at::Tensor latents = pattern({2, 4, 5, 2, 2}), video = decoder(latents);
+  CHECK(largest(video.select(1, 1).sub(latents.select(1, 1).mul(4).sub(1))) < 1e-6);
+  for (auto const& [key, value, words] :
+       {std::tuple{"latent_scale", "1\n2\n3",
+                   "must be one number, or one a line for each of the 4 channels, got 3 lines"},
+        std::tuple{"latent_scale", "1\n2\n3\n0", "must be above 0, got 0"},
+        std::tuple{"latent_scale", "1\n2\nnan\n1", "must be in [0, 1000000], got nan"},
+        std::tuple{"latent_scale", "1 2 3 4", "must be a number, got '1 2 3 4'"},
+        std::tuple{"latent_scale", "", "got 0 lines"}, std::tuple{"latent_shift", "1\n2\n3\n4\n5", "got 5 lines"},
+        std::tuple{"latent_shift", "1\n2\n3\n2e6", "must be in [-1000000, 1000000], got 2000000"},
+        std::tuple{"temporal_upsampling", "0", "must be in [1, 4096], got 0"},
+        std::tuple{"temporal_upsampling", "four", "must be a number, got 'four'"}}) {
+    const auto before = std::exchange(metadata[key], value);
+    CHECK_THAT(message_of<std::runtime_error>(load),
+               ContainsSubstring("tstitch/" + std::string(key)) && ContainsSubstring(words));
+    metadata[key] = before;
+  }
 }
 
 TEST_CASE("a decoder of what networks make takes it as it is") {

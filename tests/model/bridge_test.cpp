@@ -19,12 +19,16 @@ struct OfGaussian {
   double mean = 0.4, deviation = 0.7;
 
   at::Tensor operator()(at::Tensor const& x, at::Tensor const& t, Condition const&) const {
-    // E[x_0 | x] in the network's own latents.
-    const double m = info.latent_scale * (mean - info.latent_shift), s = info.latent_scale * deviation;
+    // E[x_0 | x] in the network's own latents, channel by channel.
     const NoiseLevel level = info.noise_schedule->at(t[0].item<double>());
-    const double total = level.alpha * level.alpha * s * s + level.sigma * level.sigma;
-    const at::Tensor x_0 = x.sub(level.alpha * m).mul(level.alpha * s * s / total).add(m);
-    const at::Tensor eps = x.sub(level.alpha * m).mul(level.sigma / total);
+    const at::Tensor x_0 = x.clone(), eps = x.clone();
+    for (std::int64_t c = 0; c < x.size(1); ++c) {
+      const double scale = info.latent_scale.of(std::size_t(c)), shift = info.latent_shift.of(std::size_t(c));
+      const double m = scale * (mean - shift), s = scale * deviation;
+      const double total = level.alpha * level.alpha * s * s + level.sigma * level.sigma;
+      x_0.select(1, c).sub_(level.alpha * m).mul_(level.alpha * s * s / total).add_(m);
+      eps.select(1, c).sub_(level.alpha * m).mul_(level.sigma / total);
+    }
     switch (info.prediction_type) {
       case PredictionType::epsilon: return eps;
       case PredictionType::sample: return x_0;
@@ -37,13 +41,13 @@ struct OfGaussian {
   Network network() const { return Network(*this, info); }
 };
 
-NetworkInfo of(std::string name, PredictionType type, NoiseSchedule schedule, double scale, double shift) {
+NetworkInfo of(std::string name, PredictionType type, NoiseSchedule schedule, PerChannel scale, PerChannel shift) {
   return {.name = std::move(name),
           .prediction_type = type,
           .timestep_type = TimestepType::float32,
           .noise_schedule = std::move(schedule),
-          .latent_scale = scale,
-          .latent_shift = shift};
+          .latent_scale = std::move(scale),
+          .latent_shift = std::move(shift)};
 }
 
 Request request() {
@@ -134,6 +138,79 @@ TEST_CASE("at pure noise a bridge of flow matching is exact, too") {
   const at::Tensor made = sampler.sample({bridged(small.network(), large.info), large.network()}, request()).images;
   CHECK(made.isfinite().all().item<bool>());
   CHECK(largest_difference(made, exact) <= 1e-10);
+}
+
+TEST_CASE("latents may have another mean in each channel, and another sign") {
+  struct Latents {
+    PerChannel scale, shift;
+  };
+  // Of a scale of its own in each channel, too, as long as the factor between the two is of one magnitude.
+  const std::vector<std::pair<Latents, Latents>> pairs{
+      {{1.5, {-0.1, 0.4}}, {0.5, {0.3, -0.8}}},       {{1.5, 0.2}, {0.5, {0.3, -0.8}}},
+      {{{1.5, 3}, {-0.1, 0.4}}, {{0.5, 1}, 0.3}},     {{{1.5, 3}, 0}, {{0.5, -1}, {0.3, -0.8}}},
+      {{{0.25, 7}, {2, 1}}, {{0.25, -7}, {0.5, -2}}}, {{1.5, {-0.1, 0.4}}, {{-0.5, 0.5}, 0}},
+  };
+  const std::vector<NoiseSchedule> schedules{NoiseSchedule::scaled_linear(), NoiseSchedule::flow(600, 3)};
+  for (auto const& [of_large, of_small] : pairs) {
+    for (NoiseSchedule const& schedule : schedules) {
+      for (NoiseSchedule const& own : schedules) {
+        for (PredictionType const type :
+             {PredictionType::epsilon, PredictionType::sample, PredictionType::v_prediction, PredictionType::flow}) {
+          const OfGaussian large{of("large", PredictionType::flow, schedule, of_large.scale, of_large.shift)};
+          const OfGaussian small{of("small", type, own, of_small.scale, of_small.shift)};
+          const Network bridge = bridged(small.network(), large.info);
+          CHECK(mismatches({bridge, large.network()}).empty());
+          const SamplingOptions options{.steps = 9,
+                                        .spacing = Spacing::list(timesteps(schedule, -1, 2, 9)),
+                                        .thresholding = Thresholding::none()};
+          const AnySampler stitched{schedule, Stitch{0.45}, options, update_rule_by_name("dpm-solver++")};
+          const AnySampler alone{schedule, SingleNetwork{}, options, update_rule_by_name("dpm-solver++")};
+          const at::Tensor exact = alone.sample({large.network()}, request()).images;
+          const at::Tensor made = stitched.sample({bridge, large.network()}, request()).images;
+          CHECK(largest_difference(made, exact) <= 1e-10);
+          CHECK(largest_difference(exact.select(1, 0), exact.select(1, 1)) > 0.1);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("latents whose channels have different noise have no timestep") {
+  const NetworkInfo large = of("large", PredictionType::flow, NoiseSchedule::flow(), {1.5, 1.5}, 0);
+  const OfGaussian small{of("small", PredictionType::flow, NoiseSchedule::flow(), {0.5, -0.75}, 0)};
+  CHECK(message_of<std::invalid_argument>([&] { (void)bridged(small.network(), large); }) ==
+        "tstitch::bridged: the latents of 'small' must be one factor larger than those of 'large', the same in every "
+        "channel, got [0.3333333333, -0.5]");
+  const OfGaussian three{of("three", PredictionType::flow, NoiseSchedule::flow(), {0.5, 0.5, 0.5}, 0)};
+  CHECK(message_of<std::invalid_argument>([&] { (void)bridged(three.network(), large); }) ==
+        "tstitch::PerChannel: must be one number or 3, got 2");
+}
+
+TEST_CASE("numbers of each channel are the same however they are written") {
+  CHECK(PerChannel({2, 2, 2}) == PerChannel(2));
+  CHECK(PerChannel(2) == PerChannel({2, 2, 2}));
+  CHECK(PerChannel({2, 2}) != PerChannel({2, 2, 2}));
+  CHECK(PerChannel({2, 3}) != PerChannel(2));
+  CHECK(PerChannel() == 0);
+  CHECK(words::text(PerChannel(0.5)) == "0.5");
+  CHECK(words::text(PerChannel({0.5, 1})) == "[0.5, 1]");
+  CHECK(words::text(PerChannel({1, 2, 3, 4, 5, 6})) == "[1, 2, 3, 4 and 2 more]");
+  const NetworkInfo info{.name = "odd", .channels = 4, .latent_scale = {1, 2, 3}};
+  const auto identity = [](at::Tensor const& x, at::Tensor const&) { return x; };
+  CHECK(message_of<std::invalid_argument>([&] {
+          Network{identity, info};
+        }) == "tstitch::Network: latent_scale must be one number or one for each of the 4 channels, got 3");
+  CHECK(message_of<std::invalid_argument>([&] {
+          Network{identity, {.latent_shift = PerChannel(std::vector<double>())}};
+        }) == "tstitch::Network: latent_shift must be one number or one for each channel, got 0");
+  const Network a(identity, {.name = "a", .latent_scale = {1, 2, 3}, .latent_shift = {0, 1, 2}});
+  const Network b(identity, {.name = "b", .latent_scale = {1, 2, 3}, .latent_shift = {0, 1, 5}});
+  CHECK(mismatches({a, a}).empty());
+  REQUIRE(mismatches({a, b}).size() == 1);
+  CHECK(mismatches({a, b})[0].find("has 3 and 2 in channel 2, ") != std::string::npos);
+  CHECK(mismatches({a, b})[0].find("has 3 and 5 in channel 2") != std::string::npos);
+  CHECK(mismatches({a, Network(identity, {.name = "c", .latent_scale = {1, 2}})})[0].find("[1, 2, 3]") !=
+        std::string::npos);
 }
 
 TEST_CASE("a network that differs in nothing is itself") {

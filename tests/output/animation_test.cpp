@@ -49,11 +49,26 @@ TEST_CASE("an animation has the pixels of each frame in an order that readers kn
   CHECK(found[4].second == pixels_of(frames[0]));
   CHECK(found[6].second == std::string("\0\0\0\2", 4) + pixels_of(frames[1]));
   CHECK(found[8].second == std::string("\0\0\0\4", 4) + pixels_of(frames[2]));
-  // Number, width, height, left, top, 250 of 1000 seconds, and what becomes of the frame before.
-  CHECK(found[5].second == std::string("\0\0\0\1\0\0\0\5\0\0\0\4\0\0\0\0\0\0\0\0\0\xFA\x03\xE8\0\0", 26));
+  // Number, width, height, left, top, 1 / 4 second, and what becomes of the frame before.
+  CHECK(found[5].second == std::string("\0\0\0\1\0\0\0\5\0\0\0\4\0\0\0\0\0\0\0\0\0\1\0\4\0\0", 26));
   CHECK(found[7].second.substr(0, 4) == std::string("\0\0\0\3", 4));
   // One frame is a picture.
   CHECK(chunks(encode_animation({frame(3)}, 60)).size() == 5);
+}
+
+TEST_CASE("frames are shown as long as they are to be") {
+  using Fraction = std::pair<std::int64_t, std::int64_t>;
+  const auto fraction = [](double seconds) { return tstitch::detail::as_fraction(seconds); };
+  for (std::int64_t rate = 1; rate <= 100; ++rate) CHECK(fraction(1 / double(rate)) == Fraction{1, rate});
+  CHECK(fraction(1001 / 24000.0) == Fraction{1001, 24000});
+  CHECK(fraction(60) == Fraction{60, 1});
+  CHECK(fraction(0.25) == Fraction{1, 4});
+  CHECK(fraction(2.5) == Fraction{5, 2});
+  for (double const seconds : {0.01, 0.0123456789, 3.14159265358979, 59.99999, 1.0000001, 0.1 + 1e-12}) {
+    const auto [p, q] = fraction(seconds);
+    CHECK((p > 0 && q > 0 && p <= 65535 && q <= 65535));
+    CHECK(double(p) / double(q) == Approx(seconds).epsilon(1e-6));
+  }
 }
 
 TEST_CASE("what is no animation is refused") {

@@ -408,7 +408,7 @@ TEST_CASE("a profile gives its routing, its guided channels and its noise, too")
 TEST_CASE("profiles by name are the profiles") {
   static const NoiseSchedule flow = NoiseSchedule::flow(1000, 3);
   const auto same = [](std::string const& name, auto const& profile) {
-    const AnyProfile named = profile_by_name(name, name == "diffusers-flow-euler" ? flow : linear, 10);
+    const AnyProfile named = profile_by_name(name, name.find("flow") != std::string::npos ? flow : linear, 10);
     INFO(name);
     const auto plan = [](auto const& of) { return to_string(make_sampler(of, 0.33).plan()); };
     CHECK(plan(named) == plan(profile));
@@ -426,7 +426,10 @@ TEST_CASE("profiles by name are the profiles") {
   same("diffusers-ddim", profile::diffusers_ddim(linear, 10));
   same("diffusers-dpmpp", profile::diffusers_dpmpp(linear, 10));
   same("diffusers-pndm", profile::diffusers_pndm(linear, 10));
+  same("diffusers-euler", profile::diffusers_euler(linear, 10));
   same("diffusers-flow-euler", profile::diffusers_flow_euler(flow, 10));
+  same("diffusers-flow-unipc", profile::diffusers_flow_unipc(flow, 10));
+  same("diffusers-flow-dpmpp", profile::diffusers_flow_dpmpp(flow, 10));
   same("diffusers-lcm", profile::diffusers_lcm(linear, 10));
   same("dpm-solver", profile::dpm_solver(linear, 10));
   same("k-diffusion", profile::k_diffusion(linear, 10));
@@ -434,16 +437,16 @@ TEST_CASE("profiles by name are the profiles") {
   std::set<std::string> plans;
   for (NamedProfile const& each : profiles()) {
     CHECK_FALSE(each.help.empty());
-    NoiseSchedule const& of = each.name == "diffusers-flow-euler" ? flow : linear;
+    NoiseSchedule const& of = each.name.find("flow") != std::string::npos ? flow : linear;
     plans.insert(to_string(make_sampler(each.make(of, 10), 0.33).plan()));
   }
   CHECK(plans.size() == profiles().size());
-  CHECK(profiles().size() == 12);
+  CHECK(profiles().size() == 15);
   CHECK(message_of<std::invalid_argument>([] { profile_by_name("dpm", linear, 10); }) ==
         "tstitch::profile_by_name: name must be one of recommended, dit, dit-ddim, diffusers-ddpm, diffusers-ddim, "
-        "diffusers-dpmpp, diffusers-pndm, diffusers-flow-euler, diffusers-lcm, dpm-solver, k-diffusion, "
-        "latent-diffusion, "
-        "got 'dpm'");
+        "diffusers-dpmpp, diffusers-pndm, diffusers-euler, diffusers-flow-euler, diffusers-flow-unipc, "
+        "diffusers-flow-dpmpp, "
+        "diffusers-lcm, dpm-solver, k-diffusion, latent-diffusion, got 'dpm'");
 }
 
 TEST_CASE("the routings of T-Stitch's code by name are the rules") {

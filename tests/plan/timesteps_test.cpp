@@ -181,6 +181,61 @@ TEST_CASE("timesteps of diffusers' FlowMatchEuler") {
   CHECK(times(Spacing::flow_match_euler(), 1, NoiseSchedule::flow(1000, 3)) == List{1000});
 }
 
+TEST_CASE("timesteps of diffusers' UniPC and DPM-Solver with flow sigmas are whole, and their levels are not") {
+  struct Case {
+    Spacing spacing;
+    double shift;
+    List times, sigmas;
+  };
+  // CLASS(use_flow_sigmas=True, flow_shift=S).set_timesteps(N), diffusers 0.42.1.
+  for (Case const& each :
+       {Case{Spacing::flow_unipc(),
+             3,
+             {999, 900, 750, 500},
+             {0.9999989867210388, 0.900119960308075, 0.7503747940063477, 0.5009989738464355}},
+        Case{Spacing::flow_dpm_solver(),
+             3,
+             {999, 899, 749, 499},
+             {0.9996664524078369, 0.8996397852897644, 0.7496247887611389, 0.4996665418148041}},
+        Case{Spacing::flow_unipc(),
+             5,
+             {999, 952, 882, 769, 556},
+             {0.9999989867210388, 0.9524376392364502, 0.8825258612632751, 0.7696741223335266, 0.55678790807724}},
+        Case{Spacing::flow_dpm_solver(),
+             5,
+             {999, 952, 882, 768, 555},
+             {0.9997998476028442, 0.9521540403366089, 0.8820932507514954, 0.7689347267150879, 0.5552467703819275}},
+        Case{Spacing::flow_unipc(), 1, {999}, {0.9999989867210388}},
+        Case{Spacing::flow_dpm_solver(), 1, {999}, {0.9990000128746033}},
+        Case{Spacing::flow_unipc(), 1, {999, 667, 333}, {0.9999989867210388, 0.6669999957084656, 0.33399999141693115}},
+        Case{Spacing::flow_dpm_solver(),
+             1,
+             {999, 666, 332},
+             {0.9990000128746033, 0.6660000085830688, 0.3330000042915344}}}) {
+    const int steps = int(each.times.size());
+    const std::vector<Timestep> list = each.spacing(NoiseSchedule::flow(1000, each.shift), steps);
+    for (std::size_t i = 0; i < each.times.size(); ++i) {
+      CHECK(list[i].t == each.times[i]);
+      CHECK(list[i].level.sigma == each.sigmas[i]);
+      CHECK(list[i].level.alpha == 1 - each.sigmas[i]);
+    }
+  }
+  const NoiseSchedule flow = NoiseSchedule::flow();
+  CHECK(times(Spacing::flow_unipc(3), 7, flow) == times(Spacing::flow_unipc(), 7, NoiseSchedule::flow(1000, 3)));
+  CHECK(times(Spacing::flow_dpm_solver(12), 7, flow) ==
+        times(Spacing::flow_dpm_solver(), 7, NoiseSchedule::flow(1000, 12)));
+  for (Spacing const& spacing : {Spacing::flow_unipc(), Spacing::flow_dpm_solver()}) {
+    for (const int steps : {1, 2, 999, 1000}) CHECK(spacing(flow, steps).size() == std::size_t(steps));
+    CHECK(message_of<std::invalid_argument>([&] { (void)spacing(linear, 4); }) ==
+          "tstitch::Spacing::" + spacing.name() + ": is for flow matching, got " + linear.name());
+    CHECK_THROWS_AS(spacing(flow, 1001), std::invalid_argument);
+  }
+  for (const double shift : {0.0, -1.0, std::numeric_limits<double>::infinity(), std::nan("")}) {
+    CHECK_THROWS_AS(Spacing::flow_unipc(shift), std::invalid_argument);
+    CHECK_THROWS_AS(Spacing::flow_dpm_solver(shift), std::invalid_argument);
+  }
+}
+
 TEST_CASE("a list of sigmas is taken as it is") {
   const auto list = Spacing::sigmas({80, 10, 1, 0.1})(linear, 4);
   CHECK(std::abs(list[1].level.sigma / list[1].level.alpha - 10) < 1e-13);

@@ -108,7 +108,7 @@ def test_routings():
 
 def test_profiles():
     for name in tstitch.profiles():
-        if name == "diffusers-flow-euler":  # of other networks
+        if name.startswith("diffusers-flow-"):  # of other networks
             refuses(ValueError, "is for flow matching, got linear", tstitch.sample, pair, profile=name, steps=5, labels=4)
             continue
         compare(["--profile", name, "--steps", 5, "--class", 4], profile=name, steps=5, labels=4)
@@ -206,6 +206,65 @@ def test_decoders():
         for decoder in (one, tiny):
             tstitch.Sampler([network], decoder=decoder, **options)
     check(len(said) == 1 and "'one' has latents of scale 1" in str(said[0].message), f"{said}")
+
+
+class DecodesVideos(torch.nn.Module):
+    """A decoder of 4 channels to twice the size, of F frames to 2 (F - 1) + 1."""
+
+    def forward(self, x):
+        y = x[:, :3].repeat_interleave(2, dim=2)[:, :, 1:]
+        return y.repeat_interleave(2, dim=3).repeat_interleave(2, dim=4).tanh()
+
+
+def test_videos():
+    """Videos of latents with a scale and a shift for each channel: the frames of the tool's files."""
+    if not has("PIL"):
+        return
+    from PIL import Image, ImageSequence
+
+    def lines(*numbers):
+        return "\n".join(map(str, numbers))
+
+    scale, shift = (0.5, 1, 2, 4), (0.25, 0, -1, 0.5)
+    latents = dict(latent_scale=lines(*scale), latent_shift=lines(*shift))
+    of_network = dict(kind="network", input_shape="4 3 6 5", prediction="epsilon", timestep_type="int64", noise_schedule="linear",
+                      num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02)  # fmt: skip
+    network = save_module(scratch, "videos", Latents(), **of_network, **latents)
+    of_decoder = dict(kind="decoder", latent_channels=4, upsampling=2, temporal_upsampling=2)
+    file = save_module(scratch, "decodes_videos", DecodesVideos(), **of_decoder, **latents)
+    info = tstitch._core.load_network_info(str(network))
+    check((info.latent_scale, info.latent_shift) == (list(map(float, scale)), list(map(float, shift))), "scale and shift")
+    info.latent_scale, info.latent_shift = 3, [1, 2, 3, 4]
+    check((info.latent_scale, info.latent_shift) == (3, [1, 2, 3, 4]), "as they are set")
+
+    folder = scratch / "films"
+    shutil.rmtree(folder, ignore_errors=True)
+    made = drawn("--model", network, "--steps", 3, "--count", 2, "--decoder", file, "--output", folder, "--sampler", "ddim",
+                 "--video", "apng", "--frames-per-second", 20)  # fmt: skip
+    decoder = tstitch.load_decoder(file, device="cpu")
+    check(decoder.temporal_upsampling == 2 and decoder.latent_scale == list(scale), repr(decoder))
+    samples = tstitch.sample([network], device="cpu", steps=3, count=2, sampler="ddim", decoder=decoder)
+    equal(samples.images, made, "latents")
+    check(list(samples.pictures.shape) == [2, 3, 5, 12, 10] and samples.numpy().shape == (2, 5, 12, 10, 3), "shapes")
+    expected = made / torch.tensor(scale).view(4, 1, 1, 1) + torch.tensor(shift).view(4, 1, 1, 1)
+    check((samples.pictures - DecodesVideos()(expected)).abs().max() < 1e-6, "decoded")
+    files = sorted(folder.glob("*.png"))
+    check(len(files) == 2, f"{files}")
+    for mine, path in zip(samples.pil(), files):
+        frames = [numpy.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(Image.open(path))]
+        check(len(mine) == len(frames) == 5, f"{len(frames)} frames")
+        check(all(numpy.array_equal(numpy.asarray(a), b) for a, b in zip(mine, frames)), "the frames of the file")
+
+    options = dict(device="cpu", steps=2, sampler="ddim")
+    pictures = save_module(scratch, "latents", Latents(), latent_scale=0.5)
+    of_pictures = save_module(scratch, "still", Decodes(3), kind="decoder", latent_channels=4, upsampling=2, **latents)
+    another = save_module(scratch, "another", DecodesVideos(), **of_decoder, latent_scale=lines(0.5, 1, 2, 3), latent_shift=latents["latent_shift"])
+    for pattern, of, given in [
+        ("decoder: must be of videos for 'videos', whose x is .4, 3, 6, 5., 'still' is not", network, of_pictures),
+        ("decoder: must be of pictures for 'latents', whose x is .4, 24, 20., 'decodes_videos' is not", pictures, file),
+        ("must have latents of scale 4 and shift 0.5 in channel 3 for 'videos', 'another' has 3 and 0.5", network, another),
+    ]:
+        refuses(ValueError, pattern, tstitch.Sampler, [of], decoder=given, **options)
 
 
 def test_encoders():

@@ -1,4 +1,5 @@
 // Predictions beside runs, by a clock that goes on only while networks work, so that both are exact.
+#include <tstitch/file/fingerprint.hpp>
 #include <tstitch/method/by_name.hpp>
 #include <tstitch/method/ddim.hpp>
 #include <tstitch/model/split_network.hpp>

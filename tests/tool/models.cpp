@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "../network_metadata.hpp"
+#include "../safetensors.hpp"
 
 namespace {
 
@@ -243,4 +244,14 @@ int main(int count, char** arguments) {
         {"name", "ones"},
         {"text_tokens", "2"},
         {"outputs", "text_embedding float 3"}});
+  // The good model, its weights apart.
+  std::ofstream(folder + "/in_place.safetensors", std::ios::binary)
+      << safetensors::file_of(safetensors::tensors_of(arguments[2], at::kHalf));
+  std::ofstream(folder + "/in_place.txt")
+      << safetensors::description_of(safetensors::texts_of(arguments[2]), {"in_place.safetensors"});
+  // The folder is a pipeline, whose fast network is its slow one.
+  std::ofstream(folder + "/pipeline.txt")
+      << "tstitch pipeline 1\nname tiny\nnetwork latent.pt\nnetwork latent.pt\n"
+         "text_encoder latent_text_encoder.pt\ndecoder decoder.pt\n"
+         "profile diffusers-ddim\nsteps 4\nguidance 2\nratio 0.5\nnegative blurry\n";
 }

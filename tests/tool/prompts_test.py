@@ -138,11 +138,29 @@ for negative, count, batch in itertools.product((None, "blurry"), (1, 2), (1, 16
     report, other = (json.loads(Path(f"{name}.json").read_text()) for name in ("said", "given"))
     assert report["prompts"] == other["prompts"] == texts and report.get("negative") == negative, report
     assert report["text_encoders"] == [str(encoder)], report
+    # Kept in a folder, and taken from there.
+    for _ in range(2):
+        done = by_prompt("kept", *said, *([] if negative is None else ["--negative", negative]), *more, "--prompt-cache", "texts/kept")
+        assert done.returncode == 0 and "--prompt-cache" not in done.stderr, done.stderr
+        assert "there is no room for 9 of its tokens" in done.stderr, done.stderr
+        assert Path("kept.npy").read_bytes() == Path("given.npy").read_bytes(), (negative, count, batch)
+        report = json.loads(Path("kept.json").read_text())
+        assert report["prompt_cache"] == "texts/kept" and report["prompts"] == texts, report
+        shutil.rmtree("kept")
+    assert len(os.listdir("texts/kept")) == (4 if negative is None else 5), os.listdir("texts/kept")
     for folder in ("said", "given"):
         shutil.rmtree(folder)
+# A damaged entry is said.
+for entry in Path("texts/kept").iterdir():
+    entry.write_bytes(entry.read_bytes()[:-5])
+done = by_prompt("kept", "--prompt", "a fox", "--prompt-cache", "texts/kept")
+assert done.returncode == 0 and done.stderr.count("cannot be used, and its text is encoded anew") == 2, done.stderr
+Path("a_file").write_text("")
 for words, code, arguments, encoders in (
     ("--prompt: must come with --text-encoder", 2, ["--prompt", "a"], 0),
     ("--text-encoder: must come with --prompt", 2, [], 1),
+    ("--prompt-cache: must come with --text-encoder", 2, ["--prompt-cache", "texts"], 0),
+    ("'a_file': must be a folder", 1, ["--prompt", "a", "--prompt-cache", "a_file"], 1),
     ("--negative: must come with --prompt", 2, ["--negative", "a"], 0),
     ("'text_embedding' must be [n, 2, 3] for 'latent'", 2, ["--prompt", "a"], 2),  # which stand side by side
     ("--prompt: must not be empty", 2, ["--prompt", ""], 1),

@@ -6,6 +6,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <tstitch/model/per_channel.hpp>
 #include <tstitch/plan/plan.hpp>
 #include <tstitch/sampler/any_sampler.hpp>
 
@@ -15,6 +16,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <variant>
 #include <vector>
 
 #include "python_ref.hpp"
@@ -32,6 +34,19 @@ struct PyTrajectory {
 struct RuleState {
   Ref value = {};
 };
+
+/// As Python has it: a float, or a list of one for each channel.
+using PyPerChannel = std::variant<double, std::vector<double>>;
+
+inline PyPerChannel to_python(PerChannel const& numbers) {
+  if (numbers.values().size() == 1) return numbers.of(0);
+  return numbers.values();
+}
+
+inline PerChannel from_python(PyPerChannel const& numbers) {
+  if (double const* const all = std::get_if<double>(&numbers)) return *all;
+  return PerChannel(std::get<1>(numbers));
+}
 
 /// A rule that is a callable of Python.
 AnyUpdateRule rule_from_python(py::object callable, std::string name, int history, py::object evaluations);

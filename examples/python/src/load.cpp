@@ -40,8 +40,9 @@ void bind_half(py::module_& module, char const* name, Half (*load)(std::string c
   stated("latent_channels", &AutoencoderInfo::latent_channels);
   stated("picture_channels", &AutoencoderInfo::picture_channels);
   stated("upsampling", &AutoencoderInfo::upsampling);
-  stated("latent_scale", &AutoencoderInfo::latent_scale);
-  stated("latent_shift", &AutoencoderInfo::latent_shift);
+  stated("temporal_upsampling", &AutoencoderInfo::temporal_upsampling);
+  half.def_property_readonly("latent_scale", [](Half const& self) { return to_python(self.info().latent_scale); });
+  half.def_property_readonly("latent_shift", [](Half const& self) { return to_python(self.info().latent_shift); });
   stated("scaled_latents", &AutoencoderInfo::scaled_latents);
   stated("license", &AutoencoderInfo::license);
   half.def_static(

@@ -116,6 +116,12 @@ void stated(py::class_<NetworkInfo>& info, char const* name, Member NetworkInfo:
   info.def_readwrite(name, member);
 }
 
+void stated(py::class_<NetworkInfo>& info, char const* name, PerChannel NetworkInfo::*member) {
+  info.def_property(
+      name, [member](NetworkInfo const& self) { return to_python(self.*member); },
+      [member](NetworkInfo& self, PyPerChannel const& numbers) { self.*member = from_python(numbers); });
+}
+
 void bind_info(py::module_& module) {
   py::class_<ConditionInfo>(module, "ConditionInfo")
       .def(py::init([](std::string name, std::vector<std::int64_t> shape, bool floating) {

@@ -130,6 +130,8 @@ void bind_schedules(py::module_& module) {
           py::arg("rho") = 7.0, py::arg("include_last") = true, py::arg("time") = "exact")
       .def_static("shifted", &Spacing::shifted, py::arg("shift") = py::none())
       .def_static("flow_match_euler", &Spacing::flow_match_euler, py::arg("shift") = py::none())
+      .def_static("flow_unipc", &Spacing::flow_unipc, py::arg("shift") = py::none())
+      .def_static("flow_dpm_solver", &Spacing::flow_dpm_solver, py::arg("shift") = py::none())
       .def_static(
           "sigmas",
           [](std::vector<double> sigmas, std::string const& time) {

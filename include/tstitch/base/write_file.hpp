@@ -101,30 +101,65 @@ inline void require_writable(std::string const& path, std::uint64_t bytes = 0) {
 
 namespace detail {
 
-/// While it lives, a write beyond the limit on file sizes fails, rather than end the program and leave half a file.
-class WithoutFileSizeSignal {
+/// While it lives, a write that this signal of the thread's own writes tells of fails, rather than end the program:
+/// SIGXFSZ of one beyond the limit on file sizes, which would leave half a file, SIGPIPE of one that nobody reads.
+class WithoutSignal {
  public:
-  WithoutFileSizeSignal() {
+  explicit WithoutSignal(int number) : number_(number) {
     sigemptyset(&signal_);
-    sigaddset(&signal_, SIGXFSZ);
+    sigaddset(&signal_, number);
     pthread_sigmask(SIG_BLOCK, &signal_, &before_);
   }
 
-  WithoutFileSizeSignal(WithoutFileSizeSignal const&) = delete;
-  WithoutFileSizeSignal& operator=(WithoutFileSizeSignal const&) = delete;
+  WithoutSignal(WithoutSignal const&) = delete;
+  WithoutSignal& operator=(WithoutSignal const&) = delete;
 
-  ~WithoutFileSizeSignal() {
+  ~WithoutSignal() {
     sigset_t pending;
     sigemptyset(&pending);
     sigpending(&pending);
     int taken = 0;
-    if (!sigismember(&before_, SIGXFSZ) && sigismember(&pending, SIGXFSZ)) sigwait(&signal_, &taken);
+    if (!sigismember(&before_, number_) && sigismember(&pending, number_)) sigwait(&signal_, &taken);
     pthread_sigmask(SIG_SETMASK, &before_, nullptr);
   }
 
  private:
+  int number_;
   sigset_t signal_, before_;
 };
+
+/// Opens what is written before it takes the name of the destination: path.part, or path.part1 and so on where that is
+/// taken; of what is not replaced the destination itself.
+/// @param part is given its name
+/// @throws std::runtime_error
+inline std::FILE* open_part(std::string const& path, Destination const& to, std::string& part) {
+  part = to.is_replaced ? to.file + ".part" : to.file;
+  std::FILE* file = std::fopen(part.c_str(), to.is_replaced ? "wbx" : "wb");
+  for (int taken = 1; !file && errno == EEXIST && taken < 1000; ++taken) {
+    part = to.file + ".part" + std::to_string(taken);
+    file = std::fopen(part.c_str(), "wbx");
+  }
+  if (!file) fail_to_write(path, must_be_writable, std::strerror(errno));
+  if (to.mode) fchmod(fileno(file), *to.mode);
+  return file;
+}
+
+/// Gives what is written the name of the destination.
+/// @param wait until the disk has the name
+/// @throws std::runtime_error; then the part is gone
+inline void place_part(std::string const& path, Destination const& to, std::string const& part, bool wait) {
+  if (std::rename(part.c_str(), to.file.c_str()) != 0) {
+    const int error = errno;
+    std::remove(part.c_str());
+    fail_to_write(path, "must be a name that can be replaced", std::strerror(error));
+  }
+  if (!wait) return;
+  // Some disks cannot be asked for this, and the file is whole in any case.
+  if (const int folder = open(to.folder().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); folder >= 0) {
+    fsync(folder);
+    close(folder);
+  }
+}
 
 }  // namespace detail
 
@@ -137,32 +172,19 @@ enum class Sync { now, later };
 /// @throws std::runtime_error
 inline void write_file(std::string const& path, std::string_view bytes, Sync sync = Sync::now) {
   const detail::Destination to(path);
-  std::string part = to.is_replaced ? to.file + ".part" : to.file;
-  std::FILE* file = std::fopen(part.c_str(), to.is_replaced ? "wbx" : "wb");
-  for (int taken = 1; !file && errno == EEXIST && taken < 1000; ++taken) {
-    part = to.file + ".part" + std::to_string(taken);
-    file = std::fopen(part.c_str(), "wbx");
-  }
-  if (!file) detail::fail_to_write(path, detail::must_be_writable, std::strerror(errno));
-  const auto fail = [&](char const* rule, int error) {
+  std::string part;
+  std::FILE* const file = detail::open_part(path, to, part);
+  const auto fail = [&](int error) {
     if (to.is_replaced) std::remove(part.c_str());
-    detail::fail_to_write(path, rule, std::strerror(error));
+    detail::fail_to_write(path, detail::must_fit, std::strerror(error));
   };
-  if (to.mode) fchmod(fileno(file), *to.mode);
-  const detail::WithoutFileSizeSignal guard;
+  const detail::WithoutSignal guard(SIGXFSZ);
   const bool written = std::fwrite(bytes.data(), 1, bytes.size(), file) == bytes.size() && std::fflush(file) == 0 &&
                        (sync == Sync::later || !to.is_replaced || fsync(fileno(file)) == 0);
   const int error = errno;
-  if (std::fclose(file) != 0 && written) fail(detail::must_fit, errno);
-  if (!written) fail(detail::must_fit, error);
-  if (!to.is_replaced) return;
-  if (std::rename(part.c_str(), to.file.c_str()) != 0) fail("must be a name that can be replaced", errno);
-  if (sync == Sync::later) return;
-  // Some disks cannot be asked for this, and the file is whole in any case.
-  if (const int folder = open(to.folder().c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC); folder >= 0) {
-    fsync(folder);
-    close(folder);
-  }
+  if (std::fclose(file) != 0 && written) fail(errno);
+  if (!written) fail(error);
+  if (to.is_replaced) detail::place_part(path, to, part, sync == Sync::now);
 }
 
 /// Waits until all that was written to the disk of this folder is on it.

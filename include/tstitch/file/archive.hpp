@@ -41,6 +41,20 @@ inline std::uint32_t crc32_of(void const* data, std::size_t count) {
   return parts[0].sum.value();
 }
 
+/// One number of many, FNV-1a (Fowler, Noll and Vo) by whole numbers.
+class FileFingerprint {
+ public:
+  void add(std::uint64_t part) {
+    value_ = (value_ ^ part) * 0x100000001B3;
+    value_ ^= value_ >> 29;
+  }
+
+  std::uint64_t value() const { return value_; }
+
+ private:
+  std::uint64_t value_ = 0;
+};
+
 /// A zip archive of torch, whose directory is consistent and lies in the file, and whose records are compared with
 /// their checksums whenever they are read, which torch leaves out. Torch reads through it, so that what was checked is
 /// what torch gets.
@@ -103,16 +117,13 @@ class Archive final : public caffe2::serialize::ReadAdapterInterface {
 
   /// Another number for other contents, from the checksums that the archive says; the records are not read.
   std::uint64_t fingerprint() const {
-    std::uint64_t value = 0;
+    FileFingerprint fingerprint;
     for (auto const& [name, record] : records_) {
-      for (const std::uint64_t part :
-           {std::uint64_t(crc32_of(name.data(), name.size())), record.size, std::uint64_t(record.checksum)}) {
-        // FNV-1a (Fowler, Noll and Vo) by whole numbers.
-        value = (value ^ part) * 0x100000001B3;
-        value ^= value >> 29;
-      }
+      fingerprint.add(crc32_of(name.data(), name.size()));
+      fingerprint.add(record.size);
+      fingerprint.add(record.checksum);
     }
-    return value;
+    return fingerprint.value();
   }
 
   /// @throws c10::Error naming a record that is read and has another checksum than it says
@@ -326,6 +337,11 @@ inline std::shared_ptr<Archive> open_network(FileKind kind, std::string const& s
     }
     if (head.size() > 8 && head[8] == '{' && json_size < file->size()) {
       refuse_checkpoint(kind, source, head, "safetensors");
+    }
+    if (head.starts_with("tstitch network ")) {
+      refuse_file(kind, source,
+                  "a description of a network, whose weights lie elsewhere: the native engine runs it, by "
+                  "file/safetensors.hpp");
     }
     if (head.starts_with("\x80\x02")) refuse_checkpoint(kind, source, head, "an old torch.save");
     auto archive = std::make_shared<Archive>(file);

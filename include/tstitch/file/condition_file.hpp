@@ -1,8 +1,9 @@
 /// @file
-/// Conditions from files that Python wrote with torch.save, such as the embedding of a prompt, and the prompts. Opt-in.
+/// Conditions such as the embedding of a prompt, and the prompts, from files of torch.save and to them. Opt-in.
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <caffe2/serialize/inline_container.h>
 
 #include <algorithm>
 #include <cstddef>
@@ -15,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "../base/write_file.hpp"
 #include "../model/condition.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "archive.hpp"
@@ -73,6 +75,68 @@ inline ConditionEntries condition_entries(FileKind kind, std::string const& sour
   return entries;
 }
 
+/// The pickle of a file of conditions, as torch.save writes it, and the tensors whose bytes go beside it.
+class ConditionPickle {
+ public:
+  void add(std::string const& name, at::Tensor const& tensor) {
+    text(name);
+    code("ctorch._utils\n_rebuild_tensor_v2\n((");
+    text("storage");
+    code("ctorch\n" + std::string(at::toString(tensor.scalar_type())) + "Storage\n");
+    text(std::to_string(tensors_.size()));
+    text("cpu");
+    number(tensor.numel());
+    code("tQ");
+    number(0);
+    numbers(tensor.sizes());
+    numbers(tensor.strides());
+    code(
+        "\x89"  // requires no gradient
+        "ccollections\nOrderedDict\n)RtR");
+    tensors_.push_back(tensor);
+  }
+
+  void add_prompts(std::vector<std::string> const& prompts) {
+    text("prompts");
+    code("](");
+    for (std::string const& each : prompts) text(each);
+    code("e");
+  }
+
+  std::string bytes() const { return "\x80\x02}(" + code_ + "u."; }
+
+  /// Contiguous ones on the host, in the order of their records.
+  std::vector<at::Tensor> const& tensors() const { return tensors_; }
+
+ private:
+  void code(std::string const& bytes) { code_ += bytes; }
+
+  void four_bytes(std::uint64_t value) {
+    for (int k = 0; k < 4; ++k) code_ += char(value >> (8 * k) & 0xFF);
+  }
+
+  void text(std::string const& text) {
+    code("X");
+    four_bytes(text.size());
+    code(text);
+  }
+
+  void number(std::int64_t value) {
+    code("\x8a\x08");  // of 8 bytes
+    four_bytes(std::uint64_t(value));
+    four_bytes(std::uint64_t(value) >> 32);
+  }
+
+  void numbers(at::IntArrayRef values) {
+    code("(");
+    for (const std::int64_t each : values) number(each);
+    code("t");
+  }
+
+  std::string code_ = {};
+  std::vector<at::Tensor> tensors_ = {};
+};
+
 inline constexpr std::size_t longest_prompt = std::size_t(64) << 10;     ///< bytes
 inline constexpr std::size_t most_prompt_bytes = std::size_t(16) << 20;  ///< of all prompts of a file
 
@@ -113,6 +177,55 @@ inline std::vector<NamedCondition> load_conditions(std::string const& path) {
     }
   }
   return conditions;
+}
+
+/// Writes a file that load_conditions, load_prompts and Python's torch.load read: a dict of tensors, "name.null" for
+/// null counterparts, and the prompts from which they were made.
+/// @param prompts one for each row, as load_prompts takes them, or none
+/// @throws std::invalid_argument for a condition without a value, and for prompts that load_prompts would refuse
+/// @throws std::runtime_error where the file cannot be written; then none is left
+inline void save_conditions(std::string const& path, std::vector<NamedCondition> const& conditions,
+                            std::vector<std::string> const& prompts = {}, Sync sync = Sync::now) {
+  detail::ConditionPickle pickle;
+  std::int64_t rows = 0;
+  for (NamedCondition const& each : conditions) {
+    const std::string name = "'" + detail::printable(each.name) + "'";
+    if (!each.value.defined()) detail::refuse("save_conditions", name + " must have a value", "none");
+    pickle.add(each.name, each.value.detach().cpu().contiguous());
+    rows = std::max(rows, each.value.dim() > 0 ? each.value.size(0) : 0);
+    if (each.null.defined()) pickle.add(each.name + ".null", each.null.detach().cpu().contiguous());
+  }
+  if (!prompts.empty()) {
+    if (std::int64_t(prompts.size()) != rows) {
+      detail::refuse("save_conditions", "prompts must be one for each of " + std::to_string(rows) + " rows",
+                     double(prompts.size()));
+    }
+    std::size_t bytes = 0;
+    for (std::string const& each : prompts) {
+      bytes += each.size();
+      if (each.size() > detail::longest_prompt || bytes > detail::most_prompt_bytes || !detail::is_utf8(each)) {
+        detail::refuse("save_conditions", "prompts must be UTF-8 of at most 64 KiB each and 16 MiB together",
+                       "'" + detail::printable(each) + "'");
+      }
+    }
+    pickle.add_prompts(prompts);
+  }
+  std::string file;
+  {
+    caffe2::serialize::PyTorchStreamWriter writer([&](void const* bytes, std::size_t count) {
+      file.append(static_cast<char const*>(bytes), count);
+      return count;
+    });
+    const std::string code = pickle.bytes();
+    writer.writeRecord("data.pkl", code.data(), code.size());
+    writer.writeRecord("byteorder", "little", 6);
+    for (std::size_t k = 0; k < pickle.tensors().size(); ++k) {
+      at::Tensor const& tensor = pickle.tensors()[k];
+      writer.writeRecord("data/" + std::to_string(k), tensor.const_data_ptr(), tensor.nbytes());
+    }
+    writer.writeEndOfFile();
+  }
+  write_file(path, file, sync);
 }
 
 /// Reads the texts from which the conditions of a file were made, which its list "prompts" holds: UTF-8 of at most 64

@@ -60,10 +60,9 @@ inline void take_blocks(DiTWeights& weights, TransformerTensors const& tensors, 
   }
 }
 
-/// The weights of a scripted DiT in this type on this device.
-inline DiTWeights dit_weights(torch::jit::Module const& module, NetworkInfo const& info, at::Device device,
-                              at::ScalarType type, std::string const& source) {
-  const TransformerTensors tensors{tensors_of(module), device, type, source};
+/// The weights of a DiT.
+/// @throws std::runtime_error for another network
+inline DiTWeights dit_weights(TransformerTensors const& tensors, NetworkInfo const& info) {
   const std::int64_t hidden = tensors.hidden_width(info);
   NetworkInfo::Architecture const& a = info.architecture;
   const std::int64_t width = a.width, p = a.patch_size, out_channels = info.channels * (info.learned_variance ? 2 : 1);
@@ -79,13 +78,19 @@ inline DiTWeights dit_weights(torch::jit::Module const& module, NetworkInfo cons
   w.pos_embed = tensors.get("pos_embed", {1, info.height / p * (info.width / p), width});
   w.final_layer = tensors.linear("final_layer.linear", p * p * out_channels, width);
   take_blocks(w, tensors, a, hidden);
-  const torch::jit::Module embedder = module.attr("t_embedder").toModule();
-  w.frequency_steps = constant_of(embedder, "frequency_steps", w.frequency_steps);
-  w.flow = constant_of(embedder, "flow", 0) != 0;
-  for (auto const& block : module.attr("blocks").toModule().named_children()) {
-    if (block.name == "0") w.mlp_norm_eps = constant_of(block.value.attr("norm2").toModule(), "eps", w.mlp_norm_eps);
-  }
   return w;
+}
+
+/// What a scripted DiT computes with beside its weights.
+inline void take_constants(DiTWeights& weights, torch::jit::Module const& module) {
+  const torch::jit::Module embedder = module.attr("t_embedder").toModule();
+  weights.frequency_steps = constant_of(embedder, "frequency_steps", weights.frequency_steps);
+  weights.flow = constant_of(embedder, "flow", 0) != 0;
+  for (auto const& block : module.attr("blocks").toModule().named_children()) {
+    if (block.name == "0") {
+      weights.mlp_norm_eps = constant_of(block.value.attr("norm2").toModule(), "eps", weights.mlp_norm_eps);
+    }
+  }
 }
 
 /// Gives layers of the blocks the weights in e4m3 that the file has for those whose scale is not 0. Its exporter
@@ -130,25 +135,14 @@ inline void take_e4m3(std::vector<DiTLinear*> const& layers, Archive const& arch
   }
 }
 
-/// A Network of a transformer, from its weights.
-template <class Transformer, class Weights>
-Network network_of(Weights weights, Archive const& archive, NetworkInfo info, at::Device device, DiTOptions const& how,
-                   std::string const& source) {
-  if (!how.e4m3_inputs.empty()) take_e4m3(weights.layers(), archive, info, source);
-  return Network(Transformer(std::move(weights), how), std::move(info), device);
-}
-
 /// @throws std::runtime_error for what the engine would ignore
-inline void require_plain_dit(NetworkInfo const& info, std::string const& source) {
-  const auto fail = [&](std::string const& rule, std::string const& got) {
-    throw std::runtime_error("tstitch::load_dit: " + source + ": " + rule + ", got " + got);
-  };
+inline void require_plain_dit(NetworkInfo const& info, TransformerTensors const& tensors) {
   if (!info.conditions.empty()) {
-    fail("must take no conditions but a label", "'" + printable(info.conditions[0].name) + "'");
+    tensors.fail("must take no conditions but a label", "'" + printable(info.conditions[0].name) + "'");
   }
   const std::vector<std::int64_t> shape = shape_of(info);
   if (shape.size() != 3 || !is_closed(shape)) {
-    fail("must take x of one size, [n, C, H, W]", "[n, ...] of " + sizes_text(shape));
+    tensors.fail("must take x of one size, [n, C, H, W]", "[n, ...] of " + sizes_text(shape));
   }
 }
 
@@ -159,6 +153,42 @@ inline bool is_dit(NetworkInfo const& info) {
   std::string const& kind = info.architecture.kind;
   return kind == "dit" || kind == "dit_diffusers" || kind == "sit" || kind == "sd3";
 }
+
+namespace detail {
+
+/// @param place, source for messages
+/// @throws std::runtime_error for a network that the engine does not run
+inline void require_of_engine(NetworkInfo const& info, char const* place, std::string const& source) {
+  const std::string begin = "tstitch::" + std::string(place) + ": " + source;
+  if (!is_dit(info)) {
+    throw std::runtime_error(begin + ": must have the architecture dit, dit_diffusers, sit or sd3, got '" +
+                             printable(info.architecture.kind) + "'");
+  }
+  if (!info.forecasts_residual) {
+    throw std::runtime_error(begin + ": tstitch/forecast must be residual for the engine, got 'feature'");
+  }
+}
+
+/// A network of the engine, from these tensors.
+/// @param info of one that it runs
+/// @param take_constants is given the weights of a DiT
+/// @param take_eighths is given the layers that may be in 8 bits where they are to be
+/// @throws std::runtime_error for tensors that are not of this network
+template <class TakeConstants, class TakeEighths>
+Network network_of(TransformerTensors const& tensors, NetworkInfo info, DiTOptions const& how,
+                   TakeConstants const& take_constants, TakeEighths const& take_eighths) {
+  const auto network = [&]<class Transformer>(auto weights) {
+    if (!how.e4m3_inputs.empty()) take_eighths(weights.layers());
+    return Network(Transformer(std::move(weights), how), std::move(info), tensors.device);
+  };
+  if (info.architecture.kind == "sd3") return network.template operator()<MMDiT>(mmdit_weights(tensors, info));
+  require_plain_dit(info, tensors);
+  DiTWeights weights = dit_weights(tensors, info);
+  take_constants(weights);
+  return network.template operator()<DiT>(std::move(weights));
+}
+
+}  // namespace detail
 
 /// Loads a DiT, or the MMDiT of Stable Diffusion 3, for the native engine. Runs code of the file, so load what you
 /// trust.
@@ -171,27 +201,16 @@ inline Network load_dit(std::string const& path, TorchScriptOptions const& optio
   return detail::reading(detail::torchscript_file, source, [&] {
     const auto archive = detail::open_torchscript(source, file);
     NetworkInfo info = detail::read_network_info(*archive, source, options.info);
-    if (!is_dit(info)) {
-      throw std::runtime_error("tstitch::load_dit: " + source +
-                               ": must have the architecture dit, dit_diffusers, sit or sd3, got '" +
-                               detail::printable(info.architecture.kind) + "'");
-    }
-    if (!info.forecasts_residual) {
-      throw std::runtime_error("tstitch::load_dit: " + source +
-                               ": tstitch/forecast must be residual for the engine, got 'feature'");
-    }
-    const bool joint = info.architecture.kind == "sd3";
-    if (!joint) detail::require_plain_dit(info, source);
+    detail::require_of_engine(info, "load_dit", source);
     const c10::AutoGradMode no_gradients(false);
     const torch::jit::Module module = detail::load_module(archive);
-    const at::ScalarType type = detail::type_of(module, options);
-    const auto network = [&]<class Transformer>(auto weights) {
-      return detail::network_of<Transformer>(std::move(weights), *archive, info, options.device, how, source);
+    const detail::TransformerTensors tensors{detail::tensors_of(module), options.device,
+                                             detail::type_of(module, options), source};
+    const auto take_constants = [&](DiTWeights& weights) { detail::take_constants(weights, module); };
+    const auto take_eighths = [&](std::vector<DiTLinear*> const& layers) {
+      detail::take_e4m3(layers, *archive, info, source);
     };
-    if (joint) {
-      return network.operator()<MMDiT>(detail::mmdit_weights(module, info, options.device, type, source));
-    }
-    return network.operator()<DiT>(detail::dit_weights(module, info, options.device, type, source));
+    return detail::network_of(tensors, info, how, take_constants, take_eighths);
   });
 }
 

@@ -29,7 +29,8 @@
 ///     tstitch/beta_start *, beta_end *  for linear and scaled_linear
 ///     tstitch/alphas_cumprod *          for alphas_cumprod: one number a line
 ///     tstitch/decoding                  pixels | none (default)
-///     tstitch/latent_scale, latent_shift  where x is a latent and no picture: x = scale (latent - shift)
+///     tstitch/latent_scale, latent_shift  where x is a latent and no picture: x = scale (latent - shift); each is one
+///                                       number, or one a line for each channel
 ///     tstitch/guidance_scale            the scale that the network's makers recommend, in [0, 1000]
 ///     tstitch/profile                   the profile that they sample with, by its name in tstitch_sample --profile
 ///     tstitch/steps                     the number of steps that they take, in [1, 1000000]
@@ -50,6 +51,8 @@
 /// kind *, name *, latent_channels *, picture_channels (default 3), upsampling *, latent_scale *, latent_shift (default
 /// 0), license, and
 ///
+///     tstitch/temporal_upsampling       of videos: a latent of F frames is a video of so many times F - 1, and one; of
+///                                       pictures it is left out
 ///     tstitch/latents                   unscaled (default): forward takes or returns the latent, which networks know
 ///                                       as scale (latent - shift); scaled: forward takes or returns x as networks
 ///                                       know it, whatever their scale, as tiny autoencoders do, and latent_scale is
@@ -61,6 +64,8 @@
 ///     tstitch/outputs *                 what forward returns in a dictionary, one a line as in tstitch/conditions
 ///     tstitch/text_tokens *             tokens of a text, in [1, 65536]
 ///     tstitch/no_text                   encoded (default): no text is the empty one; zeros: it is all zeros (SDXL)
+///     tstitch/instruction               what forward puts before every text, at most 64 KiB, of any lines; the method
+///                                       encode_negative then takes texts without it
 ///
 /// AOTInductor packages have more keys, listed in aot_inductor.hpp.
 #pragma once
@@ -199,6 +204,25 @@ inline std::vector<std::int64_t> read_shape(MetadataReader const& file) {
   return shape;
 }
 
+/// One number, or one a line for each of the channels, each in [least, most].
+/// @param channels at least 1
+inline PerChannel read_channels(MetadataReader const& file, std::string const& key, double least, double most,
+                                double otherwise, std::int64_t channels) {
+  std::vector<double> each;
+  for (std::string const& line : file.lines(key, 65536)) {
+    each.push_back(file.parse<double>(key, line));
+    if (!(each.back() >= least && each.back() <= most)) {
+      file.fail(key, "must be in [" + text(least) + ", " + text(most) + "]", text(each.back()));
+    }
+  }
+  if (!file.has(key)) return otherwise;
+  if (each.size() != 1 && std::int64_t(each.size()) != channels) {
+    file.fail(key, "must be one number, or one a line for each of the " + std::to_string(channels) + " channels",
+              std::to_string(each.size()) + " lines");
+  }
+  return PerChannel(std::move(each));
+}
+
 /// @param kind network, decoder or encoder
 inline void require_kind(MetadataReader const& file, std::string const& kind) {
   if (const std::string got = file.text("kind", "network"); got != kind) {
@@ -283,8 +307,11 @@ inline NetworkInfo read_network_info(MetadataReader const& file) {
   }
   info.decoding = file.choice<Decoding>("decoding", file.text("decoding", "none"),
                                         {{"pixels", Decoding::pixels}, {"none", Decoding::none}});
-  info.latent_scale = file.in_range<double>("latent_scale", 0, 1e6, 0);
-  info.latent_shift = file.in_range<double>("latent_shift", -1e6, 1e6, 0);
+  info.latent_scale = read_channels(file, "latent_scale", 0, 1e6, 0, info.channels);
+  for (double const scale : info.latent_scale.values()) {
+    if (scale == 0 && info.latent_scale != 0) file.fail("latent_scale", "must be above 0 in each channel", "0");
+  }
+  info.latent_shift = read_channels(file, "latent_shift", -1e6, 1e6, 0, info.channels);
   info.guidance_scale = file.in_range<double>("guidance_scale", 0, 1000, 1);
   info.profile = file.line("profile", "");
   if (file.has("steps")) info.steps = file.in_range<int>("steps", 1, 1'000'000);
@@ -306,13 +333,17 @@ inline AutoencoderInfo read_autoencoder_info(MetadataReader const& file, std::st
   info.latent_channels = file.in_range<std::int64_t>("latent_channels", 1, 4096);
   info.picture_channels = file.in_range<std::int64_t>("picture_channels", 1, 4096, 3);
   info.upsampling = file.in_range<std::int64_t>("upsampling", 1, 4096);
+  if (file.has("temporal_upsampling")) {
+    info.temporal_upsampling = file.in_range<std::int64_t>("temporal_upsampling", 1, 4096);
+  }
   info.scaled_latents =
       file.choice<bool>("latents", file.text("latents", "unscaled"), {{"unscaled", false}, {"scaled", true}});
-  info.latent_scale =
-      info.scaled_latents ? file.number<double>("latent_scale", 1.0) : file.number<double>("latent_scale");
-  if (!(info.latent_scale > 0)) file.fail("latent_scale", "must be above 0", text(info.latent_scale));
-  info.latent_scale = file.in_range<double>("latent_scale", 0, 1e6, 1);
-  info.latent_shift = file.in_range<double>("latent_shift", -1e6, 1e6, 0);
+  if (!info.scaled_latents && !file.has("latent_scale")) file.fail("latent_scale", "is required", "nothing");
+  info.latent_scale = read_channels(file, "latent_scale", 0, 1e6, 1, info.latent_channels);
+  for (double const scale : info.latent_scale.values()) {
+    if (!(scale > 0)) file.fail("latent_scale", "must be above 0", text(scale));
+  }
+  info.latent_shift = read_channels(file, "latent_shift", -1e6, 1e6, 0, info.latent_channels);
   if (info.scaled_latents && (info.latent_scale != 1 || info.latent_shift != 0)) {
     file.fail("latents", "must be unscaled where latent_scale is not 1 or latent_shift not 0", "'scaled'");
   }
@@ -331,6 +362,8 @@ inline TextEncoderInfo read_text_encoder_info(MetadataReader const& file) {
   if (info.outputs.empty()) file.fail("outputs", "must be at least one line", "none");
   info.zeros_for_no_text =
       file.choice<bool>("no_text", file.text("no_text", "encoded"), {{"encoded", false}, {"zeros", true}});
+  info.instruction = file.text("instruction", "");
+  if (!is_utf8(info.instruction)) file.fail("instruction", "must be UTF-8", "other bytes");
   info.license = file.line("license", "");
   return info;
 }

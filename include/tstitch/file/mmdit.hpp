@@ -1,12 +1,11 @@
 /// @file
-/// The weights of the transformers of Stable Diffusion 3 and 3.5, out of files that export_sd3.py wrote. dit.hpp loads
-/// them.
+/// The weights of the transformers of Stable Diffusion 3 and 3.5, under the names of published checkpoints. dit.hpp
+/// loads them.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/stack.h>
-#include <torch/csrc/jit/api/module.h>
 
 #include <cmath>
 #include <cstdint>
@@ -90,11 +89,9 @@ class MMDiTBlocks {
   std::vector<at::Tensor> modulations_ = {}, biases_ = {};
 };
 
-/// The weights of a scripted MMDiT in this type on this device.
+/// The weights of an MMDiT.
 /// @throws std::runtime_error for another network
-inline MMDiTWeights mmdit_weights(torch::jit::Module const& module, NetworkInfo const& info, at::Device device,
-                                  at::ScalarType type, std::string const& source) {
-  const TransformerTensors tensors{tensors_of(module), device, type, source};
+inline MMDiTWeights mmdit_weights(TransformerTensors const& tensors, NetworkInfo const& info) {
   const std::int64_t hidden = tensors.hidden_width(info);
   NetworkInfo::Architecture const& a = info.architecture;
   const std::int64_t width = a.width, p = a.patch_size;
@@ -112,11 +109,11 @@ inline MMDiTWeights mmdit_weights(torch::jit::Module const& module, NetworkInfo 
   w.patch = p;
   const auto positions = tensors.all.find("pos_embed.pos_embed");
   const std::int64_t places =
-      positions != tensors.all.end() && positions->second.dim() == 3 ? positions->second.size(1) : 0;
+      positions != tensors.all.end() && positions->second.sizes.size() == 3 ? positions->second.sizes[1] : 0;
   w.grid = std::llround(std::sqrt(double(places)));
   if (w.grid < 1 || w.grid * w.grid != places) {
     tensors.fail("must hold pos_embed.pos_embed of shape [1, a square, " + std::to_string(width) + "]",
-                 positions == tensors.all.end() ? "none" : shape_text(positions->second.sizes()));
+                 positions == tensors.all.end() ? "none" : shape_text(positions->second.sizes));
   }
   if (info.height > w.grid * p || info.width > w.grid * p) {
     tensors.fail("must take x of at most " + std::to_string(w.grid * p) + " a side, which pos_embed.pos_embed covers",

@@ -7,6 +7,7 @@
 #include <c10/core/GradMode.h>
 #include <torch/csrc/jit/api/module.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -45,11 +46,44 @@ struct ScriptedTextEncoder {
     }
   }
 
-  std::vector<std::pair<std::string, at::Tensor>> encode(std::vector<std::string> const& texts) const {
-    if (warm_up)
-      warm_up->before({host_tensor({std::int64_t(texts.size())}, at::kFloat)}, [&] { call("forward", texts); });
+  /// Texts at once: what the network keeps of each in between is large, of T5-XXL 25 MB.
+  static constexpr std::size_t most_at_once = 32;
+
+  /// @param method forward or encode_negative
+  std::vector<std::pair<std::string, at::Tensor>> encode(char const* method,
+                                                         std::vector<std::string> const& texts) const {
+    std::vector<std::pair<std::string, at::Tensor>> all;
+    for (std::size_t begin = 0; begin < texts.size(); begin += most_at_once) {
+      const std::size_t end = std::min(begin + most_at_once, texts.size());
+      auto part = encode_at_once(method, {texts.begin() + std::ptrdiff_t(begin), texts.begin() + std::ptrdiff_t(end)});
+      if (end - begin == texts.size()) return part;
+      for (auto& [output, tensor] : part) {
+        const auto is_it = [&, wanted = output](auto const& each) { return each.first == wanted; };
+        auto whole = std::find_if(all.begin(), all.end(), is_it);
+        if (whole == all.end() && begin == 0) {
+          std::vector<std::int64_t> sizes = tensor.sizes().vec();
+          if (!sizes.empty()) sizes[0] = std::int64_t(texts.size());
+          whole = all.insert(all.end(), {output, tensor.new_empty(sizes)});
+        }
+        // Of texts that come at once all have one size, which is looked at later.
+        if (whole == all.end() || tensor.dim() < 1 || tensor.size(0) != std::int64_t(end - begin) ||
+            tensor.sizes().slice(1) != whole->second.sizes().slice(1) ||
+            tensor.scalar_type() != whole->second.scalar_type()) {
+          throw std::runtime_error("tstitch::TextEncoder '" + name + "': '" + printable(output) +
+                                   "' must be of one size and type for all texts, got " + shape_text(tensor.sizes()) +
+                                   " for " + std::to_string(end - begin));
+        }
+        whole->second.narrow(0, std::int64_t(begin), std::int64_t(end - begin)).copy_(tensor);
+      }
+    }
+    return all;
+  }
+
+  std::vector<std::pair<std::string, at::Tensor>> encode_at_once(char const* method,
+                                                                 std::vector<std::string> const& texts) const {
+    if (warm_up) warm_up->before({host_tensor({std::int64_t(texts.size())}, at::kFloat)}, [&] { call(method, texts); });
     std::vector<std::pair<std::string, at::Tensor>> found;
-    for (auto const& each : call("forward", texts).toGenericDict()) {
+    for (auto const& each : call(method, texts).toGenericDict()) {
       found.emplace_back(each.key().toStringRef(), each.value().toTensor());
     }
     return found;
@@ -136,16 +170,24 @@ inline TextEncoder load_text_encoder(std::string const& path, TorchScriptOptions
     const auto module = std::make_shared<torch::jit::Module>(detail::load_module(archive));
     const c10::AutoGradMode no_gradients(false);
     detail::require_text_method(*module, "forward", "Dict(str, Tensor)", source);
+    if (!info.instruction.empty()) {
+      detail::require_text_method(*module, "encode_negative", "Dict(str, Tensor)", source);
+    }
     detail::require_text_method(*module, "tokenize", "(Tensor, Tensor, Tensor)", source);
     module->eval();
     detail::move_text_encoder(*module, options, source);
     // Not frozen: the tables of the tokenizer would be copied into the code.
-    const auto warm_up = options.device.is_cpu() ? nullptr : std::make_shared<detail::WarmUp>();
-    const detail::ScriptedTextEncoder scripted{module, warm_up, info.name};
-    return TextEncoder({.encode = [scripted](auto const& texts) { return scripted.encode(texts); },
-                        .tokenize = [scripted](auto const& texts) { return scripted.tokenize(texts); },
-                        .info = std::move(info),
-                        .device = options.device});
+    const auto scripted_with_own_warm_up = [&] {  // each method is compiled by itself
+      const auto warm_up = options.device.is_cpu() ? nullptr : std::make_shared<detail::WarmUp>();
+      return detail::ScriptedTextEncoder{module, warm_up, info.name};
+    };
+    const detail::ScriptedTextEncoder scripted = scripted_with_own_warm_up(), negative = scripted_with_own_warm_up();
+    return TextEncoder(
+        {.encode = [scripted](auto const& texts) { return scripted.encode("forward", texts); },
+         .encode_negative = [negative](auto const& texts) { return negative.encode("encode_negative", texts); },
+         .tokenize = [scripted](auto const& texts) { return scripted.tokenize(texts); },
+         .info = std::move(info),
+         .device = options.device});
   });
 }
 

@@ -19,8 +19,6 @@
 
 #include "../base/text.hpp"
 #include "../base/write_file.hpp"
-#include "archive.hpp"
-#include "parallel_file.hpp"
 #include "text_file.hpp"
 
 namespace tstitch {
@@ -30,17 +28,6 @@ inline constexpr FileKind times_file{"TimesFile", "a file of times"};
 inline constexpr auto times_magic = "tstitch times 1";
 
 }  // namespace detail
-
-/// "9f6c1e0a44d2b37c", another one for a network's file of other contents. Its weights are not read.
-/// @throws std::runtime_error for a file that is none of a network
-inline std::string fingerprint_text(std::string const& path) {
-  constexpr detail::FileKind kind{"fingerprint_text", "a TorchScript file or an AOTInductor package"};
-  const std::uint64_t value =
-      detail::open_network(kind, detail::quoted(path), detail::open_file(kind, path))->fingerprint();
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
 
 /// Numbers by name in a file, which is written anew, whole or not at all, with each that is added. Of programs that add
 /// at once the last one wins; what another added is measured again.

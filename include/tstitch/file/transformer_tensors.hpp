@@ -1,12 +1,14 @@
 /// @file
-/// The tensors of transformers in TorchScript files, by name and shape.
+/// The tensors of transformers in files, by name and shape.
 #pragma once
 
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/jit/api/module.h>
 
 #include <cstdint>
+#include <functional>
 #include <map>
+#include <set>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -18,23 +20,34 @@
 
 namespace tstitch::detail {
 
+/// A tensor that may still be in its file.
+struct StoredTensor {
+  std::vector<std::int64_t> sizes;
+  std::function<at::Tensor()> read;  ///< on the host, in the type that it has there; may throw
+};
+
 /// Tensors of a module by name.
-inline std::map<std::string, at::Tensor> tensors_of(torch::jit::Module const& module) {
-  std::map<std::string, at::Tensor> found;
-  for (auto const& each : module.named_parameters()) found.emplace(each.name, each.value.detach());
-  for (auto const& each : module.named_buffers()) found.emplace(each.name, each.value.detach());
+inline std::map<std::string, StoredTensor> tensors_of(torch::jit::Module const& module) {
+  std::map<std::string, StoredTensor> found;
+  const auto add = [&](std::string const& name, at::Tensor const& tensor) {
+    found.emplace(name, StoredTensor{tensor.sizes().vec(), [tensor = tensor.detach()] { return tensor; }});
+  };
+  for (auto const& each : module.named_parameters()) add(each.name, each.value);
+  for (auto const& each : module.named_buffers()) add(each.name, each.value);
   return found;
 }
 
-/// The tensors of a scripted transformer in one type on one device.
+/// The tensors of a transformer in one type on one device. Each is read when it is asked for.
 struct TransformerTensors {
-  std::map<std::string, at::Tensor> all;
+  std::map<std::string, StoredTensor> all;
   at::Device device;
   at::ScalarType type;
   std::string source;  ///< for messages
+  char const* place = "load_dit";
+  mutable std::set<std::string> taken = {};
 
   [[noreturn]] void fail(std::string const& rule, std::string const& got) const {
-    throw std::runtime_error("tstitch::load_dit: " + source + ": " + rule + ", got " + got);
+    throw std::runtime_error("tstitch::" + std::string(place) + ": " + source + ": " + rule + ", got " + got);
   }
 
   bool has(std::string const& name) const { return all.contains(name); }
@@ -44,8 +57,9 @@ struct TransformerTensors {
     const auto found = all.find(name);
     const std::string rule = "must hold " + name + " of shape " + shape_text(shape);
     if (found == all.end()) fail(rule, "none");
-    if (found->second.sizes() != at::IntArrayRef(shape)) fail(rule, shape_text(found->second.sizes()));
-    return found->second.to(device, type).contiguous();
+    if (found->second.sizes != shape) fail(rule, shape_text(found->second.sizes));
+    taken.insert(name);
+    return found->second.read().to(device, type).contiguous();
   }
 
   DiTLinear linear(std::string const& name, std::int64_t out, std::int64_t in) const {

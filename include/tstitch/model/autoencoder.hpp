@@ -1,5 +1,5 @@
 /// @file
-/// Latents to pictures and back: the two halves of an autoencoder, in slices and tiles that bound memory.
+/// Latents to pictures or videos and back: the two halves of an autoencoder, in slices and tiles that bound memory.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -15,7 +15,10 @@
 #include <vector>
 
 #include "../base/error.hpp"
+#include "../base/text.hpp"
 #include "../tensor/host_tensor.hpp"
+#include "network_info.hpp"
+#include "per_channel.hpp"
 
 namespace tstitch {
 
@@ -28,19 +31,42 @@ struct AutoencoderInfo {
   std::int64_t latent_channels = 4;
   std::int64_t picture_channels = 3;
   std::int64_t upsampling = 8;  ///< pixels of a picture for one of a latent, each way
-  double latent_scale = 1;
-  double latent_shift = 0;
+  /// Of videos, at least 1: F frames of a latent are temporal_upsampling (F - 1) + 1 of the video. 0: of pictures.
+  std::int64_t temporal_upsampling = 0;
+  PerChannel latent_scale = 1;
+  PerChannel latent_shift = 0;
   bool scaled_latents = false;
   std::string license = {};
 };
 
 /// One half of an autoencoder before slices and tiles: a callable and what it is.
 struct Autoencoder {
-  /// [n, C, h, w] in float32 to [n, C', h', w'] in any floating type.
+  /// [n, C, h, w] in float32 to [n, C', h', w'] in any floating type; of videos [n, C, F, h, w] to [n, C', F', h', w'].
   std::function<at::Tensor(at::Tensor const&)> function;
   AutoencoderInfo info = {};
   at::Device device = at::kCPU;
 };
+
+/// What a decoder or an encoder must be for a network, and is not: "must take 4 channels for 'latent', got 16".
+/// @param decodes else it encodes
+/// @returns nothing where it suits. Latents of scale 1 suit any network: tiny autoencoders are trained on latents as
+/// diffusion networks know them, and say so.
+inline std::string latents_mismatch(NetworkInfo const& network, AutoencoderInfo const& autoencoder, bool decodes) {
+  const std::string of = " for " + detail::in_quotes(network.name) + ", got ";
+  if (autoencoder.latent_channels != network.channels) {
+    return std::string(decodes ? "must take " : "must make ") + std::to_string(network.channels) + " channels" + of +
+           std::to_string(autoencoder.latent_channels);
+  }
+  const bool same =
+      network.latent_scale == autoencoder.latent_scale && network.latent_shift == autoencoder.latent_shift;
+  const bool any = autoencoder.latent_scale == 1 && autoencoder.latent_shift == 0;
+  if (network.latent_scale == 0 || same || any) return "";
+  const auto text = [](auto const& side, auto const& other) {
+    return "scale " + words::scale_and_shift(side.latent_scale, side.latent_shift, other.latent_scale,
+                                             other.latent_shift, " and shift ");
+  };
+  return "must have latents of " + text(network, autoencoder) + of + text(autoencoder, network);
+}
 
 /// How much is decoded or encoded at once.
 struct Tiling {
@@ -63,13 +89,20 @@ inline Autoencoder checked(Autoencoder half) {
   for (const std::int64_t number : {info.latent_channels, info.picture_channels, info.upsampling}) {
     if (number < 1) refuse(place, "channels and upsampling must be at least 1", double(number));
   }
-  if (!(std::isfinite(info.latent_scale) && info.latent_scale != 0)) {
-    refuse(place, "latent_scale must be a number other than 0", info.latent_scale);
+  if (info.temporal_upsampling < 0) {
+    refuse(place, "temporal_upsampling must not be negative", double(info.temporal_upsampling));
   }
-  if (!std::isfinite(info.latent_shift)) refuse(place, "latent_shift must be a number", info.latent_shift);
+  require_channels(place, "latent_scale", info.latent_scale, info.latent_channels);
+  require_channels(place, "latent_shift", info.latent_shift, info.latent_channels);
+  for (double const scale : info.latent_scale.values()) {
+    if (!(std::isfinite(scale) && scale != 0)) refuse(place, "latent_scale must be a number other than 0", scale);
+  }
+  for (double const shift : info.latent_shift.values()) {
+    if (!std::isfinite(shift)) refuse(place, "latent_shift must be a number", shift);
+  }
   if (info.scaled_latents && (info.latent_scale != 1 || info.latent_shift != 0)) {
     refuse(place, "scaled latents must have latent_scale 1 and latent_shift 0",
-           text(info.latent_scale) + " and " + text(info.latent_shift));
+           words::text(info.latent_scale) + " and " + words::text(info.latent_shift));
   }
   return half;
 }
@@ -105,18 +138,25 @@ inline at::Tensor tile_weights(TileSide const& down, TileSide const& along, at::
 }
 
 /// Runs a half over rows and tiles.
-/// @param x [n, C, h unit_in, w unit_in]
-/// @returns [n, channels_out, h unit_out, w unit_out]
+/// @param x [n, C, h unit_in, w unit_in], of videos [n, C, F, h unit_in, w unit_in]
+/// @param shape_out [channels_out], of videos [channels_out, frames]
+/// @returns [n, *shape_out, h unit_out, w unit_out]
 inline at::Tensor run_tiled(Autoencoder const& half, at::Tensor const& x, Tiling const& tiling,
-                            std::int64_t channels_out, std::int64_t unit_in, std::int64_t unit_out) {
-  const std::int64_t n = x.size(0), height = x.size(2) / unit_in, width = x.size(3) / unit_in;
-  const at::Tensor out = x.new_empty({n, channels_out, height * unit_out, width * unit_out});
+                            std::vector<std::int64_t> const& shape_out, std::int64_t unit_in, std::int64_t unit_out) {
+  const std::int64_t n = x.size(0), height = x.size(-2) / unit_in, width = x.size(-1) / unit_in;
+  const auto sizes_out = [&](std::int64_t rows, std::int64_t h, std::int64_t w) {
+    std::vector<std::int64_t> sizes{rows};
+    sizes.insert(sizes.end(), shape_out.begin(), shape_out.end());
+    sizes.insert(sizes.end(), {h * unit_out, w * unit_out});
+    return sizes;
+  };
+  const at::Tensor out = x.new_empty(sizes_out(n, height, width));
   const auto run = [&](at::Tensor const& part) {
     const at::Tensor result = half.function(part.contiguous());
-    const std::int64_t h = part.size(2) / unit_in * unit_out, w = part.size(3) / unit_in * unit_out;
-    if (!result.defined() || result.sizes() != at::IntArrayRef({part.size(0), channels_out, h, w})) {
+    const std::vector<std::int64_t> sizes = sizes_out(part.size(0), part.size(-2) / unit_in, part.size(-1) / unit_in);
+    if (!result.defined() || result.sizes() != sizes) {
       throw std::runtime_error("tstitch::Autoencoder '" + half.info.name + "': the output must be " +
-                               shape_text({part.size(0), channels_out, h, w}) + ", got " +
+                               shape_text(sizes) + ", got " +
                                (result.defined() ? shape_text(result.sizes()) : "an undefined tensor"));
     }
     if (!result.is_floating_point()) {
@@ -151,7 +191,7 @@ inline at::Tensor run_tiled(Autoencoder const& half, at::Tensor const& x, Tiling
         };
         const at::Tensor weights = tile_weights(down, along, to);
         const at::Tensor part =
-            slice.narrow(2, top * unit_in, tile_h * unit_in).narrow(3, left * unit_in, tile_w * unit_in);
+            slice.narrow(-2, top * unit_in, tile_h * unit_in).narrow(-1, left * unit_in, tile_w * unit_in);
         place(to).addcmul_(run(part), weights);
         place(total).add_(weights);
       }
@@ -161,9 +201,11 @@ inline at::Tensor run_tiled(Autoencoder const& half, at::Tensor const& x, Tiling
   return out;
 }
 
-inline void check_tiling(char const* place, at::Tensor const& x, Tiling const& tiling, std::int64_t channels) {
-  if (!x.defined() || x.dim() != 4 || x.size(1) != channels || x.numel() == 0) {
-    refuse(place, "x must be [n, " + std::to_string(channels) + ", h, w]",
+/// @param video whether x has frames
+inline void check_tiling(char const* place, at::Tensor const& x, Tiling const& tiling, std::int64_t channels,
+                         bool video) {
+  if (!x.defined() || x.dim() != (video ? 5 : 4) || x.size(1) != channels || x.numel() == 0) {
+    refuse(place, "x must be [n, " + std::to_string(channels) + (video ? ", F" : "") + ", h, w]",
            x.defined() ? shape_text(x.sizes()) : "an undefined tensor");
   }
   if (!x.is_floating_point()) refuse(place, "x must be of a floating type", at::toString(x.scalar_type()));
@@ -176,22 +218,28 @@ inline void check_tiling(char const* place, at::Tensor const& x, Tiling const& t
 
 }  // namespace detail
 
-/// Latents to pictures.
+/// Latents to pictures, or to videos.
 class Decoder {
  public:
   /// @throws std::invalid_argument for information that makes no sense
   explicit Decoder(Autoencoder half) : half_(detail::checked(std::move(half))) {}
 
-  /// @param latents [n, latent_channels, h, w] as networks know them, on the decoder's device
+  /// @param latents [n, latent_channels, h, w] as networks know them, on the decoder's device;
+  ///        of videos [n, latent_channels, F, h, w]
   /// @returns [n, picture_channels, upsampling h, upsampling w] in [-1, 1], a little beyond at times; the type of
-  ///          latents
+  ///          latents; of videos [n, picture_channels, temporal_upsampling (F - 1) + 1, upsampling h, upsampling w]
   /// @throws std::invalid_argument for latents or tiles that make no sense
   /// @throws std::runtime_error when the decoder returns another shape
   at::Tensor operator()(at::Tensor const& latents, Tiling const& tiling = {}) const {
     const c10::AutoGradMode no_gradients(false);
-    detail::check_tiling("Decoder", latents, tiling, info().latent_channels);
-    const at::Tensor z = latents.mul(1 / info().latent_scale).add_(info().latent_shift);
-    return detail::run_tiled(half_, z, tiling, info().picture_channels, 1, info().upsampling);
+    const bool video = info().temporal_upsampling > 0;
+    detail::check_tiling("Decoder", latents, tiling, info().latent_channels, video);
+    const at::Tensor z =
+        detail::times(latents, detail::each_channel(info().latent_scale, [](double scale) { return 1 / scale; }));
+    detail::add_to(z, info().latent_shift);
+    std::vector<std::int64_t> shape{info().picture_channels};
+    if (video) shape.push_back(info().temporal_upsampling * (latents.size(2) - 1) + 1);
+    return detail::run_tiled(half_, z, tiling, shape, 1, info().upsampling);
   }
 
   AutoencoderInfo const& info() const { return half_.info; }
@@ -205,7 +253,12 @@ class Decoder {
 class Encoder {
  public:
   /// @throws std::invalid_argument for information that makes no sense
-  explicit Encoder(Autoencoder half) : half_(detail::checked(std::move(half))) {}
+  explicit Encoder(Autoencoder half) : half_(detail::checked(std::move(half))) {
+    if (info().temporal_upsampling > 0) {
+      detail::refuse("Encoder", "temporal_upsampling must be 0: videos are decoded only",
+                     double(info().temporal_upsampling));
+    }
+  }
 
   /// @param pictures [n, picture_channels, H, W] in [-1, 1], on the encoder's device; H and W multiples of upsampling
   /// @returns [n, latent_channels, H / upsampling, W / upsampling], the type of pictures
@@ -213,13 +266,15 @@ class Encoder {
   /// @throws std::runtime_error when the encoder returns another shape
   at::Tensor operator()(at::Tensor const& pictures, Tiling const& tiling = {}) const {
     const c10::AutoGradMode no_gradients(false);
-    detail::check_tiling("Encoder", pictures, tiling, info().picture_channels);
+    detail::check_tiling("Encoder", pictures, tiling, info().picture_channels, false);
     if (pictures.size(2) % info().upsampling || pictures.size(3) % info().upsampling) {
       detail::refuse("Encoder", "height and width must be multiples of " + std::to_string(info().upsampling),
                      detail::shape_text(pictures.sizes()));
     }
-    const at::Tensor latents = detail::run_tiled(half_, pictures, tiling, info().latent_channels, info().upsampling, 1);
-    return latents.sub_(info().latent_shift).mul_(info().latent_scale);
+    const at::Tensor latents =
+        detail::run_tiled(half_, pictures, tiling, {info().latent_channels}, info().upsampling, 1);
+    detail::add_to(latents, detail::negative(info().latent_shift));
+    return detail::times(latents, info().latent_scale);
   }
 
   AutoencoderInfo const& info() const { return half_.info; }

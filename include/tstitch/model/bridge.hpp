@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <span>
 #include <stdexcept>
@@ -20,6 +21,7 @@
 #include "../plan/noise_schedule.hpp"
 #include "denoiser.hpp"
 #include "network_wrapper.hpp"
+#include "per_channel.hpp"
 
 TSTITCH_NO_CONTRACTION
 
@@ -28,15 +30,28 @@ namespace detail {
 
 /// x_0 of one network in that of another: gain x_0 + offset.
 struct LatentMap {
-  double gain = 1;
-  double offset = 0;
+  PerChannel gain = 1;
+  PerChannel offset = 0;
+
+  /// How much larger the noise is there, which must be the same for all channels.
+  double magnitude() const { return std::abs(gain.of(0)); }
 };
 
 /// From the latents of `from` to those of `to`: both are scale (latent - shift) of the same latent.
+/// @throws std::invalid_argument where the gain is not of one magnitude: then no timestep has the noise of all channels
 inline LatentMap latent_map(NetworkInfo const& from, NetworkInfo const& to) {
   if (from.latent_scale == 0 || to.latent_scale == 0) return {};
-  const double gain = to.latent_scale / from.latent_scale;
-  return {gain, to.latent_scale * (from.latent_shift - to.latent_shift)};
+  const LatentMap map{
+      each_channel(to.latent_scale, from.latent_scale, std::divides()),
+      each_channel(to.latent_scale, each_channel(from.latent_shift, to.latent_shift, std::minus()), std::multiplies())};
+  for (double const gain : map.gain.values()) {
+    if (std::abs(std::abs(gain) / map.magnitude() - 1) <= 1e-9) continue;
+    refuse("bridged",
+           "the latents of '" + printable(to.name) + "' must be one factor larger than those of '" +
+               printable(from.name) + "', the same in every channel",
+           words::text(map.gain));
+  }
+  return map;
 }
 
 /// A network asked about x of another's latents and noise schedule.
@@ -66,10 +81,12 @@ class Bridge : public NetworkWrapper<Bridge> {
     const NoiseLevel level = trajectory_.at(*evaluation.timestep);
     const Timestep own = place(*evaluation.timestep);
     // alpha' gain / alpha is also sign(gain) sigma' / sigma; the larger divisor is never 0.
-    const double of_x = level.alpha > level.sigma ? own.level.alpha * map_.gain / level.alpha
-                                                  : std::copysign(own.level.sigma / level.sigma, map_.gain);
-    at::Tensor seen = x.mul(of_x);
-    if (map_.offset != 0) seen.add_(own.level.alpha * map_.offset);
+    const PerChannel of_x = each_channel(map_.gain, [&](double gain) {
+      return level.alpha > level.sigma ? own.level.alpha * gain / level.alpha
+                                       : std::copysign(own.level.sigma / level.sigma, gain);
+    });
+    at::Tensor seen = times(x, of_x);
+    if (map_.offset != 0) add_to(seen, each_channel(map_.offset, [&](double each) { return own.level.alpha * each; }));
 
     Evaluation asked = evaluation;
     asked.timestep = network_timestep(inner(), own.t);
@@ -86,7 +103,10 @@ class Bridge : public NetworkWrapper<Bridge> {
       seen = seen.repeat(twice);
     }
     const ToX0 to = to_x_0(inner().info().prediction_type, own.level);
-    return seen.mul(to.of_x).add_(output, to.of_output).sub_(map_.offset).div_(map_.gain);
+    const at::Tensor x_0 = seen.mul(to.of_x).add_(output, to.of_output);
+    add_to(x_0, negative(map_.offset));
+    divide_by(x_0, map_.gain);
+    return x_0;
   }
 
   /// As a network of these latents.
@@ -107,7 +127,7 @@ class Bridge : public NetworkWrapper<Bridge> {
   /// @throws std::invalid_argument where its schedule has no such place, or what it predicts says nothing of x_0 there
   Timestep place(double t) const {
     NoiseSchedule const& own = inner().noise_schedule();
-    const double lambda = trajectory_.lambda(t) - std::log(std::abs(map_.gain));
+    const double lambda = trajectory_.lambda(t) - std::log(map_.magnitude());
     const double noisiest = own.lambda(own.noisiest()), cleanest = own.lambda(0);
     const double slack = std::isfinite(lambda) ? 1e-9 * (1 + std::abs(lambda)) : 0;
     const bool blind =
@@ -176,15 +196,18 @@ class RenamedConditions : public NetworkWrapper<RenamedConditions> {
 }  // namespace detail
 
 /// The network as one of the latents and the noise schedule that `like` states, so that both can share a trajectory:
-/// latents may differ by scale and shift, noise schedules in any way. It is asked at the timestep of its own schedule
-/// with the same signal-to-noise ratio of the picture, about x in its own latents, and says x_0 of the other's.
+/// latents may differ by shift and by one factor, or its sign in each channel, noise schedules in any way. It is asked
+/// at the timestep of its own schedule with the same signal-to-noise ratio of the picture, about x in its own latents,
+/// and says x_0 of the other's.
 ///
 /// What else must agree (mismatches) still must. A learned variance is left out. Steps at which its schedule has no
 /// such ratio are refused before the run; a `Spacing` that begins later avoids them. Samplers that give each image a
 /// timestep of its own cannot ask it.
 /// @param like of the network with which the trajectory is planned
 /// @returns the network itself where nothing differs
-/// @throws std::invalid_argument where one of the two states no noise schedule
+/// @throws std::invalid_argument where one of the two states no noise schedule, and where their latents differ by
+/// factors
+///         that are not of one magnitude, for no timestep has the noise of all channels
 inline Network bridged(Network network, NetworkInfo const& like) {
   NoiseSchedule const& own = network.noise_schedule();
   if (!like.noise_schedule) {

@@ -223,6 +223,8 @@ class Network {
       detail::refuse("Network", "null_class is for networks with classes", double(*info.null_class));
     }
     detail::fill_in_sizes(info);
+    detail::require_channels("Network", "latent_scale", info.latent_scale, info.channels);
+    detail::require_channels("Network", "latent_shift", info.latent_shift, info.channels);
     Self self{{}, std::move(info), detail::with_index(device)};
     if constexpr (requires { bool(callable.knows_timestep); }) {
       static_assert(takes_timestep<Callable> || takes_evaluation<Callable>,
@@ -376,10 +378,10 @@ inline std::vector<std::string> mismatches(std::vector<Network> const& networks)
     }
     if (a.latent_scale != 0 && b.latent_scale != 0 &&
         (a.latent_scale != b.latent_scale || a.latent_shift != b.latent_shift)) {
-      const auto text = [](NetworkInfo const& info) {
-        return detail::text(info.latent_scale) + " and " + detail::text(info.latent_shift);
+      const auto text = [](NetworkInfo const& of, NetworkInfo const& other) {
+        return words::scale_and_shift(of.latent_scale, of.latent_shift, other.latent_scale, other.latent_shift);
       };
-      differ("latent scale and shift", text(a), text(b));
+      differ("latent scale and shift", text(a, b), text(b, a));
     }
     for (ConditionInfo const& left : a.conditions) {
       for (ConditionInfo const& right : b.conditions) {

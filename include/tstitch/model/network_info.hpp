@@ -17,6 +17,7 @@
 #include "../plan/noise_schedule.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "condition.hpp"
+#include "per_channel.hpp"
 
 namespace tstitch {
 
@@ -66,8 +67,8 @@ struct NetworkInfo {
   std::optional<NoiseSchedule> noise_schedule = {};
   Decoding decoding = Decoding::none;
   /// x is latent_scale (latent - latent_shift), where `latent` is what the autoencoder knows; 0: not stated.
-  double latent_scale = 0;
-  double latent_shift = 0;
+  PerChannel latent_scale = 0;
+  PerChannel latent_shift = 0;
   double guidance_scale = 1.0;  ///< the scale that its makers recommend
   std::string profile = {};     ///< the profile (peer/profile.hpp) that its makers sample with
   int steps = 0;                ///< how many steps they take

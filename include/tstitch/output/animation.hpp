@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "../base/error.hpp"
@@ -35,6 +36,21 @@ inline std::vector<PngChunk> png_chunks(std::string_view png) {
   return chunks;
 }
 
+/// The nearest fraction of two numbers of 16 bits, so that one over a rate of frames is exact.
+/// @param seconds in [0.01, 60]
+inline std::pair<std::int64_t, std::int64_t> as_fraction(double seconds) {
+  std::int64_t p = 1, q = 0, last_p = 0, last_q = 1;  // two convergents of the continued fraction
+  for (double rest = seconds; rest < 65536; rest = 1 / (rest - std::floor(rest))) {
+    const auto whole = std::int64_t(rest);
+    const std::int64_t next_p = whole * p + last_p, next_q = whole * q + last_q;
+    if (next_p > 65535 || next_q > 65535) break;
+    last_p = std::exchange(p, next_p);
+    last_q = std::exchange(q, next_q);
+    if (std::abs(double(p) / double(q) - seconds) <= 1e-9 * seconds) break;
+  }
+  return {p, q};
+}
+
 }  // namespace detail
 
 /// The bytes of an animated PNG (PNG specification, third edition, section 11.3.6), which goes round for ever.
@@ -49,6 +65,7 @@ inline std::string encode_animation(std::vector<Picture> const& frames, double s
   if (!(seconds >= 0.01 && seconds <= 60)) {
     detail::refuse("encode_animation", "seconds must be in [0.01, 60]", seconds);
   }
+  const auto [numerator, denominator] = detail::as_fraction(seconds);
   Picture const& first = frames.front();
   std::string file;
   std::uint32_t number = 0;  // of chunks, which readers put in order by it
@@ -78,11 +95,7 @@ inline std::string encode_animation(std::vector<Picture> const& frames, double s
     detail::append_big_endian(control, std::uint32_t(frame.height));
     detail::append_big_endian(control, 0);  // from the left
     detail::append_big_endian(control, 0);  // from the top
-    const auto milliseconds = std::uint32_t(std::lround(1000 * seconds));
-    control += char(milliseconds >> 8);
-    control += char(milliseconds & 0xFF);
-    control += char(1000 >> 8);
-    control += char(1000 & 0xFF);
+    detail::append_big_endian(control, std::uint32_t(numerator << 16 | denominator));
     control += std::string(2, '\0');  // each takes the place of the one before
     file += detail::png_chunk("fcTL", control);
     if (i == 0) {

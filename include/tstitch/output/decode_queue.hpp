@@ -14,6 +14,7 @@
 
 #include "../model/autoencoder.hpp"
 #include "image.hpp"
+#include "video.hpp"
 
 namespace tstitch {
 
@@ -24,7 +25,8 @@ class DecodeQueue {
   explicit DecodeQueue(Decoder decoder, Tiling tiling = {}) : decoder_(std::move(decoder)), tiling_(tiling) {}
 
   /// Begins to decode, without a wait.
-  /// @param latents [n, C, h, w], as the sampler made them; not to be changed in place afterwards
+  /// @param latents [n, C, h, w], or [n, C, F, h, w] of videos, as the sampler made them; not to be changed in place
+  ///        afterwards
   /// @throws as the decoder does
   void push(at::Tensor const& latents) {
     if (!latents.is_cuda()) {
@@ -54,20 +56,25 @@ class DecodeQueue {
   std::size_t size() const { return batches_.size(); }
 
   /// The pictures of the oldest batch; waits for them.
-  /// @throws std::invalid_argument when there is none
+  /// @throws std::invalid_argument when there is none, and where they are videos
   /// @throws std::runtime_error when the decoder made values that are not finite; the batch is gone then, too
-  std::vector<Picture> pop() {
+  std::vector<Picture> pop() { return to_pictures(pop_bytes()); }
+
+  /// The same of a decoder of videos.
+  std::vector<Video> pop_videos() { return to_videos(pop_bytes()); }
+
+ private:
+  at::Tensor pop_bytes() {
     if (batches_.empty()) detail::refuse("DecodeQueue", "a batch must have been pushed", 0);
     const Batch batch = std::move(batches_.front());
     batches_.pop_front();
     if (batch.done) batch.done->synchronize();
     detail::require_finite("DecodeQueue", batch.finite);
-    return to_pictures(batch.bytes);
+    return batch.bytes;
   }
 
- private:
   struct Batch {
-    at::Tensor bytes;                ///< [n, H, W, C] uint8 on the host
+    at::Tensor bytes;                ///< [n, H, W, C] or [n, F, H, W, C] uint8 on the host
     at::Tensor finite;               ///< [n] bool on the host
     std::optional<c10::Event> done;  ///< when they are there; none: now
   };

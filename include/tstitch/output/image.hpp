@@ -41,18 +41,20 @@ struct Picture {
 using PngText = std::vector<std::pair<std::string, std::string>>;
 
 /// Levels of 256, on the device of the images.
-/// @param images [n, C, H, W] of a floating type in [-1, 1], C = 1 or 3; values outside are clipped
-/// @returns [n, H, W, C] uint8; a value v becomes round(127.5 (v + 1)), ties up, and what is not a number anything
+/// @param images [n, C, H, W], or videos [n, C, F, H, W], of a floating type in [-1, 1], C = 1 or 3; values outside are
+///        clipped
+/// @returns [n, H, W, C] or [n, F, H, W, C] uint8; a value v becomes round(127.5 (v + 1)), ties up, and what is not a
+///          number anything
 /// @throws std::invalid_argument for other shapes and types
 inline at::Tensor to_bytes(at::Tensor const& images) {
   if (!images.defined() || !images.is_floating_point()) {
     detail::refuse("to_pictures", "images must be of a floating type, or bytes",
                    images.defined() ? at::toString(images.scalar_type()) : "an undefined tensor");
   }
-  if (images.dim() != 4 || (images.size(1) != 1 && images.size(1) != 3)) {
+  if ((images.dim() != 4 && images.dim() != 5) || (images.size(1) != 1 && images.size(1) != 3)) {
     detail::refuse("to_pictures", "images must be [n, 1 or 3, H, W]", detail::shape_text(images.sizes()));
   }
-  return images.to(at::kFloat).mul(127.5).add_(128).clamp_(0, 255).to(at::kByte).permute({0, 2, 3, 1}).contiguous();
+  return images.to(at::kFloat).mul(127.5).add_(128).clamp_(0, 255).to(at::kByte).movedim(1, -1).contiguous();
 }
 
 namespace detail {
@@ -81,6 +83,9 @@ inline void require_finite(char const* place, at::Tensor const& finite) {
 /// @throws std::runtime_error for values that are not finite, which a decoder in float16 may make
 inline std::vector<Picture> to_pictures(at::Tensor const& images) {
   const bool are_bytes = images.defined() && images.scalar_type() == at::kByte;
+  if (images.defined() && !are_bytes && images.dim() == 5) {
+    detail::refuse("to_pictures", "images must be [n, 1 or 3, H, W]", detail::shape_text(images.sizes()));
+  }
   if (are_bytes && (images.dim() != 4 || (images.size(3) != 1 && images.size(3) != 3))) {
     detail::refuse("to_pictures", "bytes must be [n, H, W, 1 or 3]", detail::shape_text(images.sizes()));
   }

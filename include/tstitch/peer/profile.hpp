@@ -158,10 +158,34 @@ inline Profile<PNDMUpdate> diffusers_pndm(NoiseSchedule const& trained, int step
           .routing = "stable-diffusion"};
 }
 
+/// diffusers' EulerDiscreteScheduler as the folders of SDXL configure it: Euler's method on timesteps that end at 1, to
+/// x_0.
+inline Profile<EulerUpdate> diffusers_euler(NoiseSchedule const& trained, int steps) {
+  return {.noise_schedule = trained.in_float32(),
+          .options = {.steps = steps, .spacing = Spacing::leading(1), .thresholding = Thresholding::none()},
+          .routing = "stable-diffusion"};
+}
+
 /// diffusers' FlowMatchEulerDiscreteScheduler with the shift of the noise schedule: Euler's method, to x_0.
 inline Profile<EulerUpdate> diffusers_flow_euler(NoiseSchedule const& trained, int steps) {
   return {.noise_schedule = trained,
           .options = {.steps = steps, .spacing = Spacing::flow_match_euler(), .thresholding = Thresholding::none()}};
+}
+
+/// diffusers' UniPCMultistepScheduler as Wan's folders configure it: flow sigmas with the shift of the noise schedule,
+/// order 2, bh2, on the predicted x_0, to x_0. The network is told whole timesteps. Where so many steps are asked for
+/// that the first two have one timestep, diffusers leaves out the first; this does not.
+inline Profile<UniPCUpdate> diffusers_flow_unipc(NoiseSchedule const& trained, int steps) {
+  return {.noise_schedule = trained,
+          .options = {.steps = steps, .spacing = Spacing::flow_unipc(), .thresholding = Thresholding::none()}};
+}
+
+/// diffusers' DPMSolverMultistepScheduler as Sana's folders configure it: flow sigmas with the shift of the noise
+/// schedule, DPM-Solver++(2M), to x_0. Whole timesteps and first steps are as above.
+inline Profile<DPMSolverUpdate> diffusers_flow_dpmpp(NoiseSchedule const& trained, int steps) {
+  return {.noise_schedule = trained,
+          .options = {.steps = steps, .spacing = Spacing::flow_dpm_solver(), .thresholding = Thresholding::none()},
+          .rule = {.published_third_order = true}};
 }
 
 /// diffusers' LCMScheduler as it comes, for latent consistency models.

@@ -215,6 +215,28 @@ class Spacing {
             }};
   }
 
+  /// The timesteps of diffusers' UniPCMultistepScheduler with use_flow_sigmas: sigma goes in even steps from 1 towards
+  /// 1 / T, is shifted and rounded to float32, and is 1e-6 less where it is 1. The network is told the whole part of t.
+  /// @param shift above 0; none: the noise schedule's own (diffusers' flow_shift)
+  static Spacing flow_unipc(std::optional<double> shift = {}) {
+    if (shift) require_shift("Spacing::flow_unipc", *shift);
+    return {"flow_unipc", [shift](NoiseSchedule const& noise, int steps) {
+              return in_float32("flow_unipc", noise, steps, shift, 1e-6,
+                                [](double least, int i, int n) { return 1 + i * ((least - 1) / n); });
+            }};
+  }
+
+  /// The same of its DPMSolverMultistepScheduler, where sigma goes from 1 - 1 / T towards 0.
+  /// @param shift above 0; none: the noise schedule's own (diffusers' flow_shift)
+  static Spacing flow_dpm_solver(std::optional<double> shift = {}) {
+    if (shift) require_shift("Spacing::flow_dpm_solver", *shift);
+    return {"flow_dpm_solver", [shift](NoiseSchedule const& noise, int steps) {
+              return in_float32("flow_dpm_solver", noise, steps, shift, 0, [](double least, int i, int n) {
+                return 1 - (i == 0 ? least : 1 + (n - i) * ((least - 1) / n));
+              });
+            }};
+  }
+
   /// Exactly these noise levels, given as sigma / alpha, noisiest first; k-diffusion's sigmas without the final 0.
   /// Published lists are rounded: the first and the last may be outside of the noise schedule by a hundredth of
   /// themselves, and are then its ends.
@@ -330,6 +352,23 @@ class Spacing {
     std::vector<double> list;
     for (int i = 0; i < steps; ++i) list.push_back(noise.noisiest() * shifted_sigma(by, sigma(by, i)));
     return at(name, noise, list);
+  }
+
+  /// @param less what is taken from a sigma that is as near to 1, so that lambda is finite
+  /// @param sigma of (1 / T, index, steps), before it is shifted
+  static std::vector<Timestep> in_float32(char const* name, NoiseSchedule const& noise, int steps,
+                                          std::optional<double> shift, double less, auto const& sigma) {
+    if (!noise.is_flow()) detail::refuse(std::string("Spacing::") + name, "is for flow matching", noise.name());
+    require_steps(name, noise, steps);
+    const double by = shift.value_or(noise.shift()), count = noise.num_train_timesteps();
+    std::vector<Timestep> list;
+    for (int i = 0; i < steps; ++i) {
+      double shifted = shifted_sigma(by, sigma(1 / count, i, steps));
+      if (std::abs(shifted - 1) < less) shifted -= less;
+      const double rounded = double(float(shifted));
+      list.push_back({std::trunc(shifted * count), {1 - rounded, rounded}});
+    }
+    return list;
   }
 
   static void require_steps(char const* name, NoiseSchedule const& noise, int steps) {

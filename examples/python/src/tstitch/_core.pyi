@@ -116,6 +116,10 @@ class Spacing:
     @staticmethod
     def flow_match_euler(shift: float | None = None) -> Spacing: ...
     @staticmethod
+    def flow_unipc(shift: float | None = None) -> Spacing: ...
+    @staticmethod
+    def flow_dpm_solver(shift: float | None = None) -> Spacing: ...
+    @staticmethod
     def sigmas(sigmas: Sequence[float], time: str = "exact") -> Spacing: ...
     @staticmethod
     def list(timesteps: Sequence[float]) -> Spacing: ...
@@ -193,8 +197,8 @@ class NetworkInfo:
     timestep_type: str
     decoding: str
     noise_schedule: NoiseSchedule | None
-    latent_scale: float
-    latent_shift: float
+    latent_scale: float | list[float]
+    latent_shift: float | list[float]
     guidance_scale: float
     profile: str
     steps: int
@@ -410,8 +414,9 @@ class Decoder:
     latent_channels: int
     picture_channels: int
     upsampling: int
-    latent_scale: float
-    latent_shift: float
+    temporal_upsampling: int
+    latent_scale: float | list[float]
+    latent_shift: float | list[float]
     scaled_latents: bool
     license: str
     device: torch.device
@@ -424,8 +429,9 @@ class Encoder:
     latent_channels: int
     picture_channels: int
     upsampling: int
-    latent_scale: float
-    latent_shift: float
+    temporal_upsampling: int
+    latent_scale: float | list[float]
+    latent_shift: float | list[float]
     scaled_latents: bool
     license: str
     device: torch.device

@@ -14,6 +14,10 @@ from .images import image_tensor
 from .networks import _device_of
 
 
+def _each(number: float | list[float], channels: int) -> list[float]:
+    return list(number) if isinstance(number, list) else [number] * channels
+
+
 class _Half:
     """What decoders and encoders have in common."""
 
@@ -39,26 +43,34 @@ class _Half:
         return self._half.upsampling
 
     @property
+    def latent_scale(self) -> float | list[float]:
+        """Networks know latent_scale (latent - latent_shift): a number, or one for each channel."""
+        return self._half.latent_scale
+
+    @property
+    def latent_shift(self) -> float | list[float]:
+        return self._half.latent_shift
+
+    @property
     def device(self) -> torch.device:
         return self._half.device
 
 
 class Decoder(_Half):
-    """Latents to pictures. Made by `load_decoder`."""
+    """Latents to pictures, or to videos. Made by `load_decoder`."""
 
     def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures [n, picture_channels, H, W] in [-1, 1] from latents [n, latent_channels, h, w] as networks know them."""
+        """Pictures [n, picture_channels, H, W] in [-1, 1] from latents [n, latent_channels, h, w] as networks know them.
+
+        Of videos [n, picture_channels, temporal_upsampling (F - 1) + 1, H, W] from [n, latent_channels, F, h, w].
+        """
         latents = tensor("latents", latents).to(self.device)
         return self._half(latents, 1, *self._tiling)
 
     @property
-    def latent_scale(self) -> float:
-        """Networks know latent_scale (latent - latent_shift)."""
-        return self._half.latent_scale
-
-    @property
-    def latent_shift(self) -> float:
-        return self._half.latent_shift
+    def temporal_upsampling(self) -> int:
+        """Frames of a video for one of a latent after the first; 0 for decoders of pictures."""
+        return self._half.temporal_upsampling
 
     def _require(self, info: _core.NetworkInfo) -> None:
         """Refuses networks whose x_0 it does not decode."""
@@ -70,19 +82,29 @@ class Decoder(_Half):
             raise ValueError(
                 f"decoder: must take the {shape[0]} channels of {info.name!r}, {half.name!r} takes {half.latent_channels}"
             )
-        theirs, its = (info.latent_scale, info.latent_shift), (half.latent_scale, half.latent_shift)
-        if theirs[0] == 0 or theirs == its:
-            return
-        if its != (1, 0):
+        if shape and (half.temporal_upsampling > 0) != (len(shape) == 4):
             raise ValueError(
-                f"decoder: must have latents of scale {theirs[0]:g} and shift {theirs[1]:g} for {info.name!r}, "
-                f"{half.name!r} has {its[0]:g} and {its[1]:g}"
+                f"decoder: must be of {'videos' if len(shape) == 4 else 'pictures'} for {info.name!r}, whose x is "
+                f"{shape}, {half.name!r} is not"
+            )
+        theirs, its = (
+            [_each(number, half.latent_channels) for number in (of.latent_scale, of.latent_shift)] for of in (info, half)
+        )
+        if not any(theirs[0]) or theirs == its:
+            return
+        # The first channel in which they differ.
+        k = next(i for i, (a, b) in enumerate(zip(zip(*theirs), zip(*its))) if a != b)
+        where = f" in channel {k}" if len({*zip(*theirs), *zip(*its)}) > 2 else ""
+        if any(scale != 1 or shift != 0 for scale, shift in zip(*its)):
+            raise ValueError(
+                f"decoder: must have latents of scale {theirs[0][k]:g} and shift {theirs[1][k]:g}{where} for "
+                f"{info.name!r}, {half.name!r} has {its[0][k]:g} and {its[1][k]:g}"
             )
         # Tiny autoencoders are trained on latents as diffusion networks know them, and say a scale of 1.
         if not half.scaled_latents:
             warnings.warn(
                 f"decoder: {half.name!r} has latents of scale 1, so it is given what {info.name!r} makes as it is, of "
-                f"scale {theirs[0]:g} and shift {theirs[1]:g}",
+                f"scale {theirs[0][k]:g} and shift {theirs[1][k]:g}{where}",
                 stacklevel=4,
             )
 

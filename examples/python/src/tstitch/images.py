@@ -84,8 +84,11 @@ def mask_tensor(name: str, value: Any) -> torch.Tensor:
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:
-    """[n, H, W, C] in 0..255 from [n, C, H, W] in [-1, 1], on the CPU, as the library writes them into files."""
-    if images.dim() != 4 or images.shape[1] not in (1, 3):
+    """[n, H, W, C] in 0..255 from [n, C, H, W] in [-1, 1], on the CPU, as the library writes them into files.
+
+    Of videos [n, F, H, W, C] from [n, C, F, H, W].
+    """
+    if images.dim() not in (4, 5) or images.shape[1] not in (1, 3):
         raise ValueError(
             f"images: must be pictures, [n, 1 or 3, H, W], got {list(images.shape)}; say decoder=... for networks that make latents"
         )

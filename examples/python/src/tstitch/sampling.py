@@ -48,18 +48,23 @@ class Samples:
 
     @cached_property
     def pictures(self) -> torch.Tensor:
-        """[n, C, H, W] in [-1, 1]: images, decoded where they are latents."""
+        """[n, C, H, W] in [-1, 1]: images, decoded where they are latents; videos [n, C, F, H, W]."""
         return self.images if self.decoder is None else self.decoder(self.images)
 
     def numpy(self) -> Any:
-        """Pictures as a uint8 array, [n, H, W, C] in 0..255."""
+        """Pictures as a uint8 array, [n, H, W, C] in 0..255; videos [n, F, H, W, C]."""
         return to_uint8(self.pictures).numpy()
 
     def pil(self) -> list[Any]:
-        """Pictures as PIL has them."""
+        """Pictures as PIL has them; of videos a list of its frames for each."""
         from PIL import Image
 
-        return [Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each) for each in self.numpy()]
+        def made(each: Any) -> Any:
+            if each.ndim == 4:
+                return [made(frame) for frame in each]
+            return Image.fromarray(each[..., 0] if each.shape[-1] == 1 else each)
+
+        return [made(each) for each in self.numpy()]
 
     def __len__(self) -> int:
         return self.images.shape[0]

@@ -1,0 +1,390 @@
+"""Writes all that a prompt takes as one folder: networks, text encoders and decoder, and how they draw.
+
+FOLDERs are pipelines of diffusers in the order of use, the small network first; of Wan 2.2 one is enough, which has both
+experts. Text encoders and autoencoder are those of the last one that has them. A program in C++ draws from what is written
+(`tstitch_sample --pipeline OUTPUT --prompt "a fox in the snow"`, `tstitch::load_pipeline`) and needs neither Python nor the
+FOLDERs, but for the networks' weights with --weights-in-place.
+
+Known are Stable Diffusion 1, 2, 3, 3.5 and XL with its refiner, latent consistency models, PixArt-alpha and Sigma, Wan, Sana
+and DiT. Each file is written by its own exporter beside this one, which checks it, and OUTPUT/pipeline.txt at the end: a
+folder without it is not finished. --keep goes on where an earlier run ended.
+"""
+
+import argparse
+import contextlib
+import gc
+import importlib
+import io
+import math
+import sys
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import packages
+
+packages.require(__file__, "torch", "transformers", beside=("safetensors",))
+
+from common import TOLERANCE, Config, fail, names_in, replacing, say, some  # noqa: E402
+from encode_prompt import AESTHETICS, AESTHETICS_NULL, SD3_TOKENS  # noqa: E402
+from export_pixart import asks_for_sizes  # noqa: E402
+from in_place import fingerprint_parts, is_description, read_description  # noqa: E402
+from options import add_variant, finite_real, positive, sides  # noqa: E402
+
+RATIO = 0.4  # of the paper: so many of the early steps cost no quality
+CLIP_TOKENS = 77
+LCM_GUIDANCE = 8.5  # of diffusers' pipeline
+# The refiner of SDXL was trained on the least noisy fifth of the timesteps, and is told what the base is told by names that
+# begin so.
+REFINED, REFINER = 200, "refiner_"
+SIZE_IDS = ("height", "width", 0, 0, "height", "width")
+
+
+@dataclass(frozen=True)
+class Family:
+    """Pipelines of one kind."""
+
+    exporter: str
+    part: str = "transformer"
+    encoders: tuple[str, ...] = ("text_encoder",)  # side by side, but for those in `behind`
+    behind: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()  # that a folder may lack
+    open_size: bool = True  # whether the exporter takes --size '*'
+    in_place: bool = False  # whether it takes --format in-place
+
+
+# By how the names of pipelines begin. The first that fits counts.
+FAMILIES = {
+    "StableDiffusionXL": Family("export_unet", "unet", ("text_encoder", "text_encoder_2"), optional=("text_encoder",)),
+    "StableDiffusion3": Family(
+        "export_sd3",
+        encoders=("text_encoder", "text_encoder_2", "text_encoder_3"),
+        behind=("text_encoder_3",),
+        optional=("text_encoder_3",),
+        in_place=True,
+    ),
+    "StableDiffusion": Family("export_unet", "unet"),
+    "LatentConsistencyModel": Family("export_unet", "unet"),
+    "PixArt": Family("export_pixart"),
+    "Wan": Family("export_wan", open_size=False),  # it is open where nothing is said
+    "Sana": Family("export_sana"),
+    "DiT": Family("export_dit", encoders=(), open_size=False),
+}
+# As on the model card of Wan 2.2 A14B: for the noisy steps and for the rest.
+WAN_EXPERTS = {"guidance": "4 3", "steps": "40"}
+
+
+# ------------------------------------------------------------------------------------------------ the folders
+
+
+def family_of(folder: Path) -> tuple[str, Family]:
+    """The name of its kind, and what is known of it."""
+    if not folder.is_dir():
+        fail(f"{folder}: must be a folder, got {'a file' if folder.exists() else 'nothing'}")
+    index = folder / "model_index.json"
+    if not index.is_file():
+        fail(f"{folder}: must hold model_index.json, got {some(names_in(folder))}")
+    name = Config(index).get("_class_name")
+    found = next((key for key in FAMILIES if isinstance(name, str) and name.startswith(key)), None)
+    if found is None:
+        fail(f"{index}: _class_name must begin with {', '.join(FAMILIES)}, got {name}")
+    return found, FAMILIES[found]
+
+
+def last_with(folders: list[Path], part: str) -> Path | None:
+    """The last folder that has a part."""
+    return next((folder for folder in reversed(folders) if (folder / part).is_dir()), None)
+
+
+def networks_of(folders: list[Path], kind: str, family: Family, ending: str) -> list[tuple[Path, str, str]]:
+    """Folder, part and the name of the file, of each network."""
+    found = []
+    for folder in folders:
+        parts = [family.part]
+        if kind == "Wan" and len(folders) == 1 and (folder / "transformer_2").is_dir():
+            parts.append("transformer_2")
+        for part in parts:
+            if not (folder / part).is_dir():
+                fail(f"{folder}: must hold {part}, got {some(names_in(folder))}")
+            found.append((folder, part))
+    names = {1: ["network"], 2: ["small", "large"]}.get(len(found), [f"network_{i}" for i in range(len(found))])
+    if found[-1][1] == "transformer_2":
+        names = ["high_noise", "low_noise"]
+    return [(*network, name + ending) for network, name in zip(found, names)]
+
+
+def encoders_of(folders: list[Path], family: Family) -> list[tuple[Path, str]]:
+    """Folder and part of each text encoder: all of one folder, the last of those that have most of them."""
+    if not family.encoders:
+        return []
+    folder = max(reversed(folders), key=lambda f: sum((f / part).is_dir() for part in family.encoders))
+    if not any((folder / part).is_dir() for part in family.encoders):
+        fail(f"{folders[-1]}: must hold {family.encoders[0]}, got {some(names_in(folders[-1]))}")
+    for part in family.encoders:
+        if part not in family.optional and not (folder / part).is_dir():
+            fail(f"{folder}: must hold {part}, got {some(names_in(folder))}")
+    return [(folder, part) for part in family.encoders if (folder / part).is_dir()]
+
+
+# ------------------------------------------------------------------------------------------------ what is written
+
+
+def export(args: argparse.Namespace, program: str, source: Path, name: str, *options: object) -> str:
+    """Runs an exporter, unless the file is there and to be kept. Returns what it says of the file."""
+    output = args.output / name
+    if args.keep and output.is_file():
+        say(f"{output}: is there, and kept")
+        return ""
+    arguments = [source, output, *options]
+    if args.license:
+        arguments += ["--license", args.license]
+    if args.variant and any(args.variant in path.name for path in source.rglob("*")):
+        arguments += ["--variant", args.variant]
+    say(f"writing {output}")
+    sys.argv = [f"{program}.py", *map(str, arguments)]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed):
+            importlib.import_module(program).main()
+    except SystemExit as stop:
+        if stop.code:
+            say(f"{args.output}: not finished; --keep goes on with what is there")
+            raise
+    print(printed.getvalue(), end="", flush=True)
+    gc.collect()  # networks that refer to themselves
+    return printed.getvalue().strip().removeprefix(f"{args.output}/")
+
+
+def values_in(path: Path) -> dict[str, str]:
+    """The metadata of a file."""
+    if is_description(path):
+        return read_description(path)[0]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            found = {}
+            for name in archive.namelist():
+                start, middle, key = name.partition("/extra/tstitch/")
+                if middle and archive.getinfo(name).file_size < 1 << 22 and key != "e4m3_weights":
+                    found[key] = archive.read(name).decode()
+            return found
+    except (zipfile.BadZipFile, OSError, UnicodeDecodeError) as error:
+        fail(f"{path}: must be a file that an exporter wrote, got '{error}'")
+
+
+def fingerprint(path: Path) -> str:
+    """As `fingerprint_text` of C++ has it: of an archive from its checksums, FNV-1a by whole numbers."""
+    if is_description(path):
+        parts = fingerprint_parts(path)
+    else:
+        with zipfile.ZipFile(path) as archive:
+            records = sorted((info.filename.split("/", 1)[1].encode(), info) for info in archive.infolist())
+        parts = [part for name, info in records for part in (zlib.crc32(name), info.file_size, info.CRC)]
+    value = 0
+    for part in parts:
+        value = (value ^ part) * 0x100000001B3 % 2**64
+        value ^= value >> 29
+    return f"{value:016x}"
+
+
+def require_one_trajectory(first: Path, second: Path) -> None:
+    """What networks of one run must have in common; the bridge of C++ is not for pairs that were trained as such."""
+    a, b = values_in(first), values_in(second)
+    for key in ("noise_schedule", "num_train_timesteps", "flow_shift", "beta_start", "beta_end", "alphas_cumprod", "latent_scale"):
+        if key in a and key in b and a[key] != b[key]:
+            fail(f"{second}: {key} must be that of {first.name}, {a[key][:60]}, got {b[key][:60]}")
+    shapes = [values.get("input_shape", values.get("input_channels", "")).split(" ")[0] for values in (a, b)]
+    if shapes[0] != shapes[1]:
+        fail(f"{second}: must have latents of {shapes[0]} channels as {first.name}, got {shapes[1]}")
+
+
+def shape_of(args: argparse.Namespace, kind: str, network: Path, config: Config, upsampling: int) -> list[str]:
+    """Of x, channels first, where the file leaves it open."""
+    stated = values_in(network).get("input_shape", "").split()
+    if "*" not in stated:
+        if args.size:
+            fail(f"--size: must not be given for networks of one size, got {args.size[0]} and {args.size[1]}")
+        return []
+    if args.size:
+        if any(side % upsampling for side in args.size):
+            fail(f"--size: must be multiples of {upsampling}, got {args.size[0]} and {args.size[1]}")
+        pixels = [str(side // upsampling) for side in args.size]
+    elif kind == "Wan":
+        pixels = ["60", "104"]  # 480 x 832 pixels
+    else:
+        size = config.get("sample_size", 128)
+        pixels = [str(side) for side in (size if isinstance(size, list) else [size, size])]
+    return [stated[0], *(["21"] if kind == "Wan" else []), *pixels]  # 81 frames
+
+
+def refines(kind: str, folder: Path) -> bool:
+    """Whether it is SDXL's refiner, which takes other texts and sizes than its base."""
+    return kind == "StableDiffusionXL" and Config(folder / "model_index.json").flag("requires_aesthetics_score", False)
+
+
+def size_lines(kind: str, folder: Path, config: Config, prefix: str) -> list[str]:
+    """What networks are told of the picture's size."""
+
+    def line(key: str, name: str, *values: object) -> str:
+        return " ".join(map(str, (key, name, *values)))
+
+    if refines(kind, folder):
+        scores = (("condition", AESTHETICS), ("null", AESTHETICS_NULL))
+        return [line(key, f"{prefix}size_ids", *SIZE_IDS[:4], score) for key, score in scores]
+    if kind == "StableDiffusionXL":
+        return [line("condition", "size_ids", *SIZE_IDS)]
+    if kind == "PixArt" and asks_for_sizes(config):
+        return [line("condition", "resolution", "height", "width"), line("condition", "aspect_ratio", "height/width")]
+    return []
+
+
+def guidance_lines(args: argparse.Namespace, config: Config) -> list[str]:
+    """What latent consistency models are told of the guidance scale, which they have learnt to draw by: sines and cosines
+    of 1000 times the scale above 1, in as many numbers as the network takes (arXiv 2310.04378, section 4.2)."""
+    if not (width := config.values.get("time_cond_proj_dim")):
+        return []
+    scale = LCM_GUIDANCE if args.guidance_scale is None else args.guidance_scale
+    half = width // 2
+    angles = [1000 * (scale - 1) * 10000 ** (-i / (half - 1)) for i in range(half)]
+    numbers = [*map(math.sin, angles), *map(math.cos, angles), *[0.0] * (width % 2)]
+    return [" ".join(["condition guidance_embedding", *(f"{number:.9g}" for number in numbers)])]
+
+
+def pipeline_text(args: argparse.Namespace, lines: list[str]) -> str:
+    for line in lines:
+        if not line.isprintable():
+            fail(f"{args.output}: must be described without control characters, got {line!r}")
+    return "\n".join(["tstitch pipeline 1", *lines, ""])
+
+
+# ------------------------------------------------------------------------------------------------ the program
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="pipelines of diffusers, small first")
+    parser.add_argument("output", type=Path, metavar="OUTPUT", help="the folder to write")
+    add_variant(parser)
+    parser.add_argument("--keep", action="store_true", help="keep the files that OUTPUT has, and write the others")
+    parser.add_argument("--name", help="of the pipeline (default: the folder's)")
+    parser.add_argument("--dtype", choices=sorted(TOLERANCE), help="of the networks (default: what their exporter takes)")
+    parser.add_argument(
+        "--text-dtype", choices=sorted(TOLERANCE), help="of the text encoders (default: float32 for CLIP, bfloat16 for larger ones)"
+    )
+    parser.add_argument(
+        "--weights-in-place",
+        action="store_true",
+        help="of Stable Diffusion 3: leave the networks' .safetensors files where they are, and write texts that name them",
+    )
+    parser.add_argument("--encoder", action="store_true", help="write the autoencoder's encoder, too, for pictures to begin from")
+    parser.add_argument("--license", default="", help="licence of the weights")
+    drawing = parser.add_argument_group("how it draws where nothing else is said")
+    drawing.add_argument("--size", type=sides, metavar="N", help="of a picture in pixels, N or HxW (default: the network's)")
+    drawing.add_argument("--ratio", type=finite_real, default=RATIO, help="share of the steps for the small network (default: %(default)s)")
+    drawing.add_argument("--steps", type=positive, help="(default: the pipeline's)")
+    drawing.add_argument("--guidance-scale", type=finite_real, help="(default: the pipeline's)")
+    drawing.add_argument("--negative", help="what guidance leads away from (default: no text)")
+    args = parser.parse_args()
+    if not 0 <= args.ratio <= 1:
+        fail(f"--ratio: must be in [0, 1], got {args.ratio}")
+    if args.guidance_scale is not None and not 0 <= args.guidance_scale <= 1000:
+        fail(f"--guidance-scale: must be in [0, 1000], got {args.guidance_scale}")
+    return args
+
+
+def text_dtype(args: argparse.Namespace, folder: Path, part: str) -> str:
+    kinds = Config(folder / part / "config.json").get("architectures")
+    small = isinstance(kinds, list) and all(isinstance(kind, str) and kind.startswith("CLIP") for kind in kinds)
+    return args.text_dtype or ("float32" if small else "bfloat16")
+
+
+def main() -> None:
+    args = parse_arguments()
+    kinds = [family_of(folder) for folder in args.folders]
+    kind, family = kinds[-1]
+    for folder, (other, _) in zip(args.folders, kinds):
+        if other != kind:
+            fail(f"{folder}: must be of a {kind} as {args.folders[-1]} is, got {other}")
+    if args.weights_in_place and not family.in_place:
+        fail(f"--weights-in-place: must be for a pipeline whose networks the native engine runs, StableDiffusion3, got {kind}")
+    networks = networks_of(args.folders, kind, family, ".txt" if args.weights_in_place else ".pt")
+    encoders = encoders_of(args.folders, family)
+    if (vae := last_with(args.folders, "vae")) is None:
+        fail(f"{args.folders[-1]}: must hold vae, got {some(names_in(args.folders[-1]))}")
+    if not args.output.parent.is_dir():
+        fail(f"{args.output}: must be in a folder that exists, got none")
+    if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())) and not args.keep:
+        fail(f"{args.output}: must be a new or an empty folder, or come with --keep, got {some(names_in(args.output)) if args.output.is_dir() else 'a file'}")
+    args.output.mkdir(exist_ok=True)
+    manifest = args.output / "pipeline.txt"
+    manifest.unlink(missing_ok=True)  # it is finished again when it is written again
+
+    # Behind a base, SDXL's refiner takes what it takes by names of its own.
+    prefix = REFINER if len(networks) == 2 and refines(kind, networks[1][0]) and not refines(kind, networks[0][0]) else ""
+    measured = []
+    for folder, part, name in networks:
+        options = ["--name", folder.name + ("" if part == family.part else f"/{part}")]
+        options += ["--dtype", args.dtype] if args.dtype else []
+        options += ["--part", part] if part == "transformer_2" else []
+        options += ["--size", "*"] if family.open_size else []
+        options += ["--format", "in-place"] if args.weights_in_place else []
+        options += ["--condition-prefix", prefix] if prefix and name == networks[1][2] else []
+        measured.append(export(args, family.exporter, folder, name, *options))
+        if name != networks[0][2]:
+            require_one_trajectory(args.output / networks[0][2], args.output / name)
+    lines = [f"name {args.name or args.output.absolute().name}"]
+    lines += [f"network {name} {fingerprint(args.output / name)}" for *_, name in networks]
+
+    for folder, part in encoders:
+        name = f"{part}.pt"
+        measured.append(export(args, "export_text_encoder", folder, name, "--part", part, "--dtype", text_dtype(args, folder, part)))
+        place = "" if part == encoders[0][1] else "behind " if part in family.behind else "beside "
+        lines.append(f"text_encoder {name} {place}{fingerprint(args.output / name)}")
+    if prefix:
+        lines.append(f"text_encoder text_encoder_2.pt apart {prefix} {fingerprint(args.output / 'text_encoder_2.pt')}")
+    halves = ["decoder", "encoder"] if args.encoder else ["decoder"]
+    for half in halves:
+        measured.append(export(args, "export_autoencoder", vae, f"{half}.pt", "--part", half))
+        lines.append(f"{half} {half}.pt {fingerprint(args.output / f'{half}.pt')}")
+
+    folder, part, name = networks[-1]
+    config = Config(folder / part / "config.json")
+    values = values_in(args.output / name)
+    if kind == "StableDiffusion3":
+        lines.append(f"fill text_embedding {CLIP_TOKENS + SD3_TOKENS} {config.integer('joint_attention_dim', 4096)}")
+    if prefix:
+        lines += size_lines(kind, networks[0][0], config, "")
+    lines += size_lines(kind, folder, config, prefix)
+    guided = guidance_lines(args, config)
+    lines += guided
+    upsampling = int(values_in(args.output / "decoder.pt").get("upsampling", "8"))
+    if shape := shape_of(args, kind, args.output / name, config, upsampling):
+        lines.append(f"shape {' '.join(shape)}")
+    own = {key: values[source] for key, source in (("profile", "profile"), ("steps", "steps"), ("guidance", "guidance_scale")) if source in values}
+    if part == "transformer_2":
+        boundary = Config(folder / "model_index.json").real("boundary_ratio", 0.875)
+        lines.append(f"routing timestep:{round(boundary * 1000)}")
+        own |= WAN_EXPERTS
+    elif prefix:
+        lines.append(f"routing timestep:{REFINED}")
+    elif len(networks) == 2:
+        lines.append(f"ratio {args.ratio!r}")
+    elif len(networks) > 2:
+        fail(f"{args.output}: must be of one or two networks, got {len(networks)}")
+    own |= {key: str(value) for key, value in (("steps", args.steps), ("guidance", None if guided else args.guidance_scale)) if value is not None}
+    lines += [f"{key.replace('_', '-')} {value.replace('_', '-') if key == 'profile' else value}" for key, value in own.items()]
+    if args.negative is not None:
+        lines.append(f"negative {args.negative}")
+    if "flow_shift" in values:
+        lines.append(f"# timesteps are shifted by {values['flow_shift']}, which the networks' files say")
+    if args.license:
+        lines.append(f"license {args.license}")
+    lines += [f"measured {line}" for line in measured if line]
+    text = pipeline_text(args, lines)
+    with replacing(manifest) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f'{args.output}: finished; tstitch_sample --pipeline {args.output}' + (' --prompt "a fox in the snow"' if encoders else ""))
+
+
+if __name__ == "__main__":
+    main()
