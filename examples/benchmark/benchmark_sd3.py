@@ -80,7 +80,8 @@ def random_network(shape: sd3.SD3Config, args: argparse.Namespace, seed: int) ->
     generator = torch.Generator(args.device).manual_seed(seed)
     for name, tensor in model.state_dict().items():
         if tensor.ndim > 1:
-            tensor.normal_(0, 0.5 if name == "pos_embed.pos_embed" else 0.7 * tensor.shape[1:].numel() ** -0.5, generator=generator)
+            deviation = 0.5 if name == "pos_embed.pos_embed" else 0.7 * tensor.shape[1:].numel() ** -0.5
+            tensor.normal_(0, deviation, generator=generator)
         else:
             tensor.normal_(0, 0.02, generator=generator).add_("norm" in name and name.endswith("weight"))
     return model
@@ -213,7 +214,8 @@ def medians(cells: dict[float, list[float]]) -> str:
 def run_tstitch(args: argparse.Namespace, files: list[Path], condition: Path, *more: str) -> dict:
     report = args.scratch / "tstitch.json"
     command = [args.tstitch_benchmark, "--model", files[0], "--model", files[1], "--condition", condition, "--batch", 1,
-               "--ratio", ",".join(map(str, args.ratio)), "--dtype", str(args.dtype).removeprefix("torch."), "--steps", args.steps,
+               "--ratio", ",".join(map(str, args.ratio)), "--dtype", str(args.dtype).removeprefix("torch."),
+               "--steps", args.steps,
                "--sampler", "euler", "--guidance", args.guidance, "--backend", ",".join(args.backend), "--device", args.device,
                "--repeats", args.repeats, "--no-first-picture", "--json", report, *more]  # fmt: skip
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
@@ -232,7 +234,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=4.5, help="1 is without" + default)
     parser.add_argument("--backend", nargs="+", metavar="NAME",
                         help="of tstitch_benchmark (default: native+graph native-e4m3+graph; on a CPU native)")  # fmt: skip
-    parser.add_argument("--forecast", default="every:2", help="of the large network's steps, in a turn of its own, or none" + default)
+    parser.add_argument("--forecast", default="every:2",
+                        help="of the large network's steps, in a turn of its own, or none" + default)  # fmt: skip
     parser.add_argument("--peers", nargs="*", choices=("eager", "compile"), default=["compile"], help="default: compile")
     parser.add_argument("--compile-mode", default="default", help="of torch.compile" + default)
     parser.add_argument("--no-errors", action="store_true", help="look at no distances from float32")
@@ -318,7 +321,8 @@ def main() -> None:
             say(f"{name}: {medians(programs[name])}")
         for forward in ours["forwards"]:
             say(f"{forward['backend']}, {forward['network']}, {forward['rows']} rows: {forward['milliseconds']:.2f} ms"
-                + (f", forecast {forward['forecast_milliseconds']:.2f} ms" if "forecast_milliseconds" in forward else ""))  # fmt: skip
+                + (f", forecast {forward['forecast_milliseconds']:.2f} ms" if "forecast_milliseconds" in forward else "")
+            )  # fmt: skip
             if "error" in forward:
                 report["errors"].setdefault(f"tstitch {forward['backend']}", []).append(forward["error"])
         done(f"tstitch, forecast {variant}")
@@ -328,7 +332,8 @@ def main() -> None:
         args.json.write_text(json.dumps(report, indent=2) + "\n")
     base = next((name for name in ("diffusers compile", "diffusers eager") if name in programs), None)
     say(f"\nEuler, {args.steps} steps, guidance {args.guidance:g}, one picture, {report.get('gpu', args.device)}, torch "
-        f"{torch.__version__}, diffusers {diffusers.__version__}; seconds" + (f", in brackets {base}'s over them" if base else ""))  # fmt: skip
+        f"{torch.__version__}, diffusers {diffusers.__version__}; seconds"
+        + (f", in brackets {base}'s over them" if base else ""))  # fmt: skip
     width = max(map(len, programs))
     say(f"{'':{width}} " + " ".join(f"{f'ratio {ratio:g}':>15}" for ratio in args.ratio))
     for name, cells in programs.items():

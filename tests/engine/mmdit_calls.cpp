@@ -3,6 +3,7 @@
 // Compares both in many shapes, types and ways to be asked, and prints the largest differences. Exit code 1: one is too
 // large, or an exception. tests/engine/mmdit_test.py makes files.
 #include <tstitch/file/dit.hpp>
+#include <tstitch/study/calibration.hpp>
 #ifdef TSTITCH_WITH_CUDA
 #include <tstitch/engine/cuda_graph.hpp>
 #endif
@@ -199,7 +200,7 @@ void check_graphs(Network const& network, std::vector<Asked> const& all) {
 
 /// Of e4m3: the root mean square difference with all layers in 8 bits.
 double of_8_bits(std::string const& file, TorchScriptOptions const& options, Network const& oracle,
-                 std::vector<Asked> const& all, bool plain) {
+                 std::vector<Asked> const& all, bool plain, std::size_t& layers) {
   std::map<std::size_t, double> largest;
   const auto look = [&](std::size_t layer, at::Tensor const& input) {
     largest[layer] = std::max(largest[layer], input.abs().max().item<double>());
@@ -211,6 +212,7 @@ double of_8_bits(std::string const& file, TorchScriptOptions const& options, Net
     require(layer == inputs.size() && value > 0, "every layer is observed, in order");
     inputs.push_back(value);
   }
+  layers = inputs.size();
   const Network eighth = load_dit(file, options, {.plain = plain, .e4m3_inputs = inputs});
   double worst = 0;
   for (Asked const& asked : all) worst = std::max(worst, relative(whole(eighth, asked), whole(oracle, asked), false));
@@ -231,6 +233,25 @@ double of_8_bits(std::string const& file, TorchScriptOptions const& options, Net
             error.what());
   }
   return worst;
+}
+
+/// What the calibration sees along a trajectory is of use, and it says what it needs.
+void check_calibration(std::string const& file, TorchScriptOptions const& options, Asker& asker, std::size_t layers) {
+  const Asked asked = asker(1, 8, 8, 7), null = asker(1, 8, 8, 7);
+  CalibrationOptions calibration{.steps = 3, .images = 2, .shape = {asked.x.size(1), 8, 8}};
+  try {
+    largest_inputs(file, options, calibration);
+    require(false, "a calibration without a text must be refused");
+  } catch (std::invalid_argument const& error) {
+    require(std::string(error.what()).find("must have 'text_embedding'") != std::string::npos, error.what());
+  }
+  for (std::size_t k = 0; k < 2; ++k) {
+    auto const& [name, tensor] = asked.condition.tensors[k];
+    calibration.conditions.push_back({name, tensor, null.condition.tensors[k].second});
+  }
+  const std::vector<double> found = largest_inputs(file, options, calibration);
+  require(found.size() == layers, "one for each layer");
+  for (const double each : found) require(each > 0.1 && each < 1000, "inputs of the size of numbers");
 }
 
 }  // namespace
@@ -278,7 +299,9 @@ int main(int argc, char** argv) try {
   for (const bool plain : {false, true}) {
     const TorchScriptOptions options =
         device.is_cuda() ? TorchScriptOptions{.device = device, .dtype = at::kBFloat16} : exact;
-    const double off = of_8_bits(file, options, oracle, all, plain);
+    std::size_t layers = 0;
+    const double off = of_8_bits(file, options, oracle, all, plain, layers);
+    if (plain) check_calibration(file, options, asker, layers);
     std::printf("8 bits%s: %.1e\n", plain ? ", plain" : "", off);
     require(off > 3e-3 && off < 8e-2, "8 bits");
   }

@@ -123,15 +123,22 @@ block = "transformer_blocks.1."
 for name in (
     "context_embedder.weight", "pos_embed.proj.bias", "time_text_embed.text_embedder.linear_2.weight", "proj_out.bias",
     "norm_out.linear.weight", block + "attn.to_k.weight", block + "attn.add_v_proj.bias", block + "attn.norm_added_k.weight",
-    block + "attn2.norm_q.weight", block + "attn2.to_out.0.weight", block + "ff.net.2.weight", block + "ff_context.net.0.proj.bias",
-    block + "norm1_context.linear.bias",
+    block + "attn2.norm_q.weight", block + "attn2.to_out.0.weight", block + "ff.net.2.weight",
+    block + "ff_context.net.0.proj.bias", block + "norm1_context.linear.bias",
 ):  # fmt: skip
     must_refuse(saved(changed({name: ""})), "odd_file.pt", f"must hold {name} of shape", "got none")
-must_refuse(saved(changed({block + "attn2.to_q.weight": ""})), f"must hold {block}norm1.linear.weight of shape [288, 48], got [432, 48]")
-must_refuse(saved(changed({"pos_embed.pos_embed": ""})), "must hold pos_embed.pos_embed of shape [1, a square, 48], got none")
-must_refuse(saved(changed(pos_embed__pos_embed=torch.zeros(1, 143, 48))), "[1, a square, 48], got [1, 143, 48]")
+must_refuse(
+    saved(changed({block + "attn2.to_q.weight": ""})),
+    f"must hold {block}norm1.linear.weight of shape [288, 48], got [432, 48]",
+)
+positions = "must hold pos_embed.pos_embed of shape [1, a square, 48], got "
+must_refuse(saved(changed({"pos_embed.pos_embed": ""})), positions + "none")
+must_refuse(saved(changed(pos_embed__pos_embed=torch.zeros(1, 143, 48))), positions + "[1, 143, 48]")
 must_refuse(saved(changed(proj_out__bias=torch.zeros(7))), "must hold proj_out.bias of shape [64], got [7]")
-must_refuse(saved(changed(), depth=2), "must hold transformer_blocks.1.norm1_context.linear.weight of shape [96, 48], got [288, 48]")
+must_refuse(
+    saved(changed(), depth=2),
+    "must hold transformer_blocks.1.norm1_context.linear.weight of shape [96, 48], got [288, 48]",
+)
 must_refuse(saved(changed(), depth=4), "must hold transformer_blocks.2.attn.to_add_out.weight of shape")
 must_refuse(saved(changed(), heads=5), "must state the width, depth, heads, patch_size and mlp_ratio of a DiT", "heads 5")
 must_refuse(saved(changed(), input_shape="16 26 8"), "must take x of at most 24 a side", "got [16, 26, 8]")
@@ -143,6 +150,7 @@ for conditions, got in {
     both.replace("* 32", "* *"): "'text_embedding' of [*, *]",
     "pooled_embedding float 16\ntext_embedding float * 32": "'pooled_embedding' of [16]",
 }.items():
-    must_refuse(saved(changed(), conditions=conditions), "must take text_embedding of two sizes and pooled_embedding of one", got)
+    rule = "must take text_embedding of two sizes and pooled_embedding of one"
+    must_refuse(saved(changed(), conditions=conditions), rule, got)
 must_refuse(saved(changed(), architecture="pixart"), "must have the architecture dit, dit_diffusers, sit or sd3, got 'pixart'")
 print("the engine is TorchScript's equal")

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/rsqrt.h>
 
 #include <algorithm>
 #include <array>

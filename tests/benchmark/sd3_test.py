@@ -1,0 +1,44 @@
+"""Small transformers of Stable Diffusion 3 measured beside diffusers: sd3_test.py TSTITCH_BENCHMARK BENCHMARK_FOLDER SCRATCH_FOLDER
+
+Times say nothing here; what is looked at is that every program is there, how near the outputs are to float32, and what is
+said of wrong arguments. Exits with 77 where a package of the peer is missing.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+program, folder, scratch = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
+scratch.mkdir(parents=True, exist_ok=True)
+report = scratch / "report.json"
+
+
+def measure(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, folder / "benchmark_sd3.py", *arguments]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+
+
+tiny = ["--size", "tiny", "--device", "cpu", "--steps", 4, "--repeats", 1, "--peers", "eager", "--scratch", scratch]
+done = measure(program, *tiny, "--backend", "native", "native-e4m3", "--json", report)
+if done.returncode == 77:
+    print(done.stdout)
+    sys.exit(77)
+assert done.returncode == 0, done.stdout + done.stderr
+measured = json.loads(report.read_text())
+assert set(measured["seconds"]) == {
+    "diffusers eager", "tstitch native", "tstitch native-e4m3", "tstitch native forecast every:2",
+    "tstitch native-e4m3 forecast every:2",
+}, measured  # fmt: skip
+assert all(seconds > 0 for cells in measured["seconds"].values() for cell in cells.values() for seconds in cell), measured
+assert all(error < 1e-5 for error in measured["errors"]["tstitch native"]), measured
+assert all(1e-4 < error < 5e-2 for error in measured["errors"]["tstitch native-e4m3"]), measured
+
+for arguments, words in (
+    (["nowhere"], "nowhere: must be the program tstitch_benchmark, got no file"),
+    ([program, "--ratio", "1.5"], "--ratio: must be in [0, 1], got [1.5]"),
+    ([program, "--repeats", "0"], "--repeats: must be at least 1, got 0"),
+):
+    done = measure(*arguments)
+    assert done.returncode == 2 and words in done.stderr.splitlines()[-1], (arguments, done.stderr)
+print("every program is there")
