@@ -416,7 +416,8 @@ class Source:
 
 def describe_file(args: argparse.Namespace) -> None:
     """Writes the text of --format in-place."""
-    for option, value, off in (("--kind", args.kind, "dit"), ("--calibrate", args.calibrate, None), ("--weights", args.weights, None)):
+    given = (("--kind", args.kind, "dit"), ("--calibrate", args.calibrate, None), ("--weights", args.weights, None))
+    for option, value, off in given:
         if value != off:
             fail(f"{option}: must not be given for --format in-place, which leaves weights as they are, got {value}")
     if args.checkpoint.is_dir():

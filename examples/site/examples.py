@@ -25,6 +25,7 @@ WITHOUT = {
     "DiTLinear": "load_dit makes it of a file",
     "DiTWeights": "load_dit makes them of a file",
     "MMDiTWeights": "load_dit makes them of a file",
+    "NetworkDescription": "load_safetensors reads it",
     "ProbabilityFlow": "a part of Euler's and Heun's rules",
     "Slope": "a part of Euler's and Heun's rules",
     "Term": "a part of WeightedSum",

@@ -93,7 +93,8 @@ for name, source in (("one", folder), ("shards", sharded)):
     export_both(export_sd3, source, name, *flow)
     same(f"{name}.pt", f"{name}.txt", *condition)
 assert not harness.run(export_sd3, folder, scratch / "open.txt", *flow, *IN_PLACE, "--size", "*")
-assert not harness.run(export_sd3, folder, scratch / "named.txt", *flow, *IN_PLACE, "--weights", sharded / f"{STEM}.safetensors.index.json")
+index = sharded / f"{STEM}.safetensors.index.json"
+assert not harness.run(export_sd3, folder, scratch / "named.txt", *flow, *IN_PLACE, "--weights", index)
 pair = ("--model", "one.txt", "--model", "shards.pt", "--ratio", "0.5", "--dtype", "float32", *condition)
 assert torch.equal(latents(*pair), latents("--model", "one.pt", "--dtype", "float32", *condition))
 text = (scratch / "shards.txt").read_text()
@@ -147,9 +148,11 @@ refused(export_sd3, *sd3_of(proj_out__bias=torch.zeros(7)), words=("proj_out.bia
 eighth = torch.zeros(64).to(torch.float8_e4m3fn)
 refused(export_sd3, *sd3_of(proj_out__bias=eighth), words=("proj_out.bias must be F64, F32, F16, BF16, got F8_E4M3",))
 (scratch / "cut.safetensors").write_bytes((folder / f"{STEM}.safetensors").read_bytes()[:-1])
-refused(export_sd3, folder, *flow, "--weights", scratch / "cut.safetensors", words=("cut.safetensors: must be a safetensors file",))
+cut = scratch / "cut.safetensors"
+refused(export_sd3, folder, *flow, "--weights", cut, words=("cut.safetensors: must be a safetensors file",))
 torch.save(of_sd3, scratch / "old.bin")
-refused(export_sd3, folder, *flow, "--weights", scratch / "old.bin", words=("old.bin: must be a .safetensors file for --format in-place, got .bin",))
+old = scratch / "old.bin"
+refused(export_sd3, folder, *flow, "--weights", old, words=("old.bin: must be a .safetensors file for --format in-place, got .bin",))
 refused(export_sd3, folder, *flow, "--weights", scratch / "none.safetensors", words=("must be a file of weights, got none",))
 refused(export_sd3, folder, *flow, "--device", "cpu", words=("--device: is for --format aot-inductor, got in-place",))
 shutil.copytree(sharded, scratch / "lacking")

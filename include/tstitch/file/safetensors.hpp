@@ -136,7 +136,11 @@ class SafetensorsFiles {
       std::error_code error;
       const bool folder = std::filesystem::is_directory(path, error);
       const std::string file = folder ? weights_of_folder(path) : path;
-      is_index_name(std::filesystem::path(file).filename().string()) ? add_index(file) : add(file);
+      if (is_index_name(std::filesystem::path(file).filename().string())) {
+        add_index(file);
+      } else {
+        add(file);
+      }
     }
   }
 
