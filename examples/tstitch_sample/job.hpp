@@ -485,7 +485,7 @@ inline void take_size(Arguments& arguments, std::vector<tstitch::NetworkInfo> co
     if (shape.size() != 4 || (arguments.frames - 1) % stride) {
       throw std::invalid_argument(
           "--frames: must be " +
-          (shape.size() != 4 ? "for networks whose x is a video" : "1 and a multiple of " + std::to_string(stride)) +
+          (shape.size() != 4 ? "for networks whose x is a video" : "1 plus a multiple of " + std::to_string(stride)) +
           ", got " + std::to_string(arguments.frames));
     }
     shape[1] = (arguments.frames - 1) / stride + 1;

@@ -267,7 +267,7 @@ class Pipeline {
       if (shape.size() != 4 || wanted.frames < 1 || (wanted.frames - 1) % stride) {
         detail::refuse("Pipeline",
                        shape.size() != 4 ? "frames are for networks whose x is a video"
-                                         : "frames must be 1 and a multiple of " + std::to_string(stride),
+                                         : "frames must be 1 plus a multiple of " + std::to_string(stride),
                        std::to_string(wanted.frames));
       }
       shape[1] = (wanted.frames - 1) / stride + 1;
