@@ -343,6 +343,7 @@ TEST_CASE("weights in 8 bits are those of the file where it has them") {
     }
     const at::Tensor weight =
         weights.at("blocks." + std::to_string(layer / 4) + "." + names[std::size_t(layer % 4)] + ".weight")
+            .read()
             .to(at::kFloat);
     const double scale = weight.abs().max().item<double>() / 448;
     const at::Tensor rounded = tstitch::detail::to_e4m3(weight.div(2), scale);
