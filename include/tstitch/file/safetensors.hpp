@@ -1,6 +1,6 @@
 /// @file
 /// Networks whose weights lie in safetensors files, as they are published, for the native engine. Opt-in: it needs
-/// nlohmann-json, and costs what file/dit.hpp costs.
+/// nlohmann-json, and costs what file/dit.hpp costs and a little more.
 ///
 ///     const auto network = tstitch::load_safetensors("small.txt");
 ///     const auto networks = tstitch::load_networks({"small.txt", "large.txt"}, {.readers =
