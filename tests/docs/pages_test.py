@@ -9,8 +9,8 @@ Every block of code of README.md and examples/docs:
 - Each class of the headers has an example in these programs, which the reference shows (examples/site/examples.py).
 - Python is run, and CMake configures a project with the library as the page on building installed it.
 
-To be quick, tools draw on the CPU in one step, and by the small network where the page does not say which: what they
-are given beside is as on the page. TOOLS is the folder of tstitch_sample. Exits with 77 where a page could not be run
+To be quick, tools draw on the CPU in one step, videos small and short, and by the small network where the page does not
+say which: what they are given beside is as on the page. TOOLS is the folder of tstitch_sample. Exits with 77 where a page could not be run
 for want of a package, after all others.
 """
 
@@ -75,6 +75,9 @@ if tool.endswith("tstitch_sample") and not has("--help", "--version", "--plan"):
     if not has("--ratio", "--fractions", "--sweep", "--preset", "--routing") and words.count("--model") in (0, 2) and not routed():
         words += ["--ratio", "1"]
     if has("--preset") and not has("--class", "--model"): words += ["--class", "3"]
+if has("--frames"):
+    value("--frames", lambda frames: "5")
+    value("--size", lambda size: "64x96")
 value("--device", lambda device: "cpu")
 if not has("--device", "--help", "--version"): words += ["--device", "cpu"]
 os.execv(tool, [tool, *words])

@@ -211,7 +211,7 @@ assert {path.name for path in scratch.iterdir()} == before, "nothing of what is 
 
 must_refuse("--batch", "8", says="--batch: is for --format aot-inductor, got torchscript")
 must_refuse("--device", "cpu", says="--device: is for --format aot-inductor, got torchscript")
-must_refuse("--forecast-parts", says="--forecast-parts: is for --format aot-inductor, got torchscript, whose files have")
+must_refuse("--forecast-parts", says="--forecast-parts: is for --format aot-inductor, got torchscript, which has the parts anyway")
 must_refuse(*compiled, "--batch", "2-8", says="must be a range as 1-512 or a list as 1,2,8, got '2-8'")
 must_refuse(*compiled, "--batch", "2,2", says="must be rising numbers in [1, 1000000], got '2,2'")
 must_refuse(*compiled, "--batch", "1-0", says="must be rising numbers in [1, 1000000], got '1-0'")
