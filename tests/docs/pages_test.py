@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import checkpoints
+import python_server
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "examples/site"))
 import examples  # noqa: E402
@@ -53,8 +54,14 @@ NOT_RUN = (
     ("-" if shutil.which("pkg-config") else r"(export PKG|g\+\+ app.cpp \$\(pkg-config).*", "pkg-config is not here"),
     (r"build/tests/examples/tstitch_sample --plan --sampler midpoint", "of a sampler that the reader is to write"),
 )
+# Nor these on the pages of pairs; that of pipelines runs such lines for one of them.
+NOT_RUN_OF_PAIRS = (
+    (r"python examples/export/export_pipeline\.py .*", "export.pipeline exports each of these pairs"),
+    (r"tstitch_sample --pipeline .*", "of what that writes; export.pipeline draws by it"),
+)
 # These go on with the other's files.
 SAME_FOLDER = {"pair_sit.md": "pair_dit.md", "forecasting.md": "pair_stable_diffusion.md"}
+IMPORTED = ("torch", "safetensors.torch", "transformers", "diffusers")  # by exporters
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
 NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "forecasting.md": PIPELINES, "prompts.md": PIPELINES, "pipelines.md": PIPELINES} | {
     f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "sana", "wan")
@@ -124,8 +131,10 @@ class Pages:
             folder.mkdir(parents=True)
         for tool in ("tstitch_sample", "tstitch_inspect", "tstitch_benchmark"):
             self.program(tool, CHEAPER.format(python=sys.executable, tool=str(tools / tool)))
+        modules = [module for module in IMPORTED if importlib.util.find_spec(module)]
+        self.server = python_server.Server(modules)
         for name in ("python", "python3"):
-            self.program(name, f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+            self.server.command(self.bin / name)
         self.environment = os.environ | {"PATH": f"{self.bin}:{os.environ['PATH']}", "HOME": str(self.home),
                                          "XDG_CACHE_HOME": str(self.home / ".cache")}  # fmt: skip
         self.programs = {path: path.read_text() for path in examples.programs_of(repository)}
@@ -216,7 +225,8 @@ class Pages:
     def shell(self, block: Block) -> tuple[str, int]:
         lines = []
         for line in re.sub(r" *\\\n *", " ", block.text).splitlines():
-            if any(re.fullmatch(pattern, line) for pattern, _ in NOT_RUN):
+            left = (*NOT_RUN, *(NOT_RUN_OF_PAIRS if block.page.name.startswith("pair_") else ()))
+            if any(re.fullmatch(pattern, line) for pattern, _ in left):
                 for name in re.findall(r"(?<=bash )\S+|(?<=python )\S+|\S+/requirements\.txt|\w+(?=_tests\b)", line):
                     if not (self.repository / (name if "/" in name else f"tests/{name}")).exists():
                         block.fail(f"{name} is not there")
