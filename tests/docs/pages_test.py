@@ -9,8 +9,8 @@ Every block of code of README.md and examples/docs:
 - Each class of the headers has an example in these programs, which the reference shows (examples/site/examples.py).
 - Python is run, and CMake configures a project with the library as the page on building installed it.
 
-To be quick, tools draw on the CPU in one step, videos small and short, and by the small network where the page does not
-say which: what they are given beside is as on the page. TOOLS is the folder of tstitch_sample. Exits with 77 where a page could not be run
+To be quick, tools draw on the CPU in one step, and by the small network where the page does not say which: what they
+are given beside is as on the page. TOOLS is the folder of tstitch_sample. Exits with 77 where a page could not be run
 for want of a package, after all others.
 """
 
@@ -72,19 +72,13 @@ words, tool = sys.argv[1:], {tool!r}
 def has(*flags): return any(word.split("=")[0] in flags for word in words)
 def value(flag, change):
     if flag in words: words[words.index(flag) + 1] = change(words[words.index(flag) + 1])
-def routed():
-    folder = words[words.index("--pipeline") + 1] if "--pipeline" in words else ""
-    return folder and "routing" in open(os.path.join(folder, "pipeline.txt")).read()
 if tool.endswith("tstitch_sample") and not has("--help", "--version", "--plan"):
     few = "4" if has("--invert", "--strength") else "1"
     value("--steps", lambda steps: few)
     if not has("--steps", "--preset", "--timesteps", "--sigmas"): words += ["--steps", few]
-    if not has("--ratio", "--fractions", "--sweep", "--preset", "--routing") and words.count("--model") in (0, 2) and not routed():
+    if not has("--ratio", "--fractions", "--sweep", "--preset", "--routing") and words.count("--model") in (0, 2):
         words += ["--ratio", "1"]
     if has("--preset") and not has("--class", "--model"): words += ["--class", "3"]
-if has("--frames"):
-    value("--frames", lambda frames: "5")
-    value("--size", lambda size: "64x96")
 value("--device", lambda device: "cpu")
 if not has("--device", "--help", "--version"): words += ["--device", "cpu"]
 os.execv(tool, [tool, *words])
