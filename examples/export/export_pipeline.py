@@ -135,7 +135,7 @@ def export(args: argparse.Namespace, program: str, source: Path, name: str, *opt
     output = args.output / name
     if args.keep and output.is_file():
         say(f"{output}: is there, and kept")
-        return ""
+        return args.measured.get(name, "")
     arguments = [source, output, *options]
     if args.license:
         arguments += ["--license", args.license]
@@ -317,7 +317,11 @@ def main() -> None:
         fail(f"{args.output}: must be a new or an empty folder, or come with --keep, got {some(names_in(args.output)) if args.output.is_dir() else 'a file'}")
     args.output.mkdir(exist_ok=True)
     manifest = args.output / "pipeline.txt"
-    manifest.unlink(missing_ok=True)  # it is finished again when it is written again
+    # What was measured of files that are kept. The folder is finished again when this is written again.
+    known = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
+    lines = [line.removeprefix("measured ") for line in known if line.startswith("measured ")]
+    args.measured = {line.partition(":")[0]: line for line in lines}
+    manifest.unlink(missing_ok=True)
 
     # Behind a base, SDXL's refiner takes what it takes by names of its own.
     prefix = REFINER if len(networks) == 2 and refines(kind, networks[1][0]) and not refines(kind, networks[0][0]) else ""
