@@ -318,7 +318,7 @@ def main() -> None:
     args.output.mkdir(exist_ok=True)
     manifest = args.output / "pipeline.txt"
     # What was measured of files that are kept. The folder is finished again when this is written again.
-    known = manifest.read_text(encoding="utf-8").splitlines() if manifest.is_file() else []
+    known = manifest.read_text(encoding="utf-8", errors="replace").splitlines() if manifest.is_file() else []
     lines = [line.removeprefix("measured ") for line in known if line.startswith("measured ")]
     args.measured = {line.partition(":")[0]: line for line in lines}
     manifest.unlink(missing_ok=True)
