@@ -121,7 +121,7 @@ TEST_CASE("files of networks are told apart by their contents") {
   CHECK(small == fingerprint_text(TSTITCH_MODELS "/cifar10_dit_small.pt"));
   CHECK(small != fingerprint_text(TSTITCH_MODELS "/cifar10_dit_large.pt"));
   CHECK_THAT(message_of<std::runtime_error>([] { fingerprint_text(TSTITCH_MODELS "/cifar10_quality.txt"); }),
-             ContainsSubstring("must be a TorchScript file or an AOTInductor package"));
+             ContainsSubstring("must be a TorchScript file, an AOTInductor package"));
 }
 
 TEST_CASE("times are kept in a file for the next program") {
