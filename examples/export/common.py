@@ -332,9 +332,8 @@ def require_tensors(place: Path, weights: Mapping[str, object]) -> None:
             fail(f"{place}: {name} must have all its values, got {'none' if tensor.is_meta else 'a sparse tensor'}")
 
 
-def fill(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
-    """Gives the network its weights as float32; every tensor must be there, have its shape, and be used."""
-    require_tensors(source, weights)
+def require_tensors_of(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Every tensor must be there, have its shape, and be used."""
     wanted = network.state_dict()
     absent, extra = sorted(set(wanted) - set(weights)), sorted(set(weights) - set(wanted))
     if absent:
@@ -344,8 +343,14 @@ def fill(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> Non
     for name, tensor in wanted.items():
         if weights[name].shape != tensor.shape:
             fail(f"{source}: {name} must be {list(tensor.shape)}, got {list(weights[name].shape)}")
+
+
+def fill(network: nn.Module, weights: Mapping[str, Tensor], source: Path) -> None:
+    """Gives the network its weights as float32, all of them and no others."""
+    require_tensors(source, weights)
+    require_tensors_of(network, weights, source)
     with torch.no_grad():
-        network.load_state_dict({name: weights[name].float() for name in wanted}, assign=True)
+        network.load_state_dict({name: weights[name].float() for name in network.state_dict()}, assign=True)
     for name, tensor in network.state_dict().items():
         if not tensor.isfinite().all():
             fail(f"{source}: {name} must hold finite numbers, got nan or infinity")

@@ -12,7 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from common import advice_of_safetensors, belief, fail, first_line, metadata, read_index, replacing, say, some, weights_in
+from common import (
+    advice_of_safetensors, belief, fail, first_line, metadata, read_index, replacing, require_tensors_of, say, weights_in,
+)  # fmt: skip
 
 MAGIC = "tstitch network 1"
 TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -63,19 +65,6 @@ def headers(files: Iterable[Path]) -> dict[str, Tensor]:
                 fail(f"{file}: must hold tensors that no file before it has, got {name}")
             found[name] = torch.empty(shape, dtype=TYPES[kind], device="meta")
     return found
-
-
-def require_tensors_of(network: nn.Module, found: Mapping[str, Tensor], place: Path) -> None:
-    """By name and shape."""
-    wanted = network.state_dict()
-    absent, extra = sorted(set(wanted) - set(found)), sorted(set(found) - set(wanted))
-    if absent:
-        fail(f"{place}: must hold every tensor of the network under its own name, got none called {some(absent)}")
-    if extra:
-        fail(f"{place}: must hold the tensors of this network only, got also {some(extra)}")
-    for name, tensor in wanted.items():
-        if found[name].shape != tensor.shape:
-            fail(f"{place}: {name} must be {list(tensor.shape)}, got {list(found[name].shape)}")
 
 
 # ------------------------------------------------------------------------------------------------ the text
