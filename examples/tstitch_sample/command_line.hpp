@@ -10,6 +10,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdint>
+#include <initializer_list>
 #include <map>
 #include <optional>
 #include <stdexcept>
@@ -433,7 +434,13 @@ inline void CommandLine::take_pipeline() const {
   if (arguments.decoder.empty()) arguments.decoder = parts.decoder;
   if (arguments.encoder.empty()) arguments.encoder = parts.encoder;
   if (ratio->count() == 0 && parts.networks.size() == 2) arguments.ratio = parts.ratio;
-  if (routing->count() == 0 && sweep->count() == 0 && fractions->count() == 0) arguments.routing = parts.routing;
+  const auto is_given = [](CLI::Option const* option) { return option->count() > 0; };
+  const bool other =
+      std::ranges::any_of(std::initializer_list<CLI::Option*>{fractions, routing, sweep, preset, budget}, is_given) ||
+      (is_given(ratio) && parts.has_boundaries());
+  if (!other) {
+    arguments.routing = parts.routing;
+  }
   if (arguments.guidance.empty()) arguments.guidance = parts.guidance;
   if (!arguments.negative) arguments.negative = parts.negative;
   if (arguments.shape.empty()) arguments.shape = parts.shape;

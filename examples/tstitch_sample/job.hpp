@@ -478,28 +478,9 @@ inline void take_size(Arguments& arguments, std::vector<tstitch::NetworkInfo> co
   if (shape.empty()) {
     for (tstitch::NetworkInfo const& info : infos) tstitch::take_shape(shape, info);
   }
-  const tstitch::AutoencoderInfo decoder = decoder_info(arguments);
-  const std::int64_t pixels = decoder.upsampling;
-  if (arguments.frames > 0) {
-    const std::int64_t stride = std::max<std::int64_t>(decoder.temporal_upsampling, 1);
-    if (shape.size() != 4 || (arguments.frames - 1) % stride) {
-      throw std::invalid_argument(
-          "--frames: must be " +
-          (shape.size() != 4 ? "for networks whose x is a video" : "1 plus a multiple of " + std::to_string(stride)) +
-          ", got " + std::to_string(arguments.frames));
-    }
-    shape[1] = (arguments.frames - 1) / stride + 1;
-  }
-  if (arguments.size.empty()) return;
-  for (const std::int64_t side : arguments.size) {
-    if (shape.size() >= 3 && side % pixels == 0) continue;
-    throw std::invalid_argument(
-        "--size: must be " +
-        (shape.size() < 3 ? "for networks that draw pictures" : "of multiples of " + std::to_string(pixels)) +
-        ", got " + with_crosses(arguments.size));
-  }
-  shape[shape.size() - 2] = arguments.size[0] / pixels;
-  shape.back() = arguments.size[1] / pixels;
+  const bool sized = !arguments.size.empty();
+  tstitch::take_picture_size(shape, decoder_info(arguments), sized ? arguments.size[0] : 0,
+                             sized ? arguments.size[1] : 0, arguments.frames);
 }
 
 /// Takes what a pipeline's networks are told of the picture's size, where no file says it; the shape is known.

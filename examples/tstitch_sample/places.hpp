@@ -117,6 +117,8 @@ inline void require_apart(Job const& job) {
   }
   for (std::string const& path : arguments.conditions) read.emplace_back("--condition", path);
   for (std::string const& path : arguments.text_encoders) read.emplace_back("--text-encoder", path);
+  read.emplace_back("--prompts", arguments.prompts_file);
+  if (!arguments.pipeline.empty()) read.emplace_back("--pipeline", arguments.pipeline + "/pipeline.txt");
   const std::vector<std::pair<std::string, std::string>> written{{"--grid", arguments.grid},
                                                                  {"--report", arguments.report},
                                                                  {"--latents", arguments.latents},

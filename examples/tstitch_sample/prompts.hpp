@@ -22,14 +22,13 @@ inline std::vector<std::string> prompts_in(std::string const& path) {
                              std::to_string(most) + " and 16 MiB, got " + got);
   };
   std::error_code error;
-  if (std::filesystem::is_directory(path, error)) fail("a folder");
+  // Pipes and devices may have no end.
+  if (!std::filesystem::is_regular_file(path, error)) fail("none");
+  if (std::filesystem::file_size(path, error) > most_bytes) fail("more");
   std::ifstream file(path, std::ios::binary);
   if (!file) fail("no file that can be read");
   std::vector<std::string> prompts;
-  std::size_t bytes = 0;
   for (std::string line; std::getline(file, line);) {
-    bytes += line.size() + 1;
-    if (bytes > most_bytes) fail("more");
     if (prompts.empty() && line.starts_with("\xef\xbb\xbf")) line.erase(0, 3);  // a byte order mark
     if (line.ends_with('\r')) line.pop_back();
     if (line.find_first_not_of(" \t") == std::string::npos) continue;

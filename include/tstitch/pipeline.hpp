@@ -101,7 +101,7 @@ class Pipeline {
     for (std::int64_t i = 0; i < images && !wanted.labels.empty(); ++i) {
       request.labels.push_back(wanted.labels[std::size_t(i) % wanted.labels.size()]);
     }
-    const std::int64_t pixels = self_->upsampling();
+    const std::int64_t pixels = self_->decoder_info().upsampling;
     std::vector<std::int64_t> const& sizes = request.shape;
     std::vector<NamedCondition> given =
         sizes.size() < 3
@@ -119,9 +119,11 @@ class Pipeline {
   AnySampler sampler(PipelineRequest const& wanted = {}) const {
     const AnyProfile how = profile(wanted);
     if (networks().size() == 1) return tstitch::make_sampler(how, AnyModelSchedule(SingleNetwork{}));
+    const bool by_ratio = wanted.ratio && info().has_boundaries();
     return tstitch::make_sampler(
-        how, model_schedule_by_name(info().routing, {.ratio = wanted.ratio.value_or(info().ratio),
-                                                     .num_train_timesteps = how.noise_schedule.num_train_timesteps()}));
+        how, model_schedule_by_name(by_ratio ? "stitch" : info().routing,
+                                    {.ratio = wanted.ratio.value_or(info().ratio),
+                                     .num_train_timesteps = how.noise_schedule.num_train_timesteps()}));
   }
 
   /// Draws.
@@ -231,7 +233,12 @@ class Pipeline {
                                    : GuidanceScale(info.guidance);
     }
 
-    std::int64_t upsampling() const { return decoder ? decoder->info().upsampling : 1; }
+    /// Of none that it makes a pixel of a pixel.
+    AutoencoderInfo decoder_info() const {
+      AutoencoderInfo none;
+      none.upsampling = 1;
+      return decoder ? decoder->info() : none;
+    }
   };
 
   /// Which row of a condition is each picture's.
@@ -254,26 +261,7 @@ class Pipeline {
     if (shape.empty()) {
       for (Network const& network : networks()) take_shape(shape, network.info());
     }
-    const std::int64_t pixels = self_->upsampling();
-    if (wanted.height < 0 || wanted.width < 0 || wanted.height % pixels || wanted.width % pixels) {
-      detail::refuse("Pipeline", "height and width must be multiples of " + std::to_string(pixels),
-                     std::to_string(wanted.height) + " and " + std::to_string(wanted.width));
-    }
-    if ((wanted.height || wanted.width) && shape.size() < 3) {
-      detail::refuse("Pipeline", "height and width are for networks whose x has them", detail::sizes_text(shape));
-    }
-    if (wanted.frames) {
-      const std::int64_t stride = decoder() ? std::max<std::int64_t>(decoder()->info().temporal_upsampling, 1) : 1;
-      if (shape.size() != 4 || wanted.frames < 1 || (wanted.frames - 1) % stride) {
-        detail::refuse("Pipeline",
-                       shape.size() != 4 ? "frames are for networks whose x is a video"
-                                         : "frames must be 1 plus a multiple of " + std::to_string(stride),
-                       std::to_string(wanted.frames));
-      }
-      shape[1] = (wanted.frames - 1) / stride + 1;
-    }
-    if (wanted.height) shape[shape.size() - 2] = wanted.height / pixels;
-    if (wanted.width) shape.back() = wanted.width / pixels;
+    take_picture_size(shape, self_->decoder_info(), wanted.height, wanted.width, wanted.frames);
     return shape;
   }
 

@@ -173,6 +173,10 @@ for sources, kind, more, given, size, sized in (
     error = ((got - expected).abs().max() / expected.std()).item()
     print(f"{sources[-1]}: {error:.1e} of the latents' deviation from {kind}")
     assert error <= 1e-4, (sources, error)
+# A ratio takes the place of the folder's boundary.
+for how, steps in (([], "network 0 takes"), (["--ratio", "0.5"], "network 0 takes 5, network 1 takes 5"), (["--sweep", "0:1:1"], "network")):
+    done = draw("--pipeline", "Wan2.2-T2V-A14B-Diffusers.pipeline", "--steps", 10, "--plan", *how)
+    assert done.returncode == 0 and steps in done.stdout, (how, done)
 text = (scratch / "Wan2.2-T2V-A14B-Diffusers.pipeline/pipeline.txt").read_text()
 assert "routing timestep:875\n" in text and "guidance 4 3\n" in text and "shape 16 21 60 104\n" in text, text
 
@@ -246,6 +250,21 @@ weights.write_bytes(kept[:-4] + bytes(4))
 done = draw("--pipeline", in_place, *prompted, "--latents", "other.npy")
 weights.write_bytes(kept)
 assert done.returncode == 1 and "'large.txt' must have the fingerprint" in done.stderr, done
+
+# What is read is not written over, and what has no end is not read.
+for words, arguments in (
+    ("--report: must be another file than that of --pipeline", ["--prompt", "a", "--report", out / "pipeline.txt"]),
+    ("--report: must be another file than that of --prompts", ["--prompts", "prompts.txt", "--report", "prompts.txt"]),
+    ("'/dev/zero' must be a text with a prompt a line", ["--prompts", "/dev/zero"]),
+    ("'empty.txt' must be a text with a prompt a line, at most 65536 and 16 MiB, got none", ["--prompts", "empty.txt"]),
+    ("must be multiples of 8, got 64 and 63", ["--prompt", "a", "--size", "64x63"]),
+    ("frames are for networks whose x is a video", ["--prompt", "a", "--frames", 5]),
+):
+    (scratch / "prompts.txt").write_text("a fox\n")
+    (scratch / "empty.txt").write_text(" \n\n")
+    done = draw("--pipeline", out, "--grid", "refused.png", *arguments)
+    assert done.returncode in (1, 2) and words in done.stderr and done.stderr.count("\n") <= 2, (words, done)
+    assert not (scratch / "refused.png").exists() and (out / "pipeline.txt").read_text() == text, words
 
 # SDXL is told the size, and its refiner how pretty the picture is to be.
 assert not run(folders / "ssd-1b", folders / "stable-diffusion-xl-base-1.0", scratch / "xl")

@@ -377,6 +377,19 @@ TEST_CASE("a pipeline draws what its parts draw by hand") {
   CHECK(drawn.sizes() == at::IntArrayRef({std::int64_t(all.size()), 3, height ? height : 16, 16}));
 }
 
+TEST_CASE("a ratio that is asked for takes the place of boundaries") {
+  save_files();
+  const auto plan_of = [](std::string const& routing, PipelineRequest const& request) {
+    const std::string text = whole + "routing " + routing + "\n";
+    const Pipeline pipeline = load_pipeline(with_text(text), {.networks = {.device = at::kCPU}});
+    return pipeline.sampler(request).plan().calls(2);
+  };
+  // Of 6 timesteps from 833 to 0 the first lies above 800.
+  CHECK(plan_of("timestep:800", {}) == std::vector<int>{1, 5});
+  CHECK(plan_of("timestep:800", {.ratio = 0.5}) == std::vector<int>{3, 3});
+  CHECK(plan_of("large-first", {.ratio = 0}) == std::vector<int>{0, 6});
+}
+
 TEST_CASE("a pipeline refuses what it cannot draw") {
   save_files();
   const Pipeline pipeline = load_pipeline(with_text(whole), {.networks = {.device = at::kCPU}});

@@ -80,6 +80,9 @@ struct PipelineInfo {
   std::optional<std::string> negative = {};
   std::string license = {};
   std::vector<std::string> measured = {};
+
+  /// Whether the routing has boundaries, "timestep:875", and no ratio; a ratio that is asked for takes its place.
+  bool has_boundaries() const { return routing.find(':') != std::string::npos; }
 };
 
 namespace detail {

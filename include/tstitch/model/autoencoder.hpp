@@ -68,6 +68,32 @@ inline std::string latents_mismatch(NetworkInfo const& network, AutoencoderInfo 
   return "must have latents of " + text(network, autoencoder) + of + text(autoencoder, network);
 }
 
+/// Gives the shape of x the size of what is decoded from it; 0 leaves a size as it is.
+/// @param shape [C, H, W], or of a video [C, F, H, W]
+/// @param height, width in pixels
+/// @throws std::invalid_argument for sizes that the decoder does not make, and for other shapes
+inline void take_picture_size(std::vector<std::int64_t>& shape, AutoencoderInfo const& decoder, std::int64_t height,
+                              std::int64_t width, std::int64_t frames) {
+  constexpr auto place = "take_picture_size";
+  const std::int64_t pixels = decoder.upsampling, stride = std::max<std::int64_t>(decoder.temporal_upsampling, 1);
+  if ((height || width) && shape.size() < 3) {
+    detail::refuse(place, "height and width are for networks whose x has them", words::sizes_text(shape));
+  }
+  if (height < 0 || width < 0 || height % pixels || width % pixels) {
+    detail::refuse(place, "height and width must be multiples of " + std::to_string(pixels),
+                   std::to_string(height) + " and " + std::to_string(width));
+  }
+  if (frames && shape.size() != 4) {
+    detail::refuse(place, "frames are for networks whose x is a video", words::sizes_text(shape));
+  }
+  if (frames && (frames < 1 || (frames - 1) % stride)) {
+    detail::refuse(place, "frames must be 1 plus a multiple of " + std::to_string(stride), std::to_string(frames));
+  }
+  if (frames) shape[1] = (frames - 1) / stride + 1;
+  if (height) shape[shape.size() - 2] = height / pixels;
+  if (width) shape.back() = width / pixels;
+}
+
 /// How much is decoded or encoded at once.
 struct Tiling {
   std::int64_t rows = 0;  ///< pictures at once, 0 for all
