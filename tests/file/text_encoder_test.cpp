@@ -130,8 +130,9 @@ TEST_CASE("many texts are encoded a few at once, and give what they give") {
   const std::string other = std::string("def forward(self, texts: List[str]) -> Dict[str, Tensor]:\n") +
                             "  return {\"text_embedding\": torch.zeros([len(texts), 3 if len(texts) > 9 else 4])}\n";
   const TextEncoder broken = load_text_encoder(saved(metadata({{"outputs", "text_embedding float 3"}}), other));
-  must_refuse<std::runtime_error>([&] { broken.encode(texts); },
-                                  {"'text_embedding' must be of one size and type for all texts, got [7, 4] for 7"});
+  must_refuse<std::runtime_error>(
+      [&] { broken.encode(texts); },
+      {"'text_embedding' must be of one size and type for all texts, got [7, 4] and [32, 3]"});
 }
 
 TEST_CASE("the null counterpart is the negative text, the empty text, or zeros") {

@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <string>
 
+#include "../base/digest.hpp"
 #include "../base/error.hpp"
 #include "archive.hpp"
 #include "file.hpp"
@@ -80,9 +80,7 @@ inline std::string fingerprint_text(std::string const& path) {
   } else {
     value = open_network(fingerprint_kind, quoted(path), open_file(fingerprint_kind, path))->fingerprint();
   }
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
+  return hexadecimal(value);
 }
 
 }  // namespace tstitch

@@ -18,7 +18,6 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
 #include <cstring>
 #include <exception>
 #include <filesystem>
@@ -33,6 +32,7 @@
 #include <vector>
 
 #include "../base/diagnostics.hpp"
+#include "../base/digest.hpp"
 #include "../base/error.hpp"
 #include "../base/write_file.hpp"
 #include "../model/text_encoder.hpp"
@@ -51,19 +51,6 @@ struct PromptCacheOptions {
 };
 
 namespace detail {
-
-inline std::string hexadecimal(std::uint64_t value) {
-  char text[17];
-  std::snprintf(text, sizeof text, "%016llx", static_cast<unsigned long long>(value));
-  return text;
-}
-
-/// FNV-1a (Fowler, Noll and Vo).
-inline std::uint64_t hash_of(std::string const& text) {
-  std::uint64_t value = 0xCBF29CE484222325;
-  for (const char c : text) value = (value ^ static_cast<unsigned char>(c)) * 0x100000001B3;
-  return value;
-}
 
 /// The description of the encoder in a file, and a number that tells the file from others.
 inline std::pair<TextEncoderInfo, std::uint64_t> identify_text_encoder(std::string const& path) {
@@ -246,8 +233,7 @@ class CachedTextEncoder {
                              : options_.device.is_cpu() ? at::toString(at::kFloat)
                                                         : "stored";
     const std::string settings = options_.device.is_cpu() ? "cpu " + type : "cuda " + type;
-    return hexadecimal(fingerprint_) + "-" +
-           hexadecimal(hash_of(settings + (negative ? " negative " : " prompt ") + text)) + ".pt";
+    return hexadecimal(fingerprint_) + "-" + digest({settings + (negative ? " negative" : " prompt"), text}) + ".pt";
   }
 
   TextEncoder const& loaded() const {
@@ -270,20 +256,9 @@ class CachedTextEncoder {
 
   /// All entries' rows of this name, below each other.
   static at::Tensor rows(std::vector<PromptEntry> const& entries, std::string const& name, at::Device device) {
-    at::Tensor const& first = *value_of(entries.front(), name);
-    std::vector<std::int64_t> sizes = first.sizes().vec();
-    sizes[0] = std::int64_t(entries.size());
-    const at::Tensor all = first.to(device).new_empty(sizes);
-    for (std::size_t k = 0; k < entries.size(); ++k) {
-      at::Tensor const& row = *value_of(entries[k], name);
-      if (row.sizes() != first.sizes() || row.scalar_type() != first.scalar_type()) {
-        throw std::runtime_error("tstitch::PromptCache: '" + name +
-                                 "' must be of one size and type for all texts, got " + shape_text(row.sizes()) +
-                                 " and " + shape_text(first.sizes()));
-      }
-      all.narrow(0, std::int64_t(k), 1).copy_(row);
-    }
-    return all;
+    std::vector<at::Tensor> parts;
+    for (PromptEntry const& entry : entries) parts.push_back(*value_of(entry, name));
+    return rows_of("PromptCache", name, parts, device);
   }
 
   std::shared_ptr<PromptFolder const> folder_;
@@ -315,9 +290,8 @@ class PromptCache {
   /// As load_text_encoder, but the weights are not loaded before a text is asked for that is not in the folder. Each
   /// text is encoded by itself, so that what it gives does not depend on what is there already; in a batch the last
   /// bits may be others.
-  /// @throws what load_text_encoder throws, of which a part when the encoder is used; std::runtime_error then also for
-  /// a
-  ///         file that has changed since
+  /// @throws what load_text_encoder throws, of which a part when the encoder is used, and then also std::runtime_error
+  ///         for a file that has changed since
   TextEncoder load(std::string const& path, TorchScriptOptions const& options = {}) const {
     auto [info, fingerprint] = detail::identify_text_encoder(path);
     require_device(options.device, "load_text_encoder");

@@ -30,6 +30,33 @@ namespace detail {
 
 inline constexpr FileKind text_encoder_file{"load_text_encoder", "a TorchScript file of a text encoder"};
 
+/// Rows of several tensors below one another.
+/// @throws std::runtime_error where they are not of one size and type
+inline at::Tensor rows_of(std::string const& place, std::string const& name, std::vector<at::Tensor> const& parts,
+                          at::Device device) {
+  if (parts.size() == 1) return parts[0].to(device);
+  at::Tensor const& first = parts[0];
+  std::int64_t count = 0;
+  for (at::Tensor const& part : parts) {
+    if (part.dim() < 1 || part.dim() != first.dim() || part.sizes().slice(1) != first.sizes().slice(1) ||
+        part.scalar_type() != first.scalar_type()) {
+      throw std::runtime_error("tstitch::" + place + ": '" + printable(name) +
+                               "' must be of one size and type for all texts, got " + shape_text(part.sizes()) +
+                               " and " + shape_text(first.sizes()));
+    }
+    count += part.size(0);
+  }
+  std::vector<std::int64_t> sizes = first.sizes().vec();
+  sizes[0] = count;
+  const at::Tensor all = first.to(device).new_empty(sizes);
+  std::int64_t begin = 0;
+  for (at::Tensor const& part : parts) {
+    all.narrow(0, begin, part.size(0)).copy_(part);
+    begin += part.size(0);
+  }
+  return all;
+}
+
 /// A module whose forward and tokenize take texts, as callables.
 struct ScriptedTextEncoder {
   std::shared_ptr<torch::jit::Module> module;
@@ -52,29 +79,20 @@ struct ScriptedTextEncoder {
   /// @param method forward or encode_negative
   std::vector<std::pair<std::string, at::Tensor>> encode(char const* method,
                                                          std::vector<std::string> const& texts) const {
-    std::vector<std::pair<std::string, at::Tensor>> all;
+    std::vector<std::pair<std::string, std::vector<at::Tensor>>> parts;
     for (std::size_t begin = 0; begin < texts.size(); begin += most_at_once) {
       const std::size_t end = std::min(begin + most_at_once, texts.size());
-      auto part = encode_at_once(method, {texts.begin() + std::ptrdiff_t(begin), texts.begin() + std::ptrdiff_t(end)});
-      if (end - begin == texts.size()) return part;
-      for (auto& [output, tensor] : part) {
-        const auto is_it = [&, wanted = output](auto const& each) { return each.first == wanted; };
-        auto whole = std::find_if(all.begin(), all.end(), is_it);
-        if (whole == all.end() && begin == 0) {
-          std::vector<std::int64_t> sizes = tensor.sizes().vec();
-          if (!sizes.empty()) sizes[0] = std::int64_t(texts.size());
-          whole = all.insert(all.end(), {output, tensor.new_empty(sizes)});
-        }
-        // Of texts that come at once all have one size, which is looked at later.
-        if (whole == all.end() || tensor.dim() < 1 || tensor.size(0) != std::int64_t(end - begin) ||
-            tensor.sizes().slice(1) != whole->second.sizes().slice(1) ||
-            tensor.scalar_type() != whole->second.scalar_type()) {
-          throw std::runtime_error("tstitch::TextEncoder '" + name + "': '" + printable(output) +
-                                   "' must be of one size and type for all texts, got " + shape_text(tensor.sizes()) +
-                                   " for " + std::to_string(end - begin));
-        }
-        whole->second.narrow(0, std::int64_t(begin), std::int64_t(end - begin)).copy_(tensor);
+      for (auto& [output, tensor] :
+           encode_at_once(method, {texts.begin() + std::ptrdiff_t(begin), texts.begin() + std::ptrdiff_t(end)})) {
+        const auto is_it = [wanted = output](auto const& each) { return each.first == wanted; };
+        auto part = std::find_if(parts.begin(), parts.end(), is_it);
+        if (part == parts.end()) part = parts.insert(parts.end(), {output, {}});
+        part->second.push_back(std::move(tensor));
       }
+    }
+    std::vector<std::pair<std::string, at::Tensor>> all;
+    for (auto const& [output, tensors] : parts) {
+      all.emplace_back(output, rows_of("TextEncoder '" + name + "'", output, tensors, tensors.front().device()));
     }
     return all;
   }

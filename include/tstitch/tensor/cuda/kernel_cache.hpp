@@ -14,7 +14,6 @@
 #include <cerrno>
 #include <chrono>
 #include <cstddef>
-#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
@@ -22,6 +21,7 @@
 #include <vector>
 
 #include "../../base/diagnostics.hpp"
+#include "../../base/digest.hpp"
 #include "../../base/error.hpp"
 #include "../../base/write_file.hpp"
 #include "nvrtc.hpp"
@@ -35,17 +35,6 @@ inline std::string kernel_cache_folder() {
     return cache + std::string("/tstitch/kernels");
   char const* const home = std::getenv("HOME");
   return home && *home ? home + std::string("/.cache/tstitch/kernels") : "";
-}
-
-/// 16 digits that are others for other texts (FNV-1a).
-inline std::string digest(std::vector<std::string> const& texts) {
-  std::uint64_t hash = 0xcbf29ce484222325;
-  for (std::string const& text : texts) {
-    for (const char c : text + '\n') hash = (hash ^ std::uint64_t(static_cast<unsigned char>(c))) * 0x100000001b3;
-  }
-  char digits[17];
-  std::snprintf(digits, sizeof digits, "%016llx", static_cast<unsigned long long>(hash));
-  return digits;
 }
 
 /// Keeps a file there, with the folders above it; by its name others see all of it or nothing.
