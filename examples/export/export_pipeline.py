@@ -19,6 +19,7 @@ import math
 import sys
 import zipfile
 import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,9 @@ def networks_of(folders: list[Path], kind: str, family: Family, ending: str) -> 
             if not (folder / part).is_dir():
                 fail(f"{folder}: must hold {part}, got {some(names_in(folder))}")
             found.append((folder, part))
-    names = {1: ["network"], 2: ["small", "large"]}.get(len(found), [f"network_{i}" for i in range(len(found))])
+    if len(found) > 2:
+        fail(f"{folders[-1]}: must be the second folder at most, got {len(folders)}")
+    names = ["network"] if len(found) == 1 else ["small", "large"]
     if found[-1][1] == "transformer_2":
         names = ["high_noise", "low_noise"]
     return [(*network, name + ending) for network, name in zip(found, names)]
@@ -156,20 +159,27 @@ def export(args: argparse.Namespace, program: str, source: Path, name: str, *opt
     return printed.getvalue().strip().removeprefix(f"{args.output}/")
 
 
+@contextlib.contextmanager
+def archive_of(path: Path) -> Iterator[zipfile.ZipFile]:
+    """What an exporter wrote, to be read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            yield archive
+    except (zipfile.BadZipFile, OSError, UnicodeDecodeError, IndexError) as error:
+        fail(f"{path}: must be a file that an exporter wrote, got '{error}'")
+
+
 def values_in(path: Path) -> dict[str, str]:
     """The metadata of a file."""
     if is_description(path):
         return read_description(path)[0]
-    try:
-        with zipfile.ZipFile(path) as archive:
-            found = {}
-            for name in archive.namelist():
-                start, middle, key = name.partition("/extra/tstitch/")
-                if middle and archive.getinfo(name).file_size < 1 << 22 and key != "e4m3_weights":
-                    found[key] = archive.read(name).decode()
-            return found
-    except (zipfile.BadZipFile, OSError, UnicodeDecodeError) as error:
-        fail(f"{path}: must be a file that an exporter wrote, got '{error}'")
+    found = {}
+    with archive_of(path) as archive:
+        for name in archive.namelist():
+            start, middle, key = name.partition("/extra/tstitch/")
+            if middle and archive.getinfo(name).file_size < 1 << 22 and key != "e4m3_weights":
+                found[key] = archive.read(name).decode()
+    return found
 
 
 def fingerprint(path: Path) -> str:
@@ -177,7 +187,7 @@ def fingerprint(path: Path) -> str:
     if is_description(path):
         parts = fingerprint_parts(path)
     else:
-        with zipfile.ZipFile(path) as archive:
+        with archive_of(path) as archive:
             records = sorted((info.filename.split("/", 1)[1].encode(), info) for info in archive.infolist())
         parts = [part for name, info in records for part in (zlib.crc32(name), info.file_size, info.CRC)]
     value = 0
@@ -245,16 +255,9 @@ def guidance_lines(args: argparse.Namespace, config: Config) -> list[str]:
         return []
     scale = LCM_GUIDANCE if args.guidance_scale is None else args.guidance_scale
     half = width // 2
-    angles = [1000 * (scale - 1) * 10000 ** (-i / (half - 1)) for i in range(half)]
+    angles = [1000 * (scale - 1) * 10000 ** (-i / max(half - 1, 1)) for i in range(half)]
     numbers = [*map(math.sin, angles), *map(math.cos, angles), *[0.0] * (width % 2)]
     return [" ".join(["condition guidance_embedding", *(f"{number:.9g}" for number in numbers)])]
-
-
-def pipeline_text(args: argparse.Namespace, lines: list[str]) -> str:
-    for line in lines:
-        if not line.isprintable():
-            fail(f"{args.output}: must be described without control characters, got {line!r}")
-    return "\n".join(["tstitch pipeline 1", *lines, ""])
 
 
 # ------------------------------------------------------------------------------------------------ the program
@@ -287,6 +290,9 @@ def parse_arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not 0 <= args.ratio <= 1:
         fail(f"--ratio: must be in [0, 1], got {args.ratio}")
+    for option in ("name", "license", "negative"):
+        if not (getattr(args, option) or "").isprintable():
+            fail(f"--{option}: must be text without control characters, got {getattr(args, option)!a}")
     if args.guidance_scale is not None and not 0 <= args.guidance_scale <= 1000:
         fail(f"--guidance-scale: must be in [0, 1000], got {args.guidance_scale}")
     return args
@@ -373,8 +379,6 @@ def main() -> None:
         lines.append(f"routing timestep:{REFINED}")
     elif len(networks) == 2:
         lines.append(f"ratio {args.ratio!r}")
-    elif len(networks) > 2:
-        fail(f"{args.output}: must be of one or two networks, got {len(networks)}")
     own |= {key: str(value) for key, value in (("steps", args.steps), ("guidance", None if guided else args.guidance_scale)) if value is not None}
     lines += [f"{key.replace('_', '-')} {value.replace('_', '-') if key == 'profile' else value}" for key, value in own.items()]
     if args.negative is not None:
@@ -384,7 +388,7 @@ def main() -> None:
     if args.license:
         lines.append(f"license {args.license}")
     lines += [f"measured {line}" for line in measured if line]
-    text = pipeline_text(args, lines)
+    text = "\n".join(["tstitch pipeline 1", *lines, ""])
     with replacing(manifest) as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f'{args.output}: finished; tstitch_sample --pipeline {args.output}' + (' --prompt "a fox in the snow"' if encoders else ""))

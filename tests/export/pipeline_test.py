@@ -299,7 +299,12 @@ must_refuse(folders / "bk-sdm-tiny", words=("bk-sdm-tiny: must hold text_encoder
 must_refuse(sd, "--ratio", "2", words=("--ratio: must be in [0, 1], got 2.0",))
 must_refuse(sd, "--ratio", "nan", words=("--ratio", "must be a finite number, got 'nan'"))
 must_refuse(sd, "--guidance-scale", "-1", words=("--guidance-scale: must be in [0, 1000], got -1.0",))
-must_refuse(sd, "--negative", "a\nb", words=("must be described without control characters",))
+must_refuse(sd, "--negative", "a\nb", words=("--negative: must be text without control characters, got 'a\\nb'",))
+must_refuse(sd, sd, sd, words=("stable-diffusion-v1-4: must be the second folder at most, got 3",))
+damaged = scratch / "refused"
+damaged.mkdir()
+(damaged / "network.pt").write_bytes(b"cut off")
+must_refuse(sd, "--keep", words=("network.pt: must be a file that an exporter wrote, got 'File is not a zip file'",))
 must_refuse(sd, "--size", "65", words=("--size: must be multiples of 8, got 65 and 65",))
 
 
