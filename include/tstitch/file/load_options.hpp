@@ -17,9 +17,9 @@ namespace tstitch {
 
 /// How a network is run.
 enum class Backend {
-  automatic,     ///< aot_inductor for packages, native for DiTs, else torchscript
+  automatic,     ///< aot_inductor for packages, native for DiTs and MMDiTs (Stable Diffusion 3), else torchscript
   torchscript,   ///< as the file says
-  native,        ///< a DiT by the library's own engine
+  native,        ///< a DiT or an MMDiT by the library's own engine
   native_e4m3,   ///< the same with the layers of its blocks in 8 bits
   aot_inductor,  ///< as it was compiled; the file is a package
 };
