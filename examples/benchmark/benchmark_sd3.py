@@ -7,8 +7,8 @@ Makes transformers of the published shapes with random weights on the device, in
 as files that tstitch loads, with what 8 bits must know of each layer's inputs, seen along a trajectory. Takes the time of
 whole stitched trajectories from noise to the last latent, one picture, by a plain Python loop over diffusers'
 SD3Transformer2DModel of the same weights, eager and through torch.compile, stepped by diffusers'
-FlowMatchEulerDiscreteScheduler; and then by TSTITCH_BENCHMARK, with each --backend, and again with --forecast of the large
-network's steps. Both take the same timesteps, texts, guidance and shares of the steps.
+FlowMatchEulerDiscreteScheduler; and then by TSTITCH_BENCHMARK, with each --backend, and again with each --forecast, of the
+large network's steps or of all. Both take the same timesteps, texts, guidance and shares of the steps.
 
 Figures are medians of --repeats, in which the ratios take turns, after a warm-up. The clock is wall time from an idle device
 to an idle device. Errors are of one call at t = 500 of the file's weights, root mean square, relative to float32: diffusers'
@@ -234,8 +234,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--guidance", type=float, default=4.5, help="1 is without" + default)
     parser.add_argument("--backend", nargs="+", metavar="NAME",
                         help="of tstitch_benchmark (default: native+graph native-e4m3+graph; on a CPU native)")  # fmt: skip
-    parser.add_argument("--forecast", default="every:2",
-                        help="of the large network's steps, in a turn of its own, or none" + default)  # fmt: skip
+    parser.add_argument("--forecast", nargs="+", default=["every:2", "all:every:2"], metavar="NAME",
+                        help="of the large network's steps or of all, each in a turn of its own, or none" + default)  # fmt: skip
     parser.add_argument("--peers", nargs="*", choices=("eager", "compile"), default=["compile"], help="default: compile")
     parser.add_argument("--compile-mode", default="default", help="of torch.compile" + default)
     parser.add_argument("--no-errors", action="store_true", help="look at no distances from float32")
@@ -310,7 +310,7 @@ def main() -> None:
     if args.device.startswith("cuda"):
         torch.cuda.empty_cache()
 
-    for variant in dict.fromkeys(["none", args.forecast]):
+    for variant in dict.fromkeys(["none", *args.forecast]):
         whole = variant == "none"
         more = ["--accuracy"] if whole and not args.no_errors else []
         ours = run_tstitch(args, files, condition, "--forecast", variant, *more)

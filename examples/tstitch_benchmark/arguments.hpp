@@ -139,7 +139,7 @@ inline std::optional<int> parse(int count, char** values, Arguments& arguments) 
       ->type_name("FILE")
       ->allow_extra_args(false);
   option("--forecast", arguments.forecast,
-         "steps of the second network that are forecast: " + tstitch::forecasts_text())
+         "steps of the second network that are forecast: " + tstitch::forecasts_text() + "; of both with all: before it")
       ->type_name("NAME")
       ->capture_default_str();
   option("--forecast-guidance", arguments.forecast_guidance, "steps in which guidance is forecast, likewise")

@@ -102,7 +102,7 @@ struct Arguments {
   std::string grid;
   std::string animation;
   double frame_seconds = 0.1;
-  int scale = 3;
+  int scale = 0;  ///< 0: by the width of the pictures
   std::string preview = "none";
   std::string report;
   bool plan = false;

@@ -200,7 +200,8 @@ inline void CommandLine::add_sampling() {
   forecast = shown("--forecast", arguments.forecast,
                    "steps in which the blocks of the last network do not run, for what they add is forecast: " +
                        tstitch::forecasts_text() +
-                       ", as every:2 computes one of 2, or the file of a table (tstitch_inspect --forecast)")
+                       ", as every:2 computes one of 2, all:every:2 of all networks; or the file of a table "
+                       "(tstitch_inspect --forecast)")
                  ->type_name("NAME");
   for (auto const& list : {timesteps, sigmas}) list->excludes(steps)->excludes(spacing);
   timesteps->excludes(sigmas);
@@ -369,7 +370,9 @@ inline void CommandLine::add_output() {
   shown("--frame-seconds", arguments.frame_seconds, "how long each picture of the animation is shown")
       ->needs(animation)
       ->check(in_range(0.01, 60.0));
-  shown("--scale", arguments.scale, "pictures of the grid and the animation are so many times larger")
+  option("--scale", arguments.scale,
+         "pictures of the grid and the animation are so many times larger: 3 where they are at most 100 pixels wide, "
+         "else 1")
       ->check(in_range(1, 64));
   const auto read_preview = [this](std::vector<std::string> const& given) {
     std::string kind = given.empty() || given[0].empty() ? "auto" : given[0];

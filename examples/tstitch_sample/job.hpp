@@ -425,41 +425,52 @@ inline void take_condition(Job& job, std::string const& option, std::string cons
   job.conditions.push_back(std::move(condition));
 }
 
-/// Encodes the prompts.
+/// What a text encoder makes of the prompts, on the host.
+struct EncodedPrompts {
+  std::vector<tstitch::NamedCondition> conditions = {};
+  std::vector<std::string> notes = {};
+};
+
+/// Loads a text encoder, encodes the prompts, and drops it.
+inline EncodedPrompts encode_prompts(std::string const& path, Arguments const& arguments, at::Device device) {
+  EncodedPrompts encoded;
+  const auto warn = [&](std::string const& line) { encoded.notes.push_back("--prompt-cache: " + line); };
+  const tstitch::TextEncoder encoder =
+      arguments.prompt_cache.empty()
+          ? tstitch::load_text_encoder(path, {.device = device})
+          : tstitch::PromptCache(arguments.prompt_cache, {.warn = warn}).load(path, {.device = device});
+  encoded.conditions = encoder.conditions(arguments.prompts, arguments.negative);
+  for (tstitch::NamedCondition& each : encoded.conditions) {
+    each.value = each.value.cpu();
+    if (each.null.defined()) each.null = each.null.cpu();
+  }
+  const at::Tensor cut = encoder.tokenize(arguments.prompts).cut;
+  for (std::size_t i = 0; i < arguments.prompts.size(); ++i) {
+    const std::int64_t tokens = cut.const_data_ptr<std::int64_t>()[i];
+    if (tokens == 0) continue;
+    encoded.notes.push_back("--prompt: " + in_quotes(tstitch::words::printable(arguments.prompts[i], 60)) +
+                            " is cut: there is no room for " + std::to_string(tokens) + " of its tokens in " +
+                            in_quotes(path));
+  }
+  return encoded;
+}
+
+/// Encodes the prompts, by all text encoders at once.
 inline void take_prompts(Job& job, Arguments const& arguments) {
   if (arguments.prompts.empty()) return;
+  std::vector<std::string> const& paths = arguments.text_encoders;
+  std::vector<EncodedPrompts> encoded = tstitch::at_once(job.device, paths.size(), [&](std::size_t k) {
+    const bool again = tstitch::same_text_encoder(arguments.parts, k).has_value();
+    return again ? EncodedPrompts() : encode_prompts(paths[k], arguments, job.device);
+  });
   std::vector<std::vector<tstitch::NamedCondition>> parts;
-  std::optional<tstitch::PromptCache> cache;
-  if (!arguments.prompt_cache.empty()) {
-    const auto warn = [&job](std::string const& line) { job.notes.push_back("--prompt-cache: " + line); };
-    cache.emplace(arguments.prompt_cache, tstitch::PromptCacheOptions{.warn = warn});
+  for (std::size_t k = 0; k < paths.size(); ++k) {
+    parts.push_back(encoded[tstitch::same_text_encoder(arguments.parts, k).value_or(k)].conditions);
+    job.notes.insert(job.notes.end(), encoded[k].notes.begin(), encoded[k].notes.end());
   }
-  for (std::size_t k = 0; k < arguments.text_encoders.size(); ++k) {
-    std::string const& path = arguments.text_encoders[k];
-    if (const std::optional<std::size_t> same = tstitch::same_text_encoder(arguments.parts, k)) {
-      parts.push_back(parts[*same]);
-      continue;
-    }
-    const tstitch::TextEncoder encoder =
-        cache ? cache->load(path, {.device = job.device}) : tstitch::load_text_encoder(path, {.device = job.device});
-    parts.push_back(encoder.conditions(arguments.prompts, arguments.negative));
-    for (tstitch::NamedCondition& each : parts.back()) {
-      each.value = each.value.cpu();
-      if (each.null.defined()) each.null = each.null.cpu();
-    }
-    const at::Tensor cut = encoder.tokenize(arguments.prompts).cut;
-    for (std::size_t i = 0; i < arguments.prompts.size(); ++i) {
-      const std::int64_t tokens = cut.const_data_ptr<std::int64_t>()[i];
-      if (tokens == 0) continue;
-      job.notes.push_back("--prompt: " + in_quotes(tstitch::words::printable(arguments.prompts[i], 60)) +
-                          " is cut: there is no room for " + std::to_string(tokens) + " of its tokens in " +
-                          in_quotes(path));
-    }
-  }
-  std::string const& first = arguments.text_encoders.front();
   for (tstitch::NamedCondition& each : tstitch::text_conditions(arguments.parts, parts)) {
     take_condition(job, arguments.pipeline.empty() ? "--text-encoder" : "--pipeline",
-                   arguments.pipeline.empty() ? first : arguments.pipeline, std::move(each));
+                   arguments.pipeline.empty() ? paths.front() : arguments.pipeline, std::move(each));
   }
   job.texts = arguments.prompts;
 }
@@ -691,6 +702,10 @@ inline Job prepare(Arguments arguments) {
   take_way(job, arguments);
   if (arguments.output.empty() && arguments.grid.empty() && arguments.latents.empty() && arguments.animation.empty()) {
     arguments.grid = "samples.png";
+  }
+  if (arguments.scale == 0) {
+    const std::int64_t narrow = 100;  // pixels, of which three make a picture that one can look at
+    arguments.scale = job.shape.empty() || decoder_info(arguments).upsampling * job.shape.back() > narrow ? 1 : 3;
   }
   job.arguments = std::move(arguments);
   return job;

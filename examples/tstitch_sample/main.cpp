@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <csignal>
 #include <exception>
+#include <functional>
 #include <iostream>
 #include <optional>
 #include <stdexcept>
@@ -32,13 +33,11 @@
 
 namespace {
 
-/// What turns the networks' x_0 into pictures; nothing where it is the picture.
-std::optional<tstitch::Decoder> load_decoder(Job& job) {
-  if (job.arguments.decoder.empty()) return {};
-  // Some decoders need float32; the file knows.
-  tstitch::Decoder decoder = tstitch::load_decoder(job.arguments.decoder, {.device = job.device});
+/// That the decoder turns the networks' x_0 into pictures.
+void require_fitting_decoder(Job& job) {
+  if (job.arguments.decoder.empty()) return;
   tstitch::NetworkInfo const& info = job.infos.back();
-  tstitch::AutoencoderInfo const& known = decoder.info();
+  const tstitch::AutoencoderInfo known = decoder_info(job.arguments);
   if ((known.temporal_upsampling > 0) != job.draws_videos()) {
     throw std::runtime_error(in_quotes(job.arguments.decoder) + ": must be a decoder of " +
                              (job.draws_videos() ? "videos, for x of [C, F, H, W]" : "pictures, for x of [C, H, W]") +
@@ -53,7 +52,6 @@ std::optional<tstitch::Decoder> load_decoder(Job& job) {
                   in_quotes(info.name) + " makes as it is, of scale " + tstitch::words::text(info.latent_scale) +
                   " and shift " + tstitch::words::text(info.latent_shift));
   }
-  return decoder;
 }
 
 /// The batch sizes that networks will see.
@@ -202,9 +200,15 @@ int tstitch_sample(Arguments arguments) {
   options.warm_up_sizes = job.input_sizes();
   options.warm_up_forecasts =
       std::ranges::any_of(plan.steps, [](tstitch::PlannedStep const& planned) { return planned.forecast.network; });
-  const std::optional<tstitch::Decoder> decoder = load_decoder(job);
-  require_grid(job, decoder);
-  std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends);
+  require_fitting_decoder(job);
+  require_grid(job);
+  std::optional<tstitch::Decoder> decoder;  // of x_0 that is no picture
+  std::vector<std::function<void()>> others;
+  if (!job.arguments.decoder.empty()) {
+    // Some decoders need float32; the file knows.
+    others.push_back([&] { decoder = tstitch::load_decoder(job.arguments.decoder, {.device = job.device}); });
+  }
+  std::vector<tstitch::Network> networks = load_networks(job.arguments.models, options, job.arguments.backends, others);
   if (chosen_later) {
     take_budget(job, networks);
     say(job, summary(job, plan_by(job, routing(job, job.arguments.routing))));

@@ -59,10 +59,11 @@ inline std::int64_t grid_columns(Job const& job) {
 }
 
 /// Refuses a grid that cannot be written, before its pictures are drawn.
-inline void require_grid(Job const& job, std::optional<tstitch::Decoder> const& decoder) {
+inline void require_grid(Job const& job) {
   if (job.arguments.grid.empty()) return;
-  const std::int64_t pixels = decoder ? decoder->info().upsampling : 1;
-  const std::int64_t channels = decoder ? decoder->info().picture_channels : job.shape[0];
+  const tstitch::AutoencoderInfo decoder = decoder_info(job.arguments);
+  const std::int64_t pixels = decoder.upsampling;
+  const std::int64_t channels = job.arguments.decoder.empty() ? job.shape[0] : decoder.picture_channels;
   if (channels != 1 && channels != 3) return;  // what is wrong with the networks is said where they are loaded
   const std::int64_t scale = job.arguments.scale * pixels;
   const bool sweep = !job.arguments.sweep.empty();

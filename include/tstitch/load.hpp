@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -251,9 +252,13 @@ inline Network load_network(std::string const& path, LoadOptions const& options 
 /// The networks of one run, in the order of use, loaded at the same time; what does not fit together is refused before
 /// any weights are read.
 /// @param options for all, or for each
-/// @throws std::invalid_argument for another number of options; as load_network does
+/// @param others what else is to be done at the same time, each in a thread, such as loading a decoder; it must not
+/// make
+///        a GPU wait for all its work
+/// @throws std::invalid_argument for another number of options; as load_network does; what `others` throw
 inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
-                                          std::vector<LoadOptions> const& options) {
+                                          std::vector<LoadOptions> const& options,
+                                          std::vector<std::function<void()>> const& others = {}) {
   if (options.size() != 1 && options.size() != paths.size()) {
     detail::refuse("load_networks",
                    "options must be one, or one for each of the " + std::to_string(paths.size()) + " files",
@@ -274,9 +279,17 @@ inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
   bridge(stated);
   require_compatible(stated);
   if (paths.empty()) return {};
-  std::vector<Network> networks =
-      at_once(of(0).device, paths.size(), [&](std::size_t k) { return detail::load_plain(paths[k], of(k)); });
-  for (std::size_t k = 0; k < paths.size(); ++k) networks[k] = with_graphs(networks[k], of(k));
+  std::vector<std::optional<Network>> plain(paths.size());
+  at_once(of(0).device, paths.size() + others.size(), [&](std::size_t k) {
+    if (k < paths.size()) {
+      plain[k].emplace(detail::load_plain(paths[k], of(k)));
+    } else {
+      others[k - paths.size()]();
+    }
+    return true;
+  });
+  std::vector<Network> networks;
+  for (std::size_t k = 0; k < paths.size(); ++k) networks.push_back(with_graphs(*plain[k], of(k)));
   bridge(networks);
   return networks;
 }

@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -158,12 +159,18 @@ class Pipeline {
           throw std::runtime_error("tstitch::load_pipeline: " + detail::quoted(info.decoder) + ": " + mismatch);
         }
       }
-      networks = load_networks(info.networks, options.networks);
-      if (!info.decoder.empty()) decoder.emplace(load_decoder(info.decoder, {.device = options.networks.device}));
       if (!options.prompt_cache.empty()) cache.emplace(options.prompt_cache);
-      for (std::size_t k = 0; options.keep_text_encoders && k < info.text_encoders.size(); ++k) {
-        const std::optional<std::size_t> same = same_text_encoder(info, k);
-        encoders.push_back(same ? encoders[*same] : load_encoder(k));
+      std::vector<std::function<void()>> others;
+      if (!info.decoder.empty()) {
+        others.push_back([this] { decoder.emplace(load_decoder(info.decoder, {.device = options.networks.device})); });
+      }
+      std::vector<std::optional<TextEncoder>> loaded(options.keep_text_encoders ? info.text_encoders.size() : 0);
+      for (std::size_t k = 0; k < loaded.size(); ++k) {
+        if (!same_text_encoder(info, k)) others.push_back([&, k] { loaded[k].emplace(load_encoder(k)); });
+      }
+      networks = load_networks(info.networks, {options.networks}, others);
+      for (std::size_t k = 0; k < loaded.size(); ++k) {
+        encoders.push_back(*loaded[same_text_encoder(info, k).value_or(k)]);
       }
     }
 

@@ -28,7 +28,8 @@ assert done.returncode == 0, done.stdout + done.stderr
 measured = json.loads(report.read_text())
 assert set(measured["seconds"]) == {
     "diffusers eager", "tstitch native", "tstitch native-e4m3", "tstitch native forecast every:2",
-    "tstitch native-e4m3 forecast every:2",
+    "tstitch native-e4m3 forecast every:2", "tstitch native forecast all:every:2",
+    "tstitch native-e4m3 forecast all:every:2",
 }, measured  # fmt: skip
 assert all(seconds > 0 for cells in measured["seconds"].values() for cell in cells.values() for seconds in cell), measured
 assert all(error < 1e-5 for error in measured["errors"]["tstitch native"]), measured

@@ -332,7 +332,9 @@ TEST_CASE("weights in 8 bits are those of the file where it has them") {
   const std::string path = TSTITCH_TEST_DATA "/e4m3.pt";
   std::filesystem::create_directories(TSTITCH_TEST_DATA);
   const torch::jit::Module module = torch::jit::load(small_file);
-  const auto weights = tstitch::detail::tensors_of(module);
+  const auto file = tstitch::detail::open_file(tstitch::detail::torchscript_file, small_file);
+  const auto weights = tstitch::detail::tensors_of(
+      std::make_shared<tstitch::detail::StoredModule>(tstitch::detail::open_torchscript(small_file, file)));
   constexpr std::array<char const*, 4> names{"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"};
   // The nearest to half of each weight, which no loader would find by itself; none for proj.
   std::string codes, scales;
@@ -343,7 +345,7 @@ TEST_CASE("weights in 8 bits are those of the file where it has them") {
     }
     const at::Tensor weight =
         weights.at("blocks." + std::to_string(layer / 4) + "." + names[std::size_t(layer % 4)] + ".weight")
-            .read()
+            .read(at::kCPU)
             .to(at::kFloat);
     const double scale = weight.abs().max().item<double>() / 448;
     const at::Tensor rounded = tstitch::detail::to_e4m3(weight.div(2), scale);

@@ -299,7 +299,7 @@ TEST_CASE("tensors of types that are not computed with are refused when they are
                     prefixed(R"({"a":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}})", std::string(8, '\0')));
   const auto files = std::make_shared<detail::SafetensorsFiles>(std::vector<std::string>{path});
   const auto tensors = detail::tensors_of(files, "it");
-  CHECK(refusal([&] { tensors.at("a").read(); }) ==
+  CHECK(refusal([&] { tensors.at("a").read(at::kCPU); }) ==
         "tstitch::load_safetensors: it: a must be F32, F16, BF16 or F64, got F8_E4M3");
 }
 
@@ -410,7 +410,7 @@ TEST_CASE("truncations and flipped bits of a header are refused by name or read 
     std::string message = refusal([&] {
       const detail::SafetensorsFiles files({path});
       for (auto const& [name, place] : files.tensors()) {
-        if (place.entry.type->read_as) files.read(place);
+        if (place.entry.type->read_as) files.read(place, at::kCPU);
       }
     });
     CHECK((message == "nothing" || message.starts_with("tstitch::load_safetensors: '")));

@@ -551,3 +551,21 @@ TEST_CASE("files of flow-matching networks say so") {
   CHECK(network.noise_schedule().is_flow());
   CHECK(network.noise_schedule().num_train_timesteps() == 1000);
 }
+
+TEST_CASE("networks are warmed up by one call where that settles them") {
+  const auto calls = [](bool settles_at_once) {
+    struct Counting {
+      int* calls;
+      bool settles_at_once;
+      at::Tensor operator()(at::Tensor const& x, at::Tensor const&) const {
+        ++*calls;
+        return x;
+      }
+    };
+    int count = 0;
+    warm_up(Network(Counting{&count, settles_at_once}, {.channels = 1, .height = 2, .width = 2}), {2, 4});
+    return count;
+  };
+  CHECK(calls(false) == 6);
+  CHECK(calls(true) == 2);
+}

@@ -3,6 +3,7 @@
 #include <tstitch/tstitch.hpp>
 
 #include <cmath>
+#include <filesystem>
 #include <memory>
 
 #include "../catch.hpp"
@@ -345,8 +346,11 @@ TEST_CASE("frozen networks have gradients, and their parameters get none") {
   torch::jit::Module module("tiny");
   module.register_parameter("scale", tstitch::detail::host_tensor({1}, at::kFloat).fill_(0.5), true);
   module.define("def forward(self, x, t):\n  return x * x * self.scale\n");
-  const Network frozen = tstitch::detail::make_network(
-      module, {.prediction_type = PredictionType::sample, .channels = 3, .height = 4, .width = 4}, {}, "tiny");
+  std::filesystem::create_directories(TSTITCH_TEST_DATA);
+  const std::string path = TSTITCH_TEST_DATA "/frozen.pt";
+  module.save(path);
+  const NetworkInfo info{.prediction_type = PredictionType::sample, .channels = 3, .height = 4, .width = 4};
+  const Network frozen = load_torchscript(path, {.info = info});
   const at::Tensor x = normal({1, 2}).to(at::kFloat);
   const GradientGuidance gradient{
       [](at::Tensor const& x_0, at::Tensor const&, Condition const&) { return x_0.flatten(1).sum(1); }};

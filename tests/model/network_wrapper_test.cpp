@@ -15,7 +15,7 @@ namespace {
 
 /// Has every optional member, and tells which was used.
 struct Inner {
-  static constexpr bool knows_timestep = true, repeats_x = true;
+  static constexpr bool knows_timestep = true, repeats_x = true, settles_at_once = true;
   std::shared_ptr<std::vector<std::string>> seen;
   std::string name = "plain";
 
@@ -85,7 +85,7 @@ TEST_CASE("a wrapped network is asked, prepared and captured as the one inside, 
     CHECK(*lines == expected);
     CHECK(calls == 3);
     CHECK(more_calls == 3);
-    CHECK((twice.knows_timestep() && twice.repeats_x() && twice.prepares()));
+    CHECK((twice.knows_timestep() && twice.repeats_x() && twice.settles_at_once() && twice.prepares()));
     CHECK(twice.info().name == "inner");
   }
 }

@@ -43,7 +43,8 @@ namespace tstitch {
 struct CaptureOptions {
   /// Shapes that are kept; the one that was used least recently makes way. At least 1.
   std::size_t graphs = 16;
-  /// Plain calls before a capture, in which libraries choose their kernels and TorchScript compiles. At least 1.
+  /// Plain calls before a capture, in which libraries choose their kernels and TorchScript compiles. At least 1, which
+  /// is what networks get that settle at once.
   int warm_ups = 6;
   /// Is told once for each shape that cannot be captured and is called plainly from then on, and why; see also
   /// `diagnostics`.
@@ -257,16 +258,20 @@ class CudaGraphs {
   std::optional<c10::Event> replayed_;
 };
 
-}  // namespace detail
-
-/// For Network::captured.
-/// @throws std::invalid_argument for options that make no sense
-inline Capture cuda_graphs(CaptureOptions options = {}) {
+inline void require_capture_options(CaptureOptions const& options) {
   if (options.graphs < 1) throw std::invalid_argument("tstitch::cuda_graphs: graphs must be at least 1, got 0");
   if (options.warm_ups < 1) {
     throw std::invalid_argument("tstitch::cuda_graphs: warm_ups must be at least 1, got " +
                                 std::to_string(options.warm_ups));
   }
+}
+
+}  // namespace detail
+
+/// For Network::captured.
+/// @throws std::invalid_argument for options that make no sense
+inline Capture cuda_graphs(CaptureOptions options = {}) {
+  detail::require_capture_options(options);
   return [options](TensorFunction function) -> TensorFunction {
     const auto graphs = std::make_shared<detail::CudaGraphs>(std::move(function), options);
     return [graphs](std::vector<at::Tensor> const& inputs) { return (*graphs)(inputs); };
@@ -282,8 +287,9 @@ inline Capture cuda_graphs(CaptureOptions options = {}) {
 /// plainly.
 /// @throws std::invalid_argument for options that make no sense
 inline Network captured(Network const& network, CaptureOptions options = {}) {
-  const Capture capture = cuda_graphs(std::move(options));
-  return network.device().is_cuda() ? network.captured(capture) : network;
+  detail::require_capture_options(options);
+  if (network.settles_at_once()) options.warm_ups = 1;
+  return network.device().is_cuda() ? network.captured(cuda_graphs(options)) : network;
 }
 
 }  // namespace tstitch

@@ -40,7 +40,8 @@ namespace tstitch {
 /// A DiT (Peebles and Xie 2023, arXiv 2212.09748) with adaLN-zero: a callable for Network.
 class DiT {
  public:
-  static constexpr bool knows_timestep = true, repeats_x = true, forecasts = true;  // see Network
+  // See Network.
+  static constexpr bool knows_timestep = true, repeats_x = true, settles_at_once = true, forecasts = true;
 
   /// @param weights on one device, in one floating type
   DiT(DiTWeights weights, DiTOptions options = {}) : self_(std::make_shared<Self>(std::move(weights), options)) {

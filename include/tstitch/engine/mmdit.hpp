@@ -40,7 +40,8 @@ namespace tstitch {
 /// Height, width and text may be of any size; the picture of any that the table of positions covers.
 class MMDiT {
  public:
-  static constexpr bool knows_timestep = true, repeats_x = true, forecasts = true;  // see Network
+  // See Network.
+  static constexpr bool knows_timestep = true, repeats_x = true, settles_at_once = true, forecasts = true;
 
   /// The names of its conditions: [n, text tokens, text width] and [n, pooled width].
   static constexpr char text_name[] = "text_embedding", pooled_name[] = "pooled_embedding";

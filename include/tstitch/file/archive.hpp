@@ -2,6 +2,7 @@
 /// The archives that torch writes, checked before torch, which believes them, reads them.
 #pragma once
 
+#include <ATen/core/Tensor.h>
 #include <c10/core/Allocator.h>
 #include <c10/util/Exception.h>
 #include <caffe2/serialize/inline_container.h>
@@ -21,7 +22,9 @@
 
 #include "../base/crc32.hpp"
 #include "../base/error.hpp"
+#include "../tensor/host_tensor.hpp"
 #include "file.hpp"
+#include "onto_device.hpp"
 #include "parallel_file.hpp"
 
 namespace tstitch::detail {
@@ -129,11 +132,33 @@ class Archive final : public caffe2::serialize::ReadAdapterInterface {
   /// @throws c10::Error naming a record that is read and has another checksum than it says
   std::size_t read(std::uint64_t position, void* buffer, std::size_t count, char const* what = "") const override {
     const std::size_t got = file_->read(position, buffer, count, what);
-    if (const auto found = by_position_.find(position); found != by_position_.end()) {
-      Record const& record = records_.find(found->second)->second;
-      if (got == record.size) require_checksum(found->second, record, crc32_of(buffer, got));
+    if (Record const* const record = record_at(position); record && got == record->size) {
+      require_checksum(name_of(*record), *record, crc32_of(buffer, got));
     }
     return got;
+  }
+
+  /// The record that begins there in the file, which is neither compressed nor empty; null for none.
+  Record const* record_at(std::uint64_t position) const {
+    const auto found = by_position_.find(position);
+    return found == by_position_.end() ? nullptr : &records_.find(found->second)->second;
+  }
+
+  std::string const& name_of(Record const& record) const { return by_position_.at(record.begin); }
+
+  /// A record that is not compressed, on a GPU: uint8, [size].
+  /// @throws c10::Error naming one that has another checksum than it says
+  at::Tensor onto(at::Device device, Record const& record) const {
+    std::string const& name = name_of(record);
+    if (auto const* const file = dynamic_cast<ParallelFile const*>(file_.get())) {
+      std::uint32_t checksum = 0;
+      at::Tensor bytes = onto_gpu(*file, record.begin, std::size_t(record.size), device, checksum);
+      require_checksum(name, record, checksum);
+      return bytes;
+    }
+    const at::Tensor bytes = host_tensor({std::int64_t(record.size)}, at::kByte);
+    require(read(record.begin, bytes.mutable_data_ptr(), std::size_t(record.size)) == record.size, name, "ends early");
+    return bytes.to(device);
   }
 
   /// A record, inflated.

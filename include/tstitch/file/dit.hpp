@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -30,6 +31,7 @@
 #include "metadata.hpp"
 #include "mmdit.hpp"
 #include "parallel_file.hpp"
+#include "stored_module.hpp"
 #include "torchscript.hpp"
 #include "transformer_tensors.hpp"
 
@@ -203,10 +205,10 @@ inline Network load_dit(std::string const& path, TorchScriptOptions const& optio
     NetworkInfo info = detail::read_network_info(*archive, source, options.info);
     detail::require_of_engine(info, "load_dit", source);
     const c10::AutoGradMode no_gradients(false);
-    const torch::jit::Module module = detail::load_module(archive);
-    const detail::TransformerTensors tensors{detail::tensors_of(module), options.device,
-                                             detail::type_of(module, options), source};
-    const auto take_constants = [&](DiTWeights& weights) { detail::take_constants(weights, module); };
+    const auto stored = std::make_shared<detail::StoredModule>(archive);
+    const detail::TransformerTensors tensors{detail::tensors_of(stored), options.device,
+                                             detail::type_of(stored->module(), options), source};
+    const auto take_constants = [&](DiTWeights& weights) { detail::take_constants(weights, stored->module()); };
     const auto take_eighths = [&](std::vector<DiTLinear*> const& layers) {
       detail::take_e4m3(layers, *archive, info, source);
     };

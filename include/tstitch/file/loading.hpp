@@ -131,7 +131,8 @@ inline void warm_up(Network const& network, std::vector<std::int64_t> const& row
   if (rows.empty()) return;
   const c10::AutoGradMode no_gradients(false);
   const NetworkInfo info = detail::closed("warm_up", network.info(), sizes);
-  for (const std::int64_t count : rows) detail::run_on_zeros(network, info, count, 3, forecasts);
+  const int runs = network.settles_at_once() ? 1 : 3;
+  for (const std::int64_t count : rows) detail::run_on_zeros(network, info, count, runs, forecasts);
 }
 
 }  // namespace tstitch

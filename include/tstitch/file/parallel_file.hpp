@@ -68,15 +68,23 @@ class ParallelFile final : public caffe2::serialize::ReadAdapterInterface {
     in_parts(count, [&](std::size_t part, std::size_t begin, std::size_t end) {
       errors[part] = read_all(static_cast<char*>(buffer) + begin, end - begin, position + begin);
     });
-    for (const int error : errors) {
-      TORCH_CHECK(error != ends_early, "the file became shorter while it was read");
-      TORCH_CHECK(error == 0, "the file cannot be read: ", std::generic_category().message(error));
-    }
+    for (const int error : errors) require_read(error);
     return count;
+  }
+
+  /// Bytes that lie within size(), by this thread alone.
+  /// @throws as `read` does
+  void read_alone(std::uint64_t position, void* buffer, std::size_t count) const {
+    require_read(read_all(static_cast<char*>(buffer), count, position));
   }
 
  private:
   static constexpr int ends_early = -1;
+
+  static void require_read(int error) {
+    TORCH_CHECK(error != ends_early, "the file became shorter while it was read");
+    TORCH_CHECK(error == 0, "the file cannot be read: ", std::generic_category().message(error));
+  }
 
   ssize_t read_some(char* buffer, std::size_t count, std::uint64_t position) const {
     ssize_t got;

@@ -43,6 +43,7 @@
 #include "loading.hpp"
 #include "metadata.hpp"
 #include "network_description.hpp"
+#include "onto_device.hpp"
 #include "parallel_file.hpp"
 #include "safetensors_header.hpp"
 #include "text_file.hpp"
@@ -90,13 +91,18 @@ class SafetensorsFile {
 
   SafetensorsHeader const& header() const { return header_; }
 
-  /// On the host, in its own type.
-  at::Tensor read(SafetensorsEntry const& entry) const {
+  /// To a device, in its own type.
+  at::Tensor read(SafetensorsEntry const& entry, at::Device device) const {
     return reading(safetensors_file, source_, [&] {
-      const at::Tensor tensor = host_tensor(entry.sizes, *entry.type->read_as);
+      const at::ScalarType type = *entry.type->read_as;
       const std::size_t count = std::size_t(entry.end - entry.begin);
+      if (count > 0 && !device.is_cpu()) {
+        std::uint32_t checksum = 0;  // of which the format knows nothing
+        return onto_gpu(file_, data_ + entry.begin, count, device, checksum).view(type).view(entry.sizes);
+      }
+      const at::Tensor tensor = host_tensor(entry.sizes, type);
       if (count > 0) file_.read(data_ + entry.begin, tensor.mutable_data_ptr(), count);
-      return tensor;
+      return tensor.to(device);
     });
   }
 
@@ -154,7 +160,7 @@ class SafetensorsFiles {
   /// What the files say of the network, by keys without "tstitch/".
   std::map<std::string, std::string> const& metadata() const { return metadata_; }
 
-  at::Tensor read(Place const& place) const { return files_[place.file]->read(place.entry); }
+  at::Tensor read(Place const& place, at::Device device) const { return files_[place.file]->read(place.entry, device); }
 
  private:
   void add(std::string const& path) {
@@ -277,12 +283,12 @@ inline std::map<std::string, StoredTensor> tensors_of(std::shared_ptr<Safetensor
                                                       std::string const& source) {
   std::map<std::string, StoredTensor> found;
   for (auto const& [name, place] : files->tensors()) {
-    const auto read = [files, &place = place, name = name, source] {
+    const auto read = [files, &place = place, name = name, source](at::Device device) {
       if (!place.entry.type->read_as) {
         throw std::runtime_error("tstitch::load_safetensors: " + source + ": " + printable(name) +
                                  " must be F32, F16, BF16 or F64, got " + std::string(place.entry.type->name));
       }
-      const at::Tensor tensor = files->read(place);
+      const at::Tensor tensor = files->read(place, device);
       // Types that are narrower still are rounded to in two steps, as exporters do.
       return tensor.scalar_type() == at::kDouble ? tensor.to(at::kFloat) : tensor;
     };

@@ -23,6 +23,7 @@
 #include "../tensor/torch_error.hpp"
 #include "file.hpp"
 #include "metadata.hpp"
+#include "stored_module.hpp"
 #include "torchscript.hpp"
 
 namespace tstitch {
@@ -134,24 +135,22 @@ inline void require_text_method(torch::jit::Module const& module, char const* na
 
 /// Moves the tensors of a module; those of real numbers become float32 where that is asked for, else they stay what
 /// they are: of some encoders a few weights are float32 among others of float16.
-inline void move_text_encoder(torch::jit::Module const& module, TorchScriptOptions const& options,
-                              std::string const& source) {
-  at::ScalarType stored = at::kFloat;
+inline void move_text_encoder(StoredModule& stored, TorchScriptOptions const& options, std::string const& source) {
+  torch::jit::Module const& module = stored.module();
+  at::ScalarType own = at::kFloat;
   for (at::Tensor const& parameter : module.parameters()) {
     if (!parameter.is_floating_point()) continue;
-    stored = parameter.scalar_type();
-    if (stored != at::kFloat) break;
+    own = parameter.scalar_type();
+    if (own != at::kFloat) break;
   }
-  const at::ScalarType type = options.dtype.value_or(options.device.is_cpu() ? at::kFloat : stored);
-  if (type != at::kFloat && type != stored) {
+  const at::ScalarType type = options.dtype.value_or(options.device.is_cpu() ? at::kFloat : own);
+  if (type != at::kFloat && type != own) {
     refuse("load_text_encoder",
-           source + ": dtype must be float32" +
-               (stored == at::kFloat ? "" : std::string(" or ") + at::toString(stored)) + ", which the file has",
+           source + ": dtype must be float32" + (own == at::kFloat ? "" : std::string(" or ") + at::toString(own)) +
+               ", which the file has",
            at::toString(type));
   }
-  if (type == at::kFloat) return move(module, options.device, type);
-  for (at::Tensor const& parameter : module.parameters()) parameter.set_data(parameter.to(options.device));
-  for (at::Tensor const& buffer : module.buffers()) buffer.set_data(buffer.to(options.device));
+  move(stored, options.device, type == at::kFloat ? std::optional(type) : std::nullopt);
 }
 
 }  // namespace detail
@@ -185,7 +184,8 @@ inline TextEncoder load_text_encoder(std::string const& path, TorchScriptOptions
       detail::refuse_file(detail::text_encoder_file, source, "a package of torch.export");
     }
     TextEncoderInfo info = detail::read_text_encoder_info(detail::MetadataReader(*archive, source));
-    const auto module = std::make_shared<torch::jit::Module>(detail::load_module(archive));
+    detail::StoredModule stored(archive);
+    const auto module = std::make_shared<torch::jit::Module>(stored.module());
     const c10::AutoGradMode no_gradients(false);
     detail::require_text_method(*module, "forward", "Dict(str, Tensor)", source);
     if (!info.instruction.empty()) {
@@ -193,7 +193,7 @@ inline TextEncoder load_text_encoder(std::string const& path, TorchScriptOptions
     }
     detail::require_text_method(*module, "tokenize", "(Tensor, Tensor, Tensor)", source);
     module->eval();
-    detail::move_text_encoder(*module, options, source);
+    detail::move_text_encoder(stored, options, source);
     // Not frozen: the tables of the tokenizer would be copied into the code.
     const auto scripted_with_own_warm_up = [&] {  // each method is compiled by itself
       const auto warm_up = options.device.is_cpu() ? nullptr : std::make_shared<detail::WarmUp>();

@@ -16,7 +16,6 @@
 #include <caffe2/serialize/istream_adapter.h>
 #include <caffe2/serialize/read_adapter_interface.h>
 #include <torch/csrc/jit/api/module.h>
-#include <torch/csrc/jit/serialization/import.h>
 
 #include <algorithm>
 #include <array>
@@ -42,12 +41,11 @@
 #include "../tensor/cuda/kernels.hpp"
 #include "archive.hpp"
 #include "at_once.hpp"
-#include "code_depth.hpp"
 #include "file.hpp"
 #include "loading.hpp"
 #include "metadata.hpp"
 #include "parallel_file.hpp"
-#include "pickle.hpp"
+#include "stored_module.hpp"
 
 namespace tstitch {
 
@@ -91,14 +89,17 @@ class WarmUp {
   std::set<std::vector<std::vector<std::int64_t>>> known_;
 };
 
-/// Moves all tensors of a module, and those of real numbers to the type. TorchScript's own `to` rounds whole numbers
-/// and truth values, too, and takes from complex numbers what is imaginary.
-inline void move(torch::jit::Module const& module, at::Device device, at::ScalarType type) {
+/// Reads all tensors of a module: parameters and buffers to a device, those of real numbers in the type where one is
+/// given. TorchScript's own `to` rounds whole numbers and truth values, too, and takes from complex numbers what is
+/// imaginary.
+inline void move(StoredModule& stored, at::Device device, std::optional<at::ScalarType> type) {
   const auto move_one = [&](at::Tensor const& tensor) {
-    tensor.set_data(tensor.is_floating_point() ? tensor.to(device, type) : tensor.to(device));
+    const at::Tensor numbers = stored.onto(device, tensor).detach();
+    stored.set(tensor, type && tensor.is_floating_point() ? numbers.to(*type) : numbers);
   };
-  for (at::Tensor const& parameter : module.parameters()) move_one(parameter);
-  for (at::Tensor const& buffer : module.buffers()) move_one(buffer);
+  for (at::Tensor const& parameter : stored.module().parameters()) move_one(parameter);
+  for (at::Tensor const& buffer : stored.module().buffers()) move_one(buffer);
+  stored.read_all();
 }
 
 inline at::ScalarType type_of(torch::jit::Module const& module, TorchScriptOptions const& options) {
@@ -120,22 +121,6 @@ inline std::shared_ptr<Archive> open_torchscript(std::string const& source,
   const auto archive = open_network(torchscript_file, source, file);
   if (is_package(*archive)) refuse_file(torchscript_file, source, "a package of torch.export (see aot_inductor.hpp)");
   return archive;
-}
-
-/// @throws c10::Error, and what torch throws
-inline torch::jit::Module load_module(std::shared_ptr<Archive> const& archive) {
-  TORCH_CHECK(!archive->has("model.json"), "an archive of torch before 1.2");
-  for (auto const& [name, record] : archive->records()) {
-    const bool code = name.starts_with("code/");
-    if (Archive::in_lower_case(name).ends_with(".py")) CodeDepth(archive->text(name));
-    // Torch inflates without a look at checksums.
-    TORCH_CHECK(!record.compressed || code || name.starts_with("extra/"), "a compressed entry ", quoted(name));
-  }
-  TORCH_CHECK(Pickle(*archive, "constants", /*classes=*/true).root().kind == Pickle::Kind::tuple,
-              "constants.pkl holds no tuple");
-  TORCH_CHECK(Pickle(*archive, "data", /*classes=*/true).root().kind == Pickle::Kind::object,
-              "data.pkl holds no module");
-  return torch::jit::load(archive, at::kCPU, /*load_debug_files=*/false);
 }
 
 /// The methods of a network that can be asked in parts (see SplitNetwork): embed takes what forward takes and returns a
@@ -229,9 +214,10 @@ struct ScriptedNetwork {
   }
 };
 
-inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchScriptOptions const& options,
+inline Network make_network(StoredModule stored, NetworkInfo info, TorchScriptOptions const& options,
                             std::string const& source) {
   const c10::AutoGradMode no_gradients(false);
+  torch::jit::Module module = stored.module();
   const at::ScalarType type = type_of(module, options);
   const Signature signature(info);
   const auto forward = module.find_method("forward");
@@ -246,7 +232,7 @@ inline Network make_network(torch::jit::Module module, NetworkInfo info, TorchSc
                              ": tstitch/forecast must be left out of files without forecast_embed, got 'feature'");
   }
   module.eval();
-  move(module, options.device, type);
+  move(stored, options.device, type);
   const auto warm_up = options.device.is_cpu() ? nullptr : std::make_shared<WarmUp>();
   const ScriptedNetwork scripted{frozen(module, source, in_parts), type, warm_up, signature};
   const Network network = in_parts ? Network(scripted.parts(residual), std::move(info), options.device)
@@ -266,7 +252,7 @@ inline Network load_torchscript(std::shared_ptr<caffe2::serialize::ReadAdapterIn
   return reading(torchscript_file, source, [&] {
     const auto archive = open_torchscript(source, file);
     NetworkInfo info = read_network_info(*archive, source, options.info);
-    return make_network(load_module(archive), std::move(info), options, source);
+    return make_network(StoredModule(archive), std::move(info), options, source);
   });
 }
 
@@ -296,12 +282,16 @@ inline Network load_torchscript(std::istream& stream, TorchScriptOptions const& 
 inline torch::jit::Module load_torchscript_module(std::string const& path) {
   const auto file = detail::open_file(detail::torchscript_file, path);
   const std::string source = detail::quoted(path);
-  return detail::reading(detail::torchscript_file, source,
-                         [&] { return detail::load_module(detail::open_torchscript(source, file)); });
+  return detail::reading(detail::torchscript_file, source, [&] {
+    detail::StoredModule stored(detail::open_torchscript(source, file));
+    stored.read_all();
+    return stored.module();
+  });
 }
 
 /// Loads the networks of one run, in the order of use, and refuses those that do not fit together before any weights
-/// are read. They load at the same time, each in a thread, so that the host needs memory for all files at once.
+/// are read. They load at the same time, each in a thread, so that the host needs memory for all files at once where they
+/// stay there.
 /// @throws std::runtime_error naming every mismatch; what load_torchscript throws for the first that fails, in order
 inline std::vector<Network> load_torchscript_networks(std::vector<std::string> const& paths,
                                                       TorchScriptOptions const& options = {}) {
@@ -329,7 +319,8 @@ inline Autoencoder load_autoencoder(std::string const& path, std::string const& 
   return reading(torchscript_file, source, [&] {
     const auto archive = open_torchscript(source, file);
     AutoencoderInfo info = read_autoencoder_info(MetadataReader(*archive, source), kind);
-    torch::jit::Module module = load_module(archive);
+    StoredModule stored(archive);
+    torch::jit::Module module = stored.module();
     const c10::AutoGradMode no_gradients(false);
     const at::ScalarType type = type_of(module, options);
     const auto forward = module.find_method("forward");
@@ -338,7 +329,7 @@ inline Autoencoder load_autoencoder(std::string const& path, std::string const& 
                                (forward ? std::to_string(forward->num_inputs() - 1) + " arguments" : "no forward"));
     }
     module.eval();
-    move(module, options.device, type);
+    move(stored, options.device, type);
     const auto ready = frozen(module, source);
     return Autoencoder{[ready, type](at::Tensor const& x) { return ready->forward({x.to(type)}).toTensor(); },
                        std::move(info), options.device};

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <set>
 #include <stdexcept>
 #include <string>
@@ -17,23 +18,26 @@
 #include "../engine/dit_weights.hpp"
 #include "../model/network_info.hpp"
 #include "../tensor/shape.hpp"
+#include "stored_module.hpp"
 
 namespace tstitch::detail {
 
 /// A tensor that may still be in its file.
 struct StoredTensor {
   std::vector<std::int64_t> sizes;
-  std::function<at::Tensor()> read;  ///< on the host, in the type that it has there; may throw
+  std::function<at::Tensor(at::Device)> read;  ///< to a device, in the type that it has in the file; may throw
 };
 
 /// Tensors of a module by name.
-inline std::map<std::string, StoredTensor> tensors_of(torch::jit::Module const& module) {
+inline std::map<std::string, StoredTensor> tensors_of(std::shared_ptr<StoredModule> const& stored) {
   std::map<std::string, StoredTensor> found;
   const auto add = [&](std::string const& name, at::Tensor const& tensor) {
-    found.emplace(name, StoredTensor{tensor.sizes().vec(), [tensor = tensor.detach()] { return tensor; }});
+    found.emplace(name, StoredTensor{tensor.sizes().vec(), [stored, tensor](at::Device device) {
+                                       return stored->onto(device, tensor).detach();
+                                     }});
   };
-  for (auto const& each : module.named_parameters()) add(each.name, each.value);
-  for (auto const& each : module.named_buffers()) add(each.name, each.value);
+  for (auto const& each : stored->module().named_parameters()) add(each.name, each.value);
+  for (auto const& each : stored->module().named_buffers()) add(each.name, each.value);
   return found;
 }
 
@@ -59,7 +63,7 @@ struct TransformerTensors {
     if (found == all.end()) fail(rule, "none");
     if (found->second.sizes != shape) fail(rule, shape_text(found->second.sizes));
     taken.insert(name);
-    return found->second.read().to(device, type).contiguous();
+    return found->second.read(device).to(device, type).contiguous();
   }
 
   DiTLinear linear(std::string const& name, std::int64_t out, std::int64_t in) const {

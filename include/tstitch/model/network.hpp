@@ -35,6 +35,7 @@ TSTITCH_HAS_NAMED(forecasts)
 TSTITCH_HAS_NAMED(knows_timestep)
 TSTITCH_HAS_NAMED(prepare)
 TSTITCH_HAS_NAMED(repeats_x)
+TSTITCH_HAS_NAMED(settles_at_once)
 
 namespace tstitch {
 
@@ -75,6 +76,9 @@ class Network {
   ///       true: t may be undefined where the timestep is given, and costs nothing then
   ///   bool repeats_x
   ///       true: x may have half of the rows of the condition, [n / 2, C, ...], which come twice
+  ///   bool settles_at_once
+  ///       true: the second call of a shape is like all later ones, because nothing is compiled while others run; then
+  ///       it is warmed up, and captured, after one
   ///   bool forecasts
   ///       true: does what Evaluation::forecast says, as SplitNetwork does (model/split_network.hpp)
   ///   void prepare(std::span<const double> timesteps, Condition const&) const
@@ -114,6 +118,9 @@ class Network {
 
   /// Whether x may have half of the rows of the condition, which come twice.
   bool repeats_x() const { return self_->repeats_x; }
+
+  /// Whether one call of a shape warms it up.
+  bool settles_at_once() const { return self_->settles_at_once; }
 
   /// Whether it can forecast what it would compute, see SamplingOptions::forecast.
   bool forecasts() const { return self_->forecasts; }
@@ -157,6 +164,7 @@ class Network {
     at::Device device;
     bool knows_timestep = false;
     bool repeats_x = false;
+    bool settles_at_once = false;
     bool forecasts = false;
     bool takes_evaluation = false;
     std::function<void(std::span<const double>, Condition const&)> prepare = {};
@@ -199,6 +207,12 @@ class Network {
             },
         "tstitch::Network: repeats_x must be 'bool repeats_x'");
     static_assert(
+        !detail::HasNamed_settles_at_once<Callable> ||
+            requires(Callable const& callable) {
+              { callable.settles_at_once } -> std::convertible_to<bool>;
+            },
+        "tstitch::Network: settles_at_once must be 'bool settles_at_once'");
+    static_assert(
         !detail::HasNamed_forecasts<Callable> ||
             requires(Callable const& callable) {
               { callable.forecasts } -> std::convertible_to<bool>;
@@ -233,6 +247,7 @@ class Network {
       self.knows_timestep = callable.knows_timestep;
     }
     if constexpr (requires { bool(callable.repeats_x); }) self.repeats_x = callable.repeats_x;
+    if constexpr (requires { bool(callable.settles_at_once); }) self.settles_at_once = callable.settles_at_once;
     if constexpr (requires { bool(callable.forecasts); }) {
       static_assert(takes_evaluation<Callable>,
                     "tstitch::Network: a callable that forecasts must take (x, t, condition, evaluation)");

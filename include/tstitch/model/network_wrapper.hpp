@@ -10,7 +10,8 @@
 namespace tstitch {
 
 /// Forwards all that Network may ask of a callable to the network inside, so that nothing of it is lost on the way:
-/// what it knows of the timestep, that it repeats x or forecasts, what it prepares, and what of it is captured.
+/// what it knows of the timestep, that it repeats x, settles at once or forecasts, what it prepares, and what of it is
+/// captured.
 ///
 /// `Derived` is called as (x, t, condition, evaluation) and asks `inner()` with the same, the evaluation above all.
 /// What it does beside that stays outside of what is captured, and so is done in every call.
@@ -33,10 +34,11 @@ class NetworkWrapper {
   explicit NetworkWrapper(Network inner)
       : knows_timestep(inner.knows_timestep()),
         repeats_x(inner.repeats_x()),
+        settles_at_once(inner.settles_at_once()),
         forecasts(inner.forecasts()),
         inner_(std::move(inner)) {}
 
-  bool knows_timestep, repeats_x, forecasts;
+  bool knows_timestep, repeats_x, settles_at_once, forecasts;
 
   void prepare(std::span<const double> timesteps, Condition const& condition) const {
     inner_.prepare(timesteps, condition);
