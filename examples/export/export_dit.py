@@ -57,7 +57,7 @@ from common import (  # noqa: E402
 )
 from dit import LAST, DiT, DiTConfig, make_dit, random_inputs, sin_cos_position_embedding  # noqa: E402
 from in_place import InPlace, describe, files_of, headers  # noqa: E402
-from options import add_variant, finite_real, positive, positive_real  # noqa: E402
+from options import add_calibration, add_variant, finite_real, positive_real  # noqa: E402
 from pipeline import sampler_of  # noqa: E402
 
 # The tensors do not tell the heads of the official networks S, B, L and XL; their width does.
@@ -709,13 +709,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--training-data", default="", help="what the network was trained on")
     parser.add_argument("--license", default="", help="licence of the weights")
-    parser.add_argument(
-        "--calibrate",
-        type=positive,
-        metavar="IMAGES",
-        help="draw so many and write what calibrate.py writes, for engines that compute in 8 bits; into compiled ones "
-        "only how large the inputs of the layers become",
-    )
+    add_calibration(parser)
     add_form(parser, parts=True, in_place=True)
     args = parser.parse_args()
     if args.time and args.kind != "sit":

@@ -251,6 +251,16 @@ done = draw("--pipeline", in_place, *prompted, "--latents", "other.npy")
 weights.write_bytes(kept)
 assert done.returncode == 1 and "'large.txt' must have the fingerprint" in done.stderr, done
 
+# For 8 bits: the networks say how large inputs get, and the folder what was found.
+calibrated = scratch / "calibrated.pipeline"
+assert not run(*pair, calibrated, *in_full, "--weights-in-place", "--calibrate", 1)
+measured = (calibrated / "pipeline.txt").read_text()
+assert measured.count(" layers for 8 bits up to ") == 2, measured
+exact, eighth = (latents("--pipeline", calibrated, *prompted, "--backend", backend) for backend in ("native", "native-e4m3"))
+assert 1e-4 < (eighth - exact).norm() / exact.norm() < 0.1, (eighth - exact).norm() / exact.norm()
+assert not run(*pair, calibrated, *in_full, "--weights-in-place", "--calibrate", 1, "--keep")
+assert (calibrated / "pipeline.txt").read_text() == measured
+
 # What is read is not written over, and what has no end is not read.
 for words, arguments in (
     ("--report: must be another file than that of --pipeline", ["--prompt", "a", "--report", out / "pipeline.txt"]),
@@ -293,6 +303,8 @@ def must_refuse(*arguments: object, words: tuple[str, ...]) -> None:
 sd, sd3 = folders / "stable-diffusion-v1-4", folders / "stable-diffusion-3.5-large"
 must_refuse(folders / "nowhere", sd, words=("nowhere: must be a folder, got nothing",))
 must_refuse(sd, "--weights-in-place", words=("--weights-in-place: must be for a pipeline whose networks", "got StableDiffusion"))
+must_refuse(sd, "--calibrate", 1, words=("--calibrate: must be for a pipeline of StableDiffusion3, DiT, got 1 for StableDiffusion",))
+must_refuse(sd3, "--condition", "a.pt", words=("--condition: is for --calibrate, got a.pt without",))
 must_refuse(sd, sd3, words=("stable-diffusion-v1-4: must be of a StableDiffusion3 as", "got StableDiffusion"))
 must_refuse(folders / "sd-vae-ft-ema", words=("must hold model_index.json, got",))
 must_refuse(folders / "bk-sdm-tiny", words=("bk-sdm-tiny: must hold text_encoder, got",))
@@ -305,6 +317,8 @@ damaged = scratch / "refused"
 damaged.mkdir()
 (damaged / "network.pt").write_bytes(b"cut off")
 must_refuse(sd, "--keep", words=("network.pt: must be a file that an exporter wrote, got 'File is not a zip file'",))
+message = run(*pair, in_place, *in_full, "--weights-in-place", "--keep", "--calibrate", 1)
+assert "small.txt: must say how large inputs get for --calibrate, got a file that does not, and was kept" in message, message
 must_refuse(sd, "--size", "65", words=("--size: must be multiples of 8, got 65 and 65",))
 
 
