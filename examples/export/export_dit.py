@@ -424,7 +424,7 @@ def describe_file(args: argparse.Namespace) -> None:
         fail(f"{args.checkpoint}: must be a .safetensors file in the official layout for --format in-place, got a folder")
     files = files_of(args.checkpoint, args.variant)
     found = headers(files)
-    shape = read_shape(args.checkpoint, found, args)
+    shape = dataclasses.replace(read_shape(args.checkpoint, found, args), any_size=args.interpolate)
     if not shape.num_classes:
         fail(f"{args.checkpoint}: must have classes for --format in-place, which the native engine runs, got none")
     if args.arithmetic == "diffusers":
@@ -446,7 +446,7 @@ def open_file(args: argparse.Namespace) -> Source:
     say(f"reading {args.checkpoint}")
     weights = load_weights(args.checkpoint, args.variant, args.weights, anchor="x_embedder.proj.weight")
     require_tensors(args.checkpoint, weights)
-    shape = read_shape(args.checkpoint, weights, args)
+    shape = dataclasses.replace(read_shape(args.checkpoint, weights, args), any_size=args.interpolate)
     if args.arithmetic == "diffusers":
         shape = dataclasses.replace(shape, frequency_steps=127, mlp_norm_eps=1e-5)
     return Source(args.checkpoint, shape, without_weights(shape), weights)
@@ -460,7 +460,7 @@ def open_folder(args: argparse.Namespace) -> Source:
             fail(f"{option}: must not be given for a folder of diffusers, which tells it, got {value}")
     folder = component(args.checkpoint, "transformer")
     config = Config(folder / "config.json")
-    shape = read_config(config)
+    shape = dataclasses.replace(read_config(config), any_size=args.interpolate)
     for option, value, own in (("--size", args.size, shape.size), ("--heads", args.heads, shape.heads)):
         if value not in (None, own):
             fail(f"{option}: must be {own}, which {config.path} tells, got {value}")
@@ -625,7 +625,7 @@ def metadata(source: Source, args: argparse.Namespace) -> dict[str, object]:
     values = {
         "format": 1,
         "name": args.name or args.output.stem,
-        **shape_of_x(shape.channels, shape.size, shape.size),
+        **shape_of_x(shape.channels, *(2 * [None if shape.any_size else shape.size])),
         "variance": "learned_range" if shape.learned_variance else "fixed",
         "num_classes": shape.num_classes,
         "null_class": "none" if shape.null_label is None else shape.null_label,
@@ -671,6 +671,12 @@ def parse_arguments() -> argparse.Namespace:
         "--guidance-scale", type=finite_real, default=4.0, help="the default that a sampler should use" + default
     )
     parser.add_argument("--size", type=int, help="height of x, where the file does not tell it: 32 for 256 pixels")
+    parser.add_argument(
+        "--interpolate",
+        action="store_true",
+        help="leave height and width of x open, for multiples of the network's patches: its positions are scaled to the "
+        "extent that they had in training",
+    )
     parser.add_argument("--heads", type=int, help="attention heads (default: as the official network of this width)")
     parser.add_argument(
         "--arithmetic",
@@ -730,6 +736,8 @@ def label(text: str) -> int | str:
 def main() -> None:
     args = parse_arguments()
     form = form_of(args)
+    if args.interpolate and form.whole_size:
+        fail("--interpolate: must not be given for --format aot-inductor, which compiles for one size, got both")
     if isinstance(form, InPlace):
         describe_file(args)
         return

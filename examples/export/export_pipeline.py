@@ -54,6 +54,7 @@ class Family:
     open_size: bool = True  # whether the exporter takes --size '*'
     in_place: bool = False  # whether it takes --format in-place
     calibrates: tuple[str, ...] = ()  # which of --calibrate and --condition it takes
+    interpolates: bool = False  # whether it takes --interpolate
 
 
 # By how the names of pipelines begin. The first that fits counts.
@@ -72,7 +73,7 @@ FAMILIES = {
     "PixArt": Family("export_pixart"),
     "Wan": Family("export_wan", open_size=False),  # it is open where nothing is said
     "Sana": Family("export_sana"),
-    "DiT": Family("export_dit", encoders=(), open_size=False, calibrates=("calibrate",)),
+    "DiT": Family("export_dit", encoders=(), open_size=False, calibrates=("calibrate",), interpolates=True),
 }
 # As on the model card of Wan 2.2 A14B: for the noisy steps and for the rest.
 WAN_EXPERTS = {"guidance": "4 3", "steps": "40"}
@@ -224,7 +225,7 @@ def shape_of(args: argparse.Namespace, kind: str, network: Path, config: Config,
     elif kind == "Wan":
         pixels = ["60", "104"]  # 480 x 832 pixels
     else:
-        size = config.get("sample_size", 128)
+        size = config.get("sample_size", 32 if kind == "DiT" else 128)
         pixels = [str(side) for side in (size if isinstance(size, list) else [size, size])]
     return [stated[0], *(["21"] if kind == "Wan" else []), *pixels]  # 81 frames
 
@@ -282,6 +283,11 @@ def parse_arguments() -> argparse.Namespace:
         help="of Stable Diffusion 3: leave the networks' .safetensors files where they are, and write texts that name them",
     )
     add_calibration(parser, texts=True)
+    parser.add_argument(
+        "--interpolate",
+        action="store_true",
+        help="of DiT: leave the size of pictures open, with positions scaled to the extent that they had in training",
+    )
     parser.add_argument("--encoder", action="store_true", help="write the autoencoder's encoder, too, for pictures to begin from")
     parser.add_argument("--license", default="", help="licence of the weights")
     drawing = parser.add_argument_group("how it draws where nothing else is said")
@@ -320,6 +326,8 @@ def main() -> None:
         if (value := getattr(args, option)) is not None and option not in family.calibrates:
             kinds = ", ".join(name for name, each in FAMILIES.items() if option in each.calibrates)
             fail(f"--{option}: must be for a pipeline of {kinds}, got {value} for {kind}")
+    if args.interpolate and not family.interpolates:
+        fail(f"--interpolate: must be for a pipeline of DiT, others leave the size open anyway, got {kind}")
     if args.condition is not None and args.calibrate is None:
         fail(f"--condition: is for --calibrate, got {args.condition} without")
     networks = networks_of(args.folders, kind, family, ".txt" if args.weights_in_place else ".pt")
@@ -348,6 +356,7 @@ def main() -> None:
         options += ["--size", "*"] if family.open_size else []
         options += ["--format", "in-place"] if args.weights_in_place else []
         options += ["--condition-prefix", prefix] if prefix and name == networks[1][2] else []
+        options += ["--interpolate"] if args.interpolate else []
         options += ["--calibrate", args.calibrate] if args.calibrate else []
         options += ["--condition", args.condition] if args.condition is not None else []
         measured.append(export(args, family.exporter, folder, name, *options))

@@ -142,6 +142,12 @@ same("diffusers.pt", "diffusers.txt", *label)
 assert not torch.equal(*(latents("--model", f"{name}.txt", "--dtype", "float32", *label) for name in ("dit", "diffusers")))
 assert "\nclass_names class 0\nclass_names class 1\n" in (scratch / "dit.txt").read_text()
 
+# Of any size, from the table of the size that they were trained with.
+export_both(export_dit, checkpoint, "any_size", *known, "--interpolate")
+same("any_size.pt", "any_size.txt", *label, "--size", "4x12")
+size_of_training = latents("--model", "any_size.txt", "--dtype", "float32", *label, "--size", "8")
+assert torch.equal(size_of_training, latents("--model", "dit.txt", "--dtype", "float32", *label))
+
 # ---------------------------------------------------------------------------------------- what is refused
 
 
@@ -185,6 +191,10 @@ refused(
     export_sd3, folder, *flow, "--calibrate", 1, "--condition", prompt_file, "--text-tokens", 9,
     words=("text_embedding must be [n, 9, 32], as many of each, got [1, 7, 32]",),
 )  # fmt: skip
+learnt = changed("learnt", of_dit, pos_embed=torch.zeros(1, 16, 48))
+assert not harness.run(export_dit, learnt, scratch / "learnt.txt", *known, *IN_PLACE, "--interpolate")
+done = draw("--model", "learnt.txt", *label, "--size", "8", "--latents", "drawn.npy")
+assert done.returncode == 1 and "must have the sine-cosine table of its grid as pos_embed where x has any size, got one 1 off" in done.stderr, done
 (scratch / "cut.safetensors").write_bytes((folder / f"{STEM}.safetensors").read_bytes()[:-1])
 cut = scratch / "cut.safetensors"
 refused(export_sd3, folder, *flow, "--weights", cut, words=("cut.safetensors: must be a safetensors file",))
