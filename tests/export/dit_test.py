@@ -246,6 +246,9 @@ def check_calibration() -> None:
     for output in (path, plain):
         assert 1e-4 < relative(pictures[output, "native-e4m3"], exact) < 0.2, output
     must_refuse(source, *ASKED, "--calibrate", 0, says="must be a number in [1, 65536], got '0'")
+    alone = saved("alone.pt", random_weights(dataclasses.replace(TINY, num_classes=0)))
+    must_refuse(alone, *ASKED[:2], "--calibrate", 1,
+                says="--calibrate: must be for a network with classes, which the native engine runs, got none")  # fmt: skip
     print("calibrated")
 
 
