@@ -1,7 +1,7 @@
 """Writes a DiT (arXiv 2212.09748) or SiT (arXiv 2401.08740) as a file that tstitch loads: TorchScript, or compiled.
 
 With --format in-place, for a DiT in a .safetensors file, it writes a text that describes the network and leaves the file
-where it is; nothing but its header is read then.
+where it is; nothing but its header is read then, unless --calibrate lets the network draw.
 
 CHECKPOINT is a .pt or .safetensors file in the layout of the official checkpoints: the tensors alone, or a training
 checkpoint with "model" and "ema". Or it is a folder of diffusers: a DiTPipeline, or its transformer/ with config.json
@@ -416,7 +416,7 @@ class Source:
 
 def describe_file(args: argparse.Namespace) -> None:
     """Writes the text of --format in-place."""
-    given = (("--kind", args.kind, "dit"), ("--calibrate", args.calibrate, None), ("--weights", args.weights, None))
+    given = (("--kind", args.kind, "dit"), ("--weights", args.weights, None))
     for option, value, off in given:
         if value != off:
             fail(f"{option}: must not be given for --format in-place, which leaves weights as they are, got {value}")
@@ -431,6 +431,14 @@ def describe_file(args: argparse.Namespace) -> None:
         shape = dataclasses.replace(shape, frequency_steps=127, mlp_norm_eps=1e-5)
     source = Source(args.checkpoint, shape, without_weights(shape), found)
     take_class_names(source, args)
+    if args.calibrate:
+        whole = open_file(args)
+        give_positions(whole)
+        fill(whole.network, whole.weights, whole.place)
+        whole.weights.clear()
+        source.calibration = calibrate(
+            whole.network, shape, source.schedule, args.guidance_scale, args.calibrate, weights=False
+        )  # fmt: skip
     describe(args.output, source.network, found, files, metadata(source, args), args.dtype)
 
 

@@ -94,9 +94,8 @@ def add_calibration(parser: argparse.ArgumentParser, texts: bool = False) -> Non
         "--calibrate",
         type=positive,
         metavar="IMAGES",
-        help="draw so many and write what calibrate.py writes, for engines that compute in 8 bits; into compiled ones "
-        + ("and texts that name weights " if texts else "")
-        + "only how large the inputs of the layers become",
+        help="draw so many and write what calibrate.py writes, for engines that compute in 8 bits; into compiled networks "
+        "and texts that name weights only how large the inputs of the layers become",
     )
     if texts:
         parser.add_argument(

@@ -142,6 +142,14 @@ same("diffusers.pt", "diffusers.txt", *label)
 assert not torch.equal(*(latents("--model", f"{name}.txt", "--dtype", "float32", *label) for name in ("dit", "diffusers")))
 assert "\nclass_names class 0\nclass_names class 1\n" in (scratch / "dit.txt").read_text()
 
+# In 8 bits: the description says of the inputs what the file says.
+export_both(export_dit, checkpoint, "dit8", *known, "--calibrate", 2)
+stated = harness.metadata(scratch / "dit8.pt", ("e4m3_inputs",))["e4m3_inputs"]
+described = [line.split(" ", 1)[1] for line in (scratch / "dit8.txt").read_text().splitlines() if line.startswith("e4m3_")]
+assert "\n".join(described) == stated, (described, stated)
+exact, eighth = (latents("--model", "dit8.txt", *label, "--backend", name) for name in ("native", "native-e4m3"))
+assert 1e-4 < (eighth - exact).norm() / exact.norm() < 0.1
+
 # Of any size, from the table of the size that they were trained with.
 export_both(export_dit, checkpoint, "any_size", *known, "--interpolate")
 same("any_size.pt", "any_size.txt", *label, "--size", "4x12")
@@ -212,7 +220,6 @@ assert "must be a new file, or the description of a network" in message, message
 assert (folder / f"{STEM}.safetensors").read_bytes() == before
 
 refused(export_dit, checkpoint, *known, "--kind", "sit", words=("--kind: must not be given for --format in-place",))
-refused(export_dit, checkpoint, *known, "--calibrate", 2, words=("--calibrate: must not be given for --format in-place",))
 refused(export_dit, folder, words=("must be a .safetensors file in the official layout", "got a folder"))
 refused(export_dit, changed("bare", of_dit, pos_embed=None), *known, "--size", 8, words=("none called pos_embed",))
 plain = changed("plain", of_dit, y_embedder__embedding_table__weight=torch.zeros(1, 48))

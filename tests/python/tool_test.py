@@ -250,6 +250,9 @@ def test_pipelines():
     refuses(ValueError, "overlap: must be below tile, 3, got 3", tstitch.load_pipeline, folder, tile=3, overlap=3)
     (classes / "pipeline.txt").write_text("tstitch pipeline 1\nname classes\nnetwork cifar10_dit_small.pt 0123456789abcdef\n")
     refuses(RuntimeError, "must have the fingerprint", tstitch.load_pipeline, classes, device="cpu")
+    (classes / "in_place.txt").write_text("tstitch network 1\nweights a.safetensors\nname a\n")
+    (classes / "pipeline.txt").write_text("tstitch pipeline 1\nname classes\nnetwork in_place.txt\n")
+    refuses(RuntimeError, "a description of a network, whose weights lie elsewhere", tstitch.load_pipeline, classes, device="cpu")
 
 
 def test_decoders():
