@@ -272,8 +272,9 @@ class DiT(nn.Module):
         """Predicted noise, or for SiT noise minus picture, and, with learned variance, variance interpolation.
 
         x [n, channels, size, size] in the weights' dtype, or of any height and width in patches where the network is made
-        so; t [n] timesteps, int64 or floating; y [n] int64 classes, or null_label for none. Returns it with out_channels in the weights' dtype: first epsilon, then, if
-        learned, v, where (v + 1) / 2 mixes log(beta_t), at 1, and the log of the posterior variance, at 0.
+        so; t [n] timesteps, int64 or floating; y [n] int64 classes, or null_label for none. Returns [n, out_channels, ...] of
+        x's size in the weights' dtype: first epsilon, then, if learned, v, where (v + 1) / 2 mixes log(beta_t), at 1, and the
+        log of the posterior variance, at 0.
         """
         embedded = self.forecast_embed(x, t, y)
         return self.forecast_head(embedded, self.forecast_blocks(embedded))

@@ -590,6 +590,10 @@ def check_any_size() -> None:
     assert extra_of(path, "input_shape") == b"4 * *"
     x, t, y = inputs(TINY)
     assert torch.equal(network(x, t, y), fixed(x, t, y)), "its own size has the bits that it has alone"
+    # What would tie the file to a device, a type or a size.
+    graph = str(network.inlined_graph)
+    for word in ("prim::NumToTensor", "aten::tensor(", "aten::item(", "aten::Int(", "Device = prim::Const"):
+        assert word not in graph, word
     try:
         from diffusers.models.embeddings import PatchEmbed
     except ImportError as error:
