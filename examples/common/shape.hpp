@@ -81,7 +81,8 @@ inline std::vector<std::int64_t> shape_for(std::vector<tstitch::NetworkInfo> con
     tstitch::take_shape(stated, info);
     if (given.empty() || tstitch::sizes_fit(info.shape, given)) continue;
     throw std::invalid_argument("--shape: must be one of " + tstitch::words::sizes_text(info.shape) + " for " +
-                                in_quotes(info.name) + ", got " + with_crosses(given));
+                                in_quotes(info.name) + tstitch::words::advice_on_sizes(info) + ", got " +
+                                with_crosses(given));
   }
   if (!given.empty()) return given;
   if (stated.empty() || std::ranges::count(stated, 0) > 0) {

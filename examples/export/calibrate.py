@@ -2,7 +2,8 @@
 
 MODEL is a TorchScript file that export_dit.py or ../training/export.py wrote. The copy says besides how large the
 inputs of the layers become, and has their weights rounded to 8 bits so that the errors cancel out; all else in it is
-the same. OUTPUT may be MODEL. "export_dit.py --calibrate" does this while it exports.
+the same. OUTPUT may be MODEL. "export_dit.py --calibrate" does this while it exports; for networks of Stable Diffusion 3
+"export_sd3.py --calibrate" does, which alone knows texts for them.
 
 The layers are qkv, fc1 and fc2 of every block, and proj where that is faster: of networks with heads of 64 or 72
 channels and up to 256 tokens, whose attention rounds for it. Others stay as they are, and so do those that --keep
@@ -15,8 +16,10 @@ weights in float32 and as much again.
 """
 
 import argparse
+import bisect
 import ctypes
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -49,13 +52,25 @@ from options import finite_real, positive  # noqa: E402
 LAYERS = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 
 LARGEST = 448.0  # number of e4m3
-ROWS = 1024  # of a layer's inputs that are looked at in a step, at most
+ROWS = 1024  # of a layer's inputs that are looked at when it is computed, at most
 COLUMNS = 128  # of a weight that are rounded before the others are told
 
 
 @dataclasses.dataclass(frozen=True)
+class Product:
+    """What engines compute as one: the weights [out, in] below one another times an input."""
+
+    weights: tuple[Tensor, ...]
+    seen: Tensor  # the one of them by whose product the input is known
+
+
+Blocks = Sequence[Sequence[Product | None]]  # of a network, in the engine's order; None stays as it is
+Look = Callable[[int, int, Tensor], None]  # is told the number of a product, that of a step, and the input [rows, in]
+
+
+@dataclasses.dataclass(frozen=True)
 class Calibration:
-    """What is known of qkv, proj, fc1 and fc2 of the first block, then of the next; 0 for what stays as it is."""
+    """What is known of each product, block by block; 0 for what stays as it is."""
 
     largest_inputs: list[float] = dataclasses.field(default_factory=list)  # absolute values
     weight_scales: list[float] = dataclasses.field(default_factory=list)  # float32; a weight is its code times this
@@ -90,7 +105,10 @@ def alphas_cumprod(schedule: Mapping[str, object]) -> Tensor:
 def trajectory(schedule: Mapping[str, object], steps: int) -> list[tuple[float, float, float]]:
     """Timestep, alpha and sigma of x = alpha x_0 + sigma noise, from noise to picture."""
     if schedule["noise_schedule"] == "flow":
-        return [(1000 * s, 1 - s, s) for s in torch.linspace(1, 0, steps + 1)[:-1].tolist()]
+        # Esser et al. 2024, Eq. 23
+        shift = float(schedule.get("flow_shift", 1))
+        sigmas = [shift * s / (1 + (shift - 1) * s) for s in torch.linspace(1, 0, steps + 1)[:-1].tolist()]
+        return [(1000 * s, 1 - s, s) for s in sigmas]
     table = alphas_cumprod(schedule)
     times = torch.linspace(len(table) - 1, 0, steps).round().long().tolist()
     return [(t, table[t].item() ** 0.5, (1 - table[t].item()) ** 0.5) for t in times]
@@ -101,15 +119,14 @@ def slow_in_8_bits(shape: DiTConfig) -> list[str]:
     return [] if shape.width // shape.heads in (64, 72) and (shape.size // shape.patch) ** 2 <= 256 else ["proj"]
 
 
-def layers_of(network: DiT, keep: Collection[str]) -> list[nn.Linear]:
-    """Those that are calibrated, one after another: all of LAYERS but @keep."""
-    return [block.get_submodule(path) for block in network.blocks for name, path in LAYERS.items() if name not in keep]
+def products_of(network: DiT, keep: Collection[str]) -> Blocks:
+    """LAYERS of each block, without those to @keep."""
 
+    def product(block: nn.Module, name: str) -> Product | None:
+        weight = block.get_submodule(LAYERS[name]).weight
+        return None if name in keep else Product((weight,), weight)
 
-def of_all_layers(values: list[float], depth: int, keep: Collection[str]) -> list[float]:
-    """Of `layers_of`, with 0 for the others."""
-    given = iter(values)
-    return [0.0 if name in keep else next(given) for _ in range(depth) for name in LAYERS]
+    return [[product(block, name) for name in LAYERS] for block in network.blocks]
 
 
 class WatchProducts(TorchFunctionMode):
@@ -126,45 +143,37 @@ class WatchProducts(TorchFunctionMode):
 
 
 def draw(
-    network: DiT,
-    shape: DiTConfig,
+    evaluate: Callable[[Tensor, float], Tensor],
+    x: Tensor,
     schedule: Mapping[str, object],
-    guidance: float,
-    images: int,
     steps: int,
-    layers: Sequence[nn.Linear],
-    look: Callable[[int, int, Tensor], None],
+    products: Sequence[Product | None],
+    look: Look,
 ) -> None:
-    """DDIM draws pictures of classes 0, 1, 2 ... with a network on any device, guided where it has a null class.
-
-    @look sees of each of @layers and each step, numbers both, the input [rows, in].
-    """
-    step, device = 0, network.pos_embed.device
-    numbers = {id(layer.weight): number for number, layer in enumerate(layers)}
+    """DDIM goes from the noise @x to pictures. @evaluate: what the network gives for x at a timestep, after guidance."""
+    numbers = {id(product.seen): number for number, product in enumerate(products) if product is not None}
+    step = 0
 
     def look_at(x: Tensor, weight: Tensor) -> None:
         if id(weight) in numbers:
             look(numbers[id(weight)], step, x.flatten(0, -2))
 
-    labels = torch.arange(images, device=device) % shape.num_classes
-    halves = 1 if shape.null_label is None else 2
-    if halves == 2:
-        labels = torch.cat([labels, torch.full_like(labels, shape.null_label)])
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(images, shape.channels, shape.size, shape.size, generator=generator).to(device)
     points = trajectory(schedule, steps)
     for step, (t, alpha, sigma) in enumerate(points):
-        say(f"calibrating: step {step + 1} of {steps} on {device.type}")
-        time = torch.full_like(labels, t, dtype=torch.float32 if shape.flow else torch.int64)
+        say(f"calibrating: step {step + 1} of {steps} on {x.device.type}")
         with WatchProducts(look_at):
-            outputs = network(torch.cat([x] * halves), time, labels)[:, : shape.channels].chunk(halves)
-        output = outputs[-1] + guidance * (outputs[0] - outputs[-1]) if halves == 2 else outputs[0]
-        if shape.flow:  # eps - x_0
+            output = evaluate(x, t)
+        if schedule["noise_schedule"] == "flow":  # eps - x_0
             picture, eps = x - sigma * output, x + alpha * output
         else:
             picture, eps = (x - sigma * output) / alpha, output
         _, alpha, sigma = points[step + 1] if step + 1 < steps else (0, 1.0, 0.0)
         x = alpha * picture + sigma * eps
+
+
+def initial_noise(*shape: int) -> Tensor:
+    """Of so many pictures, the same in every run."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
 def some_rows(x: Tensor, step: int) -> Tensor:
@@ -254,6 +263,63 @@ def round_weight(weight: Tensor, hessian: Tensor) -> tuple[Tensor, float, float,
     return best.view(torch.uint8), scale, error, plain
 
 
+def processor() -> torch.device:
+    """Where networks draw."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@torch.no_grad()
+def measure(blocks: Blocks, draw_them: Callable[[Sequence[Product | None], Look], None], weights: bool, place: str) -> Calibration:
+    """Of products whose weights are float32, on one device.
+
+    @draw_them: lets the network draw pictures and shows what the products see. @weights: whether they are rounded, too.
+    @place: how messages begin.
+    """
+    products = [product for block in blocks for product in block]
+    chosen = {number: product for number, product in enumerate(products) if product is not None}
+    device = next(iter(chosen.values())).seen.device
+    largest = {number: torch.zeros((), device=device) for number in chosen}
+    # float32, because those of DiT-XL/2 together are as large as its weights.
+    hessians = {n: torch.zeros(each.seen.shape[1], each.seen.shape[1], device=device) for n, each in chosen.items() if weights}
+    rows = dict.fromkeys(chosen, 0)
+
+    def look(number: int, step: int, x: Tensor) -> None:
+        largest[number] = torch.maximum(largest[number], x.abs().max())
+        if weights:
+            some = some_rows(x, step)
+            hessians[number].addmm_(some.T, some)
+            rows[number] += len(some)
+
+    draw_them(products, look)
+    found = {number: value.item() for number, value in largest.items()}
+    if wrong := [value for value in found.values() if not math.isfinite(value)]:
+        fail(f"{place}: inputs must be finite, got {wrong[0]}; a smaller --guidance-scale may help")
+    for number, hessian in hessians.items():
+        if not hessian.isfinite().all():
+            fail(f"{place}: inputs must be finite, and so must be their squares, got {found[number]:.3g}")
+    codes, scales, errors = [], {}, []
+    ends = list(itertools.accumulate(map(len, blocks)))
+    said = -1
+    for number in hessians:
+        if (block := bisect.bisect(ends, number)) != said:
+            said = block
+            say(f"rounding: block {block + 1} of {len(blocks)} on {device.type}")
+        weight = torch.cat(chosen[number].weights)
+        code, scales[number], *both = round_weight(weight, hessians[number] / rows[number])
+        hessians[number] = torch.empty(0)
+        host = code.cpu().contiguous()
+        codes.append(ctypes.string_at(host.data_ptr(), host.numel()))  # numpy may not be there
+        errors.append(both)
+    if weights:
+        ours, plain = (sum(each) / len(errors) for each in zip(*errors, strict=True))
+        say(f"rounded: outputs of a layer are {ours:.2%} off in the mean, rounded to the nearest {plain:.2%}")
+
+    def of_all(values: Mapping[int, float]) -> list[float]:
+        return [values.get(number, 0.0) for number in range(len(products))]
+
+    return Calibration(of_all(found), of_all(scales) if weights else [], b"".join(codes))
+
+
 @torch.no_grad()
 def calibrate(
     network: DiT,
@@ -266,7 +332,7 @@ def calibrate(
     keep: Collection[str] = (),
     place: str = "--calibrate",
 ) -> Calibration:
-    """Of a float32 network, along trajectories of so many pictures.
+    """Of a float32 DiT, along trajectories of so many pictures of classes 0, 1, 2 ..., guided where it has a null class.
 
     @weights: whether they are rounded, too. @keep: those of LAYERS that stay as they are, beside what is slow.
     @place: how messages begin.
@@ -274,46 +340,30 @@ def calibrate(
     keep = {*keep, *slow_in_8_bits(shape)}
     if (prediction := schedule.get("prediction", "epsilon")) not in ("epsilon", "flow"):
         fail(f"{place}: must be for a network that predicts epsilon or flow, got {prediction}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    layers = layers_of(network.to(device), keep)
-    if not layers:
+    if not shape.num_classes:
+        fail(f"{place}: must be for a network with classes, which the native engine runs, got none")
+    if not set(LAYERS) - keep:
         fail(f"{place}: must leave one of {', '.join(LAYERS)} to 8 bits, got {', '.join(sorted(keep))} to keep")
-    largest = [torch.zeros((), device=device) for _ in layers]
-    # float32, because those of DiT-XL/2 together are as large as its weights.
-    hessians = [torch.zeros(layer.in_features, layer.in_features, device=device) for layer in layers if weights]
-    rows = [0] * len(layers)
+    device = processor()
+    network.to(device)
+    labels = torch.arange(images, device=device) % shape.num_classes
+    halves = 1 if shape.null_label is None else 2
+    if halves == 2:
+        labels = torch.cat([labels, torch.full_like(labels, shape.null_label)])
 
-    def look(index: int, step: int, x: Tensor) -> None:
-        largest[index] = torch.maximum(largest[index], x.abs().max())
-        if weights:
-            some = some_rows(x, step)
-            hessians[index].addmm_(some.T, some)
-            rows[index] += len(some)
+    def evaluate(x: Tensor, t: float) -> Tensor:
+        time = torch.full_like(labels, t, dtype=torch.float32 if shape.flow else torch.int64)
+        outputs = network(torch.cat([x] * halves), time, labels)[:, : shape.channels].chunk(halves)
+        return outputs[-1] + guidance * (outputs[0] - outputs[-1]) if halves == 2 else outputs[0]
 
-    draw(network, shape, schedule, guidance, images, steps, layers, look)
-    found = [value.item() for value in largest]
-    if wrong := [value for value in found if not math.isfinite(value)]:
-        fail(f"{place}: inputs must be finite, got {wrong[0]}; a smaller --guidance-scale may help")
-    for value, hessian in zip(found, hessians):
-        if not hessian.isfinite().all():
-            fail(f"{place}: inputs must be finite, and so must be their squares, got {value:.3g}")
-    codes, scales, errors = [], [], []
-    for index, layer in enumerate(layers if weights else []):
-        a_block = len(layers) // shape.depth
-        if index % a_block == 0:
-            say(f"rounding: block {index // a_block + 1} of {shape.depth} on {device.type}")
-        code, scale, *both = round_weight(layer.weight, hessians[index] / rows[index])
-        hessians[index] = torch.empty(0)
-        host = code.cpu().contiguous()
-        codes.append(ctypes.string_at(host.data_ptr(), host.numel()))  # numpy may not be there
-        scales.append(scale)
-        errors.append(both)
+    noise = initial_noise(images, shape.channels, shape.size, shape.size).to(device)
+
+    def draw_them(products: Sequence[Product | None], look: Look) -> None:
+        draw(evaluate, noise, schedule, steps, products, look)
+
+    found = measure(products_of(network, keep), draw_them, weights, place)
     network.cpu()
-    if weights:
-        ours, plain = (sum(each) / len(errors) for each in zip(*errors, strict=True))
-        say(f"rounded: outputs of a layer are {ours:.2%} off in the mean, rounded to the nearest {plain:.2%}")
-        scales = of_all_layers(scales, shape.depth, keep)
-    return Calibration(of_all_layers(found, shape.depth, keep), scales, b"".join(codes))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ files

@@ -46,6 +46,8 @@ class DiTConfig:
     mlp_norm_eps: float = 1e-6  # of the norm before the MLP
     # SiT: t is 1000 where x is noise and 0 where x is the picture, and the embedder is told 1 - t / 1000.
     flow: bool = False
+    # Pictures of any size, a multiple of the patch, whose positions are scaled to the extent of those of `size`.
+    any_size: bool = False
     # The label that means no class: LAST is a row of the embedding table behind those of the classes; None: there is none.
     null_class: int | None = LAST
 
@@ -74,18 +76,29 @@ class DiTConfig:
         return 2 * (self.depth * tokens * (per_token + attention) + tokens * embed + per_picture)
 
 
-def sin_cos_position_embedding(width: int, grid: int) -> Tensor:
-    """Fixed two-dimensional position embedding, float32 [1, grid * grid, width].
+def positions_of_axis(count: int, grid: int, scale: float, width: int, x: Tensor) -> Tensor:
+    """[sin, cos] of the places along one side, over width / 4 frequencies, float64 [count, width / 2], on the device of x.
 
-    The first half of the channels encodes the column, the second half the row; each is [sin, cos] over width / 4
-    frequencies.
+    Places run from 0 to where those of a side of @grid patches end, whatever their number, divided by @scale.
     """
-    frequencies = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(grid, dtype=torch.float64)[:, None] * frequencies  # [grid, width / 4]
-    axis = torch.cat([angles.sin(), angles.cos()], dim=1)  # [grid, width / 2]
-    columns = axis[None, :, :].expand(grid, grid, -1)
-    rows = axis[:, None, :].expand(grid, grid, -1)
-    return torch.cat([columns, rows], dim=2).reshape(1, grid * grid, width).float()
+    # The places in float32, their angles in float64: so diffusers computes them, and the networks were trained.
+    places = torch.arange(count, device=x.device, dtype=torch.float32) / (count / grid) / scale
+    exponents = torch.arange(width // 4, device=x.device, dtype=torch.float64) / (width // 4)
+    angles = places.unsqueeze(1) * torch.pow(10000.0, -exponents)
+    return torch.cat([angles.sin(), angles.cos()], dim=1)
+
+
+def position_table(rows: int, columns: int, grid: int, scale: float, width: int, x: Tensor) -> Tensor:
+    """Fixed two-dimensional position embedding, float32 [1, rows * columns, width]: the first half of the channels encodes
+    the column, the second half the row. See `positions_of_axis`."""
+    of_columns = positions_of_axis(columns, grid, scale, width, x).unsqueeze(0).expand(rows, -1, -1)
+    of_rows = positions_of_axis(rows, grid, scale, width, x).unsqueeze(1).expand(-1, columns, -1)
+    return torch.cat([of_columns, of_rows], dim=2).flatten(0, 1).unsqueeze(0).to(torch.float32)
+
+
+def sin_cos_position_embedding(width: int, grid: int) -> Tensor:
+    """That of the size which a network was trained with, float32 [1, grid * grid, width]."""
+    return position_table(grid, grid, grid, 1.0, width, torch.zeros(()))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -220,9 +233,12 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
+    any_size: Final[bool]
+
     def __init__(self, config: DiTConfig):
         super().__init__()
         width = config.width
+        self.any_size = config.any_size
         self.width = width
         self.heads = config.heads
         self.patch = config.patch
@@ -255,26 +271,36 @@ class DiT(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predicted noise, or for SiT noise minus picture, and, with learned variance, variance interpolation.
 
-        x [n, channels, size, size] in the weights' dtype; t [n] timesteps, int64 or floating; y [n] int64 classes, or
-        null_label for none. Returns [n, out_channels, size, size] in the weights' dtype: first epsilon, then, if
-        learned, v, where (v + 1) / 2 mixes log(beta_t), at 1, and the log of the posterior variance, at 0.
+        x [n, channels, size, size] in the weights' dtype, or of any height and width in patches where the network is made
+        so; t [n] timesteps, int64 or floating; y [n] int64 classes, or null_label for none. Returns [n, out_channels, ...] of
+        x's size in the weights' dtype: first epsilon, then, if learned, v, where (v + 1) / 2 mixes log(beta_t), at 1, and the
+        log of the posterior variance, at 0.
         """
         embedded = self.forecast_embed(x, t, y)
         return self.forecast_head(embedded, self.forecast_blocks(embedded))
 
     @torch.jit.export
     def forecast_embed(self, x: Tensor, t: Tensor, y: Tensor) -> list[Tensor]:
-        """What the blocks begin with, [n, tokens, width], and the condition, [n, width]."""
+        """What the blocks begin with, [n, tokens, width], the condition, [n, width], and x where it may have any size."""
         return self.embed(x, self.t_embedder(t) + self.y_embedder(y))
 
     def embed(self, x: Tensor, c: Tensor) -> list[Tensor]:
         tokens = self.x_embedder(x)
+        if self.any_size:
+            return [tokens + self.positions(x).to(tokens.dtype), c, x]
         return [tokens + self.pos_embed.to(tokens.dtype), c]
+
+    def positions(self, x: Tensor) -> Tensor:
+        """Of the patches of x, float32 [1, tokens, width]."""
+        rows, columns = x.size(2) // self.patch, x.size(3) // self.patch
+        if rows == self.grid and columns == self.grid:
+            return self.pos_embed
+        return position_table(rows, columns, self.grid, 1.0, self.width, x)
 
     @torch.jit.export
     def forecast_blocks(self, embedded: list[Tensor]) -> Tensor:
         """What the final layer begins with, [n, tokens, width]."""
-        tokens, c = embedded
+        tokens, c = embedded[0], embedded[1]
         activated = F.silu(c)
         # Over tensors: a loop over modules TorchScript would write out, and compile the fused kernels of every block by
         # themselves, for seconds.
@@ -287,7 +313,10 @@ class DiT(nn.Module):
         """What `forward` returns."""
         patches = self.final_layer(tokens, embedded[1])
         patches = patches.unflatten(2, (self.patch, self.patch, self.out_channels))
-        patches = patches.unflatten(1, (self.grid, self.grid))
+        rows, columns = self.grid, self.grid
+        if self.any_size:
+            rows, columns = embedded[2].size(2) // self.patch, embedded[2].size(3) // self.patch
+        patches = patches.unflatten(1, (rows, columns))
         # [n, row, column, y, x, channel] -> [n, channel, row, y, column, x]
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
 
@@ -314,7 +343,9 @@ def random_inputs(config: DiTConfig) -> Callable[[int], tuple[Tensor, ...]]:
     generator = torch.Generator().manual_seed(0)
 
     def draw(rows: int) -> tuple[Tensor, ...]:
-        x = torch.randn(rows, config.channels, config.size, config.size, generator=generator)
+        # Of any size first its own, then another, square as diffusers wants.
+        size = config.size + config.patch if config.any_size and rows > 1 else config.size
+        x = torch.randn(rows, config.channels, size, size, generator=generator)
         t = torch.randint(1000, (rows,), generator=generator)
         if config.flow:  # which knows the times between, too
             t = t + torch.rand(rows, generator=generator)

@@ -1,7 +1,7 @@
 """Writes a DiT (arXiv 2212.09748) or SiT (arXiv 2401.08740) as a file that tstitch loads: TorchScript, or compiled.
 
 With --format in-place, for a DiT in a .safetensors file, it writes a text that describes the network and leaves the file
-where it is; nothing but its header is read then.
+where it is; nothing but its header is read then, unless --calibrate lets the network draw.
 
 CHECKPOINT is a .pt or .safetensors file in the layout of the official checkpoints: the tensors alone, or a training
 checkpoint with "model" and "ema". Or it is a folder of diffusers: a DiTPipeline, or its transformer/ with config.json
@@ -57,7 +57,7 @@ from common import (  # noqa: E402
 )
 from dit import LAST, DiT, DiTConfig, make_dit, random_inputs, sin_cos_position_embedding  # noqa: E402
 from in_place import InPlace, describe, files_of, headers  # noqa: E402
-from options import add_variant, finite_real, positive, positive_real  # noqa: E402
+from options import add_calibration, add_variant, finite_real, positive_real  # noqa: E402
 from pipeline import sampler_of  # noqa: E402
 
 # The tensors do not tell the heads of the official networks S, B, L and XL; their width does.
@@ -416,7 +416,7 @@ class Source:
 
 def describe_file(args: argparse.Namespace) -> None:
     """Writes the text of --format in-place."""
-    given = (("--kind", args.kind, "dit"), ("--calibrate", args.calibrate, None), ("--weights", args.weights, None))
+    given = (("--kind", args.kind, "dit"), ("--weights", args.weights, None))
     for option, value, off in given:
         if value != off:
             fail(f"{option}: must not be given for --format in-place, which leaves weights as they are, got {value}")
@@ -424,13 +424,21 @@ def describe_file(args: argparse.Namespace) -> None:
         fail(f"{args.checkpoint}: must be a .safetensors file in the official layout for --format in-place, got a folder")
     files = files_of(args.checkpoint, args.variant)
     found = headers(files)
-    shape = read_shape(args.checkpoint, found, args)
+    shape = dataclasses.replace(read_shape(args.checkpoint, found, args), any_size=args.interpolate)
     if not shape.num_classes:
         fail(f"{args.checkpoint}: must have classes for --format in-place, which the native engine runs, got none")
     if args.arithmetic == "diffusers":
         shape = dataclasses.replace(shape, frequency_steps=127, mlp_norm_eps=1e-5)
     source = Source(args.checkpoint, shape, without_weights(shape), found)
     take_class_names(source, args)
+    if args.calibrate:
+        whole = open_file(args)
+        give_positions(whole)
+        fill(whole.network, whole.weights, whole.place)
+        whole.weights.clear()
+        source.calibration = calibrate(
+            whole.network, shape, source.schedule, args.guidance_scale, args.calibrate, weights=False
+        )  # fmt: skip
     describe(args.output, source.network, found, files, metadata(source, args), args.dtype)
 
 
@@ -446,7 +454,7 @@ def open_file(args: argparse.Namespace) -> Source:
     say(f"reading {args.checkpoint}")
     weights = load_weights(args.checkpoint, args.variant, args.weights, anchor="x_embedder.proj.weight")
     require_tensors(args.checkpoint, weights)
-    shape = read_shape(args.checkpoint, weights, args)
+    shape = dataclasses.replace(read_shape(args.checkpoint, weights, args), any_size=args.interpolate)
     if args.arithmetic == "diffusers":
         shape = dataclasses.replace(shape, frequency_steps=127, mlp_norm_eps=1e-5)
     return Source(args.checkpoint, shape, without_weights(shape), weights)
@@ -460,7 +468,7 @@ def open_folder(args: argparse.Namespace) -> Source:
             fail(f"{option}: must not be given for a folder of diffusers, which tells it, got {value}")
     folder = component(args.checkpoint, "transformer")
     config = Config(folder / "config.json")
-    shape = read_config(config)
+    shape = dataclasses.replace(read_config(config), any_size=args.interpolate)
     for option, value, own in (("--size", args.size, shape.size), ("--heads", args.heads, shape.heads)):
         if value not in (None, own):
             fail(f"{option}: must be {own}, which {config.path} tells, got {value}")
@@ -625,7 +633,7 @@ def metadata(source: Source, args: argparse.Namespace) -> dict[str, object]:
     values = {
         "format": 1,
         "name": args.name or args.output.stem,
-        **shape_of_x(shape.channels, shape.size, shape.size),
+        **shape_of_x(shape.channels, *(2 * [None if shape.any_size else shape.size])),
         "variance": "learned_range" if shape.learned_variance else "fixed",
         "num_classes": shape.num_classes,
         "null_class": "none" if shape.null_label is None else shape.null_label,
@@ -671,6 +679,12 @@ def parse_arguments() -> argparse.Namespace:
         "--guidance-scale", type=finite_real, default=4.0, help="the default that a sampler should use" + default
     )
     parser.add_argument("--size", type=int, help="height of x, where the file does not tell it: 32 for 256 pixels")
+    parser.add_argument(
+        "--interpolate",
+        action="store_true",
+        help="leave height and width of x open, for multiples of the network's patches: its positions are scaled to the "
+        "extent that they had in training",
+    )
     parser.add_argument("--heads", type=int, help="attention heads (default: as the official network of this width)")
     parser.add_argument(
         "--arithmetic",
@@ -709,13 +723,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--training-data", default="", help="what the network was trained on")
     parser.add_argument("--license", default="", help="licence of the weights")
-    parser.add_argument(
-        "--calibrate",
-        type=positive,
-        metavar="IMAGES",
-        help="draw so many and write what calibrate.py writes, for engines that compute in 8 bits; into compiled ones "
-        "only how large the inputs of the layers become",
-    )
+    add_calibration(parser)
     add_form(parser, parts=True, in_place=True)
     args = parser.parse_args()
     if args.time and args.kind != "sit":
@@ -736,6 +744,8 @@ def label(text: str) -> int | str:
 def main() -> None:
     args = parse_arguments()
     form = form_of(args)
+    if args.interpolate and form.whole_size:
+        fail("--interpolate: must not be given for --format aot-inductor, which compiles for one size, got both")
     if isinstance(form, InPlace):
         describe_file(args)
         return

@@ -31,7 +31,7 @@ from common import TOLERANCE, Config, fail, names_in, replacing, say, some  # no
 from encode_prompt import AESTHETICS, AESTHETICS_NULL, SD3_TOKENS  # noqa: E402
 from export_pixart import asks_for_sizes  # noqa: E402
 from in_place import fingerprint_parts, is_description, read_description  # noqa: E402
-from options import add_variant, finite_real, positive, sides  # noqa: E402
+from options import add_calibration, add_variant, finite_real, positive, sides  # noqa: E402
 
 RATIO = 0.4  # of the paper: so many of the early steps cost no quality
 CLIP_TOKENS = 77
@@ -53,6 +53,8 @@ class Family:
     optional: tuple[str, ...] = ()  # that a folder may lack
     open_size: bool = True  # whether the exporter takes --size '*'
     in_place: bool = False  # whether it takes --format in-place
+    calibrates: tuple[str, ...] = ()  # which of --calibrate and --condition it takes
+    interpolates: bool = False  # whether it takes --interpolate
 
 
 # By how the names of pipelines begin. The first that fits counts.
@@ -64,13 +66,14 @@ FAMILIES = {
         behind=("text_encoder_3",),
         optional=("text_encoder_3",),
         in_place=True,
+        calibrates=("calibrate", "condition"),
     ),
     "StableDiffusion": Family("export_unet", "unet"),
     "LatentConsistencyModel": Family("export_unet", "unet"),
     "PixArt": Family("export_pixart"),
     "Wan": Family("export_wan", open_size=False),  # it is open where nothing is said
     "Sana": Family("export_sana"),
-    "DiT": Family("export_dit", encoders=(), open_size=False),
+    "DiT": Family("export_dit", encoders=(), open_size=False, calibrates=("calibrate",), interpolates=True),
 }
 # As on the model card of Wan 2.2 A14B: for the noisy steps and for the rest.
 WAN_EXPERTS = {"guidance": "4 3", "steps": "40"}
@@ -222,7 +225,7 @@ def shape_of(args: argparse.Namespace, kind: str, network: Path, config: Config,
     elif kind == "Wan":
         pixels = ["60", "104"]  # 480 x 832 pixels
     else:
-        size = config.get("sample_size", 128)
+        size = config.get("sample_size", 32 if kind == "DiT" else 128)
         pixels = [str(side) for side in (size if isinstance(size, list) else [size, size])]
     return [stated[0], *(["21"] if kind == "Wan" else []), *pixels]  # 81 frames
 
@@ -279,6 +282,12 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="of Stable Diffusion 3: leave the networks' .safetensors files where they are, and write texts that name them",
     )
+    add_calibration(parser, texts=True)
+    parser.add_argument(
+        "--interpolate",
+        action="store_true",
+        help="of DiT: leave the size of pictures open, with positions scaled to the extent that they had in training",
+    )
     parser.add_argument("--encoder", action="store_true", help="write the autoencoder's encoder, too, for pictures to begin from")
     parser.add_argument("--license", default="", help="licence of the weights")
     drawing = parser.add_argument_group("how it draws where nothing else is said")
@@ -313,6 +322,14 @@ def main() -> None:
             fail(f"{folder}: must be of a {kind} as {args.folders[-1]} is, got {other}")
     if args.weights_in_place and not family.in_place:
         fail(f"--weights-in-place: must be for a pipeline whose networks the native engine runs, StableDiffusion3, got {kind}")
+    for option in ("calibrate", "condition"):
+        if (value := getattr(args, option)) is not None and option not in family.calibrates:
+            kinds = ", ".join(name for name, each in FAMILIES.items() if option in each.calibrates)
+            fail(f"--{option}: must be for a pipeline of {kinds}, got {value} for {kind}")
+    if args.interpolate and not family.interpolates:
+        fail(f"--interpolate: must be for a pipeline of DiT, others leave the size open anyway, got {kind}")
+    if args.condition is not None and args.calibrate is None:
+        fail(f"--condition: is for --calibrate, got {args.condition} without")
     networks = networks_of(args.folders, kind, family, ".txt" if args.weights_in_place else ".pt")
     encoders = encoders_of(args.folders, family)
     if (vae := last_with(args.folders, "vae")) is None:
@@ -339,7 +356,12 @@ def main() -> None:
         options += ["--size", "*"] if family.open_size else []
         options += ["--format", "in-place"] if args.weights_in_place else []
         options += ["--condition-prefix", prefix] if prefix and name == networks[1][2] else []
+        options += ["--interpolate"] if args.interpolate else []
+        options += ["--calibrate", args.calibrate] if args.calibrate else []
+        options += ["--condition", args.condition] if args.condition is not None else []
         measured.append(export(args, family.exporter, folder, name, *options))
+        if args.calibrate and "e4m3_inputs" not in values_in(args.output / name):
+            fail(f"{args.output / name}: must say how large inputs get for --calibrate, got a file that does not, and was kept")
         if name != networks[0][2]:
             require_one_trajectory(args.output / networks[0][2], args.output / name)
     lines = [f"name {args.name or args.output.absolute().name}"]

@@ -1,5 +1,6 @@
 """Writes a transformer of Stable Diffusion 3 or 3.5 as a file that tstitch loads: TorchScript, compiled, or a text that
-describes it and leaves its .safetensors files where they are (--format in-place), which takes a second and no memory.
+describes it and leaves its .safetensors files where they are (--format in-place), which takes a second and no memory
+unless --calibrate lets the network draw.
 
 FOLDER is a pipeline of diffusers, or its transformer/: config.json and weights of an SD3Transformer2DModel (SD3 medium,
 SD3.5 medium, large and large turbo). diffusers is not needed; where it is installed the file is checked beside it.
@@ -10,6 +11,7 @@ believed where both do.
 
 import argparse
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import packages
@@ -19,20 +21,24 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
+from calibrate import Blocks, Calibration, Look, Product, draw, initial_noise, measure, processor  # noqa: E402
 from common import (  # noqa: E402
     IGNORED,
     Config,
     Inputs,
+    TorchScript,
     component,
     fail,
     in_diffusers,
     is_integer,
+    read_file,
     read_network,
     require_place,
+    say,
     write,
 )
 from in_place import InPlace, describe, files_of, headers  # noqa: E402
-from options import folder_parser, open_sides  # noqa: E402
+from options import add_calibration, folder_parser, open_sides  # noqa: E402
 from pipeline import add_flow, flow_values, latents  # noqa: E402
 from sd3 import SD3, SD3Config, conditions  # noqa: E402
 
@@ -82,6 +88,110 @@ def read_config(config: Config) -> SD3Config:
     return shape
 
 
+# ------------------------------------------------------------------------------------------------ 8 bits
+
+TOKENS = 333  # of random texts: 77 of CLIP and 256 of T5, as in diffusers' pipeline
+
+
+def products_of(network: SD3) -> Blocks:
+    """In the order of `NetworkInfo::Architecture::e4m3_inputs` of C++: of each block the picture's, those of its dual
+    attention, the text's."""
+
+    def product(*layers: nn.Linear, seen: int = 0) -> Product:
+        return Product(tuple(layer.weight for layer in layers), layers[seen].weight)
+
+    def of_block(block: nn.Module) -> list[Product]:
+        attn, dual, ff, text_ff = block.attn, block.attn2, block.ff, block.ff_context
+        found = [product(attn.to_q, attn.to_k, attn.to_v), product(attn.to_out[0])]
+        found += [product(ff.net[0].proj), product(ff.net[2])]
+        if dual is not None:
+            found += [product(dual.to_q, dual.to_k, dual.to_v), product(dual.to_out[0])]
+        # In the last block the text is only attended to: nobody computes its queries.
+        found.append(product(attn.add_q_proj, attn.add_k_proj, attn.add_v_proj, seen=1))
+        if text_ff is not None:
+            found += [product(attn.to_add_out), product(text_ff.net[0].proj), product(text_ff.net[2])]
+        return found
+
+    return [of_block(block) for block in network.transformer_blocks]
+
+
+def read_texts(path: Path, shape: SD3Config, tokens: int | None) -> list[tuple[Tensor, Tensor]]:
+    """Text and pooled text of a file of encode_prompt.py [n, ...]; then, where it has them, those of no text [1, ...]."""
+    if not path.is_file():
+        fail(f"{path}: must be a file of conditions, got {'a folder' if path.is_dir() else 'none'}")
+    found = read_file(path)
+    wanted = {name: sizes for name, _, sizes in conditions(shape, tokens)}
+
+    def read(ending: str) -> tuple[Tensor, ...]:
+        both = []
+        for name, sizes in wanted.items():
+            tensor = found.get(name + ending)
+            got = list(tensor.shape) if isinstance(tensor, Tensor) else type(tensor).__name__ if tensor is not None else "none"
+            rule = f"[{'1' if ending else 'n'}, {', '.join('tokens' if size is None else str(size) for size in sizes)}]"
+            if (
+                not isinstance(tensor, Tensor) or not tensor.is_floating_point() or tensor.ndim != 1 + len(sizes)
+                or tensor.numel() == 0 or any(size not in (None, real) for size, real in zip(sizes, tensor.shape[1:]))
+                or (ending and len(tensor) != 1) or len(tensor) != len(both[0] if both else tensor)
+            ):  # fmt: skip
+                fail(f"{path}: {name}{ending} must be {rule}, as many of each, got {got}")
+            if not tensor.isfinite().all():
+                fail(f"{path}: {name}{ending} must be finite, got nan or infinity")
+            both.append(tensor.float())
+        return tuple(both)
+
+    return [read(ending) for ending in ("", ".null") if not ending or any(name + ending in found for name in wanted)]
+
+
+def random_texts(shape: SD3Config, tokens: int | None, count: int) -> list[tuple[Tensor, Tensor]]:
+    """Likewise, with those of no text."""
+    generator = torch.Generator().manual_seed(1)
+    return [
+        (
+            torch.randn(rows, tokens or TOKENS, shape.text_width, generator=generator),
+            torch.randn(rows, shape.pooled_width, generator=generator),
+        )
+        for rows in (count, 1)
+    ]
+
+
+def calibrate(
+    network: SD3,
+    shape: SD3Config,
+    schedule: dict[str, object],
+    guidance: float,
+    texts: list[tuple[Tensor, Tensor]],
+    images: int,
+    size: tuple[int, int],
+    weights: bool,
+    steps: int = 20,
+) -> Calibration:
+    """Of a float32 network, along trajectories of so many pictures of the texts in turn, guided where there are two pairs.
+
+    @texts: as `read_texts` gives them. @size: of x. @weights: whether they are rounded, too.
+    """
+    device = processor()
+    network.to(device)
+    (text, pooled), *null = [tuple(each.to(device) for each in pair) for pair in texts]
+
+    def evaluate_one(x: Tensor, t: float, which: int) -> Tensor:
+        pairs = [(text[which : which + 1], pooled[which : which + 1]), *null]
+        outputs = [network(x, x.new_full((1,), t), *pair) for pair in pairs]
+        return outputs[-1] + guidance * (outputs[0] - outputs[-1])
+
+    def evaluate(x: Tensor, t: float) -> Tensor:
+        # One by one: a picture of 1024 x 1024 pixels has 4096 tokens, and texts may be of other lengths than no text.
+        return torch.cat([evaluate_one(x[i : i + 1], t, i % len(text)) for i in range(images)])
+
+    noise = initial_noise(images, shape.channels, *size).to(device)
+
+    def draw_them(products: Sequence[Product | None], look: Look) -> None:
+        draw(evaluate, noise, schedule, steps, products, look)
+
+    found = measure(products_of(network), draw_them, weights, "--calibrate")
+    network.cpu()
+    return found
+
+
 # ------------------------------------------------------------------------------------------------ the check
 
 
@@ -128,8 +238,12 @@ def parse_arguments() -> argparse.Namespace:
         "of positions covers (default: config.json's sample_size)",
     )
     add_flow(parser, None, f"{GUIDANCE_OF_3_5} for SD3.5, {GUIDANCE} for SD3")
+    add_calibration(parser, texts=True)
     add_form(parser, parts=True, in_place=True)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.condition is not None and args.calibrate is None:
+        fail(f"--condition: is for --calibrate, got {args.condition} without")
+    return args
 
 
 def main() -> None:
@@ -157,12 +271,25 @@ def main() -> None:
 
     if isinstance(form, InPlace):
         require_place(args.output, args.weights)
+    if args.calibrate and args.condition is not None:
+        texts = read_texts(args.condition, shape, args.text_tokens)
+    elif args.calibrate:
+        texts = random_texts(shape, args.text_tokens, args.calibrate)
+        say("calibrating with random numbers for texts; --condition FILE of encode_prompt.py is nearer to use")
+    network = None
+    if args.calibrate or not isinstance(form, InPlace):
+        network = read_network(lambda: SD3(shape), folder, args, "pos_embed.proj.weight")
+    if args.calibrate:
+        of_x = tuple(side or shape.size for side in size)
+        rounded = isinstance(form, TorchScript)  # others have no place for weights
+        found = calibrate(network, shape, values, args.guidance_scale, texts, args.calibrate, of_x, rounded)
+        values |= found.keys()
+    if isinstance(form, InPlace):
         files = files_of(args.weights or folder, args.variant)
         with torch.device("meta"):
             described = SD3(shape)
         describe(args.output, described, headers(files), files, values, args.dtype)
         return
-    network = read_network(lambda: SD3(shape), folder, args, "pos_embed.proj.weight")
     inputs = check_inputs(shape, size, args.text_tokens if form.whole_size else 20, form.whole_size)
     peer = in_diffusers(config, network)
     write(args.output, network, values, inputs, args.dtype, Peer(peer) if peer is not None else None, form)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from common import (
-    advice_of_safetensors, belief, fail, first_line, metadata, read_index, replacing, require_tensors_of, say, weights_in,
+    advice_of_safetensors, belief, calibration_of, fail, first_line, metadata, read_index, replacing, require_tensors_of, say, weights_in,
 )  # fmt: skip
 
 MAGIC = "tstitch network 1"
@@ -92,7 +92,7 @@ def describe(
     with replacing(output) as temporary:
         temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
     count, size = sum(t.numel() for t in found.values()), sum(file.stat().st_size for file in files)
-    print(f"{output}: describes {count:,} parameters, which stay in {len(files)} file{'s' * (len(files) > 1)} of {size:,} bytes")
+    print(f"{output}: describes {count:,} parameters, which stay in {len(files)} file{'s' * (len(files) > 1)} of {size:,} bytes{calibration_of(values)}")
 
 
 def is_description(path: Path) -> bool:

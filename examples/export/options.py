@@ -88,6 +88,24 @@ def add_variant(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_calibration(parser: argparse.ArgumentParser, texts: bool = False) -> None:
+    """The options for engines in 8 bits. @texts: whether the network draws texts."""
+    parser.add_argument(
+        "--calibrate",
+        type=positive,
+        metavar="IMAGES",
+        help="draw so many and write what calibrate.py writes, for engines that compute in 8 bits; into compiled networks "
+        "and texts that name weights only how large the inputs of the layers become",
+    )
+    if texts:
+        parser.add_argument(
+            "--condition",
+            type=Path,
+            metavar="FILE",
+            help="what encode_prompt.py wrote: the texts that --calibrate draws, in turn (default: random numbers)",
+        )
+
+
 def folder_parser(doc: str, part: str, formats: str, dtype: str) -> argparse.ArgumentParser:
     """What all programs take that export the network of a folder.
 

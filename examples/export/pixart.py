@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dit import position_table
 from unet import Embedding, sinusoids
 
 
@@ -51,25 +52,15 @@ class PatchEmbed(nn.Module):
     def __init__(self, config: PixArtConfig):
         super().__init__()
         self.patch = config.patch
-        self.axis_frequencies = config.width // 4
+        self.width = config.width
         self.grid = config.size // config.patch
         self.position_scale = float(config.position_scale)
         self.proj = nn.Conv2d(config.channels, config.width, config.patch, config.patch)
 
-    def axis(self, count: int, x: Tensor) -> Tensor:
-        """Sines and cosines of the places along one side, float64 [count, width / 2], on the device of x."""
-        # The places in float32, their angles in float64: so the networks were trained.
-        places = torch.arange(count, device=x.device, dtype=torch.float32) / (count / self.grid) / self.position_scale
-        exponents = torch.arange(self.axis_frequencies, device=x.device, dtype=torch.float64) / self.axis_frequencies
-        angles = places.unsqueeze(1) * torch.pow(10000.0, -exponents)
-        return torch.cat([angles.sin(), angles.cos()], dim=1)
-
     def positions(self, x: Tensor) -> Tensor:
-        """float32 [1, tokens, width]: the first half of the channels encodes the column, the second half the row."""
+        """float32 [1, tokens, width]"""
         rows, columns = x.size(2) // self.patch, x.size(3) // self.patch
-        of_columns = self.axis(columns, x).unsqueeze(0).expand(rows, -1, -1)
-        of_rows = self.axis(rows, x).unsqueeze(1).expand(-1, columns, -1)
-        return torch.cat([of_columns, of_rows], dim=2).flatten(0, 1).unsqueeze(0).to(torch.float32)
+        return position_table(rows, columns, self.grid, self.position_scale, self.width, x)
 
     def forward(self, x: Tensor) -> Tensor:
         # A convolution whose stride is its kernel is a matrix product over patches, and runs as one.

@@ -42,6 +42,7 @@ struct PipelineRequest {
   std::int64_t height = 0, width = 0;  ///< in pixels, where networks leave it open; 0: the pipeline's own
   std::int64_t frames = 0;             ///< of a video, likewise
   std::int64_t batch_size = 0;         ///< as in Request
+  std::string profile = {};            ///< as profile_by_name has it; empty: the pipeline's own
 };
 
 /// How a pipeline is loaded.
@@ -116,7 +117,7 @@ class Pipeline {
   }
 
   /// What draws the pictures of `request`.
-  /// @throws std::invalid_argument for a ratio or steps that make no sense
+  /// @throws std::invalid_argument for a ratio, steps or a profile that make no sense
   AnySampler sampler(PipelineRequest const& wanted = {}) const {
     const AnyProfile how = profile(wanted);
     if (networks().size() == 1) return tstitch::make_sampler(how, AnyModelSchedule(SingleNetwork{}));
@@ -257,7 +258,9 @@ class Pipeline {
 
   AnyProfile profile(PipelineRequest const& wanted) const {
     NetworkInfo const& last = networks().back().info();
-    const std::string name = !info().profile.empty() ? info().profile : last.profile;
+    const std::string name = !wanted.profile.empty()   ? wanted.profile
+                             : !info().profile.empty() ? info().profile
+                                                       : last.profile;
     const int steps = wanted.steps ? *wanted.steps : info().steps > 0 ? info().steps : last.steps > 0 ? last.steps : 20;
     return profile_by_name(name.empty() ? "recommended" : name, networks().back().noise_schedule(), steps);
   }

@@ -5,6 +5,7 @@
 #include <tstitch/method/ddim.hpp>
 #include <tstitch/study/calibration.hpp>
 
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <filesystem>
@@ -131,6 +132,56 @@ TEST_CASE("x may be given once for both halves of guidance, and t not at all") {
   }
   CHECK(shapes.size() == 20);
   for (auto const& shape : shapes) CHECK(shape == std::vector<std::int64_t>{2, 3, 3, 32, 32});  // one to a graph
+}
+
+TEST_CASE("the native engine draws any size, with positions scaled to those of training") {
+  const c10::AutoGradMode no_gradients(false);
+  std::filesystem::create_directories(TSTITCH_TEST_DATA);
+  const std::string path = TSTITCH_TEST_DATA "/any_size.pt";
+  torch::jit::ExtraFilesMap metadata = metadata_of(small_file);
+  for (char const* key : {"input_channels", "input_height", "input_width"}) {
+    metadata.erase("tstitch/" + std::string(key));
+  }
+  metadata["tstitch/input_shape"] = "3 * *";
+  torch::jit::load(small_file).save(path, metadata);
+  const Network fixed = load_dit(small_file), network = load_dit(path), plain = load_dit(path, {}, {.plain = true});
+  CHECK(network.info().shape == std::vector<std::int64_t>{3, 0, 0});
+  const Condition condition = labelled({3, 10});
+  CHECK(network(pictures(2), times(9, 2), condition, 9.0).equal(fixed(pictures(2), times(9, 2), condition, 9.0)));
+  std::vector<std::vector<std::int64_t>> positions;
+  const Network captured = network.captured([&](TensorFunction function) -> TensorFunction {
+    return [&, function](std::vector<at::Tensor> const& inputs) {
+      positions.push_back(inputs.at(2).sizes().vec());
+      return function(inputs);
+    };
+  });
+  for (auto [height, width] : {std::array<std::int64_t, 2>{16, 48}, {2, 2}, {40, 36}, {32, 32}, {16, 48}}) {
+    const at::Tensor x = noise({1, 2}, NoiseAddress::initial(), {3, height, width}, at::kFloat);
+    const at::Tensor out = network(x, times(9, 2), condition, 9.0);
+    CHECK(out.sizes() == at::IntArrayRef({2, 6, height, width}));
+    CHECK(relative(plain(x, times(9, 2), condition, 9.0), out) < 5e-5);
+    CHECK(captured(x, times(9, 2), condition, 9.0).equal(out));
+    CHECK(positions.back() == std::vector<std::int64_t>{1, height / 2 * (width / 2), 128});
+  }
+  const auto message = [&](std::vector<std::int64_t> const& sizes) {
+    return message_of<std::invalid_argument>(
+        [&] { network(at::zeros(sizes, at::kFloat), times(9, 2), condition, 9.0); });
+  };
+  CHECK_THAT(message({2, 3, 32, 33}), ContainsSubstring("x must be [n or n / 2, 3, H, W] with 2 labels and patches of "
+                                                        "2 by 2, got [2, 3, 32, 33]"));
+  CHECK_THAT(message({2, 3, 0, 32}), ContainsSubstring("got [2, 3, 0, 32]"));
+  CHECK_THAT(message_of<std::invalid_argument>([&] { largest_inputs(path, {}, {.steps = 2, .images = 1}); }),
+             ContainsSubstring("CalibrationOptions::shape must say the sizes"));
+  CHECK(largest_inputs(path, {}, {.steps = 2, .images = 1, .shape = {3, 16, 8}}).size() == 4 * 6);
+  // A table that was learnt says nothing of other sizes.
+  torch::jit::Module learnt = torch::jit::load(small_file);
+  for (auto const& each : learnt.named_buffers()) {
+    if (each.name == "pos_embed") each.value.mul_(1.1);
+  }
+  learnt.save(path, metadata);
+  CHECK_THAT(
+      message_of<std::runtime_error>([&] { load_dit(path); }),
+      ContainsSubstring("must have the sine-cosine table of its grid as pos_embed where x has any size, got one"));
 }
 
 TEST_CASE("what the native engine cannot run is refused") {

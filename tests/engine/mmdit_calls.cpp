@@ -1,7 +1,9 @@
-// An MMDiT by the engine and by TorchScript: mmdit_calls FILE [DEVICE]
+// An MMDiT by the engine and by TorchScript: mmdit_calls FILE [DEVICE [CONDITIONS HEIGHT WIDTH]]
 //
+// With CONDITIONS it prints what largest_inputs finds along trajectories of x of this size, one for each of their rows.
 // Compares both in many shapes, types and ways to be asked, and prints the largest differences. Exit code 1: one is too
 // large, or an exception. tests/engine/mmdit_test.py makes files.
+#include <tstitch/file/condition_file.hpp>
 #include <tstitch/file/dit.hpp>
 #include <tstitch/study/calibration.hpp>
 #ifdef TSTITCH_WITH_CUDA
@@ -254,6 +256,13 @@ void check_calibration(std::string const& file, TorchScriptOptions const& option
   for (const double each : found) require(each > 0.1 && each < 1000, "inputs of the size of numbers");
 }
 
+void print_largest_inputs(std::string const& file, TorchScriptOptions const& options, char const* const* given) {
+  CalibrationOptions calibration{.conditions = load_conditions(given[0])};
+  calibration.images = calibration.conditions.at(0).value.size(0);
+  calibration.shape = {read_network_info(file).channels, std::atoll(given[1]), std::atoll(given[2])};
+  for (const double each : largest_inputs(file, options, calibration)) std::printf("%.9g\n", each);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -262,6 +271,10 @@ int main(int argc, char** argv) try {
   const at::Device device(argc > 2 ? argv[2] : "cpu");
   const c10::AutoGradMode no_gradients(false);
   const TorchScriptOptions exact{.device = device, .dtype = at::kFloat};
+  if (argc == 6) {
+    print_largest_inputs(file, exact, argv + 3);
+    return 0;
+  }
   const Network oracle = load_torchscript(file, exact);
   Asker asker(oracle.info(), device);
   std::vector<Asked> all;

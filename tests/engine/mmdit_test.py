@@ -5,15 +5,16 @@
 
 Makes transformers of random weights, exports them, and lets MMDIT_CALLS compare the engine with TorchScript: with the norm
 of queries and keys and without, with dual attention in no, some and all blocks, with heads of several widths. Then files
-that are no such transformer, which must be refused by name.
+that are no such transformer, which must be refused by name. And what `export_sd3.py --calibrate` finds is what `largest_inputs` finds.
 """
 
 import json
 import subprocess
 import sys
+import unittest.mock
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "export"))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / folder) for folder in ("export", "peers")]
 import harness  # noqa: E402
 
 calls = sys.argv[1]
@@ -23,6 +24,7 @@ import torch  # noqa: E402
 
 import common  # noqa: E402
 import export_sd3  # noqa: E402
+import noise  # noqa: E402
 import sd3  # noqa: E402
 
 device = sys.argv[sys.argv.index("--device") + 1] if "--device" in sys.argv else "cpu"
@@ -73,6 +75,46 @@ if device != "cpu":
 compare("large")
 compare("every", dual_attention_layers=[0, 1, 2], qk_norm=None, attention_head_dim=24, num_attention_heads=2)
 compare("one", num_layers=1, attention_head_dim=64, num_attention_heads=2, caption_projection_dim=128)
+
+# ---------------------------------------------------------------------------------------- 8 bits
+
+
+def noise_of_cpp(images: int, *shape: int) -> torch.Tensor:
+    """As that of C++ with seed 0."""
+    return torch.stack([torch.from_numpy(noise.noise(seed, 0, 0, shape)).float() for seed in range(images)])
+
+
+def check_calibration(name: str, most: float, guided: bool, *options: object) -> None:
+    """Every input of every layer, along 20 steps of three pictures of as many texts, guided or not."""
+    generator = torch.Generator().manual_seed(2)
+    shapes = {"text_embedding": (3, 7, 32), "pooled_embedding": (3, 16)}
+    texts = {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    if guided:
+        texts |= {f"{key}.null": torch.randn(1, *shape[1:], generator=generator) for key, shape in shapes.items()}
+    torch.save(texts, scratch / "texts.pt")
+    file = scratch / f"{name}_calibrated.pt"
+    with unittest.mock.patch.object(export_sd3, "initial_noise", noise_of_cpp):
+        message = harness.run(
+            export_sd3, scratch / name, file, "--dtype", "float32", "--flow-shift", 3, "--calibrate", 3,
+            "--condition", scratch / "texts.pt", "--guidance-scale", 2.5, *options
+        )  # fmt: skip
+    assert not message, message
+    found = [float(line) for line in harness.metadata(file, ("e4m3_inputs",))["e4m3_inputs"].splitlines()]
+    sizes = harness.metadata(file, ("input_height", "input_width"))
+    size = [sizes["input_height"], sizes["input_width"]] if sizes else ["8", "8"]
+    done = subprocess.run([calls, file, "cpu", scratch / "texts.pt", *size], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    expected = [float(line) for line in done.stdout.splitlines()]
+    assert len(found) == len(expected) > 0, (len(found), len(expected))
+    off = max(abs(a / b - 1) for a, b in zip(found, expected))
+    assert off < most, (name, off)
+    print(f"{name}: {len(found)} inputs, {off:.1e} off those of C++")
+
+
+check_calibration("medium", 1e-4, True, "--size", "*")
+check_calibration("sd3", 1e-4, False, "--size", "4x12")
+check_calibration("odd", 1e-4, True)
+check_calibration("one", 1e-4, True)
 
 # ---------------------------------------------------------------------------------------- what is refused
 

@@ -246,6 +246,9 @@ def check_calibration() -> None:
     for output in (path, plain):
         assert 1e-4 < relative(pictures[output, "native-e4m3"], exact) < 0.2, output
     must_refuse(source, *ASKED, "--calibrate", 0, says="must be a number in [1, 65536], got '0'")
+    alone = saved("alone.pt", random_weights(dataclasses.replace(TINY, num_classes=0)))
+    must_refuse(alone, *ASKED[:2], "--calibrate", 1,
+                says="--calibrate: must be for a network with classes, which the native engine runs, got none")  # fmt: skip
     print("calibrated")
 
 
@@ -577,6 +580,69 @@ def check_forecasts() -> None:
             near, far = relative(engine, parts), relative(plain, parts)
             assert near < 1e-3 and near < 0.1 * far, (forecast, near, far)
     print("forecasts by the engine and by parts")
+
+
+def check_any_size() -> None:
+    """One file draws pictures of every size in patches; where they stand is scaled to the extent of training."""
+    source, path, fixed_path = scratch / "official.pt", scratch / "any_size.pt", scratch / "one_size.pt"
+    network, _ = exported(source, path.name, *ASKED, "--interpolate")
+    fixed, _ = exported(source, fixed_path.name, *ASKED)
+    assert extra_of(path, "input_shape") == b"4 * *"
+    x, t, y = inputs(TINY)
+    assert torch.equal(network(x, t, y), fixed(x, t, y)), "its own size has the bits that it has alone"
+    # What would tie the file to a device, a type or a size.
+    graph = str(network.inlined_graph)
+    for word in ("prim::NumToTensor", "aten::tensor(", "aten::item(", "aten::Int(", "Device = prim::Const"):
+        assert word not in graph, word
+    try:
+        from diffusers.models.embeddings import PatchEmbed
+    except ImportError as error:
+        skipped.append(f"skipped positions of diffusers: {error}")
+        PatchEmbed = None
+    for height, width in ((16, 16), (4, 4), (2, 10), (24, 32), (18, 16)):
+        x = torch.randn(4, 4, height, width, generator=torch.Generator().manual_seed(height))
+        embedded = network.forecast_embed(x, t, y)
+        if PatchEmbed is not None:
+            embed = PatchEmbed(16, 16, 2, 4, 48)
+            embed.load_state_dict({f"proj.{name}": network.state_dict()[f"x_embedder.proj.{name}"] for name in ("weight", "bias")})
+            must_agree(embedded[0], embed(x), 1e-6)
+        # The patches go where they came from.
+        tokens = network.forecast_blocks(embedded)
+        patches = network.final_layer(tokens, embedded[1]).view(4, height // 2, width // 2, 2, 2, 8)
+        expected = torch.einsum("nhwpqc->nchpwq", patches).reshape(4, 8, height, width)
+        got = network(x, t, y)
+        assert torch.equal(network.forecast_head(embedded, tokens), got) and torch.equal(got, expected)
+
+    # The engine computes the same as the file, in steps that are forecast, too; at its own size the bits of the fixed file.
+    how = ["--steps", 3, "--guidance", 2]
+    native = [drawn(each, *how, "--backend", "native", *more) for each, more in ((path, ("--size", 16)), (fixed_path, ()))]
+    assert torch.equal(*native)
+    sit = scratch / "any_size_sit.pt"
+    assert not run(saved("any_sit.pt", random_weights(dataclasses.replace(TINY, learned_variance=False))), sit, *ASKED, "--kind",
+                   "sit", "--interpolate")  # fmt: skip
+    for each, size, more in ((path, "8x24", ()), (path, "36x32", ()), (sit, "6x10", ("--forecast", "every:2"))):
+        engine, oracle = (drawn(each, *how, *more, "--size", size, "--backend", name) for name in ("native", "torchscript"))
+        must_agree(engine, oracle, 1e-3)
+    # In 8 bits with what was seen at its own size.
+    assert not run(source, path, *ASKED, "--interpolate", "--calibrate", 1)
+    exact, eighth = (drawn(path, *how, "--size", "8x24", "--backend", name) for name in ("native", "native-e4m3"))
+    assert 1e-4 < (eighth - exact).norm() / exact.norm() < 0.2
+
+    def refused(network: Path, *arguments: object, words: tuple[str, ...]) -> None:
+        draw = [tool, "--model", network, "--device", "cpu", "--class", 1, "--steps", 2, *arguments, "--latents", scratch / "refused.npy"]
+        done = subprocess.run([str(word) for word in draw], capture_output=True, text=True)
+        assert done.returncode and all(word in done.stderr for word in words), (words, done)
+        assert not (scratch / "refused.npy").exists()
+
+    advice = "(export_dit.py --interpolate makes a file for any)"
+    refused(fixed_path, "--size", "8x24", words=("--shape: must be one of [4, 16, 16] for", advice, "got 4x8x24"))
+    refused(path, words=("--shape: must say the sizes that the networks leave open, [4, *, *], got none",))
+    refused(path, "--size", "9x8", words=("x must be [n or n / 2, 4, H, W]", "patches of 2 by 2", "9, 8]"))
+    assert not run(source, path, *ASKED, "--interpolate")
+    refused(path, "--size", "8x24", "--backend", "native-e4m3", words=("CalibrationOptions::shape must say the sizes",))
+    must_refuse(source, *ASKED, "--interpolate", "--format", "aot-inductor",
+                says="--interpolate: must not be given for --format aot-inductor, which compiles for one size, got both")  # fmt: skip
+    print("any size")
 
 
 def check_full_disk() -> None:
@@ -1090,6 +1156,7 @@ check_command_line()
 check_safetensors()
 check_diffusers()
 check_forecasts()
+check_any_size()
 check_tool()
 print("exported, compared and refused", *skipped, sep="\n")
 sys.exit(77 if skipped else 0)

@@ -104,6 +104,25 @@ assert "\nconditions text_embedding float * 32\nconditions pooled_embedding floa
 export_both(export_sd3, sharded, "shards", *flow)
 assert (scratch / "shards.txt").read_text() == text
 
+# In 8 bits, by what the exporter saw of these texts: the description says the same of the inputs as the file.
+prompt_file = scratch / "prompt.pt"
+calibrating = ("--calibrate", 2, "--condition", prompt_file, "--guidance-scale", 1)
+export_both(export_sd3, folder, "calibrated", *flow, *calibrating)
+stated = harness.metadata(scratch / "calibrated.pt", ("e4m3_inputs", "e4m3_weight_scales"))
+described = [line.split(" ", 1)[1] for line in (scratch / "calibrated.txt").read_text().splitlines() if line.startswith("e4m3_")]
+assert "\n".join(described) == stated["e4m3_inputs"] and "e4m3_weight_scales" in stated, (described, stated)
+exact = latents("--model", "one.pt", "--backend", "native", *condition)
+off = {
+    name: ((latents("--model", name, "--backend", "native-e4m3", *condition) - exact).norm() / exact.norm()).item()
+    for name in ("calibrated.pt", "calibrated.txt")
+}
+assert all(1e-4 < each < 0.05 for each in off.values()), off
+done = draw("--model", "one.txt", "--backend", "native-e4m3", *condition, "--latents", "drawn.npy")
+assert done.returncode == 1 and "must state e4m3_inputs to compute in 8 bits, got none" in done.stderr, done
+# Random texts do for a try.
+assert not harness.run(export_sd3, folder, scratch / "random.txt", *flow, *IN_PLACE, "--calibrate", 1)
+assert (scratch / "random.txt").read_text().count("e4m3_inputs ") == len(described)
+
 # ---------------------------------------------------------------------------------------- DiTs
 
 shape = dit.DiTConfig(channels=4, size=8, width=48, depth=2, heads=3, num_classes=10, learned_variance=True)
@@ -122,6 +141,20 @@ export_both(export_dit, checkpoint, "diffusers", *known, "--arithmetic", "diffus
 same("diffusers.pt", "diffusers.txt", *label)
 assert not torch.equal(*(latents("--model", f"{name}.txt", "--dtype", "float32", *label) for name in ("dit", "diffusers")))
 assert "\nclass_names class 0\nclass_names class 1\n" in (scratch / "dit.txt").read_text()
+
+# In 8 bits: the description says of the inputs what the file says.
+export_both(export_dit, checkpoint, "dit8", *known, "--calibrate", 2)
+stated = harness.metadata(scratch / "dit8.pt", ("e4m3_inputs",))["e4m3_inputs"]
+described = [line.split(" ", 1)[1] for line in (scratch / "dit8.txt").read_text().splitlines() if line.startswith("e4m3_")]
+assert "\n".join(described) == stated, (described, stated)
+exact, eighth = (latents("--model", "dit8.txt", *label, "--backend", name) for name in ("native", "native-e4m3"))
+assert 1e-4 < (eighth - exact).norm() / exact.norm() < 0.1
+
+# Of any size, from the table of the size that they were trained with.
+export_both(export_dit, checkpoint, "any_size", *known, "--interpolate")
+same("any_size.pt", "any_size.txt", *label, "--size", "4x12")
+size_of_training = latents("--model", "any_size.txt", "--dtype", "float32", *label, "--size", "8")
+assert torch.equal(size_of_training, latents("--model", "dit.txt", "--dtype", "float32", *label))
 
 # ---------------------------------------------------------------------------------------- what is refused
 
@@ -147,6 +180,29 @@ refused(export_sd3, *sd3_of(lora=torch.zeros(1)), words=("odd.safetensors: must 
 refused(export_sd3, *sd3_of(proj_out__bias=torch.zeros(7)), words=("proj_out.bias must be [64], got [7]",))
 eighth = torch.zeros(64).to(torch.float8_e4m3fn)
 refused(export_sd3, *sd3_of(proj_out__bias=eighth), words=("proj_out.bias must be F64, F32, F16, BF16, got F8_E4M3",))
+texts = torch.load(prompt_file)
+for changes, words in (
+    ({"pooled_embedding": None}, "pooled_embedding must be [n, 16], as many of each, got none"),
+    ({"text_embedding": torch.zeros(1, 7, 31)}, "text_embedding must be [n, tokens, 32], as many of each, got [1, 7, 31]"),
+    ({"text_embedding": torch.zeros(1, 0, 32)}, "text_embedding must be [n, tokens, 32], as many of each, got [1, 0, 32]"),
+    ({"pooled_embedding": torch.zeros(2, 16)}, "pooled_embedding must be [n, 16], as many of each, got [2, 16]"),
+    ({"pooled_embedding": torch.zeros(1, 16).long()}, "pooled_embedding must be [n, 16]"),
+    ({"text_embedding": torch.full((1, 7, 32), torch.nan)}, "text_embedding must be finite, got nan or infinity"),
+    ({"text_embedding.null": torch.zeros(1, 7, 32)}, "pooled_embedding.null must be [1, 16], as many of each, got none"),
+):
+    torch.save({key: tensor for key, tensor in (texts | changes).items() if tensor is not None}, scratch / "odd.pt")
+    refused(export_sd3, folder, *flow, "--calibrate", 1, "--condition", scratch / "odd.pt", words=("odd.pt: " + words,))
+refused(export_sd3, folder, *flow, "--calibrate", 1, "--condition", scratch / "none.pt", words=("none.pt: must be a file of conditions, got none",))
+refused(export_sd3, folder, *flow, "--condition", prompt_file, words=("--condition: is for --calibrate, got",))
+refused(export_sd3, folder, *flow, "--calibrate", 0, words=("must be a number in [1, 65536], got '0'",))
+refused(
+    export_sd3, folder, *flow, "--calibrate", 1, "--condition", prompt_file, "--text-tokens", 9,
+    words=("text_embedding must be [n, 9, 32], as many of each, got [1, 7, 32]",),
+)  # fmt: skip
+learnt = changed("learnt", of_dit, pos_embed=torch.zeros(1, 16, 48))
+assert not harness.run(export_dit, learnt, scratch / "learnt.txt", *known, *IN_PLACE, "--interpolate")
+done = draw("--model", "learnt.txt", *label, "--size", "8", "--latents", "drawn.npy")
+assert done.returncode == 1 and "must have the sine-cosine table of its grid as pos_embed where x has any size, got one 1 off" in done.stderr, done
 (scratch / "cut.safetensors").write_bytes((folder / f"{STEM}.safetensors").read_bytes()[:-1])
 cut = scratch / "cut.safetensors"
 refused(export_sd3, folder, *flow, "--weights", cut, words=("cut.safetensors: must be a safetensors file",))
@@ -164,7 +220,6 @@ assert "must be a new file, or the description of a network" in message, message
 assert (folder / f"{STEM}.safetensors").read_bytes() == before
 
 refused(export_dit, checkpoint, *known, "--kind", "sit", words=("--kind: must not be given for --format in-place",))
-refused(export_dit, checkpoint, *known, "--calibrate", 2, words=("--calibrate: must not be given for --format in-place",))
 refused(export_dit, folder, words=("must be a .safetensors file in the official layout", "got a folder"))
 refused(export_dit, changed("bare", of_dit, pos_embed=None), *known, "--size", 8, words=("none called pos_embed",))
 plain = changed("plain", of_dit, y_embedder__embedding_table__weight=torch.zeros(1, 48))

@@ -251,6 +251,33 @@ done = draw("--pipeline", in_place, *prompted, "--latents", "other.npy")
 weights.write_bytes(kept)
 assert done.returncode == 1 and "'large.txt' must have the fingerprint" in done.stderr, done
 
+# For 8 bits: the networks say how large inputs get, and the folder what was found.
+calibrated = scratch / "calibrated.pipeline"
+assert not run(*pair, calibrated, *in_full, "--weights-in-place", "--calibrate", 1)
+measured = (calibrated / "pipeline.txt").read_text()
+assert measured.count(" layers for 8 bits up to ") == 2, measured
+exact, eighth = (latents("--pipeline", calibrated, *prompted, "--backend", backend) for backend in ("native", "native-e4m3"))
+assert 1e-4 < (eighth - exact).norm() / exact.norm() < 0.1, (eighth - exact).norm() / exact.norm()
+assert not run(*pair, calibrated, *in_full, "--weights-in-place", "--calibrate", 1, "--keep")
+assert (calibrated / "pipeline.txt").read_text() == measured
+
+# A DiT of any size, in the types that engines have.
+dit = folders / "dit"
+shape = {"num_attention_heads": 3, "attention_head_dim": 16, "in_channels": 4, "out_channels": 8, "num_layers": 2, "sample_size": 8}
+model = diffusers.DiTTransformer2DModel(**shape, num_embeds_ada_norm=5)
+for block in model.transformer_blocks:
+    block.norm1.emb.load_state_dict(model.transformer_blocks[0].norm1.emb.state_dict())
+model.save_pretrained(dit / "transformer")
+shutil.copytree(folders / "stable-diffusion-v1-4/vae", dit / "vae")
+diffusers.DDIMScheduler(beta_start=1e-4, beta_end=0.02, clip_sample=False).save_pretrained(dit / "scheduler")
+(dit / "model_index.json").write_text(json.dumps({"_class_name": "DiTPipeline"}))
+assert not run(dit, scratch / "any_size", *in_full[:2], "--interpolate", "--calibrate", 1)
+of_dit = (scratch / "any_size/pipeline.txt").read_text()
+assert "shape 4 8 8\n" in of_dit and of_dit.count(" layers for 8 bits up to ") == 1, of_dit
+wide = ["--pipeline", "any_size", "--class", 1, "--steps", 2, "--size", "48x96"]
+exact, eighth = (latents(*wide, "--backend", backend) for backend in ("native", "native-e4m3"))
+assert exact.shape == (1, 4, 6, 12) and 1e-4 < (eighth - exact).norm() / exact.norm() < 0.1
+
 # What is read is not written over, and what has no end is not read.
 for words, arguments in (
     ("--report: must be another file than that of --pipeline", ["--prompt", "a", "--report", out / "pipeline.txt"]),
@@ -293,6 +320,10 @@ def must_refuse(*arguments: object, words: tuple[str, ...]) -> None:
 sd, sd3 = folders / "stable-diffusion-v1-4", folders / "stable-diffusion-3.5-large"
 must_refuse(folders / "nowhere", sd, words=("nowhere: must be a folder, got nothing",))
 must_refuse(sd, "--weights-in-place", words=("--weights-in-place: must be for a pipeline whose networks", "got StableDiffusion"))
+must_refuse(sd, "--calibrate", 1, words=("--calibrate: must be for a pipeline of StableDiffusion3, DiT, got 1 for StableDiffusion",))
+must_refuse(sd, "--interpolate", words=("--interpolate: must be for a pipeline of DiT, others leave the size open anyway, got StableDiffusion",))
+must_refuse(dit, "--calibrate", 1, "--condition", "a.pt", words=("--condition: must be for a pipeline of StableDiffusion3, got a.pt for DiT",))
+must_refuse(sd3, "--condition", "a.pt", words=("--condition: is for --calibrate, got a.pt without",))
 must_refuse(sd, sd3, words=("stable-diffusion-v1-4: must be of a StableDiffusion3 as", "got StableDiffusion"))
 must_refuse(folders / "sd-vae-ft-ema", words=("must hold model_index.json, got",))
 must_refuse(folders / "bk-sdm-tiny", words=("bk-sdm-tiny: must hold text_encoder, got",))
@@ -305,6 +336,8 @@ damaged = scratch / "refused"
 damaged.mkdir()
 (damaged / "network.pt").write_bytes(b"cut off")
 must_refuse(sd, "--keep", words=("network.pt: must be a file that an exporter wrote, got 'File is not a zip file'",))
+message = run(*pair, in_place, *in_full, "--weights-in-place", "--keep", "--calibrate", 1)
+assert "small.txt: must say how large inputs get for --calibrate, got a file that does not, and was kept" in message, message
 must_refuse(sd, "--size", "65", words=("--size: must be multiples of 8, got 65 and 65",))
 
 

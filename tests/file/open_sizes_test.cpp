@@ -5,6 +5,7 @@
 #include <tstitch/method/dpm_solver.hpp>
 #include <tstitch/study/fastest_batch.hpp>
 
+#include <cmath>
 #include <filesystem>
 #include <functional>
 #include <numeric>
@@ -258,11 +259,27 @@ TEST_CASE("warming up is told the sizes that a file leaves open, or refuses") {
   CHECK(time_batches(sampler.plan(), {network}, 1, {.shape = {3, 7}, .conditions = {five}}).size() == 1);
 }
 
-TEST_CASE("the native engine takes pictures of one size only") {
-  const std::string path = written(identity, with({{"architecture", "dit"}}, "3 * *"));
+TEST_CASE("the native engine takes pictures only") {
+  const std::string path = written(identity, with({{"architecture", "dit"}}, "3 *"));
   CHECK(message_of<std::runtime_error>([&] { load_dit(path); }) ==
-        "tstitch::load_dit: '" + path + "': must take x of one size, [n, C, H, W], got [n, ...] of [3, *, *]");
-  CHECK(load_network(path, {.device = at::kCPU}).info().shape == Sizes{3, 0, 0});  // by TorchScript
+        "tstitch::load_dit: '" + path + "': must take x of [n, C, H, W], got [n, ...] of [3, *]");
+  CHECK(load_network(path, {.device = at::kCPU}).info().shape == Sizes{3, 0});  // by TorchScript
+}
+
+TEST_CASE("positions of any number of patches run as far as those of training") {
+  const at::Tensor own = tstitch::detail::position_table(4, 4, 4, 8),
+                   wide = tstitch::detail::position_table(2, 8, 4, 8);
+  for (std::int64_t row = 0; row < 2; ++row) {
+    for (std::int64_t column = 0; column < 8; ++column) {
+      const at::Tensor got = wide[0][row * 8 + column];
+      for (std::int64_t k = 0; k < 8; ++k) {
+        // Half of them of the column, half of the row; two sines, then two cosines, of place and of place / 100.
+        const double place = (k < 4 ? double(column) / 2 : double(row) * 2) / (k % 2 ? 100 : 1);
+        CHECK(std::abs(got[k].item<double>() - (k % 4 < 2 ? std::sin(place) : std::cos(place))) < 1e-6);
+      }
+      if (column % 2 == 0) CHECK(got.equal(own[0][row * 2 * 4 + column / 2]));
+    }
+  }
 }
 
 TEST_CASE("a program learns of several networks what they leave open between them") {

@@ -390,6 +390,17 @@ TEST_CASE("a ratio that is asked for takes the place of boundaries") {
   CHECK(plan_of("large-first", {.ratio = 0}) == std::vector<int>{0, 6});
 }
 
+TEST_CASE("a profile that is asked for takes the place of the folder's") {
+  save_files();
+  const Pipeline pipeline = load_pipeline(with_text(whole), {.networks = {.device = at::kCPU}});
+  const PipelineRequest own{.prompts = {"a"}}, other{.prompts = {"a"}, .steps = 4, .profile = "diffusers-dpmpp"};
+  const auto profile = profile::diffusers_dpmpp(pipeline.networks()[1].noise_schedule(), 4);
+  CHECK(pipeline.sampler(other).plan().sampler == make_sampler(profile, Stitch{.ratio = 0.5}).plan().sampler);
+  CHECK(pipeline.sampler(other).plan().sampler != pipeline.sampler(own).plan().sampler);
+  CHECK_THAT(message_of<std::invalid_argument>([&] { pipeline.sampler({.profile = "theirs"}); }),
+             ContainsSubstring("theirs"));
+}
+
 TEST_CASE("a pipeline refuses what it cannot draw") {
   save_files();
   const Pipeline pipeline = load_pipeline(with_text(whole), {.networks = {.device = at::kCPU}});

@@ -3,6 +3,7 @@
 import re
 import sys
 import traceback
+from typing import Dict, List, Tuple  # TorchScript's own words
 
 try:
     import torch
@@ -11,7 +12,10 @@ except ImportError as error:
     print(f"skipped: the package is not built here: {error}")
     sys.exit(77)
 
-__all__ = ["Decodes", "Encodes", "Latents", "check", "equal", "has", "main", "refuses", "require", "save_module", "torch", "tstitch"]
+__all__ = [
+    "Decodes", "Encodes", "Latents", "check", "equal", "has", "main", "refuses", "require", "save_module", "save_pipeline", "torch",
+    "tstitch",
+]  # fmt: skip
 
 
 def require(*packages):
@@ -98,6 +102,51 @@ class Encodes(torch.nn.Module):
 
     def forward(self, x):
         return self.conv(x)
+
+
+class Texts(torch.nn.Module):
+    """A text encoder: the bytes of a text, three tokens of two channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor([0.01]))
+
+    def forward(self, texts: List[str]) -> Dict[str, torch.Tensor]:
+        rows: List[torch.Tensor] = []
+        for text in texts:
+            rows.append(torch.full([3, 2], float(len(text))) * self.scale)
+        return {"text_embedding": torch.stack(rows)}
+
+    @torch.jit.export
+    def tokenize(self, texts: List[str]) -> Tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        ids = torch.full([len(texts), 3], 7)
+        return ids, torch.ones_like(ids), torch.zeros([len(texts)], dtype=torch.int64)
+
+
+class Told(torch.nn.Module):
+    """A network of latents that sees a text."""
+
+    def __init__(self, factor: float):
+        super().__init__()
+        self.factor = torch.nn.Parameter(torch.tensor([factor]))
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return (x * self.factor).tanh() + text.mean([1, 2]).view(-1, 1, 1, 1)
+
+
+def save_pipeline(folder):
+    """A folder as of export_pipeline.py: two networks of latents of any size, a text encoder and a decoder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    network = {key: value for key, value in NETWORK.items() if not key.startswith("input_")}
+    network |= dict(kind="network", input_shape="4 * *", conditions="text_embedding float 3 2", guidance_scale=3, latent_scale=0.5)
+    for name, factor in (("small", 0.5), ("large", 0.7)):
+        save_module(folder, name, Told(factor), **network)
+    save_module(folder, "texts", Texts(), kind="text_encoder", text_tokens=3, outputs="text_embedding float 3 2")
+    save_module(folder, "decoder", Decodes(3), kind="decoder", latent_channels=4, upsampling=2, latent_scale=0.5)
+    lines = ["tstitch pipeline 1", "name tiny", "network small.pt", "network large.pt", "text_encoder texts.pt", "decoder decoder.pt",
+             "shape 4 8 12", "profile diffusers-ddim", "steps 5", "guidance 2.5", "ratio 0.4", "negative blurry", "license CC0"]  # fmt: skip
+    (folder / "pipeline.txt").write_text("\n".join(lines) + "\n")
+    return folder
 
 
 def main(module):

@@ -1,9 +1,10 @@
 """Python draws what tstitch_sample draws, to the bit: tool_test.py TSTITCH_SAMPLE MODELS SCRATCH
 
-Of the bundled pair, over samplers, guidance, forecasts, ratios, profiles, presets, budgets and inversion, and of latents with
-their decoder and encoder.
+Of the bundled pair, over samplers, guidance, forecasts, ratios, profiles, presets, budgets and inversion, of latents with
+their decoder and encoder, and of pipelines.
 """
 
+import concurrent.futures
 import itertools
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import time
 import warnings
 from pathlib import Path
 
-from harness import Decodes, Encodes, Latents, check, equal, has, main, refuses, require, save_module, torch, tstitch
+from harness import Decodes, Encodes, Latents, check, equal, has, main, refuses, require, save_module, save_pipeline, torch, tstitch
 
 require("numpy")
 import numpy  # noqa: E402
@@ -150,6 +151,108 @@ def test_inversion():
         drawing = dict(ratio=ratio, labels=4, guidance=1.5, initial_noise=noise, **way)
         compare([*flags, "--invert", scratch / file, "--class", 4, "--guidance", 1.5], **drawing)
         check(not noise.equal(image) and noise.shape == image.shape, f"{noise.shape}")
+
+
+def test_pipelines():
+    """A folder draws from a prompt what the tool draws, whatever is asked for in its stead."""
+    folder = save_pipeline(scratch / "pipeline")
+    pipeline = tstitch.load_pipeline(folder, device="cpu")
+    check(pipeline.name == "tiny" and [each.name for each in pipeline.networks] == ["small", "large"], repr(pipeline))
+    check(pipeline.stated["steps"] == 5 and pipeline.stated["license"] == "CC0", f"{pipeline.stated}")
+    seen = []
+    for said, asked in (
+        ([], {}),
+        (["--negative", "bad"], dict(negative_prompt="bad")),
+        (["--steps", 3, "--guidance", "4", "--seed", 7], dict(steps=3, guidance_scale=4, seeds=7)),
+        (["--ratio", 1, "--guidance", "2,1.5"], dict(ratio=1.0, guidance_scale=[2, 1.5])),
+        (["--ratio", 0], dict(ratio=0)),
+        (["--size", "32x20"], dict(height=32, width=20)),
+        (["--profile", "diffusers-dpmpp", "--steps", 4], dict(profile="diffusers-dpmpp", steps=4)),
+    ):
+        samples = pipeline("a fox in the snow", **asked)
+        equal(samples.images, drawn("--pipeline", folder, "--prompt", "a fox in the snow", *said), f"{said}")
+        equal(samples.pictures, pipeline.decoder(samples.images), f"{said}")
+        check(not any(other.shape == samples.images.shape and torch.equal(other, samples.images) for other in seen), f"{said}")
+        seen.append(samples.images)
+    samples = pipeline("a fox in the snow", height=32, width=20)
+    check(list(samples.pictures.shape) == [1, 3, 32, 20] and samples.prompts == ["a fox in the snow"], repr(samples))
+    expected = {"pipeline": "tiny", "networks": ["small", "large"], "steps": 5, "guidance": [2.5], "ratio": 0.4, "license": "CC0",
+                "negative_prompt": "blurry", "shape": [4, 16, 10]}  # fmt: skip
+    check({key: samples.metadata[key] for key in expected} == expected, f"{samples.metadata}")
+
+    # Several prompts, and several pictures of each; by seeds in a list, too.
+    two = pipeline(["a fox", "in the snow"], count=2, seeds=5)
+    check(two.prompts == ["a fox", "in the snow"] * 2 and two.seeds == [5, 6, 7, 8], f"{two.prompts} {two.seeds}")
+    for i in range(4):
+        equal(pipeline(two.prompts[i], seeds=5 + i).images, two.images[i : i + 1], f"picture {i}")
+    equal(pipeline(("a fox", "in the snow"), count=2, seeds=[8, 6, 7, 5]).images[3:], pipeline("in the snow", seeds=[5]).images, "seeds")
+    if has("PIL"):
+        from PIL import Image
+
+        drawn("--pipeline", folder, "--prompt", "a fox", "--output", scratch / "foxes")
+        files = sorted((scratch / "foxes").glob("*.png"))
+        check(len(files) == 1, f"{files}")
+        check((numpy.asarray(Image.open(files[0])) == pipeline("a fox").numpy()[0]).all(), "the picture in the tool's file")
+
+    # Loaded otherwise, and by several threads: the same.
+    expected = pipeline("a fox").images
+    for how in (dict(keep_text_encoders=False), dict(prompt_cache=scratch / "cache"), dict(prompt_cache=scratch / "cache")):
+        equal(tstitch.load_pipeline(folder, device="cpu", **how)("a fox").images, expected, f"{how}")
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        for made in pool.map(lambda _: pipeline("a fox").images, range(8)):
+            equal(made, expected, "threads")
+    reports = []
+    stopped = pipeline("a fox", callback=lambda report: reports.append(report.done) or report.done < 2)
+    check(not stopped.finished and reports == [1, 2], f"{reports} {stopped!r}")
+
+    # Of classes, without texts and decoder.
+    classes = scratch / "classes"
+    classes.mkdir(exist_ok=True)
+    for path in paths:
+        shutil.copy(path, classes)
+    (classes / "pipeline.txt").write_text(
+        "tstitch pipeline 1\nname classes\nnetwork cifar10_dit_small.pt\nnetwork cifar10_dit_large.pt\nprofile dit-ddim\nsteps 3\n"
+    )
+    of_classes = tstitch.load_pipeline(classes, device="cpu")
+    samples = of_classes(labels="cat", seeds=2)
+    equal(samples.images, drawn("--pipeline", classes, "--class", "cat", "--seed", 2), "classes")
+    check(samples.classes == ["cat"] and samples.decoder is None and samples.prompts == [], repr(samples))
+
+    for kind, pattern, call, asked in [
+        (ValueError, "prompts must be at least one, got none", pipeline, {}),
+        (ValueError, "prompts are for pipelines with text encoders, got 'a fox'", of_classes, dict(prompt="a fox")),
+        (ValueError, "prompt: must be a str or a list of at least one, got an empty list", pipeline, dict(prompt=[])),
+        (TypeError, r"prompt\[1\]: must be a str, got 3", pipeline, dict(prompt=["a", 3])),
+        (TypeError, "prompt: must be a list, got 3", pipeline, dict(prompt=3)),
+        (ValueError, "prompt: must be UTF-8", pipeline, dict(prompt="\udcff")),
+        (TypeError, "negative_prompt: must be a str, got 1", pipeline, dict(prompt="a", negative_prompt=1)),
+        (ValueError, "steps: must be at least 1, got 0", pipeline, dict(prompt="a", steps=0)),
+        (TypeError, "steps: must be an int, got 2.5", pipeline, dict(prompt="a", steps=2.5)),
+        (ValueError, "ratio must be in \\[0, 1\\], got 1.5", pipeline, dict(prompt="a", ratio=1.5)),
+        (ValueError, "ratio: must be a finite number, got nan", pipeline, dict(prompt="a", ratio=float("nan"))),
+        (ValueError, "guidance_scale: must be one, or one for each of the 2 networks, got 3", pipeline,
+         dict(prompt="a", guidance_scale=[1, 2, 3])),
+        (ValueError, "profile: must be one of recommended, .*, got 'theirs'", pipeline, dict(prompt="a", profile="theirs")),
+        (ValueError, "height and width must be multiples of 2, got 31 and 0", pipeline, dict(prompt="a", height=31)),
+        (ValueError, "height: must be at least 1, got 0", pipeline, dict(prompt="a", height=0)),
+        (ValueError, "frames are for networks whose x is a video", pipeline, dict(prompt="a", frames=5)),
+        (ValueError, "seeds: must be an int, or one for each of the 2 pictures, got 3", pipeline, dict(prompt=["a", "b"], seeds=[1, 2, 3])),
+        (ValueError, "seeds: must be at least 0, got -1", pipeline, dict(prompt="a", seeds=-1)),
+        (ValueError, "count: must be at least 1, got 0", pipeline, dict(prompt="a", count=0)),
+        (ValueError, "labels: are for networks with classes, got 3", pipeline, dict(prompt="a", labels=3)),
+        (ValueError, "labels: must be one of airplane", of_classes, dict(labels="fox")),
+        (TypeError, "callback: must be callable, got 3", pipeline, dict(prompt="a", callback=3)),
+    ]:  # fmt: skip
+        refuses(kind, pattern, call, **asked)
+    refuses(RuntimeError, "pipeline.txt", tstitch.load_pipeline, scratch / "absent", device="cpu")
+    refuses(ValueError, "backend: must be one of auto", tstitch.load_pipeline, folder, backend="theirs")
+    refuses(ValueError, "dtype: must be 'auto'", tstitch.load_pipeline, folder, dtype="int8")
+    refuses(ValueError, "overlap: must be below tile, 3, got 3", tstitch.load_pipeline, folder, tile=3, overlap=3)
+    (classes / "pipeline.txt").write_text("tstitch pipeline 1\nname classes\nnetwork cifar10_dit_small.pt 0123456789abcdef\n")
+    refuses(RuntimeError, "must have the fingerprint", tstitch.load_pipeline, classes, device="cpu")
+    (classes / "in_place.txt").write_text("tstitch network 1\nweights a.safetensors\nname a\n")
+    (classes / "pipeline.txt").write_text("tstitch pipeline 1\nname classes\nnetwork in_place.txt\n")
+    refuses(RuntimeError, "a description of a network, whose weights lie elsewhere", tstitch.load_pipeline, classes, device="cpu")
 
 
 def test_decoders():

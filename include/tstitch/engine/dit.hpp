@@ -33,6 +33,7 @@
 #include "dit_options.hpp"
 #include "dit_weights.hpp"
 #include "modulations.hpp"
+#include "positions.hpp"
 #include "residual_norm.hpp"
 
 namespace tstitch {
@@ -46,6 +47,11 @@ class DiT {
   /// @param weights on one device, in one floating type
   DiT(DiTWeights weights, DiTOptions options = {}) : self_(std::make_shared<Self>(std::move(weights), options)) {
     std::vector<DiTWeights::Block>& blocks = self_->weights.blocks;
+    const std::int64_t base = self_->weights.base, tokens = self_->weights.pos_embed.size(1);
+    if (base && (base < 1 || base > tokens || base * base != tokens)) {
+      detail::refuse("DiT", "weights must have pos_embed of base * base tokens",
+                     std::to_string(tokens) + " tokens and base " + std::to_string(base));
+    }
     if (blocks.empty() || self_->weights.patch < 1 || self_->weights.heads < 1) {
       detail::refuse("DiT", "weights must have blocks, heads and a patch", std::to_string(blocks.size()) + " blocks");
     }
@@ -89,21 +95,25 @@ class DiT {
         : weights(std::move(given)),
           options(how),
           layers(options, weights.pos_embed),
-          table(weights, options.modulation_bytes) {}
+          table(weights, options.modulation_bytes),
+          positions(weights.pos_embed, weights.base) {}
 
     DiTWeights weights;
     DiTOptions options;
     detail::DiTLayers layers;
     detail::Modulations table;
+    detail::Positions positions;  // of networks whose x has any size
     TensorFunction forward = {}, forward_and_keep = {}, forecast = {};
 
-    /// Of x and modulations; forecast also of what the blocks would make.
+    /// Of x and modulations, and positions where x has any size; forecast also of what the blocks would make.
     /// @param by whose weights do it
     template <class Pointer>
     void bind(Pointer by, Capture const& how) {
       using Given = std::vector<at::Tensor> const&;
-      forward = how([by](Given given) { return by->evaluate(given[0], given[1]); });
-      forward_and_keep = how([by](Given given) { return by->evaluate_and_keep(given[0], given[1]); });
+      const auto positions_in = [by](Given given) { return given.size() > 2 ? given[2] : by->weights.pos_embed; };
+      forward = how([=](Given given) { return by->evaluate(given[0], given[1], positions_in(given)); });
+      forward_and_keep =
+          how([=](Given given) { return by->evaluate_and_keep(given[0], given[1], positions_in(given)); });
       forecast = how([by](Given given) { return by->evaluate_forecast(given[0], given[1], given[2]); });
     }
 
@@ -116,10 +126,12 @@ class DiT {
       if (FeatureMemory::forecasts(evaluation)) {
         return forecast({halves, modulations, evaluation.memory->as<FeatureMemory>().forecast(evaluation)});
       }
-      if (!FeatureMemory::keeps(evaluation)) return forward({halves, modulations});
-      const at::Tensor both = forward_and_keep({halves, modulations});
-      const std::int64_t tokens = weights.pos_embed.size(1), width = weights.pos_embed.size(2),
-                         added = n * tokens * width;
+      const std::int64_t p = weights.patch, rows = x.size(2) / p, columns = x.size(3) / p;
+      std::vector<at::Tensor> given{halves, modulations};
+      if (weights.base) given.push_back(positions(rows, columns));
+      if (!FeatureMemory::keeps(evaluation)) return forward(given);
+      const at::Tensor both = forward_and_keep(given);
+      const std::int64_t tokens = rows * columns, width = weights.pos_embed.size(2), added = n * tokens * width;
       evaluation.memory->as<FeatureMemory>().keep(evaluation, both.narrow(0, 0, added).view({n, tokens, width}));
       return both.narrow(0, added, both.size(0) - added).view({n, -1, x.size(2), x.size(3)});
     }
@@ -131,12 +143,16 @@ class DiT {
       if (!is_vector(labels)) detail::refuse("DiT", "labels must be [n]", shape(labels));
       const std::int64_t n = labels.size(0), p = weights.patch, tokens = weights.pos_embed.size(1),
                          channels = weights.x_embedder.weight.size(1) / (p * p);
+      const auto has_patches = [&] {
+        if (x.size(2) % p || x.size(3) % p) return false;
+        return weights.base ? x.size(2) > 0 && x.size(3) > 0 : x.size(2) / p * (x.size(3) / p) == tokens;
+      };
       if (!x.defined() || x.dim() != 4 || (x.size(0) != n && 2 * x.size(0) != n) || x.size(1) != channels ||
-          x.size(2) % p || x.size(3) % p || x.size(2) / p * (x.size(3) / p) != tokens) {
+          !has_patches()) {
         detail::refuse("DiT",
                        "x must be [n or n / 2, " + std::to_string(channels) + ", H, W] with " + std::to_string(n) +
-                           " labels and " + std::to_string(tokens) + " patches of " + std::to_string(p) + " by " +
-                           std::to_string(p),
+                           " labels and " + (weights.base ? "" : std::to_string(tokens) + " ") + "patches of " +
+                           std::to_string(p) + " by " + std::to_string(p),
                        shape(x));
       }
       if (t.defined() ? !is_vector(t) || t.size(0) != n : !timestep) {
@@ -145,18 +161,20 @@ class DiT {
     }
 
     /// The network behind its modulations.
-    /// @param x [halves, rows, channels, size, size], n rows in all
+    /// @param x [halves, rows, channels, height, width], n rows in all
     /// @param modulations [n, slots, width]
-    /// @returns [n, out_channels, size, size]
-    at::Tensor evaluate(at::Tensor const& x, at::Tensor const& modulations) const {
-      return head(run_blocks(embed(x), modulations), x);
+    /// @param of_tokens [1, tokens, width], their position embedding
+    /// @returns [n, out_channels, height, width]
+    at::Tensor evaluate(at::Tensor const& x, at::Tensor const& modulations, at::Tensor const& of_tokens) const {
+      return head(run_blocks(embed(x), modulations, of_tokens), x);
     }
 
     /// The same, and what the blocks and the position embedding add to the patches.
     /// @returns one vector: [n, tokens, width] of what they add, then the output
-    at::Tensor evaluate_and_keep(at::Tensor const& x, at::Tensor const& modulations) const {
+    at::Tensor evaluate_and_keep(at::Tensor const& x, at::Tensor const& modulations,
+                                 at::Tensor const& of_tokens) const {
       const at::Tensor tokens = embed(x), before = tokens.clone();
-      const at::Tensor out = head(run_blocks(tokens, modulations), x);
+      const at::Tensor out = head(run_blocks(tokens, modulations, of_tokens), x);
       const at::Tensor both = tokens.new_empty({tokens.numel() + out.numel()});
       at::Tensor added = both.narrow(0, 0, tokens.numel()).view(tokens.sizes());
       at::sub_out(added, tokens, before);
@@ -202,11 +220,11 @@ class DiT {
     }
 
     /// Changes the tokens, and returns the input of the final layer.
-    at::Tensor run_blocks(at::Tensor const& tokens, at::Tensor const& modulations) const {
+    at::Tensor run_blocks(at::Tensor const& tokens, at::Tensor const& modulations, at::Tensor const& of_tokens) const {
       DiTWeights const& w = weights;
       constexpr double eps = last_norm_eps;
       const std::size_t depth = w.blocks.size();
-      at::Tensor normed = norm(tokens, w.pos_embed, modulations, -1, 0, eps, w.blocks[0].qkv);
+      at::Tensor normed = norm(tokens, of_tokens, modulations, -1, 0, eps, w.blocks[0].qkv);
       for (std::size_t b = 0; b < depth; ++b) {
         DiTWeights::Block const& block = w.blocks[b];
         // Slots of a block: shift, scale and gate of the attention, then of the MLP.

@@ -44,7 +44,10 @@ struct DiTWeights {
   DiTLinear t_embedder0, t_embedder2;
   at::Tensor y_embedder;  ///< [classes + 1, width]
   at::Tensor pos_embed;   ///< [1, tokens, width]
-  DiTLinear modulation;   ///< of all blocks and the final layer, [(6 depth + 2) width, width]
+  /// Patches a side of the picture that pos_embed is for, where others may have any size: their positions are scaled to
+  /// the extent of these. 0: all have as many patches as pos_embed.
+  std::int64_t base = 0;
+  DiTLinear modulation;  ///< of all blocks and the final layer, [(6 depth + 2) width, width]
   std::vector<Block> blocks;
   DiTLinear final_layer;  ///< [patch patch out_channels, width]
   std::int64_t heads = 0;

@@ -23,6 +23,7 @@
 #include "../engine/dit.hpp"
 #include "../engine/dit_weights.hpp"
 #include "../engine/mmdit.hpp"
+#include "../engine/positions.hpp"
 #include "../model/network.hpp"
 #include "../tensor/host_tensor.hpp"
 #include "archive.hpp"
@@ -62,6 +63,29 @@ inline void take_blocks(DiTWeights& weights, TransformerTensors const& tensors, 
   }
 }
 
+/// The table of positions; of a network whose x has any size that of the size which it was trained with, from which the
+/// others are known.
+inline void take_positions(DiTWeights& weights, TransformerTensors const& tensors, NetworkInfo const& info) {
+  const std::int64_t width = info.architecture.width, p = info.architecture.patch_size;
+  if (is_closed(shape_of(info))) {
+    weights.pos_embed = tensors.get("pos_embed", {1, info.height / p * (info.width / p), width});
+    return;
+  }
+  weights.base = tensors.side_of("pos_embed", width);
+  weights.pos_embed = tensors.get("pos_embed", {1, weights.base * weights.base, width});
+  // bfloat16 rounds numbers up to 1 by 4e-3 at most. A table that was learnt is further away.
+  const double off = width % 4 ? 1
+                               : weights.pos_embed.to(at::kCPU, at::kFloat)
+                                     .sub(position_table(weights.base, weights.base, weights.base, width))
+                                     .abs()
+                                     .max()
+                                     .item<double>();
+  if (!(off <= 5e-3)) {
+    tensors.fail("must have the sine-cosine table of its grid as pos_embed where x has any size",
+                 "one " + text(off) + " off");
+  }
+}
+
 /// The weights of a DiT.
 /// @throws std::runtime_error for another network
 inline DiTWeights dit_weights(TransformerTensors const& tensors, NetworkInfo const& info) {
@@ -77,7 +101,7 @@ inline DiTWeights dit_weights(TransformerTensors const& tensors, NetworkInfo con
   w.t_embedder2 = tensors.linear("t_embedder.mlp.2", width, width);
   const std::int64_t labels = std::max(info.num_classes, info.null_class.value_or(-1) + 1);
   w.y_embedder = tensors.get("y_embedder.embedding_table.weight", {labels, width});
-  w.pos_embed = tensors.get("pos_embed", {1, info.height / p * (info.width / p), width});
+  take_positions(w, tensors, info);
   w.final_layer = tensors.linear("final_layer.linear", p * p * out_channels, width);
   take_blocks(w, tensors, a, hidden);
   return w;
@@ -143,9 +167,7 @@ inline void require_plain_dit(NetworkInfo const& info, TransformerTensors const&
     tensors.fail("must take no conditions but a label", "'" + printable(info.conditions[0].name) + "'");
   }
   const std::vector<std::int64_t> shape = shape_of(info);
-  if (shape.size() != 3 || !is_closed(shape)) {
-    tensors.fail("must take x of one size, [n, C, H, W]", "[n, ...] of " + sizes_text(shape));
-  }
+  if (shape.size() != 3) tensors.fail("must take x of [n, C, H, W]", "[n, ...] of " + sizes_text(shape));
 }
 
 }  // namespace detail

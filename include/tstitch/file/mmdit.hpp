@@ -7,7 +7,6 @@
 #include <ATen/ops/cat.h>
 #include <ATen/ops/stack.h>
 
-#include <cmath>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -107,19 +106,12 @@ inline MMDiTWeights mmdit_weights(TransformerTensors const& tensors, NetworkInfo
   MMDiTWeights w;
   w.heads = a.heads;
   w.patch = p;
-  const auto positions = tensors.all.find("pos_embed.pos_embed");
-  const std::int64_t places =
-      positions != tensors.all.end() && positions->second.sizes.size() == 3 ? positions->second.sizes[1] : 0;
-  w.grid = std::llround(std::sqrt(double(places)));
-  if (w.grid < 1 || w.grid * w.grid != places) {
-    tensors.fail("must hold pos_embed.pos_embed of shape [1, a square, " + std::to_string(width) + "]",
-                 positions == tensors.all.end() ? "none" : shape_text(positions->second.sizes));
-  }
+  w.grid = tensors.side_of("pos_embed.pos_embed", width);
   if (info.height > w.grid * p || info.width > w.grid * p) {
     tensors.fail("must take x of at most " + std::to_string(w.grid * p) + " a side, which pos_embed.pos_embed covers",
                  sizes_text(shape_of(info)));
   }
-  w.pos_embed = tensors.get("pos_embed.pos_embed", {1, places, width});
+  w.pos_embed = tensors.get("pos_embed.pos_embed", {1, w.grid * w.grid, width});
   w.x_embedder = {tensors.get("pos_embed.proj.weight", {width, info.channels, p, p}).flatten(1),
                   tensors.get("pos_embed.proj.bias", {width})};
   const auto embedder = [&](std::string const& name, std::int64_t in, DiTLinear& first, DiTLinear& second) {

@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/csrc/jit/api/module.h>
 
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -68,6 +69,19 @@ struct TransformerTensors {
 
   DiTLinear linear(std::string const& name, std::int64_t out, std::int64_t in) const {
     return {get(name + ".weight", {out, in}), get(name + ".bias", {out})};
+  }
+
+  /// Patches a side of a square table of positions, [1, side * side, width].
+  /// @throws std::runtime_error where there is none
+  std::int64_t side_of(std::string const& name, std::int64_t width) const {
+    const auto found = all.find(name);
+    const std::int64_t places = found != all.end() && found->second.sizes.size() == 3 ? found->second.sizes[1] : 0;
+    const std::int64_t side = std::llround(std::sqrt(double(places)));
+    if (side < 1 || side * side != places) {
+      fail("must hold " + name + " of shape [1, a square, " + std::to_string(width) + "]",
+           found == all.end() ? "none" : shape_text(found->second.sizes));
+    }
+    return side;
   }
 
   /// The channels of an MLP's middle.

@@ -145,6 +145,19 @@ inline std::vector<std::int64_t> shape_of(NetworkInfo const& info) {
 
 }  // namespace detail
 
+namespace words {
+
+/// What to say behind a size that a network refuses: how there is a file of it that takes others; empty where it takes
+/// any, or nobody knows how.
+inline std::string advice_on_sizes(NetworkInfo const& info) {
+  std::string const& kind = info.architecture.kind;
+  const bool has_option = kind == "dit" || kind == "dit_diffusers" || kind == "sit";
+  return has_option && detail::is_closed(detail::shape_of(info)) ? " (export_dit.py --interpolate makes a file for any)"
+                                                                 : "";
+}
+
+}  // namespace words
+
 /// Gives a shape the sizes that it leaves open and the network states. Where networks disagree it keeps what it has.
 /// @param shape [C, ...] of x for one sample, 0 where any size will do; an empty one is left open whole
 inline void take_shape(std::vector<std::int64_t>& shape, NetworkInfo const& info) {

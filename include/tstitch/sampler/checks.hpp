@@ -391,7 +391,11 @@ inline void fill_in_images(std::vector<Network> const& networks, Request& reques
   std::vector<std::int64_t> sizes = request.shape;
   sizes.insert(sizes.begin(), request.count);
   if (!has_room(request.shape) || !suits(sizes)) {
-    refuse("Request", "shape must be [C, ...] of what the networks state, with 1 to 2^34 elements",
+    std::string advice;
+    for (Network const& network : networks) {
+      if (advice.empty() && !has_shape_of(network.info(), sizes)) advice = words::advice_on_sizes(network.info());
+    }
+    refuse("Request", "shape must be [C, ...] of what the networks state" + advice + ", with 1 to 2^34 elements",
            shape_text(request.shape));
   }
 }

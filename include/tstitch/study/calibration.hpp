@@ -65,6 +65,15 @@ inline std::vector<double> largest_inputs(std::string const& path, TorchScriptOp
   for (std::int64_t i = 0; i < calibration.images && info.num_classes; ++i) {
     request.labels.push_back(i % info.num_classes);
   }
+  const std::vector<std::int64_t> stated = detail::shape_of(info);
+  if (calibration.shape.empty() && !detail::is_closed(stated)) {
+    detail::refuse(
+        "largest_inputs",
+        "CalibrationOptions::shape must say the sizes that a network leaves open whose file does not say how "
+        "large its inputs get, " +
+            detail::sizes_text(stated),
+        "none");
+  }
   const double scale = calibration.guidance_scale != 0 ? calibration.guidance_scale : info.guidance_scale;
   const auto has_null = [](NamedCondition const& each) { return each.null.defined(); };
   if (info.null_class || std::any_of(request.conditions.begin(), request.conditions.end(), has_null)) {
@@ -99,8 +108,9 @@ inline std::vector<double> largest_inputs(std::string const& path, TorchScriptOp
   }
   NetworkInfo::Architecture const& a = info.architecture;
   if (a.kind == "sd3") return found;  // whose attention is to many keys, or leaves the rounding to a quick pass
+  std::vector<std::int64_t> const& drawn = calibration.shape.empty() ? stated : calibration.shape;
   if (!detail::ManyRowsAttention::fits(a.width / a.heads) ||
-      !detail::ManyRowsAttention::has_room(info.height / a.patch_size * (info.width / a.patch_size))) {
+      !detail::ManyRowsAttention::has_room(drawn.at(1) / a.patch_size * (drawn.at(2) / a.patch_size))) {
     for (std::size_t proj = 1; proj < found.size(); proj += 4) found[proj] = 0;
   }
   return found;

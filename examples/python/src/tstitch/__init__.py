@@ -43,6 +43,7 @@ from ._core import (  # noqa: E402
 from .autoencoders import Decoder, Encoder, load_decoder, load_encoder  # noqa: E402
 from .guidance import Guidance  # noqa: E402
 from .networks import Network, load_network, load_networks, noise_schedule_of  # noqa: E402
+from .pipelines import Pipeline, PipelineSamples, load_pipeline  # noqa: E402
 from .plans import Plan  # noqa: E402
 from .sampling import Sampler, Samples, Trajectory, invert, plan, sample  # noqa: E402
 
@@ -93,6 +94,8 @@ __all__ = [
     "Network",
     "NoiseLevel",
     "NoiseSchedule",
+    "Pipeline",
+    "PipelineSamples",
     "Plan",
     "PlannedStep",
     "Prediction",
@@ -112,6 +115,7 @@ __all__ = [
     "load_encoder",
     "load_network",
     "load_networks",
+    "load_pipeline",
     "noise_schedule_of",
     "plan",
     "presets",

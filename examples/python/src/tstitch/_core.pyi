@@ -439,6 +439,23 @@ class Encoder:
     def load(path: str, device: torch.device, dtype: str) -> Encoder: ...
     def __call__(self, x: torch.Tensor, rows: int, tile: int, overlap: int) -> torch.Tensor: ...
 
+class PipelineRequest:
+    def __init__(
+        self, *, prompts: Sequence[str], labels: Sequence[int], count: int, negative: str | None, ratio: float | None,
+        steps: int | None, guidance: Sequence[float] | None, height: int, width: int, frames: int, profile: str
+    ) -> None: ...  # fmt: skip
+
+class Pipeline:
+    stated: dict[str, Any]
+    networks: list[Network]
+    decoder: Decoder | None
+    @staticmethod
+    def load(
+        folder: str, device: torch.device, dtype: str, backend: str, keep_text_encoders: bool, prompt_cache: str
+    ) -> Pipeline: ...
+    def sampler(self, wanted: PipelineRequest) -> Sampler: ...
+    def request(self, wanted: PipelineRequest) -> Request: ...
+
 def to_bytes(images: torch.Tensor) -> torch.Tensor:
     """[n, H, W, C] uint8 from [n, 1 or 3, H, W] in [-1, 1]."""
 
