@@ -2,7 +2,8 @@
 
 FOLDER is a pipeline of diffusers, or its vae/: config.json and weights of an AutoencoderKL (Stable Diffusion 1 to 3,
 SDXL, FLUX), an AutoencoderTiny (TAESD), an AutoencoderDC (Sana) or an AutoencoderKLWan (videos of Wan 2.1 and 2.2; its
-decoder alone). diffusers is not needed; where it is installed the file is checked beside it.
+decoder alone). diffusers is not needed; where it is installed the file is checked beside it. Or it is a file of Stable
+Diffusion 1, 2 or XL in the layout of its makers (first_stage_model.*), for which diffusers is needed.
 
 A decoder takes latents as the encoder gives them and returns pictures in [-1, 1]; the scale and shift between those and
 the latents of the diffusion model are written beside the network, for the caller to apply.
@@ -10,7 +11,6 @@ the latents of the diffusion model are written beside the network, for the calle
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import packages
 
@@ -21,9 +21,10 @@ from torch import Tensor, nn  # noqa: E402
 from autoencoder import ACTIVATIONS, AutoencoderKL, AutoencoderTiny, KLConfig, TinyConfig, modern_names  # noqa: E402
 from autoencoder_dc import AutoencoderDC, DCConfig, DCHalfConfig  # noqa: E402
 from autoencoder_wan import AutoencoderKLWan, WanVAEConfig, without_encoder  # noqa: E402
-from common import Config, Inputs, component, fail, in_diffusers, is_integer, read_network, say, write  # noqa: E402
+from common import Config, Inputs, fail, in_diffusers, is_integer, read_network, say, write  # noqa: E402
 from options import folder_parser  # noqa: E402
 from pipeline import latent_values  # noqa: E402
+from single_file import IN_ONE_FILE, config_of, weights_of  # noqa: E402
 
 Shape = KLConfig | TinyConfig | DCConfig | WanVAEConfig
 
@@ -263,22 +264,23 @@ def check_inputs(part: str, shape: Shape) -> Inputs:
 
 
 def main() -> None:
-    parser = folder_parser(__doc__, "vae", ".pt", "float32")
+    parser = folder_parser(__doc__, "vae", ".pt", "float32", IN_ONE_FILE)
     parser.add_argument(
         "--part", choices=["decoder", "encoder"], default="decoder", help="which half (default: %(default)s)"
     )
     parser.add_argument("--license", default="", help="licence of the weights")
     args = parser.parse_args()
 
-    folder: Path = component(args.folder, "vae")
-    config = Config(folder / "config.json")
+    config = config_of(args.folder, "vae")
     kind, shape, values = read_config(config)
     if args.part not in kind.parts:
         fail(f"--part: must be {' or '.join(kind.parts)} for {config.values['_class_name']}, got {args.part}")
     if args.dtype == "float16" and config.values.get("force_upcast") is True:
         say(f"{config.path}: force_upcast is true: numbers inside may be too large for float16; bfloat16 holds them")
 
-    network = read_network(lambda: kind.make(shape), folder, args, kind.anchor, kind.named)
+    folder = args.folder if args.folder.is_file() else config.path.parent
+    weights = weights_of(args, config, "vae")
+    network = read_network(lambda: kind.make(shape), folder, args, kind.anchor, kind.named, weights)
 
     values |= {
         "format": 1,

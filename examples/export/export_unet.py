@@ -2,7 +2,8 @@
 
 FOLDER is a pipeline of diffusers, or its unet/: config.json and weights of a UNet2DConditionModel (Stable Diffusion 1
 and 2, SDXL, and what was distilled from them: BK-SDM, SSD-1B, latent consistency models; also for inpainting) or of a
-UNet2DModel (DDPM). diffusers is not needed; where it is installed the file is checked beside it.
+UNet2DModel (DDPM). diffusers is not needed; where it is installed the file is checked beside it. Or it is a file of Stable
+Diffusion 1, 2 or XL in the layout of its makers (model.diffusion_model.*), for which diffusers is needed.
 
 With --deep-feature the file has the network in three parts, split where DeepCache (Ma et al. 2023, arXiv 2312.00858)
 splits it, so that samplers can leave out the deep one in some steps: tstitch_sample --forecast every:3,0.
@@ -23,9 +24,10 @@ from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
 from autoencoder import modern_names  # noqa: E402
-from common import IGNORED, Config, Inputs, component, condition_lines, fail, in_diffusers, read_network, shape_of_x, write  # noqa: E402
+from common import IGNORED, Config, Inputs, condition_lines, fail, in_diffusers, read_network, shape_of_x, write  # noqa: E402
 from options import finite_real, folder_parser, open_sides, positive, token_count, word  # noqa: E402
 from pipeline import add_noise, is_consistency_model, latents, noise, sampler_of  # noqa: E402
+from single_file import IN_ONE_FILE, config_of, index_of, weights_of  # noqa: E402
 from unet import CLASSES, UNetConfig, conditions, make_unet  # noqa: E402
 
 TEXT_GUIDANCE = 7.5  # of diffusers' pipelines for Stable Diffusion
@@ -320,7 +322,7 @@ def check_inputs(
 
 
 def main() -> None:
-    parser = folder_parser(__doc__, "unet", ".pt or .pt2", "float16")
+    parser = folder_parser(__doc__, "unet", ".pt or .pt2", "float16", IN_ONE_FILE)
     parser.add_argument(
         "--size",
         type=open_sides,
@@ -371,13 +373,13 @@ def main() -> None:
     form = form_of(args)
     require_sizes(form, args.text_tokens, args.size or ())
 
-    folder = component(args.folder, "unet")
-    config = Config(folder / "config.json")
+    config = config_of(args.folder, "unet")
     shape, size = read_config(config, args.size_ids or size_ids_of(args.folder))
     size = args.size or size
     encoded = latents(args.folder)
     decoding = args.decoding or ("none" if encoded or shape.channels == 4 else None)
-    questions = {} if size else {"--size": "no sample_size in config.json"}
+    seen = "a file of a model that there is of several" if args.folder.is_file() else "no sample_size in config.json"
+    questions = {} if size else {"--size": seen}
     if decoding is None:
         questions["--decoding"] = f"{shape.channels} channels and no vae, which may be pixels or latents (none)"
     schedule = noise(args.folder, args, questions)
@@ -403,15 +405,17 @@ def main() -> None:
     elif shape.text_width and not shape.guidance_width and not is_consistency_model(args.folder):
         values["guidance_scale"] = TEXT_GUIDANCE
 
-    network = read_network(lambda: make_unet(shape, args.deep_feature), folder, args, "conv_in.weight", modern_names)
+    folder = args.folder if args.folder.is_file() else config.path.parent
+    weights = weights_of(args, config, "unet")
+    network = read_network(lambda: make_unet(shape, args.deep_feature), folder, args, "conv_in.weight", modern_names, weights)
     timesteps = values.get("num_train_timesteps", 1000)
     inputs = check_inputs(shape, size, timesteps, args.text_tokens or 77, form.whole_size)
     write(args.output, network, values, inputs, args.dtype, peer(config, network, shape), form)
 
 
 def size_ids_of(folder: Path) -> int:
-    path = folder / "model_index.json"
-    return 5 if path.is_file() and Config(path).flag("requires_aesthetics_score", False) else 6
+    index = index_of(folder)
+    return 5 if index and index.flag("requires_aesthetics_score", False) else 6
 
 
 def labels(shape: UNetConfig, args: argparse.Namespace) -> dict[str, object]:

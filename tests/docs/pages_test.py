@@ -56,7 +56,7 @@ NOT_RUN = (
 )
 # Nor these on the pages of pairs; that of pipelines runs such lines for one of them.
 NOT_RUN_OF_PAIRS = (
-    (r"python examples/export/export_pipeline\.py .*", "export.pipeline exports each of these pairs"),
+    (r"python examples/export/export_pipeline\.py .*", "export.pipeline and export.single_file export such pairs"),
     (r"tstitch_sample --pipeline .*", "of what that writes; export.pipeline draws by it"),
 )
 # These go on with the other's files.
