@@ -759,18 +759,19 @@ def find_diffusers() -> ModuleType | None:
 
 
 def in_diffusers(
-    config: Config, network: nn.Module, kind: str | None = None, whole: bool = True
+    config: Config, network: nn.Module, kind: str | None = None, whole: bool = True, but: str | None = None
 ) -> nn.Module | None:
     """The same network of diffusers, with the same memory for its weights; None where that is not installed.
 
     @kind: its class, where config.json may have another name for it. @whole: else the network is a part of it, and the rest
-    stays without memory.
+    stays without memory. @but: tensors of the network that begin so are not of it.
     """
     diffusers = find_diffusers()
     if diffusers is None:
         return None
     with torch.device("meta"):
         model = getattr(diffusers, kind or config.values["_class_name"]).from_config(config.values)
-    extra = model.load_state_dict(network.state_dict(), assign=True, strict=whole).unexpected_keys
+    weights = {name: tensor for name, tensor in network.state_dict().items() if but is None or not name.startswith(but)}
+    extra = model.load_state_dict(weights, assign=True, strict=whole).unexpected_keys
     assert not extra, extra
     return model

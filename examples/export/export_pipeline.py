@@ -144,6 +144,20 @@ def tokenizers_of(args: argparse.Namespace, encoders: list[tuple[Path, str]]) ->
     return found
 
 
+def controlnets_of(args: argparse.Namespace, family: Family, networks: list[tuple[Path, str, str]]) -> dict[str, Path]:
+    """By the names of the networks' files: of the last ones, in the order of use."""
+    if args.controlnet and family.exporter != "export_unet":
+        fail(f"--controlnet: must be for U-Nets, which pipelines of StableDiffusion and StableDiffusionXL have, got {args.controlnet[0]}")
+    if len(args.controlnet) > len(networks):
+        fail(f"--controlnet: must be given once for a network at most, got {len(args.controlnet)} for {len(networks)}")
+    if args.controlnet_scale is not None and not args.controlnet:
+        fail(f"--controlnet-scale: must be beside --controlnet, got {args.controlnet_scale}")
+    for folder in args.controlnet:
+        if not folder.is_dir():
+            fail(f"--controlnet: must be a folder, got {folder}")
+    return dict(zip([name for *_, name in networks[len(networks) - len(args.controlnet) :]], args.controlnet))
+
+
 def ask_of_files(args: argparse.Namespace, networks: list[tuple[Path, str, str]]) -> None:
     """For what single files leave open and folders say."""
     files = [folder for folder, *_ in networks if folder.is_file()]
@@ -311,6 +325,15 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--prediction", choices=["epsilon", "v_prediction"], help="what networks in single files predict, where the files do not say it"
     )
+    parser.add_argument(
+        "--controlnet",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a ControlNet of diffusers for the last network, which a request gives a picture then; given twice, for both in the order of use",
+    )
+    parser.add_argument("--controlnet-scale", type=finite_real, metavar="S", help="of what ControlNets add (default: 1)")
     parser.add_argument("--encoder", action="store_true", help="write the autoencoder's encoder, too, for pictures to begin from")
     parser.add_argument("--license", default="", help="licence of the weights")
     drawing = parser.add_argument_group("how it draws where nothing else is said")
@@ -349,6 +372,7 @@ def main() -> None:
     encoders = encoders_of(args.folders, family)
     tokenizers = tokenizers_of(args, encoders)
     ask_of_files(args, networks)
+    controlnets = controlnets_of(args, family, networks)
     if (vae := last_with(args.folders, "vae")) is None:
         fail(f"{args.folders[-1]}: must hold vae, got {some(parts_in(args.folders[-1]))}")
     if not args.output.parent.is_dir():
@@ -374,6 +398,9 @@ def main() -> None:
         options += ["--size", "*"] if family.open_size else []
         options += ["--format", "in-place"] if args.weights_in_place else []
         options += ["--condition-prefix", prefix] if prefix and name == networks[1][2] else []
+        if name in controlnets:
+            options += ["--controlnet", controlnets[name]]
+            options += ["--controlnet-scale", args.controlnet_scale] if args.controlnet_scale is not None else []
         measured.append(export(args, family.exporter, folder, name, *options))
         if name != networks[0][2]:
             require_one_trajectory(args.output / networks[0][2], args.output / name)
@@ -402,6 +429,8 @@ def main() -> None:
     if prefix:
         lines += size_lines(kind, networks[0][0], config, "")
     lines += size_lines(kind, folder, config, prefix)
+    taken = [line.split(" ")[0] for *_, name in networks for line in values_in(args.output / name).get("conditions", "").splitlines()]
+    lines += [f"given {name}" for name in dict.fromkeys(taken) if name.endswith("controlnet_cond")]
     guided = guidance_lines(args, config)
     lines += guided
     upsampling = int(values_in(args.output / "decoder.pt").get("upsampling", "8"))

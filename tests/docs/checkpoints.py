@@ -105,6 +105,11 @@ def make_pipelines(folder: Path) -> None:
               {"unet": unet(16, 16), "scheduler": pndm, "vae": vae})
     clip(sd, "", 16, False)
 
+    diffusers.ControlNetModel(
+        block_out_channels=(16, 32), layers_per_block=1, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=16,
+        attention_head_dim=4, norm_num_groups=8, conditioning_embedding_out_channels=(4, 4, 4, 4),
+    ).save_pretrained(folder / "sd-controlnet-canny")  # fmt: skip
+
     euler = diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1)
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 6,
              "projection_class_embeddings_input_dim": 10 + 36}  # fmt: skip

@@ -65,7 +65,7 @@ IMPORTED = ("torch", "safetensors.torch", "transformers", "diffusers")  # by exp
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
 NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "forecasting.md": PIPELINES, "prompts.md": PIPELINES, "pipelines.md": PIPELINES} | {
     f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "sana", "wan")
-}
+} | {"pair_stable_diffusion.md": (*PIPELINES, "PIL")}
 CHEAPER = """#!{python}
 import os, sys
 words, tool = sys.argv[1:], {tool!r}

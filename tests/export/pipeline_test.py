@@ -291,7 +291,7 @@ def must_refuse(*arguments: object, words: tuple[str, ...]) -> None:
 
 
 sd, sd3 = folders / "stable-diffusion-v1-4", folders / "stable-diffusion-3.5-large"
-must_refuse(folders / "nowhere", sd, words=("nowhere: must be a folder, got nothing",))
+must_refuse(folders / "nowhere", sd, words=("nowhere: must be a folder or a file, got nothing",))
 must_refuse(sd, "--weights-in-place", words=("--weights-in-place: must be for a pipeline whose networks", "got StableDiffusion"))
 must_refuse(sd, sd3, words=("stable-diffusion-v1-4: must be of a StableDiffusion3 as", "got StableDiffusion"))
 must_refuse(folders / "sd-vae-ft-ema", words=("must hold model_index.json, got",))
