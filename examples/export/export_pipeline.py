@@ -1,8 +1,8 @@
 """Writes all that a prompt takes as one folder: networks, text encoders and decoder, and how they draw.
 
 FOLDERs are pipelines of diffusers in the order of use, the small network first; of Wan 2.2 one is enough, which has both
-experts. Any of them may be a file of Stable Diffusion 1, 2 or XL in the layout of its makers; it has no tokenizer, which is
-that of another FOLDER or of --tokenizer. Text encoders and autoencoder are those of the last one that has them. A program in C++ draws from what is written
+experts. Any of them may be a file of Stable Diffusion 1, 2 or XL or of latent diffusion for classes in the layout of its makers; it
+has no tokenizer, which is that of another FOLDER or of --tokenizer. Text encoders and autoencoder are those of the last one that has them. A program in C++ draws from what is written
 (`tstitch_sample --pipeline OUTPUT --prompt "a fox in the snow"`, `tstitch::load_pipeline`) and needs neither Python nor the
 FOLDERs, but for the networks' weights with --weights-in-place.
 
@@ -68,6 +68,7 @@ FAMILIES = {
         in_place=True,
     ),
     "StableDiffusion": Family("export_unet", "unet"),
+    "LatentDiffusion": Family("export_unet", "unet", encoders=()),
     "LatentConsistencyModel": Family("export_unet", "unet"),
     "PixArt": Family("export_pixart"),
     "Wan": Family("export_wan", open_size=False),  # it is open where nothing is said

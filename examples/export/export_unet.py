@@ -3,7 +3,8 @@
 FOLDER is a pipeline of diffusers, or its unet/: config.json and weights of a UNet2DConditionModel (Stable Diffusion 1
 and 2, SDXL, and what was distilled from them: BK-SDM, SSD-1B, latent consistency models; also for inpainting) or of a
 UNet2DModel (DDPM). diffusers is not needed; where it is installed the file is checked beside it. Or it is a file of Stable
-Diffusion 1, 2 or XL in the layout of its makers (model.diffusion_model.*), for which diffusers is needed.
+Diffusion 1, 2 or XL in the layout of its makers (model.diffusion_model.*), for which diffusers is needed; or of latent
+diffusion for classes, such as cin256-v2, in the same layout.
 
 With --controlnet the file has the network with its ControlNet (Zhang et al. 2023, arXiv 2302.05543), which takes a picture as
 a condition, controlnet_cond, as large as the picture to be drawn and in [0, 1].
@@ -16,6 +17,7 @@ below say it for a network without, and are believed where both do.
 """
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 
@@ -23,20 +25,23 @@ import packages
 
 packages.require(__file__, "torch", beside=("safetensors",))
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
 from autoencoder import modern_names  # noqa: E402
 from common import (  # noqa: E402
-    IGNORED, Config, Inputs, component, condition_lines, fail, fill, find_weights, in_diffusers, load_weights, read_network, say,
-    shape_of_x, write,
+    IGNORED, Config, Inputs, component, condition_lines, fail, fill, find_weights, in_diffusers, load_weights, read_network,
+    require_tensors, say, shape_of_x, write,
 )  # fmt: skip
 from options import finite_real, folder_parser, open_sides, positive, token_count, word  # noqa: E402
 from pipeline import add_noise, is_consistency_model, latents, noise, sampler_of  # noqa: E402
-from single_file import IN_ONE_FILE, config_of, index_of, weights_of  # noqa: E402
+from single_file import IN_ONE_FILE, class_table_of, config_of, index_of, weights_of  # noqa: E402
 from unet import CLASSES, ControlNet, ControlNetConfig, UNetConfig, conditions, make_unet, skip_widths  # noqa: E402
 
 TEXT_GUIDANCE = 7.5  # of diffusers' pipelines for Stable Diffusion
+CLASS_GUIDANCE = 3.0  # of latent diffusion for classes
+IMAGENET = 1000  # classes
 
 
 # ------------------------------------------------------------------------------------------------ the network
@@ -301,7 +306,7 @@ def read_controlnet(config: Config, scale: float, size_ids: int) -> ControlNetCo
 
 def require_fit(folder: Path, controlnet: ControlNetConfig, shape: UNetConfig) -> None:
     """Whether what it makes can be added to the U-Net's, and is made of the same."""
-    if not shape.text_width or shape.guidance_width or shape.inpainting:
+    if not shape.text_width or shape.context_labels or shape.guidance_width or shape.inpainting:
         what = "inpainting" if shape.inpainting else "guidance as an input" if shape.guidance_width else "no text"
         fail(f"{folder}: must be for a U-Net that takes a text, and neither guidance nor a mask, got one of {what}")
     for what, of in (
@@ -335,14 +340,18 @@ def controlnet_of(args: argparse.Namespace, shape: UNetConfig) -> tuple[ControlN
 
 
 class Peer(nn.Module):
-    """diffusers' network with the arguments of ours. @controlnet: diffusers', too."""
+    """diffusers' network with the arguments of ours. @controlnet: diffusers', too. @context: the table of classes."""
 
-    def __init__(self, model: nn.Module, shape: UNetConfig, controlnet: nn.Module | None, of: ControlNetConfig | None):
+    def __init__(
+        self, model: nn.Module, shape: UNetConfig, controlnet: nn.Module | None, of: ControlNetConfig | None, context: Tensor | None
+    ):
         super().__init__()
-        self.model, self.shape, self.controlnet, self.of = model, shape, controlnet, of
+        self.model, self.shape, self.controlnet, self.of, self.context = model, shape, controlnet, of, context
 
     def forward(self, x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
         shape = self.shape
+        if shape.context_labels:
+            return self.model(x, t, F.embedding(others[0], self.context)[:, None]).sample
         if not shape.text_width:
             return self.model(x, t, *others).sample
         named = dict(zip((name for name, _ in conditions(shape, 1, 1, None, self.of)), others))
@@ -364,13 +373,14 @@ def peer(
     config: Config, network: nn.Module, shape: UNetConfig, of: ControlNetConfig | None, of_controlnet: Config | None
 ) -> nn.Module | None:
     if of is None:
-        model = in_diffusers(config, network)
-        return None if model is None else Peer(model, shape, None, None)
+        model = in_diffusers(config, network, but="class_context.")
+        context = network.class_context.weight if shape.context_labels else None
+        return None if model is None else Peer(model, shape, None, None, context)
     controlnet = in_diffusers(of_controlnet, network.controlnet)
     if controlnet is None:
         return None
     model = in_diffusers(config, network, but="controlnet.")
-    return Peer(model, shape, controlnet, of)
+    return Peer(model, shape, controlnet, of, None)
 
 
 def check_inputs(
@@ -389,8 +399,8 @@ def check_inputs(
             torch.randn(rows, shape.channels, height, width, generator=generator),
             torch.randint(timesteps, (rows,), generator=generator),
         ]
-        if shape.num_labels:
-            values.append(torch.randint(shape.num_labels, (rows,), generator=generator))
+        if count := shape.num_labels or shape.context_labels:
+            values.append(torch.randint(count, (rows,), generator=generator))
         for name, sizes in conditions(shape, height, width, tokens, controlnet):
             value = torch.randn(rows, *sizes, generator=generator)
             values.append((value * 256 + 512).round().clamp(0, 1024) if name == "size_ids" else value)
@@ -444,7 +454,10 @@ def main() -> None:
     parser.add_argument(
         "--controlnet-prefix", type=word, metavar="WORD", help="before controlnet_cond, where two networks are to see different pictures"
     )
-    parser.add_argument("--null-class", type=int, help="the label that means no class (default: none does)")
+    parser.add_argument(
+        "--null-class", type=int, help="the label that means no class (default: none does, but of latent diffusion the last of 1001)"
+    )
+    parser.add_argument("--heads", type=positive, metavar="N", help="of attention on each level, of latent diffusion in a single file (default: 1)")
     parser.add_argument(
         "--decoding",
         choices=["pixels", "none"],
@@ -475,7 +488,14 @@ def main() -> None:
     args.controlnet_scale = 1.0 if args.controlnet_scale is None else args.controlnet_scale
 
     config = config_of(args.folder, "unet")
+    table = class_table_of(args.folder)
+    if args.heads is not None:
+        if table is None:
+            fail(f"--heads: must be for latent diffusion in a single file, got {args.heads} for {args.folder}")
+        config.values["attention_head_dim"] = args.heads
     shape, size = read_config(config, args.size_ids or size_ids_of(args.folder))
+    if table is not None:
+        shape = dataclasses.replace(shape, context_labels=len(table))
     size = args.size or size
     encoded = latents(args.folder)
     decoding = args.decoding or ("none" if encoded or shape.channels == 4 else None)
@@ -509,11 +529,17 @@ def main() -> None:
         values["conditions"] = condition_lines((name, "float", sizes) for name, sizes in named)
     if args.guidance_scale is not None:
         values["guidance_scale"] = args.guidance_scale
+    elif shape.context_labels:
+        if "null_class" in values:
+            values["guidance_scale"] = CLASS_GUIDANCE
     elif shape.text_width and not shape.guidance_width and not is_consistency_model(args.folder):
         values["guidance_scale"] = TEXT_GUIDANCE
 
     folder = args.folder if args.folder.is_file() else config.path.parent
     weights = weights_of(args, config, "unet")
+    if table is not None:
+        require_tensors(args.folder, {"cond_stage_model.embedding.weight": table})
+        weights = weights | {"class_context.weight": table}
     network = read_network(
         lambda: make_unet(shape, args.deep_feature, controlnet), folder, args, "conv_in.weight",
         lambda weights: modern_names(weights) | weights_added, weights,
@@ -530,7 +556,9 @@ def size_ids_of(folder: Path) -> int:
 
 
 def labels(shape: UNetConfig, args: argparse.Namespace) -> dict[str, object]:
-    rows, null = shape.num_labels, args.null_class
+    rows, null = shape.num_labels or shape.context_labels, args.null_class
+    if null is None and shape.context_labels == IMAGENET + 1:
+        null = IMAGENET  # as it was trained
     if null is not None and not 0 <= null < rows:
         fail(f"--null-class: must be a row of the network's table of {rows} classes, got {null}")
     if not rows:

@@ -1,4 +1,5 @@
-"""Stable Diffusion in one file, in the layout of its makers: 1, 2 and XL with its refiner, .safetensors or .ckpt.
+"""Stable Diffusion in one file, in the layout of its makers: 1, 2 and XL with its refiner, and latent diffusion for classes,
+.safetensors or .ckpt.
 
 A folder of diffusers says in config.json what its networks are. Here it is read from the shapes of the tensors, and where
 these do not tell, it is what all published networks of this layout have: norms of 32 groups, 8 heads or, with linear
@@ -24,6 +25,7 @@ import packages
 from common import Config, component, fail, load_weights, names_in, say, some
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+CODES = "quantize.embedding.weight"
 GROUPS, HEADS, HEAD_WIDTH = 32, 8, 64
 SIZE_WIDTH = 256  # sinusoids of each of SDXL's sizes
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
@@ -44,6 +46,13 @@ class Family:
     sample_size: int | None = 64
     scheduler: Mapping[str, object] = field(default_factory=lambda: PNDM)
     size_ids: int = 0  # numbers that the network takes beside the text
+    table: str = ""  # of classes, in the place of text encoders
+    betas: Mapping[str, object] = field(default_factory=lambda: BETAS)
+
+    @property
+    def marks(self) -> list[str]:
+        """What tensors of these files begin with, and others' do not."""
+        return [*self.encoders.values(), *([self.table] if self.table else [])]
 
 
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
@@ -60,6 +69,10 @@ FAMILIES = {
         "the refiner of SDXL", "StableDiffusionXLImg2ImgPipeline", {"text_encoder_2": "conditioner.embedders.0.model."},
         size_ids=5, **XL,
     ),
+    "classes": Family(
+        "latent diffusion for classes", "LatentDiffusion", {}, latent_scale=1.0, table="cond_stage_model.embedding.weight",
+        scheduler={}, betas=BETAS | {"beta_start": 0.0015, "beta_end": 0.0195},
+    ),
 }  # fmt: skip
 # Files that are something else, by words in names of tensors.
 OTHERS = {
@@ -70,7 +83,7 @@ OTHERS = {
     r"^edm_mean$": "a network that scales x by the rules of EDM, as Playground 2.5 does",
 }  # fmt: skip
 
-IN_ONE_FILE = ", or a file of Stable Diffusion 1, 2 or XL in the layout of its makers"  # of help
+IN_ONE_FILE = ", or a file of Stable Diffusion 1, 2 or XL or of latent diffusion in the layout of its makers"  # of help
 
 
 # ------------------------------------------------------------------------------------------------ a file
@@ -95,7 +108,7 @@ class SingleFile:
 
     def family_of(self) -> Family:
         """By the text encoders; of a U-Net alone by what it takes."""
-        found = [key for key, family in FAMILIES.items() if all(map(self.has_any, family.encoders.values()))]
+        found = [key for key, family in FAMILIES.items() if all(map(self.has_any, family.marks))]
         if len(found) > 1:
             names = " and of ".join(FAMILIES[key].name for key in found)
             fail(f"{self.path}: must have the text encoders of one model, got those of {names}")
@@ -182,7 +195,7 @@ class SingleFile:
             fail(f"{self.path}: {UNET} must have widths that are multiples of {HEAD_WIDTH}, the width of a head, got {widths}")
         return {
             "_class_name": "UNet2DConditionModel",
-            "sample_size": self.family.sample_size,
+            "sample_size": self.sample_size(),
             "in_channels": self.need(weights, "input_blocks.0.0.weight", 4)[1],
             "out_channels": self.need(weights, "out.2.weight", 4)[0],
             "block_out_channels": widths,
@@ -193,11 +206,16 @@ class SingleFile:
             "transformer_layers_per_block": [[n or 1 for n in level] for level in (*down[:-1], last)],
             "reverse_transformer_layers_per_block": [[n or 1 for n in level] for level in ups],
             "cross_attention_dim": self.need(weights, attended, 2)[1],
-            "attention_head_dim": [width // HEAD_WIDTH for width in widths] if linear else HEADS,
+            "attention_head_dim": [width // HEAD_WIDTH for width in widths] if linear else 1 if self.family.table else HEADS,
             "use_linear_projection": linear,
             "norm_num_groups": GROUPS,
             **self.added_values(),
         }
+
+    def sample_size(self) -> int | None:
+        """Latent diffusion for classes draws 256 pixels."""
+        levels = len(numbers_in(self.part("vae"), "decoder.up")) if self.family.table else 0
+        return 256 >> (levels - 1) if levels else self.family.sample_size
 
     def added_values(self) -> dict[str, object]:
         """Of SDXL. How wide its sizes are is known where the encoder is, whose text stands beside them."""
@@ -222,8 +240,14 @@ class SingleFile:
         levels = len(numbers_in(weights, "encoder.down"))
         widths = [self.need(weights, f"encoder.down.{i}.block.0.conv1.weight", 4)[0] for i in range(levels)]
         quantized = {half: f"{half}.weight" in weights for half in ("quant_conv", "post_quant_conv")}
+        if CODES in weights:
+            if not all(quantized.values()):
+                fail(f"{self.path}: {VAE} must have quant_conv and post_quant_conv beside a codebook, got not both")
+            kind = {"_class_name": "VQModel", "num_vq_embeddings": self.need(weights, CODES, 2)[0]}
+        else:
+            kind = {"_class_name": "AutoencoderKL"} | {f"use_{half}": there for half, there in quantized.items()}
         return {
-            "_class_name": "AutoencoderKL",
+            **kind,
             "in_channels": self.need(weights, "encoder.conv_in.weight", 4)[1],
             "out_channels": self.need(weights, "decoder.conv_out.weight", 4)[0],
             "latent_channels": self.need(weights, "decoder.conv_in.weight", 4)[1],
@@ -233,10 +257,13 @@ class SingleFile:
             "layers_per_block": len(numbers_in(weights, "encoder.down.0.block")),
             "mid_block_add_attention": "decoder.mid.attn_1.q.weight" in weights,
             "norm_num_groups": GROUPS,
-            "use_quant_conv": quantized["quant_conv"],
-            "use_post_quant_conv": quantized["post_quant_conv"],
-            "scaling_factor": self.family.latent_scale,
+            "scaling_factor": self.latent_scale(),
         }
+
+    def latent_scale(self) -> float:
+        """Latent diffusion keeps it, where latents were brought to a deviation of 1."""
+        scale = self.weights.get("scale_factor") if self.family.table else None
+        return scale.item() if isinstance(scale, Tensor) and scale.numel() == 1 else self.family.latent_scale
 
     def encoder_values(self, part: str) -> dict[str, object]:
         prefix, weights = self.names[part], self.part(part)
@@ -285,9 +312,9 @@ class SingleFile:
     def betas(self) -> dict[str, object]:
         betas = self.weights.get("betas")
         if not isinstance(betas, Tensor) or betas.ndim != 1 or len(betas) < 2 or betas.dtype not in ROUNDED:
-            return BETAS
+            return dict(self.family.betas)
         most, betas = ROUNDED[betas.dtype], betas.double()
-        for ends in ([BETAS["beta_start"], BETAS["beta_end"]], [float(f"{betas[k]:.6g}") for k in (0, -1)]):
+        for ends in ([self.family.betas["beta_start"], self.family.betas["beta_end"]], [float(f"{betas[k]:.6g}") for k in (0, -1)]):
             line = torch.linspace(*(end**0.5 for end in ends), len(betas), dtype=torch.float64) ** 2
             if torch.allclose(betas, line, rtol=most, atol=0):
                 return BETAS | {"beta_start": ends[0], "beta_end": ends[1], "num_train_timesteps": len(betas)}
@@ -309,6 +336,7 @@ class SingleFile:
             kept = {name: t for name, t in weights.items() if not name.startswith(("loss.", "model_ema."))}
             weights = kept
             found = convert.convert_ldm_vae_checkpoint({VAE + name: t for name, t in kept.items()}, config.values)
+            found |= {name: t for name, t in kept.items() if name == CODES}
         elif is_open_clip(prefix):
             kept = config.values["num_hidden_layers"]
             weights = {name: t for name, t in weights.items() if not is_layer_from(kept, name) and name != "logit_scale"}
@@ -413,7 +441,16 @@ def is_padded_by_zero(path: Path, part: str) -> bool:
 
 def latent_scale_of(path: Path) -> float:
     """Of the model that a file is of."""
-    return read(path).family.latent_scale
+    return read(path).latent_scale()
+
+
+def class_table_of(source: Path) -> Tensor | None:
+    """[classes, width] of a file of latent diffusion: what stands in the place of a text."""
+    file = read(source) if source.is_file() else None
+    if file is None or not file.family.table:
+        return None
+    file.need(file.weights, file.family.table, 2)
+    return file.weights[file.family.table]
 
 
 def parts_in(source: Path) -> list[str]:

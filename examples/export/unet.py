@@ -50,6 +50,7 @@ class UNetConfig:
     guidance_width: int = 0  # 0: the guidance scale is no input
     inpainting: bool = False
     num_labels: int = 0  # rows of the table of classes
+    context_labels: int = 0  # rows of a table of classes that takes the place of a text, which is of one token then
     time_width: int = 1280
     freq_shift: float = 0
     cosines_first: bool = True
@@ -485,6 +486,20 @@ class TextConditional(UNet):
         return self.embedded(x, t, text=text_embedding)
 
 
+class ClassContext(UNet):
+    """Latent diffusion's (Rombach et al. 2022, arXiv 2112.10752) for classes: attention to a class as to a text."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__(config)
+        self.class_context = nn.Embedding(config.context_labels, config.text_width)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.predict(self.embed(x, t, labels))
+
+    def embed(self, x: Tensor, t: Tensor, labels: Tensor) -> list[Tensor]:
+        return self.embedded(x, t, text=self.class_context(labels).unsqueeze(1))
+
+
 class TextGuided(UNet):
     def forward(self, x: Tensor, t: Tensor, text_embedding: Tensor, guidance_embedding: Tensor) -> Tensor:
         return self.predict(self.embed(x, t, text_embedding, guidance_embedding))
@@ -631,7 +646,9 @@ def make_unet(config: UNetConfig, deep_feature: bool = False, controlnet: Contro
     """@deep_feature: whether it has `forecast_embed`, `forecast_blocks` and `forecast_head`; it has no ControlNet then."""
     if controlnet:
         return (ControlledXL if config.pooled_width else ControlledText)(config, controlnet)
-    if config.text_width:
+    if config.context_labels:
+        kind = ClassContext
+    elif config.text_width:
         kind = CLASSES[True, config.pooled_width > 0, config.guidance_width > 0, config.inpainting]
     else:
         kind = ClassConditional if config.num_labels else Unconditional
@@ -656,7 +673,7 @@ def conditions(
 ) -> list[tuple[str, list[int | None]]]:
     """Name and sizes for one picture of what `forward` takes after x, t and labels; None where any size will do."""
     found: list[tuple[str, list[int | None]]] = []
-    if config.text_width:
+    if config.text_width and not config.context_labels:
         found.append(("text_embedding", [tokens, config.text_width]))
     if config.pooled_width:
         found += [("pooled_embedding", [config.pooled_width]), ("size_ids", [config.size_ids])]

@@ -64,7 +64,7 @@ SAME_FOLDER = {"pair_sit.md": "pair_dit.md", "forecasting.md": "pair_stable_diff
 IMPORTED = ("torch", "safetensors.torch", "transformers", "diffusers")  # by exporters
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
 NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "forecasting.md": PIPELINES, "prompts.md": PIPELINES, "pipelines.md": PIPELINES} | {
-    f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "sana", "wan")
+    f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "latent_diffusion", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "sana", "wan")
 } | {"pair_stable_diffusion.md": (*PIPELINES, "PIL")}
 CHEAPER = """#!{python}
 import os, sys
@@ -136,6 +136,7 @@ class Pages:
             source = repository / f"examples/models/cifar10_dit_{'large' if name == 'large' else 'small'}.pt"
             (self.checkpoints / f"{name}.pt").symlink_to(source)
         checkpoints.make_dits(self.checkpoints, repository / "examples/export")
+        checkpoints.make_uvit(self.checkpoints, repository / "examples/export")
         if all(map(importlib.util.find_spec, PIPELINES)):
             checkpoints.make_pipelines(self.checkpoints)
         self.skipped: list[str] = []

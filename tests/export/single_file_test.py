@@ -28,103 +28,11 @@ import export_text_encoder  # noqa: E402
 import export_unet  # noqa: E402
 import single_file  # noqa: E402
 from harness import shaken  # noqa: E402
+from makers_layout import UNET, VAE, Weights, clip_of_makers, open_clip_of_makers, unet_of_makers, vae_of_makers  # noqa: E402
 
 torch._C._set_graph_executor_optimize(False)
-Weights = dict[str, torch.Tensor]
-UNET, VAE = "model.diffusion_model.", "first_stage_model."
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 START, END = "<|startoftext|>", "<|endoftext|>"
-
-# ---------------------------------------------------------------------------------------- the layout of the makers
-
-
-def renamed(name: str, rules: dict[str, str]) -> str:
-    for old, new in rules.items():
-        name = re.sub(old, new, name)
-    return name
-
-
-BLOCK = {
-    r"\bnorm1\.(?=\w+$)": "in_layers.0.", r"\bconv1\.": "in_layers.2.", r"\btime_emb_proj\.": "emb_layers.1.",
-    r"\bnorm2\.(?=\w+$)": "out_layers.0.", r"\bconv2\.": "out_layers.3.", r"\bconv_shortcut\.": "skip_connection.",
-}  # fmt: skip
-ENDS = {
-    "time_embedding.linear_1.": "time_embed.0.", "time_embedding.linear_2.": "time_embed.2.",
-    "add_embedding.linear_1.": "label_emb.0.0.", "add_embedding.linear_2.": "label_emb.0.2.",
-    "conv_in.": "input_blocks.0.0.", "conv_norm_out.": "out.0.", "conv_out.": "out.2.",
-}  # fmt: skip
-
-
-def unet_of_makers(model: diffusers.UNet2DConditionModel) -> Weights:
-    """Blocks are counted through all levels; what makes a level smaller or larger is a block, or the last of one."""
-    layers, found = model.config.layers_per_block, {}
-    for name, tensor in model.state_dict().items():
-        if match := re.match(r"down_blocks\.(\d+)\.(resnets|attentions|downsamplers)\.(\d+)\.(.*)", name):
-            level, kind, k, rest = int(match[1]), match[2], int(match[3]), match[4]
-            i = 1 + level * (layers + 1) + (layers if kind == "downsamplers" else k)
-            rest = rest.replace("conv.", "op.") if kind == "downsamplers" else rest
-            new = f"input_blocks.{i}.{1 if kind == 'attentions' else 0}."
-        elif match := re.match(r"up_blocks\.(\d+)\.(resnets|attentions|upsamplers)\.(\d+)\.(.*)", name):
-            level, kind, k, rest = int(match[1]), match[2], int(match[3]), match[4]
-            i = level * (layers + 1) + (layers if kind == "upsamplers" else k)
-            has_attention = "CrossAttn" in model.config.up_block_types[level]
-            new = f"output_blocks.{i}.{ {'resnets': 0, 'attentions': 1, 'upsamplers': 1 + has_attention}[kind] }."
-        elif match := re.match(r"mid_block\.(resnets|attentions)\.(\d+)\.(.*)", name):
-            kind, k, rest = match[1], int(match[2]), match[3]
-            new = f"middle_block.{1 if kind == 'attentions' else 2 * k}."
-        else:
-            [(old, new)] = [(old, new) for old, new in ENDS.items() if name.startswith(old)]
-            kind, rest = "", name.removeprefix(old)
-        found[UNET + new + (renamed(rest, BLOCK) if kind == "resnets" else rest)] = tensor
-    return found
-
-
-ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", r"to_out\.0": "proj_out"}
-
-
-def vae_of_makers(model: diffusers.AutoencoderKL) -> Weights:
-    """Levels of the decoder are counted from the full resolution; attention is by convolutions over one place."""
-    last, found = len(model.config.block_out_channels) - 1, {}
-    for name, tensor in model.state_dict().items():
-        new = re.sub(r"up_blocks\.(\d+)", lambda match: f"up.{last - int(match[1])}", name)
-        new = renamed(new, {
-            r"down_blocks\.": "down.", r"mid_block\.resnets\.0": "mid.block_1", r"mid_block\.resnets\.1": "mid.block_2",
-            r"\bresnets\.": "block.", r"(down|up)samplers\.0": r"\1sample", "conv_shortcut": "nin_shortcut", "conv_norm_out": "norm_out",
-        })  # fmt: skip
-        if "attentions.0." in new:
-            new = renamed(new.replace("mid_block.attentions.0", "mid.attn_1"), ATTENTION)
-            tensor = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
-        found[VAE + new] = tensor
-    return found
-
-
-def clip_of_makers(model: torch.nn.Module, prefix: str) -> Weights:
-    names = {name: name if name.startswith("text_model.") else f"text_model.{name}" for name in model.state_dict()}
-    found = {prefix + names[name]: tensor for name, tensor in model.state_dict().items()}
-    return found | {f"{prefix}text_model.embeddings.position_ids": torch.arange(77)[None]}
-
-
-def open_clip_of_makers(model: torch.nn.Module, prefix: str, more_layers: int = 0) -> Weights:
-    """@more_layers: that are in the file and not in the folder."""
-    weights = {name.removeprefix("text_model."): tensor for name, tensor in model.state_dict().items()}
-    width = weights["final_layer_norm.weight"].numel()
-    found = {
-        "positional_embedding": weights["embeddings.position_embedding.weight"],
-        "token_embedding.weight": weights["embeddings.token_embedding.weight"],
-        "ln_final.weight": weights["final_layer_norm.weight"], "ln_final.bias": weights["final_layer_norm.bias"],
-        "text_projection": weights["text_projection.weight"].T if "text_projection.weight" in weights else torch.randn(width, width),
-        "logit_scale": torch.tensor(4.6),
-    }  # fmt: skip
-    count = model.config.num_hidden_layers
-    for i in range(count + more_layers):
-        old, new = f"encoder.layers.{min(i, count - 1)}.", f"transformer.resblocks.{i}."
-        for kind in ("weight", "bias"):
-            found[f"{new}attn.in_proj_{kind}"] = torch.cat([weights[f"{old}self_attn.{p}_proj.{kind}"] for p in "qkv"])
-            for theirs, ours in (("attn.out_proj", "self_attn.out_proj"), ("ln_1", "layer_norm1"), ("ln_2", "layer_norm2"),
-                                 ("mlp.c_fc", "mlp.fc1"), ("mlp.c_proj", "mlp.fc2")):  # fmt: skip
-                found[f"{new}{theirs}.{kind}"] = weights[f"{old}{ours}.{kind}"]
-    return {prefix + name: tensor for name, tensor in found.items()}
-
 
 # ---------------------------------------------------------------------------------------- small models
 
@@ -312,6 +220,54 @@ text = (scratch / "refined/pipeline.txt").read_text()
 assert not message and "condition size_ids height width 0 0 height width\ncondition refiner_size_ids height width 0 0 6.0\n" in text, text
 assert "profile diffusers-euler\nsteps 50\n" in text and "apart refiner_" in text and "shape 4 128 128\n" in text, text
 
+# ---------------------------------------------------------------------------------------- latent diffusion for classes
+
+network = unet((32, 64), 20, in_channels=3, out_channels=3, attention_head_dim=1)
+codes = diffusers.VQModel(
+    block_out_channels=(32, 64), down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, layers_per_block=1,
+    latent_channels=3, num_vq_embeddings=50, scaling_factor=1.0,
+)  # fmt: skip
+codes = shaken(codes)
+codes.quantize.embedding.weight.copy_(torch.randn(50, 3))
+class_table = torch.randn(1001, 20)
+other = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2
+files["classes"] = unet_of_makers(network) | vae_of_makers(codes) | {"cond_stage_model.embedding.weight": class_table, "betas": other.float()}
+torch.save({"state_dict": files["classes"]}, scratch / "classes.ckpt")
+out = scratch / "classes.pt"
+message = run(export_unet, scratch / "classes.ckpt", out, "--dtype", "float32")
+assert not message, message
+got = harness.metadata(out, (
+    "conditions", "num_classes", "null_class", "guidance_scale", "latent_scale", "input_channels", "input_height", "beta_start", "beta_end",
+    "noise_schedule", "prediction", "decoding", "profile",
+))  # fmt: skip
+assert got == {
+    "num_classes": "1000", "null_class": "1000", "guidance_scale": "3.0", "latent_scale": "1.0", "input_channels": "3", "input_height": "128",
+    "beta_start": "0.0015", "beta_end": "0.0195", "noise_schedule": "scaled_linear", "prediction": "epsilon", "decoding": "none",
+}, got  # fmt: skip
+loaded, peer = torch.jit.load(out).eval(), network.double()
+for rows, height, width in ((1, 8, 8), (3, 6, 10)):
+    x, t, labels = torch.randn(rows, 3, height, width), torch.randint(1000, (rows,)), torch.randint(1001, (rows,))
+    difference = harness.relative(loaded(x, t, labels), peer(x.double(), t, class_table[labels][:, None].double()).sample)
+    assert difference <= 1e-5, difference
+    assert harness.relative(loaded(x, t, (labels + 1) % 1001), loaded(x, t, labels)) > 1e-3
+print(f"latent diffusion: {difference:.1e} of the output's RMS from diffusers")
+codes.save_pretrained(scratch / "codes/vae")
+for half in ("decoder", "encoder"):
+    folder = written_by(export_autoencoder, scratch / "codes", out, "--part", half)
+    file = written_by(export_autoencoder, scratch / "classes.ckpt", out, "--part", half)
+    assert folder[1:] == file[1:] and all(map(torch.equal, folder[0].values(), file[0].values())), half
+message = run(export_autoencoder, scratch / "classes.ckpt", scratch / "decoder.pt")
+assert not message, message
+message = run(export_autoencoder, scratch / "codes", scratch / "encoder.pt", "--part", "encoder")
+assert not message, message
+decoder, encoder, both = torch.jit.load(scratch / "decoder.pt"), torch.jit.load(scratch / "encoder.pt"), codes.double()
+# Latents that are no codes become the nearest ones.
+latent, picture = torch.randn(2, 3, 5, 7), torch.rand(2, 3, 8, 12) * 2 - 1
+assert harness.relative(decoder(latent), both.decode(latent.double()).sample) <= 1e-5
+assert harness.relative(decoder(latent), both.decode(latent.double(), force_not_quantize=True).sample) > 1e-2
+assert harness.relative(encoder(picture), both.encode(picture.double()).latents) <= 1e-5
+assert harness.metadata(scratch / "decoder.pt", ("latent_channels", "latent_scale")) == {"latent_channels": "3", "latent_scale": "1.0"}
+
 # ---------------------------------------------------------------------------------------- what a file says of its noise
 
 
@@ -340,6 +296,12 @@ assert got["noise_schedule"] == "alphas_cumprod" and torch.allclose(torch.tensor
 marks = {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)}
 got = noise_of(files["bk"] | marks)
 assert got["prediction"] == "v_prediction" and got["alphas_cumprod"].splitlines()[-1] == "0.0" and "profile" not in got, got
+# Latents that were brought to a deviation of 1; classes without one that means none.
+some = files["classes"] | {"scale_factor": torch.tensor(0.5), "cond_stage_model.embedding.weight": class_table[:9]}
+values = said_of(some, "--heads", "2", "--size", "8")[1]
+assert (values["latent_scale"], values["num_classes"]) == (0.5, 9) and not {"null_class", "guidance_scale"} & set(values), values
+values = said_of(some, "--null-class", "8")[1]
+assert (values["num_classes"], values["null_class"], values["guidance_scale"]) == (8, 8, 3.0), values
 assert noise_of(files["bk"] | marks, "--prediction", "epsilon")["prediction"] == "epsilon"
 
 # Averaged weights come before others.
@@ -397,6 +359,14 @@ unet_of(file_of("bk"), "--weights", "other.pt", words=("--weights: must be left 
 unet_of(file_of("bk"), "--variant", "fp16", words=("--variant: must be left out",))
 with mock.patch.dict(sys.modules, {"diffusers.loaders.single_file_utils": None}):
     unet_of(file_of("bk"), words=("bk.safetensors: needs the Python package diffusers, got none",))
+unet_of(file_of("bk"), "--heads", "2", words=("--heads: must be for latent diffusion in a single file, got 2 for",))
+unet_of(file_of("classes"), "--null-class", "1001", words=("--null-class: must be a row of the network's table of 1001 classes, got 1001",))
+unet_of(file_of("classes"), "--heads", "5", words=("attention_head_dim must divide block_out_channels [32, 64], got 5",))
+unet_of(files["classes"] | {"cond_stage_model.embedding.weight": class_table[0]}, words=("must have a tensor of 2 dimensions called cond_stage_model.embedding.weight",))
+unet_of(files["classes"] | {"cond_stage_model.embedding.weight": class_table * float("nan")}, words=("class_context.weight must hold finite numbers, got nan",))
+unet_of(files["classes"] | {"cond_stage_model.embedding.weight": class_table[:, :5]}, words=("class_context.weight must be [1001, 20], got [1001, 5]",))
+must_refuse(export_autoencoder, {k: t for k, t in files["classes"].items() if "post_quant" not in k}, words=("must have quant_conv and post_quant_conv beside a codebook",))
+text_of(file_of("classes"), words=("classes.ckpt: must hold text_encoder, got unet, vae",))
 must_refuse(export_autoencoder, file_of("bk"), words=("must have the tensors of a vae, got none called first_stage_model.",))
 must_refuse(export_autoencoder, having("sd1", **{f"{VAE}encoder__down__0__attn__0__q__weight": (4, 4)}),
             words=("got also encoder.down.0.attn.0.q.weight",))  # fmt: skip
