@@ -297,7 +297,8 @@ def picture_size(pipeline: Path, given: tuple[int, int] | None) -> tuple[int, in
 def encode(args: argparse.Namespace) -> dict[str, Tensor]:
     pipeline = args.folder
     if not pipeline.is_dir():
-        fail(f"{pipeline}: must be a folder, got {'a file' if pipeline.exists() else 'nothing'}")
+        got = "a file; export_text_encoder.py takes those of Stable Diffusion" if pipeline.exists() else "nothing"
+        fail(f"{pipeline}: must be a folder, got {got}")
     parts = [suffix for suffix in ("", "_2") if (pipeline / f"text_encoder{suffix}").is_dir()]
     index = pipeline / "model_index.json"
     kind = Config(index).values.get("_class_name") if index.is_file() else None

@@ -55,6 +55,7 @@ class Family:
         return [*self.encoders.values(), *([self.table] if self.table else [])]
 
 
+OPEN_CLIP_LAYERS = 24  # of ViT-H
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 XL = {"latent_scale": 0.13025, "sample_size": 128, "scheduler": EULER}
 FAMILIES = {
@@ -284,7 +285,7 @@ class SingleFile:
             "vocab_size": words,
             "hidden_size": width,
             "intermediate_size": self.need(weights, fc1, 2)[0],
-            "num_hidden_layers": len(numbers_in(weights, layers)) - self.left_layers(part),
+            "num_hidden_layers": self.used_layers(part, len(numbers_in(weights, layers))),
             "num_attention_heads": width // HEAD_WIDTH,
             "max_position_embeddings": tokens,
             "hidden_act": "gelu" if is_open_clip(prefix) else "quick_gelu",
@@ -292,9 +293,9 @@ class SingleFile:
             "eos_token_id": 2,  # the end is the token of the highest number
         }
 
-    def left_layers(self, part: str) -> int:
-        """Stable Diffusion 2 takes what comes out of the last layer but one."""
-        return 1 if self.names[part] == OPEN_CLIP else 0
+    def used_layers(self, part: str, count: int) -> int:
+        """Stable Diffusion 2 takes what comes out of the last layer but one of OpenCLIP; files may have that layer or not."""
+        return OPEN_CLIP_LAYERS - 1 if self.names[part] == OPEN_CLIP and count == OPEN_CLIP_LAYERS else count
 
     def scheduler(self) -> Config:
         """As the folders of diffusers of the same model have it, but for the betas that the file has.
@@ -346,7 +347,9 @@ class SingleFile:
             found = convert.convert_open_clip_checkpoint(shape, {prefix + name: t for name, t in weights.items()}, prefix)
             return found  # some of them copies
         else:
-            return convert.convert_ldm_clip_checkpoint({prefix + name: t for name, t in weights.items()})
+            # Some programs write CLIP's projection, too, which is not used.
+            kept = {prefix + name: t for name, t in weights.items() if not name.startswith("text_projection.")}
+            return convert.convert_ldm_clip_checkpoint(kept)
         # Of both the same memory under other names.
         used = {tensor.data_ptr() for tensor in found.values() if isinstance(tensor, Tensor)}
         left = sorted(prefix + name for name, t in weights.items() if isinstance(t, Tensor) and t.numel() and t.data_ptr() not in used)

@@ -89,7 +89,7 @@ files: dict[str, Weights] = {}
 
 # Stable Diffusion 1, whose file has what training left there.
 text, small = text_model(64, False, "quick_gelu"), vae(0.18215, 2)
-network = unet((32, 64, 64), 64, layers_per_block=2)
+network = unet((32, 64, 64), 64)
 sd1 = save("sd1", "StableDiffusionPipeline", {"unet": network, "vae": small, "text_encoder": text, "scheduler": pndm})
 tokenizer(sd1 / "tokenizer", END)
 betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -103,7 +103,7 @@ bk = save("bk", "StableDiffusionPipeline", {"unet": network, "scheduler": pndm})
 files["bk"] = unet_of_makers(network)
 
 # Stable Diffusion 2, whose text encoder is left before its last layer.
-text = text_model(64, False, "gelu")
+text = text_model(64, False, "gelu", 23)
 network = unet((64, 128), 64, use_linear_projection=True, attention_head_dim=[1, 2])
 sd2 = save("sd2", "StableDiffusionPipeline", {"unet": network, "vae": small, "text_encoder": text, "scheduler": of_v})
 tokenizer(sd2 / "tokenizer", "!")
@@ -160,16 +160,26 @@ run = functools.partial(harness.run, stderr=stderr)
 Written = tuple[Weights, dict[str, object], list[object]]
 
 
+class Words(torch.nn.Module):
+    """In the place of a tokenizer, which takes a while to make: what it would be made of."""
+
+    def __init__(self, place: Path, tokenizer: object, length: int, preparation: str | None):
+        super().__init__()
+        self.told = (tokenizer.backend_tokenizer.to_str(), tokenizer.pad_token_id, length, preparation)
+
+
 def written_by(program: object, *arguments: object) -> Written:
     """What an exporter is about to write: weights, metadata, and what else there is to know of the network."""
     found: list[Written] = []
 
     def write(output: Path, network: torch.nn.Module, values: dict[str, object], *others: object) -> None:
-        words = [(name, key, value) for name, module in network.named_modules() for key, value in sorted(vars(module).items())
-                 if isinstance(value, (int, float, str, tuple))]  # fmt: skip
+        words = [(name, key, repr(value)) for name, module in network.named_modules() for key, value in sorted(vars(module).items())
+                 if key[0] != "_" and isinstance(value, (int, float, str, tuple, list, dict))]  # fmt: skip
         found.append((network.state_dict(), values, [str(network), *words]))
 
-    with mock.patch.object(program, "write", write):
+    # Tokens are looked at where files are written, below.
+    words = mock.patch.multiple(export_text_encoder, check_tokens=mock.DEFAULT, make_tokenizer=Words)
+    with mock.patch.object(program, "write", write), words:
         message = run(program, *arguments)
     assert not message, (arguments, message)
     return found[0]
@@ -197,6 +207,22 @@ for name, part, words in (
     ("sd2", "text_encoder", sd1 / "tokenizer"), ("xl", "text_encoder_2", sd1),
 ):  # fmt: skip
     same(export_text_encoder, name, "--part", part, of_file=("--tokenizer", words))
+# With CLIP's projection, which other programs write; without the layer of OpenCLIP that is not used.
+last = "cond_stage_model.model.transformer.resblocks.23."
+others = {
+    "sd1": files["sd1"] | {"cond_stage_model.transformer.text_projection.weight": torch.eye(64)},
+    "sd2": {name: tensor for name, tensor in files["sd2"].items() if not name.startswith(last)},
+}
+assert len(others["sd2"]) == len(files["sd2"]) - 12
+for name, weights in others.items():
+    torch.save(weights, scratch / "other.ckpt")
+    single_file.read.cache_clear()
+    out = scratch / "not_written.pt"
+    other = written_by(export_text_encoder, scratch / "other.ckpt", out, "--tokenizer", sd1)
+    folder = written_by(export_text_encoder, scratch / name, out)
+    assert folder[1:] == other[1:] and all(map(torch.equal, folder[0].values(), other[0].values())), name
+diffusers.ControlNetModel.from_unet(diffusers.UNet2DConditionModel.from_pretrained(sd1 / "unet")).save_pretrained(scratch / "control")
+same(export_unet, "sd1", "--controlnet", scratch / "control")
 print("of a folder and of a single file the same is written")
 
 # ---------------------------------------------------------------------------------------- pipelines
@@ -233,15 +259,18 @@ class_table = torch.randn(1001, 20)
 other = torch.linspace(0.0015**0.5, 0.0195**0.5, 1000, dtype=torch.float64) ** 2
 files["classes"] = unet_of_makers(network) | vae_of_makers(codes) | {"cond_stage_model.embedding.weight": class_table, "betas": other.float()}
 torch.save({"state_dict": files["classes"]}, scratch / "classes.ckpt")
-out = scratch / "classes.pt"
-message = run(export_unet, scratch / "classes.ckpt", out, "--dtype", "float32")
+drawn = scratch / "classes"
+message = run(export_pipeline, scratch / "classes.ckpt", drawn, "--dtype", "float32", "--encoder")
 assert not message, message
+text = (drawn / "pipeline.txt").read_text()
+assert "shape 3 128 128\n" in text and "guidance 3.0\n" in text and "text_encoder" not in text and "profile" not in text, text
+out = drawn / "network.pt"
 got = harness.metadata(out, (
-    "conditions", "num_classes", "null_class", "guidance_scale", "latent_scale", "input_channels", "input_height", "beta_start", "beta_end",
+    "conditions", "num_classes", "null_class", "guidance_scale", "latent_scale", "input_shape", "beta_start", "beta_end",
     "noise_schedule", "prediction", "decoding", "profile",
 ))  # fmt: skip
 assert got == {
-    "num_classes": "1000", "null_class": "1000", "guidance_scale": "3.0", "latent_scale": "1.0", "input_channels": "3", "input_height": "128",
+    "num_classes": "1000", "null_class": "1000", "guidance_scale": "3.0", "latent_scale": "1.0", "input_shape": "3 * *",
     "beta_start": "0.0015", "beta_end": "0.0195", "noise_schedule": "scaled_linear", "prediction": "epsilon", "decoding": "none",
 }, got  # fmt: skip
 loaded, peer = torch.jit.load(out).eval(), network.double()
@@ -253,20 +282,16 @@ for rows, height, width in ((1, 8, 8), (3, 6, 10)):
 print(f"latent diffusion: {difference:.1e} of the output's RMS from diffusers")
 codes.save_pretrained(scratch / "codes/vae")
 for half in ("decoder", "encoder"):
-    folder = written_by(export_autoencoder, scratch / "codes", out, "--part", half)
-    file = written_by(export_autoencoder, scratch / "classes.ckpt", out, "--part", half)
+    folder = written_by(export_autoencoder, scratch / "codes", scratch / "out.pt", "--part", half)
+    file = written_by(export_autoencoder, scratch / "classes.ckpt", scratch / "out.pt", "--part", half)
     assert folder[1:] == file[1:] and all(map(torch.equal, folder[0].values(), file[0].values())), half
-message = run(export_autoencoder, scratch / "classes.ckpt", scratch / "decoder.pt")
-assert not message, message
-message = run(export_autoencoder, scratch / "codes", scratch / "encoder.pt", "--part", "encoder")
-assert not message, message
-decoder, encoder, both = torch.jit.load(scratch / "decoder.pt"), torch.jit.load(scratch / "encoder.pt"), codes.double()
+decoder, encoder, both = torch.jit.load(drawn / "decoder.pt"), torch.jit.load(drawn / "encoder.pt"), codes.double()
 # Latents that are no codes become the nearest ones.
 latent, picture = torch.randn(2, 3, 5, 7), torch.rand(2, 3, 8, 12) * 2 - 1
 assert harness.relative(decoder(latent), both.decode(latent.double()).sample) <= 1e-5
 assert harness.relative(decoder(latent), both.decode(latent.double(), force_not_quantize=True).sample) > 1e-2
 assert harness.relative(encoder(picture), both.encode(picture.double()).latents) <= 1e-5
-assert harness.metadata(scratch / "decoder.pt", ("latent_channels", "latent_scale")) == {"latent_channels": "3", "latent_scale": "1.0"}
+assert harness.metadata(drawn / "decoder.pt", ("latent_channels", "latent_scale")) == {"latent_channels": "3", "latent_scale": "1.0"}
 
 # ---------------------------------------------------------------------------------------- what a file says of its noise
 
@@ -351,8 +376,8 @@ unet_of(files["sd1"] | files["sd2"], words=("must have the text encoders of one 
 unet_of(having("bk", **{f"{UNET}strange__weight": 4}), words=("must hold the tensors of Stable Diffusion 1 only, got also model.diffusion_model.strange.weight",))
 unet_of(without("bk", f"{UNET}out.0.bias"), words=("must hold every tensor of the network, got none called conv_norm_out.bias",))
 unet_of(without("bk", f"{UNET}out.2.weight"), words=("must have a tensor of 4 dimensions called out.2.weight, got none",))
-unet_of(without("sd1", f"{UNET}input_blocks.1.1.proj_in.weight"), words=("must have attention in all residual blocks of a level or in none",))
-unet_of(without("sd1", *(k for k in files["sd1"] if "output_blocks.0." in k)), words=("as many residual blocks on each level", "and 8 on the way up"))
+unet_of(without("ssd", f"{UNET}input_blocks.4.1.proj_in.weight"), words=("must have attention in all residual blocks of a level or in none",))
+unet_of(without("sd1", *(k for k in files["sd1"] if "output_blocks.0." in k)), words=("as many residual blocks on each level", "and 5 on the way up"))
 unet_of(files["bk"] | {f"{UNET}input_blocks.0.0.weight": torch.zeros(32, 8, 3, 3)}, words=("in_channels must be out_channels = 4, or 9 for inpainting, got 8",))
 unet_of(file_of("sd2"), words=("--size and --prediction must be given, got a file of a model that there is of several",))
 unet_of(file_of("bk"), "--weights", "other.pt", words=("--weights: must be left out for a file that has all weights, got other.pt",))
