@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 import packages
-from common import Config, component, fail, load_weights, names_in, say, some
+from common import Config, component, fail, first_line, load_weights, names_in, say, some
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CODES = "quantize.embedding.weight"
@@ -329,6 +329,14 @@ class SingleFile:
 
     def tensors(self, config: Config, part: str) -> dict[str, Tensor]:
         """Under the names of diffusers."""
+        try:
+            return self.converted(config, part)
+        except KeyError as error:
+            fail(f"{self.path}: must hold every tensor of the {part}, got none called {error.args[0]}")
+        except Exception as error:  # of shapes that no network of the layout has
+            fail(f"{self.path}: must have a {part} in the layout of its makers, got '{first_line(error)}'")
+
+    def converted(self, config: Config, part: str) -> dict[str, Tensor]:
         convert, prefix = converters(self.path), self.names[part]
         weights = self.unet if part == "unet" else self.part(part)
         if part == "unet":

@@ -384,6 +384,13 @@ unet_of(file_of("bk"), "--weights", "other.pt", words=("--weights: must be left 
 unet_of(file_of("bk"), "--variant", "fp16", words=("--variant: must be left out",))
 with mock.patch.dict(sys.modules, {"diffusers.loaders.single_file_utils": None}):
     unet_of(file_of("bk"), words=("bk.safetensors: needs the Python package diffusers, got none",))
+unet_of(without("xl", f"{UNET}label_emb.0.2.weight"), words=("must hold every tensor of the unet, got none called label_emb.0.2.weight",))
+unet_of(without("bk", f"{UNET}input_blocks.2.0.op.bias"), words=("refused_source.safetensors: down_blocks.0.downsamplers.0.conv.bias must be a tensor",))
+joined = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
+text_of(files["sd2"] | {joined: torch.tensor(1.0)}, "--tokenizer", sd1, words=("must have a text_encoder in the layout of its makers, got 'too many indices",))
+must_refuse(export_autoencoder, without("sd1", f"{VAE}decoder.up.1.upsample.conv.bias"), words=("must hold every tensor of the vae, got none called decoder.up.1.upsample.conv.bias",))
+(scratch / "empty.safetensors").write_bytes(b"")
+unet_of(scratch / "empty.safetensors", words=("empty.safetensors: must be a safetensors file, got",))
 unet_of(file_of("bk"), "--heads", "2", words=("--heads: must be for latent diffusion in a single file, got 2 for",))
 unet_of(file_of("classes"), "--null-class", "1001", words=("--null-class: must be a row of the network's table of 1001 classes, got 1001",))
 unet_of(file_of("classes"), "--heads", "5", words=("attention_head_dim must divide block_out_channels [32, 64], got 5",))
