@@ -1,14 +1,15 @@
 """Writes all that a prompt takes as one folder: networks, text encoders and decoder, and how they draw.
 
 FOLDERs are pipelines of diffusers in the order of use, the small network first; of Wan 2.2 one is enough, which has both
-experts. Any of them may be a file of Stable Diffusion 1, 2 or XL or of latent diffusion for classes in the layout of its makers; it
-has no tokenizer, which is that of another FOLDER or of --tokenizer. Text encoders and autoencoder are those of the last one that has them. A program in C++ draws from what is written
+experts. Any of them may be a file of Stable Diffusion 1, 2 or XL or of latent diffusion for classes in the layout of its
+makers; it has no tokenizer, which is that of another FOLDER or of --tokenizer. Text encoders and autoencoder are those of the
+last one that has them. A program in C++ draws from what is written
 (`tstitch_sample --pipeline OUTPUT --prompt "a fox in the snow"`, `tstitch::load_pipeline`) and needs neither Python nor the
 FOLDERs, but for the networks' weights with --weights-in-place.
 
-Known are Stable Diffusion 1, 2, 3, 3.5 and XL with its refiner, latent consistency models, PixArt-alpha and Sigma, Wan, Sana
-and DiT. Each file is written by its own exporter beside this one, which checks it, and OUTPUT/pipeline.txt at the end: a
-folder without it is not finished. --keep goes on where an earlier run ended.
+Known are Stable Diffusion 1, 2, 3, 3.5 and XL with its refiner, latent consistency models, latent diffusion for classes,
+PixArt-alpha and Sigma, Wan, Sana and DiT. Each file is written by its own exporter beside this one, which checks it, and
+OUTPUT/pipeline.txt at the end: a folder without it is not finished. --keep goes on where an earlier run ended.
 """
 
 import argparse
@@ -308,7 +309,7 @@ def guidance_lines(args: argparse.Namespace, config: Config) -> list[str]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="pipelines of diffusers, small first")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="pipelines of diffusers, or single files, small first")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="the folder to write")
     add_variant(parser)
     parser.add_argument("--keep", action="store_true", help="keep the files that OUTPUT has, and write the others")

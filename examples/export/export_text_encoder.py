@@ -1,8 +1,9 @@
 """Writes a text encoder with its tokenizer as one TorchScript file that takes texts.
 
 FOLDER is a pipeline of diffusers with tokenizer/ and text_encoder/, and perhaps tokenizer_2/, text_encoder_2/ and so
-on, or a file of Stable Diffusion 1, 2 or XL in the layout of its makers and --tokenizer. --part says one encoder: a CLIPTextModel, a CLIPTextModelWithProjection, a T5EncoderModel, a UMT5EncoderModel or a
-Gemma2Model. A program in C++ loads the file (`load_text_encoder`) and needs neither Python nor another library to encode a prompt.
+on, or a file of Stable Diffusion 1, 2 or XL in the layout of its makers and --tokenizer. --part says one encoder: a
+CLIPTextModel, a CLIPTextModelWithProjection, a T5EncoderModel, a UMT5EncoderModel or a Gemma2Model. A program in C++ loads the
+file (`load_text_encoder`) and needs neither Python nor another library to encode a prompt.
 The file gives, float but for the mask, one row for each text:
 
     text_embedding [n, tokens, width]   hidden states: the last, or the last but one
