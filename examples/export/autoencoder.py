@@ -266,13 +266,14 @@ class Codebook(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         """[n, latent_channels, h, w] -> the same with the nearest code at each place."""
         codes = self.embedding.weight
-        norms = codes.float().square().sum(1)
         rows: list[Tensor] = []
         for picture in latent.unbind(0):  # one after another: there is a number for each place and code
-            places = picture.flatten(1).t()
-            # |z - e|^2 without |z|^2, which is the same for all codes
-            nearest = (norms - 2 * places.float() @ codes.float().t()).argmin(1)
-            rows.append(F.embedding(nearest, codes).t().reshape_as(picture))
+            places = picture.flatten(1).float()
+            # Not by a matrix product, whose rounding would hide small distances.
+            distances = (places[0].unsqueeze(1) - codes[:, 0].float()).square()
+            for c in range(1, codes.size(1)):
+                distances = distances + (places[c].unsqueeze(1) - codes[:, c].float()).square()
+            rows.append(F.embedding(distances.argmin(1), codes).t().reshape_as(picture))
         return torch.stack(rows)
 
 

@@ -117,25 +117,6 @@ def make_pipelines(folder: Path) -> None:
               {"unet": unet(16, 16), "scheduler": pndm, "vae": vae})
     clip(sd, "", 16, False)
 
-    diffusers.ControlNetModel(
-        block_out_channels=(16, 32), layers_per_block=1, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=16,
-        attention_head_dim=4, norm_num_groups=8, conditioning_embedding_out_channels=(4, 4, 4, 4),
-    ).save_pretrained(folder / "sd-controlnet-canny")  # fmt: skip
-
-    from makers_layout import unet_of_makers, vae_of_makers
-
-    codes = diffusers.VQModel(
-        block_out_channels=(32,) * 3, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
-        layers_per_block=1, latent_channels=3, num_vq_embeddings=50,
-    )  # fmt: skip
-    for name, width in (("ldm-small", 32), ("cin256-v2", 64)):
-        network = diffusers.UNet2DConditionModel(
-            in_channels=3, out_channels=3, block_out_channels=(width,) * 2, layers_per_block=1, cross_attention_dim=16, attention_head_dim=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        )  # fmt: skip
-        weights = unet_of_makers(network) | vae_of_makers(codes) | {"cond_stage_model.embedding.weight": torch.randn(1001, 16)}
-        torch.save({"state_dict": weights}, folder / f"{name}.ckpt")
-
     euler = diffusers.EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1)
     added = {"addition_embed_type": "text_time", "addition_time_embed_dim": 6,
              "projection_class_embeddings_input_dim": 10 + 36}  # fmt: skip
@@ -214,3 +195,27 @@ def make_pipelines(folder: Path) -> None:
         if layers == 1:
             with torch.no_grad():
                 small_gemma(pipeline)
+    make_others(folder)
+
+
+def make_others(folder: Path) -> None:
+    """A ControlNet, and files of latent diffusion in the layout of its makers."""
+    import diffusers
+    from makers_layout import unet_of_makers, vae_of_makers
+
+    diffusers.ControlNetModel(
+        block_out_channels=(16, 32), layers_per_block=1, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=16,
+        attention_head_dim=4, norm_num_groups=8, conditioning_embedding_out_channels=(4, 4, 4, 4),
+    ).save_pretrained(folder / "sd-controlnet-canny")  # fmt: skip
+
+    codes = diffusers.VQModel(
+        block_out_channels=(32,) * 3, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1, latent_channels=3, num_vq_embeddings=50,
+    )  # fmt: skip
+    for name, width in (("ldm-small", 32), ("cin256-v2", 64)):
+        network = diffusers.UNet2DConditionModel(
+            in_channels=3, out_channels=3, block_out_channels=(width,) * 2, layers_per_block=1, cross_attention_dim=16, attention_head_dim=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        )  # fmt: skip
+        weights = unet_of_makers(network) | vae_of_makers(codes) | {"cond_stage_model.embedding.weight": torch.randn(1001, 16)}
+        torch.save({"state_dict": weights}, folder / f"{name}.ckpt")
