@@ -63,9 +63,9 @@ NOT_RUN_OF_PAIRS = (
 SAME_FOLDER = {"pair_sit.md": "pair_dit.md", "forecasting.md": "pair_stable_diffusion.md"}
 IMPORTED = ("torch", "safetensors.torch", "transformers", "diffusers")  # by exporters
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
-NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "forecasting.md": PIPELINES, "prompts.md": PIPELINES, "pipelines.md": PIPELINES} | {
+NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "prompts.md": PIPELINES, "pipelines.md": PIPELINES} | {
     f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "latent_diffusion", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "sana", "wan")
-} | {"pair_stable_diffusion.md": (*PIPELINES, "PIL")}
+} | dict.fromkeys(("pair_stable_diffusion.md", "forecasting.md"), (*PIPELINES, "PIL"))
 CHEAPER = """#!{python}
 import os, sys
 words, tool = sys.argv[1:], {tool!r}
