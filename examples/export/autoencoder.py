@@ -1,4 +1,4 @@
-"""The autoencoders of latent diffusion: AutoencoderKL (arXiv 2112.10752) and AutoencoderTiny (TAESD).
+"""The autoencoders of latent diffusion: AutoencoderKL and VQModel (arXiv 2112.10752), and AutoencoderTiny (TAESD).
 
 Their parameters carry the names of diffusers' checkpoints. Everything is convolutional and takes any batch and picture
 size. The modules are written to be compiled by `torch.jit.script` and captured in a CUDA graph: no arithmetic on tensor
@@ -19,7 +19,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "swish": nn.SiLU, "gelu": nn.GE
 
 @dataclass(frozen=True)
 class KLConfig:
-    """Shape of an AutoencoderKL. `widths` are the channels of its levels, the full resolution first."""
+    """Shape of an AutoencoderKL or a VQModel. `widths` are the channels of its levels, the full resolution first."""
 
     picture_channels: int = 3
     decoded_channels: int = 3
@@ -30,6 +30,12 @@ class KLConfig:
     attention: bool = True
     quant_conv: bool = True
     post_quant_conv: bool = True
+    codes: int = 0  # of a VQModel: rows of its codebook
+
+    @property
+    def encoded_channels(self) -> int:
+        """Of what the encoder gives: mean and variance, or of a VQModel the latent itself."""
+        return self.latent_channels * (1 if self.codes else 2)
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,7 @@ class Middle(nn.Module):
 
 
 class KLEncoder(nn.Module):
-    """[n, picture_channels, H, W] -> [n, 2 * latent_channels, h, w]"""
+    """[n, picture_channels, H, W] -> [n, encoded_channels, h, w]"""
 
     def __init__(self, config: KLConfig):
         super().__init__()
@@ -185,7 +191,7 @@ class KLEncoder(nn.Module):
         self.down_blocks = nn.ModuleList(DownLevel(a, b, config, i == last) for i, (a, b) in enumerate(pairs))
         self.mid_block = Middle(widths[-1], config)
         self.conv_norm_out = nn.GroupNorm(config.groups, widths[-1], eps=1e-6)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], config.encoded_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)
@@ -221,11 +227,14 @@ class AutoencoderKL(nn.Module):
         super().__init__()
         self.encoder = KLEncoder(config)
         self.decoder = KLDecoder(config)
-        moments, latent = 2 * config.latent_channels, config.latent_channels
+        moments, latent = config.encoded_channels, config.latent_channels
+        self.quantize = Codebook(config) if config.codes else None
         self.quant_conv = nn.Conv2d(moments, moments, 1) if config.quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(latent, latent, 1) if config.post_quant_conv else nn.Identity()
 
     def half(self, part: str) -> nn.Module:
+        if self.quantize is not None:
+            return VQEncoding(self) if part == "encoder" else VQDecoding(self)
         return KLEncoding(self) if part == "encoder" else KLDecoding(self)
 
 
@@ -247,6 +256,45 @@ class KLDecoding(nn.Module):
     def forward(self, latent: Tensor) -> Tensor:
         """Latent [n, latent_channels, h, w] as the encoder gives it -> picture [n, c, H, W], about [-1, 1]."""
         return self.decoder(self.post_quant_conv(latent))
+
+
+class Codebook(nn.Module):
+    def __init__(self, config: KLConfig):
+        super().__init__()
+        self.embedding = nn.Embedding(config.codes, config.latent_channels)
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """[n, latent_channels, h, w] -> the same with the nearest code at each place."""
+        codes = self.embedding.weight
+        rows: list[Tensor] = []
+        for picture in latent.unbind(0):  # one after another: there is a number for each place and code
+            places = picture.flatten(1).float()
+            # Not by a matrix product, whose rounding would hide small distances.
+            distances = (places[0].unsqueeze(1) - codes[:, 0].float()).square()
+            for c in range(1, codes.size(1)):
+                distances = distances + (places[c].unsqueeze(1) - codes[:, c].float()).square()
+            rows.append(F.embedding(distances.argmin(1), codes).t().reshape_as(picture))
+        return torch.stack(rows)
+
+
+class VQEncoding(nn.Module):
+    def __init__(self, both: AutoencoderKL):
+        super().__init__()
+        self.encoder, self.quant_conv = both.encoder, both.quant_conv
+
+    def forward(self, picture: Tensor) -> Tensor:
+        """Picture [n, c, H, W] in [-1, 1] -> latent [n, latent_channels, h, w], of which the decoder takes the nearest codes."""
+        return self.quant_conv(self.encoder(picture))
+
+
+class VQDecoding(nn.Module):
+    def __init__(self, both: AutoencoderKL):
+        super().__init__()
+        self.decoder, self.post_quant_conv, self.quantize = both.decoder, both.post_quant_conv, both.quantize
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Latent [n, latent_channels, h, w] as the encoder gives it -> picture [n, c, H, W], about [-1, 1]."""
+        return self.decoder(self.post_quant_conv(self.quantize(latent)))
 
 
 # ------------------------------------------------------------------------------------------------ AutoencoderTiny

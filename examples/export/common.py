@@ -62,9 +62,11 @@ SETS = {
 # What torch.compile, FSDP and activation checkpointing put into the names of what they wrap.
 WRAPPERS = re.compile(r"(?:(?<=\.)|^)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
-# Kept beside the tensors by training programs; bags of values and names of files, no code.
+# Kept beside the tensors by training programs; bags of values, names of files and of classes, no code.
 VALUES = (
     argparse.Namespace,
+    # The first files of Stable Diffusion and of latent diffusion have it as the name of a bag. It is taken for an empty class.
+    (type("ModelCheckpoint", (), {}), "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"),
     *((pathlib.PurePath, f"{module}.{name}") for module in ("pathlib", "pathlib._local") for name in PATHS),
 )
 
@@ -362,16 +364,20 @@ def read_network(
     args: argparse.Namespace,
     anchor: str,
     named: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda weights: weights,
+    weights: Mapping[str, Tensor] | None = None,
 ) -> nn.Module:
     """What `make` makes, with the weights of --weights, else of this folder.
 
-    @anchor: see load_weights. @named: renames them as the network has them.
+    @anchor: see load_weights. @named: renames them as the network has them. @weights: those of @folder, where it is a file
+    that has more than them.
     """
     place = args.weights or folder
     say(f"reading {place}")
     with torch.device("meta"):  # without memory and random numbers; the weights come from the file
         network = make()
-    fill(network, named(load_weights(place, args.variant, anchor=anchor)), place)
+    if weights is None or args.weights:
+        weights = load_weights(place, args.variant, anchor=anchor)
+    fill(network, named(weights), place)
     return network
 
 
@@ -644,11 +650,14 @@ IGNORED = (
 
 
 class Config:
-    """A config.json of diffusers. Reading a key checks its value; `finish` refuses the keys that nobody read."""
+    """A config.json of diffusers. Reading a key checks its value; `finish` refuses the keys that nobody read.
 
-    def __init__(self, path: Path):
+    @values: instead of those of a file, which @path then is the source of.
+    """
+
+    def __init__(self, path: Path, values: dict[str, object] | None = None):
         self.path = path
-        self.values = read_json(path)
+        self.values = read_json(path) if values is None else values
         if not isinstance(self.values, dict):
             fail(f"{path}: must be a JSON object, got {type(self.values).__name__}")
         self.known: set[str] = set()
@@ -756,18 +765,19 @@ def find_diffusers() -> ModuleType | None:
 
 
 def in_diffusers(
-    config: Config, network: nn.Module, kind: str | None = None, whole: bool = True
+    config: Config, network: nn.Module, kind: str | None = None, whole: bool = True, but: str | None = None
 ) -> nn.Module | None:
     """The same network of diffusers, with the same memory for its weights; None where that is not installed.
 
     @kind: its class, where config.json may have another name for it. @whole: else the network is a part of it, and the rest
-    stays without memory.
+    stays without memory. @but: tensors of the network that begin so are not of it.
     """
     diffusers = find_diffusers()
     if diffusers is None:
         return None
     with torch.device("meta"):
         model = getattr(diffusers, kind or config.values["_class_name"]).from_config(config.values)
-    extra = model.load_state_dict(network.state_dict(), assign=True, strict=whole).unexpected_keys
+    weights = {name: tensor for name, tensor in network.state_dict().items() if but is None or not name.startswith(but)}
+    extra = model.load_state_dict(weights, assign=True, strict=whole).unexpected_keys
     assert not extra, extra
     return model

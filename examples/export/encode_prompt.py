@@ -75,8 +75,13 @@ def find_transformers() -> ModuleType:
     return transformers
 
 
-def read_tokenizer(kind: type, folder: Path, files: tuple[str, ...], most: int, encoder: Path) -> object:
-    """A tokenizer of this class, with at most so many words as its encoder has."""
+def read_tokenizer(
+    kind: type, folder: Path, files: tuple[str, ...], most: int, encoder: Path, pad_token: int | None = None
+) -> object:
+    """A tokenizer of this class, with at most so many words as its encoder has.
+
+    @pad_token: what texts are filled up with, where that is not the folder's to say.
+    """
     name = kind.__name__.removesuffix("Tokenizer")
     if not folder.is_dir():
         fail(f"{folder}: must be a folder, got {'a file' if folder.exists() else 'nothing'}")
@@ -89,6 +94,9 @@ def read_tokenizer(kind: type, folder: Path, files: tuple[str, ...], most: int, 
         fail(f"{folder / 'spiece.model'}: {packages.advice(missing, Path(__file__).with_name('requirements.txt'))}")
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
+        if pad_token is not None:
+            word = tokenizer.convert_ids_to_tokens(pad_token)
+            tokenizer = kind.from_pretrained(folder, local_files_only=True, pad_token=word)
     except Exception as error:
         fail(f"{folder}: must hold a {name} tokenizer, got '{first_line(error)}'")
     if name.startswith("Gemma"):
@@ -289,7 +297,8 @@ def picture_size(pipeline: Path, given: tuple[int, int] | None) -> tuple[int, in
 def encode(args: argparse.Namespace) -> dict[str, Tensor]:
     pipeline = args.folder
     if not pipeline.is_dir():
-        fail(f"{pipeline}: must be a folder, got {'a file' if pipeline.exists() else 'nothing'}")
+        got = "a file; export_text_encoder.py takes those of Stable Diffusion" if pipeline.exists() else "nothing"
+        fail(f"{pipeline}: must be a folder, got {got}")
     parts = [suffix for suffix in ("", "_2") if (pipeline / f"text_encoder{suffix}").is_dir()]
     index = pipeline / "model_index.json"
     kind = Config(index).values.get("_class_name") if index.is_file() else None

@@ -1,16 +1,17 @@
 """Writes one half of a latent diffusion autoencoder as a TorchScript file that tstitch loads.
 
 FOLDER is a pipeline of diffusers, or its vae/: config.json and weights of an AutoencoderKL (Stable Diffusion 1 to 3,
-SDXL, FLUX), an AutoencoderTiny (TAESD), an AutoencoderDC (Sana) or an AutoencoderKLWan (videos of Wan 2.1 and 2.2; its
-decoder alone). diffusers is not needed; where it is installed the file is checked beside it.
+SDXL, FLUX), a VQModel (latent diffusion), an AutoencoderTiny (TAESD), an AutoencoderDC (Sana) or an AutoencoderKLWan (videos of Wan 2.1 and 2.2; its
+decoder alone). diffusers is not needed; where it is installed the file is checked beside it. Or it is a file of Stable
+Diffusion 1, 2 or XL or of latent diffusion in the layout of its makers (first_stage_model.*), for which diffusers is needed.
 
 A decoder takes latents as the encoder gives them and returns pictures in [-1, 1]; the scale and shift between those and
 the latents of the diffusion model are written beside the network, for the caller to apply.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import packages
 
@@ -21,9 +22,10 @@ from torch import Tensor, nn  # noqa: E402
 from autoencoder import ACTIVATIONS, AutoencoderKL, AutoencoderTiny, KLConfig, TinyConfig, modern_names  # noqa: E402
 from autoencoder_dc import AutoencoderDC, DCConfig, DCHalfConfig  # noqa: E402
 from autoencoder_wan import AutoencoderKLWan, WanVAEConfig, without_encoder  # noqa: E402
-from common import Config, Inputs, component, fail, in_diffusers, is_integer, read_network, say, write  # noqa: E402
+from common import Config, Inputs, fail, in_diffusers, is_integer, read_network, say, write  # noqa: E402
 from options import folder_parser  # noqa: E402
 from pipeline import latent_values  # noqa: E402
+from single_file import IN_ONE_FILE, config_of, weights_of  # noqa: E402
 
 Shape = KLConfig | TinyConfig | DCConfig | WanVAEConfig
 
@@ -51,6 +53,14 @@ def read_config(config: Config) -> tuple[Kind, Shape, dict[str, object]]:
     values = {"latent_channels": shape.latent_channels, **latent_values(config, shape.latent_channels)}
     config.finish(*IGNORED)
     return kind, shape, values
+
+
+def read_vq(config: Config) -> KLConfig:
+    config.only("norm_type", "group")
+    config.only("lookup_from_codebook", False)
+    channels = config.integer("latent_channels", 3)
+    config.only("vq_embed_dim", None, channels)
+    return dataclasses.replace(read_kl(config), latent_channels=channels, codes=config.integer("num_vq_embeddings", 256))
 
 
 def read_kl(config: Config) -> KLConfig:
@@ -198,6 +208,7 @@ def read_wan(config: Config) -> WanVAEConfig:
 
 KINDS = {
     "AutoencoderKL": Kind(read_kl, AutoencoderKL, "encoder.conv_in.weight", modern_names),
+    "VQModel": Kind(read_vq, AutoencoderKL, "encoder.conv_in.weight", modern_names),
     "AutoencoderTiny": Kind(read_tiny, AutoencoderTiny, "encoder.layers.0.weight"),
     "AutoencoderDC": Kind(read_dc, AutoencoderDC, "decoder.conv_in.weight"),
     "AutoencoderKLWan": Kind(read_wan, AutoencoderKLWan, "decoder.conv_in.weight", without_encoder, ("decoder",)),
@@ -248,7 +259,8 @@ def peer(config: Config, network: nn.Module, part: str, whole: bool) -> nn.Modul
     return None if model is None else Peer(model.eval(), part)
 
 
-def check_inputs(part: str, shape: Shape) -> Inputs:
+def check_inputs(part: str, shape: Shape, codes: Tensor | None = None) -> Inputs:
+    """@codes: of a codebook, [codes, latent_channels], of which latents are made."""
     generator = torch.Generator().manual_seed(0)
     latent = 8 if upsampling(shape, part) <= 8 else 3
     side = latent * upsampling(shape, part)
@@ -256,6 +268,9 @@ def check_inputs(part: str, shape: Shape) -> Inputs:
     def inputs(rows: int) -> tuple[Tensor]:
         if part == "encoder":
             return (torch.rand(rows, picture_channels(shape, part), side, side, generator=generator) * 2 - 1,)
+        if codes is not None:
+            chosen = torch.randint(len(codes), (rows, latent, latent), generator=generator)
+            return (codes[chosen].permute(0, 3, 1, 2).contiguous(),)
         frames = (rows,) if isinstance(shape, WanVAEConfig) else ()  # of one, too
         return (torch.randn(rows, shape.latent_channels, *frames, latent, latent, generator=generator),)
 
@@ -263,22 +278,23 @@ def check_inputs(part: str, shape: Shape) -> Inputs:
 
 
 def main() -> None:
-    parser = folder_parser(__doc__, "vae", ".pt", "float32")
+    parser = folder_parser(__doc__, "vae", ".pt", "float32", IN_ONE_FILE)
     parser.add_argument(
         "--part", choices=["decoder", "encoder"], default="decoder", help="which half (default: %(default)s)"
     )
     parser.add_argument("--license", default="", help="licence of the weights")
     args = parser.parse_args()
 
-    folder: Path = component(args.folder, "vae")
-    config = Config(folder / "config.json")
+    config = config_of(args.folder, "vae")
     kind, shape, values = read_config(config)
     if args.part not in kind.parts:
         fail(f"--part: must be {' or '.join(kind.parts)} for {config.values['_class_name']}, got {args.part}")
     if args.dtype == "float16" and config.values.get("force_upcast") is True:
         say(f"{config.path}: force_upcast is true: numbers inside may be too large for float16; bfloat16 holds them")
 
-    network = read_network(lambda: kind.make(shape), folder, args, kind.anchor, kind.named)
+    folder = args.folder if args.folder.is_file() else config.path.parent
+    weights = weights_of(args, config, "vae")
+    network = read_network(lambda: kind.make(shape), folder, args, kind.anchor, kind.named, weights)
 
     values |= {
         "format": 1,
@@ -291,7 +307,9 @@ def main() -> None:
     if isinstance(shape, WanVAEConfig):
         values["temporal_upsampling"] = shape.temporal_upsampling
     reference = peer(config, network, args.part, len(kind.parts) == 2)
-    write(args.output, network.half(args.part), values, check_inputs(args.part, shape), args.dtype, reference)
+    # Of what lies between two codes rounding may make either.
+    codes = network.quantize.embedding.weight.detach() if getattr(shape, "codes", 0) else None
+    write(args.output, network.half(args.part), values, check_inputs(args.part, shape, codes), args.dtype, reference)
 
 
 if __name__ == "__main__":

@@ -157,11 +157,12 @@ def read_size(path: Path, table: Tensor | None, patch: int, size: int | None, qu
     return grid * patch
 
 
-def read_heads(heads: int | None, width: int, questions: dict[str, str]) -> int:
-    if heads is None and width not in HEADS:
-        questions["--heads"] = f"a width of {width}, where {', '.join(map(str, HEADS))} would tell"
+def read_heads(heads: int | None, width: int, questions: dict[str, str], known: Mapping[int, int] = HEADS) -> int:
+    """@known: those of published networks by their width."""
+    if heads is None and width not in known:
+        questions["--heads"] = f"a width of {width}, where {', '.join(map(str, known))} would tell"
         return 0
-    heads = HEADS[width] if heads is None else heads
+    heads = known[width] if heads is None else heads
     if heads < 1 or width % heads:
         fail(f"--heads: must divide the width {width}, got {heads}")
     return heads

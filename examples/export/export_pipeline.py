@@ -1,13 +1,15 @@
 """Writes all that a prompt takes as one folder: networks, text encoders and decoder, and how they draw.
 
 FOLDERs are pipelines of diffusers in the order of use, the small network first; of Wan 2.2 one is enough, which has both
-experts. Text encoders and autoencoder are those of the last one that has them. A program in C++ draws from what is written
+experts. Any of them may be a file of Stable Diffusion 1, 2 or XL or of latent diffusion for classes in the layout of its
+makers; it has no tokenizer, which is that of another FOLDER or of --tokenizer. Text encoders and autoencoder are those of the
+last one that has them. A program in C++ draws from what is written
 (`tstitch_sample --pipeline OUTPUT --prompt "a fox in the snow"`, `tstitch::load_pipeline`) and needs neither Python nor the
 FOLDERs, but for the networks' weights with --weights-in-place.
 
-Known are Stable Diffusion 1, 2, 3, 3.5 and XL with its refiner, latent consistency models, PixArt-alpha and Sigma, Wan, Sana
-and DiT. Each file is written by its own exporter beside this one, which checks it, and OUTPUT/pipeline.txt at the end: a
-folder without it is not finished. --keep goes on where an earlier run ended.
+Known are Stable Diffusion 1, 2, 3, 3.5 and XL with its refiner, latent consistency models, latent diffusion for classes,
+PixArt-alpha and Sigma, Wan, Sana and DiT. Each file is written by its own exporter beside this one, which checks it, and
+OUTPUT/pipeline.txt at the end: a folder without it is not finished. --keep goes on where an earlier run ended.
 """
 
 import argparse
@@ -27,11 +29,12 @@ import packages
 
 packages.require(__file__, "torch", "transformers", beside=("safetensors",))
 
-from common import TOLERANCE, Config, fail, names_in, replacing, say, some  # noqa: E402
+from common import TOLERANCE, Config, ask, fail, names_in, replacing, say, some  # noqa: E402
 from encode_prompt import AESTHETICS, AESTHETICS_NULL, SD3_TOKENS  # noqa: E402
 from export_pixart import asks_for_sizes  # noqa: E402
 from in_place import fingerprint_parts, is_description, read_description  # noqa: E402
 from options import add_calibration, add_variant, finite_real, positive, sides  # noqa: E402
+from single_file import config_of, has, index_of, parts_in, scheduler_of  # noqa: E402
 
 RATIO = 0.4  # of the paper: so many of the early steps cost no quality
 CLIP_TOKENS = 77
@@ -69,6 +72,7 @@ FAMILIES = {
         calibrates=("calibrate", "condition"),
     ),
     "StableDiffusion": Family("export_unet", "unet"),
+    "LatentDiffusion": Family("export_unet", "unet", encoders=()),
     "LatentConsistencyModel": Family("export_unet", "unet"),
     "PixArt": Family("export_pixart"),
     "Wan": Family("export_wan", open_size=False),  # it is open where nothing is said
@@ -84,21 +88,20 @@ WAN_EXPERTS = {"guidance": "4 3", "steps": "40"}
 
 def family_of(folder: Path) -> tuple[str, Family]:
     """The name of its kind, and what is known of it."""
-    if not folder.is_dir():
-        fail(f"{folder}: must be a folder, got {'a file' if folder.exists() else 'nothing'}")
-    index = folder / "model_index.json"
-    if not index.is_file():
+    if not folder.exists():
+        fail(f"{folder}: must be a folder or a file, got nothing")
+    if (index := index_of(folder)) is None:
         fail(f"{folder}: must hold model_index.json, got {some(names_in(folder))}")
-    name = Config(index).get("_class_name")
+    name = index.get("_class_name")
     found = next((key for key in FAMILIES if isinstance(name, str) and name.startswith(key)), None)
     if found is None:
-        fail(f"{index}: _class_name must begin with {', '.join(FAMILIES)}, got {name}")
+        fail(f"{index.path}: _class_name must begin with {', '.join(FAMILIES)}, got {name}")
     return found, FAMILIES[found]
 
 
 def last_with(folders: list[Path], part: str) -> Path | None:
     """The last folder that has a part."""
-    return next((folder for folder in reversed(folders) if (folder / part).is_dir()), None)
+    return next((folder for folder in reversed(folders) if has(folder, part)), None)
 
 
 def networks_of(folders: list[Path], kind: str, family: Family, ending: str) -> list[tuple[Path, str, str]]:
@@ -109,8 +112,8 @@ def networks_of(folders: list[Path], kind: str, family: Family, ending: str) -> 
         if kind == "Wan" and len(folders) == 1 and (folder / "transformer_2").is_dir():
             parts.append("transformer_2")
         for part in parts:
-            if not (folder / part).is_dir():
-                fail(f"{folder}: must hold {part}, got {some(names_in(folder))}")
+            if not has(folder, part):
+                fail(f"{folder}: must hold {part}, got {some(parts_in(folder))}")
             found.append((folder, part))
     if len(found) > 2:
         fail(f"{folders[-1]}: must be the second folder at most, got {len(folders)}")
@@ -124,13 +127,54 @@ def encoders_of(folders: list[Path], family: Family) -> list[tuple[Path, str]]:
     """Folder and part of each text encoder: all of one folder, the last of those that have most of them."""
     if not family.encoders:
         return []
-    folder = max(reversed(folders), key=lambda f: sum((f / part).is_dir() for part in family.encoders))
-    if not any((folder / part).is_dir() for part in family.encoders):
-        fail(f"{folders[-1]}: must hold {family.encoders[0]}, got {some(names_in(folders[-1]))}")
+    folder = max(reversed(folders), key=lambda f: sum(has(f, part) for part in family.encoders))
+    if not any(has(folder, part) for part in family.encoders):
+        fail(f"{folders[-1]}: must hold {family.encoders[0]}, got {some(parts_in(folders[-1]))}")
     for part in family.encoders:
-        if part not in family.optional and not (folder / part).is_dir():
-            fail(f"{folder}: must hold {part}, got {some(names_in(folder))}")
-    return [(folder, part) for part in family.encoders if (folder / part).is_dir()]
+        if part not in family.optional and not has(folder, part):
+            fail(f"{folder}: must hold {part}, got {some(parts_in(folder))}")
+    return [(folder, part) for part in family.encoders if has(folder, part)]
+
+
+def tokenizers_of(args: argparse.Namespace, encoders: list[tuple[Path, str]]) -> Path | None:
+    """Where those of the text encoders are, which are in a file; None where they are beside their encoders."""
+    single = next((folder for folder, _ in encoders if folder.is_file()), None)
+    if single is None:
+        if args.tokenizer is not None:
+            fail(f"--tokenizer: must be for text encoders that are in a single file, got {args.tokenizer}")
+        return None
+    found = args.tokenizer or next((f for f in reversed(args.folders) if f.is_dir() and (has(f, "tokenizer") or has(f, "tokenizer_2"))), None)
+    if found is None:
+        fail(f"{single}: has text encoders without a tokenizer: --tokenizer must name a folder that has one, or a FOLDER have it")
+    return found
+
+
+def controlnets_of(args: argparse.Namespace, family: Family, networks: list[tuple[Path, str, str]]) -> dict[str, Path]:
+    """By the names of the networks' files: of the last ones, in the order of use."""
+    if args.controlnet and family.exporter != "export_unet":
+        fail(f"--controlnet: must be for U-Nets, which pipelines of StableDiffusion and StableDiffusionXL have, got {args.controlnet[0]}")
+    if len(args.controlnet) > len(networks):
+        fail(f"--controlnet: must be given once for a network at most, got {len(args.controlnet)} for {len(networks)}")
+    if args.controlnet_scale is not None and not args.controlnet:
+        fail(f"--controlnet-scale: must be beside --controlnet, got {args.controlnet_scale}")
+    for folder in args.controlnet:
+        if not folder.is_dir():
+            fail(f"--controlnet: must be a folder, got {folder}")
+    return dict(zip([name for *_, name in networks[len(networks) - len(args.controlnet) :]], args.controlnet))
+
+
+def ask_of_files(args: argparse.Namespace, networks: list[tuple[Path, str, str]]) -> None:
+    """For what single files leave open and folders say."""
+    files = [folder for folder, *_ in networks if folder.is_file()]
+    if args.prediction and not files:
+        fail("--prediction: must be for single files, got folders, which say it themselves")
+    for file in files:
+        questions = {}
+        if not args.prediction and "prediction_type" not in scheduler_of(file).values:
+            questions["--prediction"] = "a file of a model that there is with more than one"
+        if not args.size and file == networks[-1][0] and config_of(file, "unet").get("sample_size") is None:
+            questions["--size"] = "a file of a model that there is of several"
+        ask(file, questions)
 
 
 # ------------------------------------------------------------------------------------------------ what is written
@@ -145,7 +189,7 @@ def export(args: argparse.Namespace, program: str, source: Path, name: str, *opt
     arguments = [source, output, *options]
     if args.license:
         arguments += ["--license", args.license]
-    if args.variant and any(args.variant in path.name for path in source.rglob("*")):
+    if args.variant and source.is_dir() and any(args.variant in path.name for path in source.rglob("*")):
         arguments += ["--variant", args.variant]
     say(f"writing {output}")
     sys.argv = [f"{program}.py", *map(str, arguments)]
@@ -232,7 +276,7 @@ def shape_of(args: argparse.Namespace, kind: str, network: Path, config: Config,
 
 def refines(kind: str, folder: Path) -> bool:
     """Whether it is SDXL's refiner, which takes other texts and sizes than its base."""
-    return kind == "StableDiffusionXL" and Config(folder / "model_index.json").flag("requires_aesthetics_score", False)
+    return kind == "StableDiffusionXL" and index_of(folder).flag("requires_aesthetics_score", False)
 
 
 def size_lines(kind: str, folder: Path, config: Config, prefix: str) -> list[str]:
@@ -268,7 +312,7 @@ def guidance_lines(args: argparse.Namespace, config: Config) -> list[str]:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="pipelines of diffusers, small first")
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER", help="pipelines of diffusers, or single files, small first")
     parser.add_argument("output", type=Path, metavar="OUTPUT", help="the folder to write")
     add_variant(parser)
     parser.add_argument("--keep", action="store_true", help="keep the files that OUTPUT has, and write the others")
@@ -288,6 +332,19 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="of DiT: leave the size of pictures open, with positions scaled to the extent that they had in training",
     )
+    parser.add_argument("--tokenizer", type=Path, metavar="FOLDER", help="of text encoders in a single file (default: that of a FOLDER)")
+    parser.add_argument(
+        "--prediction", choices=["epsilon", "v_prediction"], help="what networks in single files predict, where the files do not say it"
+    )
+    parser.add_argument(
+        "--controlnet",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FOLDER",
+        help="a ControlNet of diffusers for the last network, which a request gives a picture then; given twice, for both in the order of use",
+    )
+    parser.add_argument("--controlnet-scale", type=finite_real, metavar="S", help="of what ControlNets add (default: 1)")
     parser.add_argument("--encoder", action="store_true", help="write the autoencoder's encoder, too, for pictures to begin from")
     parser.add_argument("--license", default="", help="licence of the weights")
     drawing = parser.add_argument_group("how it draws where nothing else is said")
@@ -308,7 +365,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def text_dtype(args: argparse.Namespace, folder: Path, part: str) -> str:
-    kinds = Config(folder / part / "config.json").get("architectures")
+    kinds = config_of(folder, part).get("architectures")
     small = isinstance(kinds, list) and all(isinstance(kind, str) and kind.startswith("CLIP") for kind in kinds)
     return args.text_dtype or ("float32" if small else "bfloat16")
 
@@ -332,8 +389,11 @@ def main() -> None:
         fail(f"--condition: is for --calibrate, got {args.condition} without")
     networks = networks_of(args.folders, kind, family, ".txt" if args.weights_in_place else ".pt")
     encoders = encoders_of(args.folders, family)
+    tokenizers = tokenizers_of(args, encoders)
+    ask_of_files(args, networks)
+    controlnets = controlnets_of(args, family, networks)
     if (vae := last_with(args.folders, "vae")) is None:
-        fail(f"{args.folders[-1]}: must hold vae, got {some(names_in(args.folders[-1]))}")
+        fail(f"{args.folders[-1]}: must hold vae, got {some(parts_in(args.folders[-1]))}")
     if not args.output.parent.is_dir():
         fail(f"{args.output}: must be in a folder that exists, got none")
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())) and not args.keep:
@@ -350,7 +410,8 @@ def main() -> None:
     prefix = REFINER if len(networks) == 2 and refines(kind, networks[1][0]) and not refines(kind, networks[0][0]) else ""
     measured = []
     for folder, part, name in networks:
-        options = ["--name", folder.name + ("" if part == family.part else f"/{part}")]
+        options = ["--name", (folder.stem if folder.is_file() else folder.name) + ("" if part == family.part else f"/{part}")]
+        options += ["--prediction", args.prediction] if args.prediction and folder.is_file() else []
         options += ["--dtype", args.dtype] if args.dtype else []
         options += ["--part", part] if part == "transformer_2" else []
         options += ["--size", "*"] if family.open_size else []
@@ -359,6 +420,9 @@ def main() -> None:
         options += ["--interpolate"] if args.interpolate else []
         options += ["--calibrate", args.calibrate] if args.calibrate else []
         options += ["--condition", args.condition] if args.condition is not None else []
+        if name in controlnets:
+            options += ["--controlnet", controlnets[name]]
+            options += ["--controlnet-scale", args.controlnet_scale] if args.controlnet_scale is not None else []
         measured.append(export(args, family.exporter, folder, name, *options))
         if args.calibrate and "e4m3_inputs" not in values_in(args.output / name):
             fail(f"{args.output / name}: must say how large inputs get for --calibrate, got a file that does not, and was kept")
@@ -369,7 +433,9 @@ def main() -> None:
 
     for folder, part in encoders:
         name = f"{part}.pt"
-        measured.append(export(args, "export_text_encoder", folder, name, "--part", part, "--dtype", text_dtype(args, folder, part)))
+        options = ["--part", part, "--dtype", text_dtype(args, folder, part)]
+        options += ["--tokenizer", tokenizers] if tokenizers else []
+        measured.append(export(args, "export_text_encoder", folder, name, *options))
         place = "" if part == encoders[0][1] else "behind " if part in family.behind else "beside "
         lines.append(f"text_encoder {name} {place}{fingerprint(args.output / name)}")
     if prefix:
@@ -380,13 +446,15 @@ def main() -> None:
         lines.append(f"{half} {half}.pt {fingerprint(args.output / f'{half}.pt')}")
 
     folder, part, name = networks[-1]
-    config = Config(folder / part / "config.json")
+    config = config_of(folder, part)
     values = values_in(args.output / name)
     if kind == "StableDiffusion3":
         lines.append(f"fill text_embedding {CLIP_TOKENS + SD3_TOKENS} {config.integer('joint_attention_dim', 4096)}")
     if prefix:
         lines += size_lines(kind, networks[0][0], config, "")
     lines += size_lines(kind, folder, config, prefix)
+    taken = [line.split(" ")[0] for *_, name in networks for line in values_in(args.output / name).get("conditions", "").splitlines()]
+    lines += [f"given {name}" for name in dict.fromkeys(taken) if name.endswith("controlnet_cond")]
     guided = guidance_lines(args, config)
     lines += guided
     upsampling = int(values_in(args.output / "decoder.pt").get("upsampling", "8"))

@@ -1,8 +1,9 @@
 """Writes a text encoder with its tokenizer as one TorchScript file that takes texts.
 
 FOLDER is a pipeline of diffusers with tokenizer/ and text_encoder/, and perhaps tokenizer_2/, text_encoder_2/ and so
-on, of which --part says one: a CLIPTextModel, a CLIPTextModelWithProjection, a T5EncoderModel, a UMT5EncoderModel or a
-Gemma2Model. A program in C++ loads the file (`load_text_encoder`) and needs neither Python nor another library to encode a prompt.
+on, or a file of Stable Diffusion 1, 2 or XL in the layout of its makers and --tokenizer. --part says one encoder: a
+CLIPTextModel, a CLIPTextModelWithProjection, a T5EncoderModel, a UMT5EncoderModel or a Gemma2Model. A program in C++ loads the
+file (`load_text_encoder`) and needs neither Python nor another library to encode a prompt.
 The file gives, float but for the mask, one row for each text:
 
     text_embedding [n, tokens, width]   hidden states: the last, or the last but one
@@ -35,12 +36,13 @@ packages.require(__file__, "torch", "transformers", beside=("safetensors",))
 import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from common import Config, TorchScript, fail, fill, first_line, load_weights, names_in, require_place, say, some, write  # noqa: E402
+from common import Config, TorchScript, fail, fill, first_line, load_weights, require_place, say, some, write  # noqa: E402
 from encode_prompt import (  # noqa: E402
     PREPARED, add_instruction, find_transformers, gemma_names, give_angles, known_names, read_instruction, read_tokenizer,
     room_for, with_both_names,
 )  # fmt: skip
 from options import folder_parser, positive  # noqa: E402
+from single_file import IN_ONE_FILE, config_of, has, index_of, is_padded_by_zero, parts_in, weights_of  # noqa: E402
 from text_encoder import Clip, ClipConfig, Gemma, GemmaConfig, InstructedTextEncoder, T5, T5Config, TextEncoder  # noqa: E402
 from tokenizer import CHARACTERS, Tokenizer, make_tokenizer  # noqa: E402
 
@@ -84,8 +86,8 @@ PROMPTS = [
 
 def wanted_of(args: argparse.Namespace) -> dict[str, object]:
     """What the pipeline takes of this encoder; what the options say, where it is unknown or they are given."""
-    index = args.folder / "model_index.json"
-    name = Config(index).get("_class_name") if index.is_file() else None
+    index = index_of(args.folder)
+    name = index.get("_class_name") if index else None
     found = next((parts for start, parts in PIPELINES.items() if isinstance(name, str) and name.startswith(start)), {})
     wanted = dict(found.get(args.part, {}))
     if args.states is not None:
@@ -316,9 +318,26 @@ def check_tokens(
             )
 
 
+def tokenizer_of(args: argparse.Namespace) -> Path:
+    """The folder of the part's tokenizer."""
+    name = args.part.replace("text_encoder", "tokenizer")
+    if args.tokenizer is None:
+        if args.folder.is_file():
+            fail(f"--tokenizer: must be given for a single file, which has no tokenizer, got none for {args.folder}")
+        return args.folder / name
+    # The tokenizers of a model's parts have the same words.
+    return next((args.tokenizer / part for part in (name, "tokenizer", "tokenizer_2") if (args.tokenizer / part).is_dir()), args.tokenizer)
+
+
 def main() -> None:
-    parser = folder_parser(__doc__, "", ".pt", "float32")
+    parser = folder_parser(__doc__, "", ".pt", "float32", IN_ONE_FILE)
     parser.add_argument("--part", choices=PARTS, default=PARTS[0], help="which encoder (default: %(default)s)")
+    parser.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FOLDER",
+        help="of a tokenizer, or a pipeline of diffusers that has one (default: FOLDER's; a single file has none)",
+    )
     parser.add_argument(
         "--states",
         choices=["last", "penultimate"],
@@ -336,13 +355,14 @@ def main() -> None:
     require_place(args.output)
 
     pipeline = args.folder
-    if not pipeline.is_dir():
-        fail(f"{pipeline}: must be a folder, got {'a file' if pipeline.exists() else 'nothing'}")
-    folder, words = pipeline / args.part, pipeline / args.part.replace("text_encoder", "tokenizer")
-    if not folder.is_dir():
-        fail(f"{pipeline}: must hold {args.part}, got {some(names_in(pipeline))}")
+    if not pipeline.exists():
+        fail(f"{pipeline}: must be a folder or a file, got nothing")
+    if not has(pipeline, args.part):
+        fail(f"{pipeline}: must hold {args.part}, got {some(parts_in(pipeline))}")
+    words = tokenizer_of(args)
+    folder = pipeline if pipeline.is_file() else pipeline / args.part
     transformers = find_transformers()
-    config = Config(folder / "config.json")
+    config = config_of(pipeline, args.part) if pipeline.is_file() else Config(folder / "config.json")
     names = config.get("architectures")
     name = names[0] if isinstance(names, list) and len(names) == 1 else None
     if name not in KINDS:
@@ -365,7 +385,8 @@ def main() -> None:
         fail(f"--instruction: must be left out for a {name}, got '{args.instruction}'")
     instruction = read_instruction(args, wanted.get("instructed", False))
 
-    peer_tokenizer = read_tokenizer(getattr(transformers, kind.tokenizer), words, kind.files, read.vocabulary, folder)
+    padding = {"pad_token": 0} if pipeline.is_file() and is_padded_by_zero(pipeline, args.part) else {}
+    peer_tokenizer = read_tokenizer(getattr(transformers, kind.tokenizer), words, kind.files, read.vocabulary, folder, **padding)
     if kind is CLIP:
         length = min(length, peer_tokenizer.model_max_length)
     preparation = wanted.get("preparation")
@@ -379,7 +400,10 @@ def main() -> None:
     say(f"reading {place}")
     with torch.device("meta"):
         network = kind.network(read)
-    fill(network, kind.names(load_weights(place, args.variant), place), place)
+    weights = weights_of(args, config, args.part)
+    if weights is None:
+        weights = load_weights(place, args.variant)
+    fill(network, kind.names(weights, place), place)
     model.load_state_dict(kind.peer_names(network.state_dict(), model, place), assign=True)
 
     if instruction:
@@ -392,9 +416,8 @@ def main() -> None:
         " ".join([output, "float" if t.is_floating_point() else "int64", *map(str, t.shape[1:])])
         for output, t in sample.items()
     ]
-    index = pipeline / "model_index.json"
     # SDXL was trained so: no prompt is no text at all.
-    zeros = wanted.get("zeros", False) and Config(index).flag("force_zeros_for_empty_prompt", True)
+    zeros = wanted.get("zeros", False) and index_of(pipeline).flag("force_zeros_for_empty_prompt", True)
     values = {
         "format": 1,
         "kind": "text_encoder",

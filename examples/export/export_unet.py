@@ -2,7 +2,12 @@
 
 FOLDER is a pipeline of diffusers, or its unet/: config.json and weights of a UNet2DConditionModel (Stable Diffusion 1
 and 2, SDXL, and what was distilled from them: BK-SDM, SSD-1B, latent consistency models; also for inpainting) or of a
-UNet2DModel (DDPM). diffusers is not needed; where it is installed the file is checked beside it.
+UNet2DModel (DDPM). diffusers is not needed; where it is installed the file is checked beside it. Or it is a file of Stable
+Diffusion 1, 2 or XL in the layout of its makers (model.diffusion_model.*), for which diffusers is needed; or of latent
+diffusion for classes, such as cin256-v2, in the same layout.
+
+With --controlnet the file has the network with its ControlNet (Zhang et al. 2023, arXiv 2302.05543), which takes a picture as
+a condition, controlnet_cond, as large as the picture to be drawn and in [0, 1].
 
 With --deep-feature the file has the network in three parts, split where DeepCache (Ma et al. 2023, arXiv 2312.00858)
 splits it, so that samplers can leave out the deep one in some steps: tstitch_sample --forecast every:3,0.
@@ -12,6 +17,7 @@ below say it for a network without, and are believed where both do.
 """
 
 import argparse
+import dataclasses
 import math
 from pathlib import Path
 
@@ -19,16 +25,23 @@ import packages
 
 packages.require(__file__, "torch", beside=("safetensors",))
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from aot_inductor import add_form, form_of, require_sizes  # noqa: E402
 from autoencoder import modern_names  # noqa: E402
-from common import IGNORED, Config, Inputs, component, condition_lines, fail, in_diffusers, read_network, shape_of_x, write  # noqa: E402
+from common import (  # noqa: E402
+    IGNORED, Config, Inputs, component, condition_lines, fail, fill, find_weights, in_diffusers, load_weights, read_network,
+    require_tensors, say, shape_of_x, write,
+)  # fmt: skip
 from options import finite_real, folder_parser, open_sides, positive, token_count, word  # noqa: E402
 from pipeline import add_noise, is_consistency_model, latents, noise, sampler_of  # noqa: E402
-from unet import CLASSES, UNetConfig, conditions, make_unet  # noqa: E402
+from single_file import IN_ONE_FILE, class_table_of, config_of, index_of, weights_of  # noqa: E402
+from unet import CLASSES, ControlNet, ControlNetConfig, UNetConfig, conditions, make_unet, skip_widths  # noqa: E402
 
 TEXT_GUIDANCE = 7.5  # of diffusers' pipelines for Stable Diffusion
+CLASS_GUIDANCE = 3.0  # of latent diffusion for classes
+IMAGENET = 1000  # classes
 
 
 # ------------------------------------------------------------------------------------------------ the network
@@ -264,36 +277,116 @@ def read_unconditional(config: Config, common: dict[str, object]) -> UNetConfig:
     )
 
 
+# ------------------------------------------------------------------------------------------------ a ControlNet
+
+
+def read_controlnet(config: Config, scale: float, size_ids: int) -> ControlNetConfig:
+    config.kind("ControlNetModel")
+    # Pooled over all places its additions would be for guidance without them in the half without the prompt.
+    config.only("global_pool_conditions", False)
+    types = config.choices("down_block_types", ["DownBlock2D", "CrossAttnDownBlock2D"], ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
+    depths = config.get("transformer_layers_per_block", 1)
+    if isinstance(depths, list) and not all(isinstance(depth, int) for depth in depths):
+        config.refuse("transformer_layers_per_block", "must be an integer or a list of them", depths)
+    own = ("conditioning_channels", "conditioning_embedding_out_channels", "controlnet_conditioning_channel_order")
+    # The rest is of a U-Net, which has a way up.
+    values = {key: value for key, value in config.values.items() if key not in (*own, "global_pool_conditions")}
+    up = [kind.replace("Down", "Up") for kind in reversed(types)]
+    channels = config.integer("in_channels", 4)
+    of_unet = values | {"_class_name": "UNet2DConditionModel", "up_block_types": up, "down_block_types": types, "out_channels": channels}
+    widths = config.integers("conditioning_embedding_out_channels", [16, 32, 96, 256])
+    return ControlNetConfig(
+        unet=read_config(Config(config.path, of_unet), size_ids)[0],
+        picture_channels=config.integer("conditioning_channels", 3),
+        widths=tuple(widths),
+        reversed_channels=config.only("controlnet_conditioning_channel_order", "rgb", "bgr") == "bgr",
+        scale=scale,
+    )
+
+
+def require_fit(folder: Path, controlnet: ControlNetConfig, shape: UNetConfig) -> None:
+    """Whether what it makes can be added to the U-Net's, and is made of the same."""
+    if not shape.text_width or shape.context_labels or shape.guidance_width or shape.inpainting:
+        what = "inpainting" if shape.inpainting else "guidance as an input" if shape.guidance_width else "no text"
+        fail(f"{folder}: must be for a U-Net that takes a text, and neither guidance nor a mask, got one of {what}")
+    for what, of in (
+        ("channels of x", lambda unet: unet.channels),
+        ("channels of a text", lambda unet: unet.text_width),
+        ("channels of its levels", skip_widths),
+    ):
+        if of(controlnet.unet) != of(shape):
+            fail(f"{folder}: must have the U-Net's {what}, {of(shape)}, got {of(controlnet.unet)}: it is of another model")
+    told = (controlnet.unet.pooled_width, controlnet.unet.size_ids)
+    if told[0] and told != (shape.pooled_width, shape.size_ids):
+        fail(f"{folder}: must be told a pooled text of {shape.pooled_width} numbers, as the U-Net is, got {told[0]}")
+
+
+def controlnet_of(args: argparse.Namespace, shape: UNetConfig) -> tuple[ControlNetConfig, dict[str, Tensor], Config]:
+    """Shape, weights and config.json of --controlnet."""
+    config = Config(component(args.controlnet, "controlnet") / "config.json")
+    size_ids = args.size_ids or size_ids_of(args.folder)
+    controlnet = read_controlnet(config, args.controlnet_scale, size_ids)
+    place = config.path.parent
+    require_fit(place, controlnet, shape)
+    say(f"reading {place}")
+    with torch.device("meta"):
+        network = ControlNet(controlnet)
+    variant = args.variant if args.variant in find_weights(place) else None
+    fill(network, modern_names(load_weights(place, variant, anchor="controlnet_mid_block.weight")), place)
+    return controlnet, network.state_dict(), config
+
+
 # ------------------------------------------------------------------------------------------------ the check
 
 
 class Peer(nn.Module):
-    """diffusers' network with the arguments of ours."""
+    """diffusers' network with the arguments of ours. @controlnet: diffusers', too. @context: the table of classes."""
 
-    def __init__(self, model: nn.Module, shape: UNetConfig):
+    def __init__(
+        self, model: nn.Module, shape: UNetConfig, controlnet: nn.Module | None, of: ControlNetConfig | None, context: Tensor | None
+    ):
         super().__init__()
-        self.model, self.shape = model, shape
+        self.model, self.shape, self.controlnet, self.of, self.context = model, shape, controlnet, of, context
 
     def forward(self, x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
         shape = self.shape
+        if shape.context_labels:
+            return self.model(x, t, F.embedding(others[0], self.context)[:, None]).sample
         if not shape.text_width:
             return self.model(x, t, *others).sample
-        named = dict(zip((name for name, _ in conditions(shape, 1, 1, None)), others))
+        named = dict(zip((name for name, _ in conditions(shape, 1, 1, None, self.of)), others))
         if shape.inpainting:
             x = torch.cat([x, named["mask"], named["masked_latents"]], dim=1)
         added = {"text_embeds": named.get("pooled_embedding"), "time_ids": named.get("size_ids")}
         text, guidance = named["text_embedding"], named.get("guidance_embedding")
-        return self.model(x, t, text, timestep_cond=guidance, added_cond_kwargs=added).sample
+        control = {}
+        if self.controlnet is not None:
+            told = added if self.of.unet.pooled_width else None
+            skips, middle = self.controlnet(
+                x, t, text, named["controlnet_cond"], self.of.scale, added_cond_kwargs=told, return_dict=False
+            )
+            control = {"down_block_additional_residuals": skips, "mid_block_additional_residual": middle}
+        return self.model(x, t, text, timestep_cond=guidance, added_cond_kwargs=added, **control).sample
 
 
-def peer(config: Config, network: nn.Module, shape: UNetConfig) -> nn.Module | None:
-    model = in_diffusers(config, network)
-    return None if model is None else Peer(model, shape)
+def peer(
+    config: Config, network: nn.Module, shape: UNetConfig, of: ControlNetConfig | None, of_controlnet: Config | None
+) -> nn.Module | None:
+    if of is None:
+        model = in_diffusers(config, network, but="class_context.")
+        context = network.class_context.weight if shape.context_labels else None
+        return None if model is None else Peer(model, shape, None, None, context)
+    controlnet = in_diffusers(of_controlnet, network.controlnet)
+    if controlnet is None:
+        return None
+    model = in_diffusers(config, network, but="controlnet.")
+    return Peer(model, shape, controlnet, of, None)
 
 
 def check_inputs(
-    shape: UNetConfig, size: tuple[int | None, int | None], timesteps: int, tokens: int, whole: bool
-) -> Inputs:
+    shape: UNetConfig, size: tuple[int | None, int | None], timesteps: int, tokens: int, whole: bool,
+    controlnet: ControlNetConfig | None,
+) -> Inputs:  # fmt: skip
     """@size: None for any. @whole: of the network's own size; else any will do, and small ones are quick."""
     unit = 2 ** (len(shape.widths) - 1)  # diffusers' unconditional network wants them even on all levels
     generator = torch.Generator().manual_seed(0)
@@ -306,9 +399,9 @@ def check_inputs(
             torch.randn(rows, shape.channels, height, width, generator=generator),
             torch.randint(timesteps, (rows,), generator=generator),
         ]
-        if shape.num_labels:
-            values.append(torch.randint(shape.num_labels, (rows,), generator=generator))
-        for name, sizes in conditions(shape, height, width, tokens):
+        if count := shape.num_labels or shape.context_labels:
+            values.append(torch.randint(count, (rows,), generator=generator))
+        for name, sizes in conditions(shape, height, width, tokens, controlnet):
             value = torch.randn(rows, *sizes, generator=generator)
             values.append((value * 256 + 512).round().clamp(0, 1024) if name == "size_ids" else value)
         return tuple(values)
@@ -320,7 +413,7 @@ def check_inputs(
 
 
 def main() -> None:
-    parser = folder_parser(__doc__, "unet", ".pt or .pt2", "float16")
+    parser = folder_parser(__doc__, "unet", ".pt or .pt2", "float16", IN_ONE_FILE)
     parser.add_argument(
         "--size",
         type=open_sides,
@@ -348,7 +441,23 @@ def main() -> None:
         help="before the names of what it takes beside x and t, for a network that shares a trajectory with one that takes "
         "others of these names",
     )
-    parser.add_argument("--null-class", type=int, help="the label that means no class (default: none does)")
+    parser.add_argument(
+        "--controlnet",
+        type=Path,
+        metavar="FOLDER",
+        help="a ControlNet of diffusers for this U-Net, which is written into the same file: config.json and weights of a "
+        "ControlNetModel, or a pipeline with controlnet/. The network takes a picture then, controlnet_cond, in [0, 1]",
+    )
+    parser.add_argument(
+        "--controlnet-scale", type=finite_real, metavar="S", help="of what it adds, diffusers' controlnet_conditioning_scale (default: 1)"
+    )
+    parser.add_argument(
+        "--controlnet-prefix", type=word, metavar="WORD", help="before controlnet_cond, where two networks are to see different pictures"
+    )
+    parser.add_argument(
+        "--null-class", type=int, help="the label that means no class (default: none does, but of latent diffusion the last of 1001)"
+    )
+    parser.add_argument("--heads", type=positive, metavar="N", help="of attention on each level, of latent diffusion in a single file (default: 1)")
     parser.add_argument(
         "--decoding",
         choices=["pixels", "none"],
@@ -370,14 +479,28 @@ def main() -> None:
     args = parser.parse_args()
     form = form_of(args)
     require_sizes(form, args.text_tokens, args.size or ())
+    if args.controlnet is None:
+        for option in ("scale", "prefix"):
+            if (value := getattr(args, f"controlnet_{option}")) is not None:
+                fail(f"--controlnet-{option}: must be beside --controlnet, got {value}")
+    elif args.deep_feature:
+        fail("--deep-feature: must be left out beside --controlnet, whose picture the parts of the network do not take")
+    args.controlnet_scale = 1.0 if args.controlnet_scale is None else args.controlnet_scale
 
-    folder = component(args.folder, "unet")
-    config = Config(folder / "config.json")
+    config = config_of(args.folder, "unet")
+    table = class_table_of(args.folder)
+    if args.heads is not None:
+        if table is None:
+            fail(f"--heads: must be for latent diffusion in a single file, got {args.heads} for {args.folder}")
+        config.values["attention_head_dim"] = args.heads
     shape, size = read_config(config, args.size_ids or size_ids_of(args.folder))
+    if table is not None:
+        shape = dataclasses.replace(shape, context_labels=len(table))
     size = args.size or size
     encoded = latents(args.folder)
     decoding = args.decoding or ("none" if encoded or shape.channels == 4 else None)
-    questions = {} if size else {"--size": "no sample_size in config.json"}
+    seen = "a file of a model that there is of several" if args.folder.is_file() else "no sample_size in config.json"
+    questions = {} if size else {"--size": seen}
     if decoding is None:
         questions["--decoding"] = f"{shape.channels} channels and no vae, which may be pixels or latents (none)"
     schedule = noise(args.folder, args, questions)
@@ -396,26 +519,46 @@ def main() -> None:
         **labels(shape, args),
         **({} if args.noise_schedule else sampler_of(args.folder)),
     }
-    if found := conditions(shape, *size, args.text_tokens):
-        values["conditions"] = condition_lines(((args.condition_prefix or "") + name, "float", sizes) for name, sizes in found)
+    controlnet, of_controlnet, weights_added = None, None, {}
+    if args.controlnet is not None:
+        controlnet, added, of_controlnet = controlnet_of(args, shape)
+        weights_added = {f"controlnet.{name}": tensor for name, tensor in added.items()}
+    if found := conditions(shape, *size, args.text_tokens, controlnet):
+        before = {"controlnet_cond": args.controlnet_prefix or ""}
+        named = ((before.get(name, "") + (args.condition_prefix or "") + name, sizes) for name, sizes in found)
+        values["conditions"] = condition_lines((name, "float", sizes) for name, sizes in named)
     if args.guidance_scale is not None:
         values["guidance_scale"] = args.guidance_scale
+    elif shape.context_labels:
+        if "null_class" in values:
+            values["guidance_scale"] = CLASS_GUIDANCE
     elif shape.text_width and not shape.guidance_width and not is_consistency_model(args.folder):
         values["guidance_scale"] = TEXT_GUIDANCE
 
-    network = read_network(lambda: make_unet(shape, args.deep_feature), folder, args, "conv_in.weight", modern_names)
+    folder = args.folder if args.folder.is_file() else config.path.parent
+    weights = weights_of(args, config, "unet")
+    if table is not None:
+        require_tensors(args.folder, {"cond_stage_model.embedding.weight": table})
+        weights = weights | {"class_context.weight": table}
+    network = read_network(
+        lambda: make_unet(shape, args.deep_feature, controlnet), folder, args, "conv_in.weight",
+        lambda weights: modern_names(weights) | weights_added, weights,
+    )  # fmt: skip
     timesteps = values.get("num_train_timesteps", 1000)
-    inputs = check_inputs(shape, size, timesteps, args.text_tokens or 77, form.whole_size)
-    write(args.output, network, values, inputs, args.dtype, peer(config, network, shape), form)
+    inputs = check_inputs(shape, size, timesteps, args.text_tokens or 77, form.whole_size, controlnet)
+    reference = peer(config, network, shape, controlnet, of_controlnet)
+    write(args.output, network, values, inputs, args.dtype, reference, form)
 
 
 def size_ids_of(folder: Path) -> int:
-    path = folder / "model_index.json"
-    return 5 if path.is_file() and Config(path).flag("requires_aesthetics_score", False) else 6
+    index = index_of(folder)
+    return 5 if index and index.flag("requires_aesthetics_score", False) else 6
 
 
 def labels(shape: UNetConfig, args: argparse.Namespace) -> dict[str, object]:
-    rows, null = shape.num_labels, args.null_class
+    rows, null = shape.num_labels or shape.context_labels, args.null_class
+    if null is None and shape.context_labels == IMAGENET + 1:
+        null = IMAGENET  # as it was trained
     if null is not None and not 0 <= null < rows:
         fail(f"--null-class: must be a row of the network's table of {rows} classes, got {null}")
     if not rows:

@@ -106,13 +106,13 @@ def add_calibration(parser: argparse.ArgumentParser, texts: bool = False) -> Non
         )
 
 
-def folder_parser(doc: str, part: str, formats: str, dtype: str) -> argparse.ArgumentParser:
+def folder_parser(doc: str, part: str, formats: str, dtype: str, also: str = "") -> argparse.ArgumentParser:
     """What all programs take that export the network of a folder.
 
-    @part: where a pipeline of diffusers has it, empty where all of the pipeline is asked for. @formats: the endings of what is written. @dtype: the default.
+    @part: where a pipeline of diffusers has it, empty where all of the pipeline is asked for. @formats: the endings of what is written. @dtype: the default. @also: words on what FOLDER may be besides.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a pipeline of diffusers" + (f", or its {part}/" if part else ""))
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="a pipeline of diffusers" + (f", or its {part}/" if part else "") + also)
     parser.add_argument("output", type=Path, metavar="OUTPUT", help=f"the {formats} file to write")
     parser.add_argument("--weights", type=Path, help="a file of weights, instead of the one beside config.json")
     add_variant(parser)

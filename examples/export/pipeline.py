@@ -14,6 +14,7 @@ import torch
 
 from common import Config, ask, condition_lines, fail, say, shape_of_x
 from options import finite_real, positive, positive_real, token_count
+from single_file import config_of, has, index_of, latent_scale_of, scheduler_of
 
 NO_KARRAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False, "timestep_spacing": "leading"}
@@ -61,12 +62,6 @@ STEPS = {
 SCHEDULES = {"linear": "linear", "scaled_linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
 
 
-def scheduler_of(folder: Path) -> Config | None:
-    paths = [folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json"]
-    path = next((p for p in paths if p.is_file()), None)
-    return Config(path) if path else None
-
-
 def is_consistency_model(folder: Path) -> bool:
     """Whether it is drawn by the sampler of latent consistency models, without guidance by a second evaluation."""
     scheduler = scheduler_of(folder)
@@ -97,8 +92,8 @@ def sampler_of(folder: Path) -> dict[str, object]:
         return {}
     if values.get("rescale_betas_zero_snr") or values.get("lambda_min_clipped", "-inf") not in ("-inf", float("-inf")):
         return {}
-    index = folder / "model_index.json"
-    name = Config(index).values.get("_class_name") if index.is_file() else None
+    index = index_of(folder)
+    name = index.values.get("_class_name") if index else None
     steps = next((n for start, n in STEPS.items() if isinstance(name, str) and name.startswith(start)), None)
     if profile == "diffusers-lcm":
         steps = STEPS["LatentConsistencyModel"]
@@ -124,6 +119,8 @@ def noise(folder: Path, args: argparse.Namespace, questions: Mapping[str, str] |
     options = ["prediction", "noise_schedule", *ends] if scheduler is None else ends if args.noise_schedule else []
     seen = "no scheduler/scheduler_config.json" if scheduler is None else f"--noise-schedule {args.noise_schedule}"
     absent = ", ".join(f"--{option.replace('_', '-')}" for option in options if getattr(args, option) is None)
+    if folder.is_file() and args.prediction is None and scheduler is not None and "prediction_type" not in scheduler.values:
+        questions = {**(questions or {}), "--prediction": "a file of a model that there is with more than one"}
     ask(folder, {**(questions or {}), **({absent: seen} if absent else {})})
 
     def either(option: str, read: Callable[[Config], object]) -> object:
@@ -287,10 +284,11 @@ def flow_values(
 
 def latents(folder: Path) -> dict[str, object]:
     """The scale and shift of the pipeline's autoencoder."""
-    path = folder / "vae" / "config.json"
-    if not path.is_file():
+    if folder.is_file() and not has(folder, "vae"):
+        return {"latent_scale": latent_scale_of(folder), "latent_shift": 0.0}
+    if not folder.is_file() and not (folder / "vae" / "config.json").is_file():
         return {}
-    config = Config(path)
+    config = config_of(folder, "vae")
     key, usual = {"AutoencoderKLWan": ("z_dim", 16), "AutoencoderDC": ("latent_channels", 32)}.get(
         str(config.values.get("_class_name")), ("latent_channels", 4)
     )

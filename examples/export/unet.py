@@ -1,5 +1,5 @@
-"""The U-Nets of diffusers: UNet2DConditionModel (Stable Diffusion 1 and 2, SDXL and what was distilled from them) and
-UNet2DModel (DDPM).
+"""The U-Nets of diffusers: UNet2DConditionModel (Stable Diffusion 1 and 2, SDXL and what was distilled from them), alone or
+with a ControlNet (Zhang et al. 2023, arXiv 2302.05543), and UNet2DModel (DDPM).
 
 Their parameters carry the names of diffusers' checkpoints. `forward` takes x, t, and then class labels or conditions,
 as many as the network has: `conditions` says which. It is written to be compiled by `torch.jit.script` and captured in
@@ -50,6 +50,7 @@ class UNetConfig:
     guidance_width: int = 0  # 0: the guidance scale is no input
     inpainting: bool = False
     num_labels: int = 0  # rows of the table of classes
+    context_labels: int = 0  # rows of a table of classes that takes the place of a text, which is of one token then
     time_width: int = 1280
     freq_shift: float = 0
     cosines_first: bool = True
@@ -59,6 +60,22 @@ class UNetConfig:
     downsample_padding: int = 1
     kernel_in: int = 3
     kernel_out: int = 3
+
+
+@dataclass(frozen=True)
+class ControlNetConfig:
+    """Shape of a ControlNet. What has the names of a U-Net's parts is of one of this shape; its way up is not there."""
+
+    unet: UNetConfig
+    picture_channels: int = 3
+    widths: tuple[int, ...] = (16, 32, 96, 256)  # of what makes a picture as small as x; each but the first halves it
+    reversed_channels: bool = False  # whether it was trained on blue, green and red
+    scale: float = 1.0  # of what it adds
+
+    @property
+    def pixels(self) -> int:
+        """Of the picture's side for each of x."""
+        return 2 ** (len(self.widths) - 1)
 
 
 def sinusoids(t: Tensor, width: int, cosines_first: bool, shift: float) -> Tensor:
@@ -286,8 +303,8 @@ class UpLevel(nn.Module):
         return self.attentions[-1](self.resnets[-1](torch.cat([x, skip], dim=1), c), text)
 
 
-class UNet(nn.Module):
-    """All of them but `forward`, whose arguments depend on the config: `make_unet` picks the class below that fits."""
+class WayDown(nn.Module):
+    """What U-Nets and ControlNets have in common: embeddings, the levels on the way down, and the middle."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -307,10 +324,6 @@ class UNet(nn.Module):
         down = enumerate((widths[0], *widths[:-1]))
         self.down_blocks = nn.ModuleList(DownLevel(width_in, level, config) for level, width_in in down)
         self.mid_block = Middle(config) if config.middle != "none" else None
-        up = enumerate((widths[-1], *widths[:0:-1]))
-        self.up_blocks = nn.ModuleList(UpLevel(width_in, level, config) for level, width_in in up)
-        self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=config.eps)
-        self.conv_out = nn.Conv2d(widths[0], config.channels, config.kernel_out, padding=config.kernel_out // 2)
 
     def embedded(
         self,
@@ -342,14 +355,96 @@ class UNet(nn.Module):
             parts.append(text)
         return parts
 
-    def blocks(self, embedded: list[Tensor]) -> Tensor:
-        """The deep feature, [n, width, h, w]: what the last residual block gets from below."""
-        x, c, text = embedded[0], embedded[1], text_of(embedded)
-        skips = [x]
+    def down_and_middle(self, x: Tensor, c: Tensor, text: Optional[Tensor], skips: list[Tensor]) -> Tensor:
+        """Puts what the way up needs at the end of `skips`, which begins with x."""
+        skips.append(x)
         for down in self.down_blocks:
             x = down(x, c, text, skips)
         if self.mid_block is not None:
             x = self.mid_block(x, c, text)
+        return x
+
+
+def skip_widths(config: UNetConfig) -> list[int]:
+    """Of what `down_and_middle` puts into `skips`."""
+    widths = [config.widths[0]]
+    for level, (width, layers) in enumerate(zip(config.widths, config.layers)):
+        widths += [width] * (layers + (level < len(config.widths) - 1))
+    return widths
+
+
+class PictureEmbedding(nn.Module):
+    """[n, channels, 8h, 8w] -> [n, width, h, w], for four widths"""
+
+    def __init__(self, config: ControlNetConfig):
+        super().__init__()
+        widths = config.widths
+        self.conv_in = nn.Conv2d(config.picture_channels, widths[0], 3, padding=1)
+        blocks: list[nn.Module] = []
+        for before, width in zip(widths, widths[1:]):
+            blocks += [nn.Conv2d(before, before, 3, padding=1), nn.Conv2d(before, width, 3, padding=1, stride=2)]
+        self.blocks = nn.ModuleList(blocks)
+        self.conv_out = nn.Conv2d(widths[-1], config.unet.widths[0], 3, padding=1)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        x = F.silu(self.conv_in(picture))
+        for block in self.blocks:
+            x = F.silu(block(x))
+        return self.conv_out(x)
+
+
+class ControlNet(WayDown):
+    """A U-Net's way down that has seen a picture, too, and tells what it makes of it to the one that draws."""
+
+    def __init__(self, config: ControlNetConfig):
+        super().__init__(config.unet)
+        self.scale, self.reversed_channels, self.pixels = float(config.scale), config.reversed_channels, config.pixels
+        self.controlnet_cond_embedding = PictureEmbedding(config)
+        self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(width, width, 1) for width in skip_widths(config.unet))
+        last = config.unet.widths[-1]
+        self.controlnet_mid_block = nn.Conv2d(last, last, 1)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text: Tensor,
+        picture: Tensor,
+        pooled: Optional[Tensor] = None,
+        size_ids: Optional[Tensor] = None,
+    ) -> list[Tensor]:
+        """What is added to each of the U-Net's `skips`, and last to what comes out of its middle.
+
+        As `embedded`; picture [n, channels, 8h, 8w] in [0, 1].
+        """
+        assert picture.size(2) == self.pixels * x.size(2) and picture.size(3) == self.pixels * x.size(3), "controlnet_cond must be as large as the picture that x becomes"
+        embedded = self.embedded(x, t, text=text, pooled=pooled, size_ids=size_ids)
+        picture = picture.flip(1) if self.reversed_channels else picture
+        skips: list[Tensor] = []
+        x = self.down_and_middle(embedded[0] + self.controlnet_cond_embedding(picture), embedded[1], text, skips)
+        added: list[Tensor] = []
+        for k, block in enumerate(self.controlnet_down_blocks):
+            added.append(block(skips[k]) * self.scale)
+        added.append(self.controlnet_mid_block(x) * self.scale)
+        return added
+
+
+class UNet(WayDown):
+    """All of it but `forward`, whose arguments depend on the config: `make_unet` picks the class below that fits."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__(config)
+        widths = config.widths
+        up = enumerate((widths[-1], *widths[:0:-1]))
+        self.up_blocks = nn.ModuleList(UpLevel(width_in, level, config) for level, width_in in up)
+        self.conv_norm_out = nn.GroupNorm(config.groups, widths[0], eps=config.eps)
+        self.conv_out = nn.Conv2d(widths[0], config.channels, config.kernel_out, padding=config.kernel_out // 2)
+
+    def blocks(self, embedded: list[Tensor]) -> Tensor:
+        """The deep feature, [n, width, h, w]: what the last residual block gets from below."""
+        c, text = embedded[1], text_of(embedded)
+        skips: list[Tensor] = []
+        x = self.down_and_middle(embedded[0], c, text, skips)
         for up in self.up_blocks:
             x = up(x, c, text, skips)
         return x
@@ -389,6 +484,20 @@ class TextConditional(UNet):
 
     def embed(self, x: Tensor, t: Tensor, text_embedding: Tensor) -> list[Tensor]:
         return self.embedded(x, t, text=text_embedding)
+
+
+class ClassContext(UNet):
+    """Latent diffusion's (Rombach et al. 2022, arXiv 2112.10752) for classes: attention to a class as to a text."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__(config)
+        self.class_context = nn.Embedding(config.context_labels, config.text_width)
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        return self.predict(self.embed(x, t, labels))
+
+    def embed(self, x: Tensor, t: Tensor, labels: Tensor) -> list[Tensor]:
+        return self.embedded(x, t, text=self.class_context(labels).unsqueeze(1))
 
 
 class TextGuided(UNet):
@@ -472,6 +581,56 @@ class XLInpainting(UNet):
         return self.embedded(x, t, text=text_embedding, pooled=pooled_embedding, size_ids=size_ids)
 
 
+class Controlled(UNet):
+    def __init__(self, config: UNetConfig, controlnet: ControlNetConfig):
+        super().__init__(config)
+        self.controlnet = ControlNet(controlnet)
+
+    def predict_with(self, embedded: list[Tensor], added: list[Tensor]) -> Tensor:
+        """`predict`, with what a ControlNet adds."""
+        c, text = embedded[1], text_of(embedded)
+        skips: list[Tensor] = []
+        x = self.down_and_middle(embedded[0], c, text, skips) + added[-1]
+        for k in range(len(skips)):
+            skips[k] = skips[k] + added[k]
+        parts = [skips[0]] + embedded[1:]
+        for up in self.up_blocks:
+            x = up(x, c, text, skips)
+        return self.head(parts, x)
+
+
+class ControlledText(Controlled):
+    def forward(self, x: Tensor, t: Tensor, text_embedding: Tensor, controlnet_cond: Tensor) -> Tensor:
+        added = self.controlnet(x, t, text_embedding, controlnet_cond)
+        return self.predict_with(self.embedded(x, t, text=text_embedding), added)
+
+
+class ControlledXL(Controlled):
+    """@told: whether the ControlNet is told what the U-Net is told beside the text."""
+
+    told: Final[bool]
+
+    def __init__(self, config: UNetConfig, controlnet: ControlNetConfig):
+        super().__init__(config, controlnet)
+        self.told = controlnet.unet.pooled_width > 0
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        text_embedding: Tensor,
+        pooled_embedding: Tensor,
+        size_ids: Tensor,
+        controlnet_cond: Tensor,
+    ) -> Tensor:
+        if self.told:
+            added = self.controlnet(x, t, text_embedding, controlnet_cond, pooled_embedding, size_ids)
+        else:
+            added = self.controlnet(x, t, text_embedding, controlnet_cond)
+        embedded = self.embedded(x, t, text=text_embedding, pooled=pooled_embedding, size_ids=size_ids)
+        return self.predict_with(embedded, added)
+
+
 # By what a network has beside x and t: text, pooled text and sizes, guidance, inpainting.
 CLASSES = {
     (True, False, False, False): TextConditional,
@@ -483,9 +642,13 @@ CLASSES = {
 }
 
 
-def make_unet(config: UNetConfig, deep_feature: bool = False) -> UNet:
-    """@deep_feature: whether it has `forecast_embed`, `forecast_blocks` and `forecast_head`."""
-    if config.text_width:
+def make_unet(config: UNetConfig, deep_feature: bool = False, controlnet: ControlNetConfig | None = None) -> UNet:
+    """@deep_feature: whether it has `forecast_embed`, `forecast_blocks` and `forecast_head`; it has no ControlNet then."""
+    if controlnet:
+        return (ControlledXL if config.pooled_width else ControlledText)(config, controlnet)
+    if config.context_labels:
+        kind = ClassContext
+    elif config.text_width:
         kind = CLASSES[True, config.pooled_width > 0, config.guidance_width > 0, config.inpainting]
     else:
         kind = ClassConditional if config.num_labels else Unconditional
@@ -505,10 +668,12 @@ def copied(function: FunctionType) -> FunctionType:
     return other
 
 
-def conditions(config: UNetConfig, height: int, width: int, tokens: int | None) -> list[tuple[str, list[int | None]]]:
+def conditions(
+    config: UNetConfig, height: int | None, width: int | None, tokens: int | None, controlnet: ControlNetConfig | None = None
+) -> list[tuple[str, list[int | None]]]:
     """Name and sizes for one picture of what `forward` takes after x, t and labels; None where any size will do."""
     found: list[tuple[str, list[int | None]]] = []
-    if config.text_width:
+    if config.text_width and not config.context_labels:
         found.append(("text_embedding", [tokens, config.text_width]))
     if config.pooled_width:
         found += [("pooled_embedding", [config.pooled_width]), ("size_ids", [config.size_ids])]
@@ -516,4 +681,7 @@ def conditions(config: UNetConfig, height: int, width: int, tokens: int | None) 
         found.append(("guidance_embedding", [config.guidance_width]))
     if config.inpainting:
         found += [("mask", [1, height, width]), ("masked_latents", [config.channels, height, width])]
+    if controlnet:
+        sides = [side and controlnet.pixels * side for side in (height, width)]
+        found.append(("controlnet_cond", [controlnet.picture_channels, *sides]))
     return found

@@ -43,6 +43,8 @@ struct PipelineRequest {
   std::int64_t frames = 0;             ///< of a video, likewise
   std::int64_t batch_size = 0;         ///< as in Request
   std::string profile = {};            ///< as profile_by_name has it; empty: the pipeline's own
+  /// Those that the pipeline's text calls given, one row for all pictures or one for each prompt or class.
+  std::vector<NamedCondition> conditions = {};
 };
 
 /// How a pipeline is loaded.
@@ -92,6 +94,7 @@ class Pipeline {
       detail::refuse("Pipeline", "prompts must be as many as classes where both are given",
                      std::to_string(wanted.prompts.size()) + " and " + std::to_string(wanted.labels.size()));
     }
+    require_given(wanted.conditions, std::int64_t(things));
     const std::int64_t images = wanted.count * std::int64_t(things);
     Request request;  // whole before anything throws: g++ 12 frees members of half-made aggregates twice
     request.count = images;
@@ -109,8 +112,10 @@ class Pipeline {
         sizes.size() < 3
             ? self_->encode(wanted.prompts, wanted.negative ? wanted.negative : info().negative)
             : conditions(wanted.prompts, wanted.negative, pixels * sizes[sizes.size() - 2], pixels * sizes.back());
+    given.insert(given.end(), wanted.conditions.begin(), wanted.conditions.end());
     for (NamedCondition& each : given) {
       if (each.value.size(0) > 1) each.value = each.value.index_select(0, rows(images, each.value));
+      if (each.null.defined() && each.null.size(0) > 1) each.null = each.null.index_select(0, rows(images, each.null));
       request.conditions.push_back(std::move(each));
     }
     return request;
@@ -197,6 +202,7 @@ class Pipeline {
       for (std::string const& path : info.networks) {
         const NetworkInfo network = load_network_info(path, options.networks);
         for (ConditionInfo const& wanted : network.conditions) {
+          if (std::find(info.given.begin(), info.given.end(), wanted.name) != info.given.end()) continue;
           const auto is_it = [&](NamedCondition const& each) { return each.name == wanted.name; };
           const auto found = std::find_if(given.begin(), given.end(), is_it);
           if (found != given.end() && fits(wanted, found->value.sizes())) continue;
@@ -254,6 +260,34 @@ class Pipeline {
     const at::Tensor which = detail::host_tensor({images}, at::kLong);
     for (std::int64_t i = 0; i < images; ++i) which.mutable_data_ptr<std::int64_t>()[i] = i % of.size(0);
     return which.to(of.device());
+  }
+
+  /// That a request brings what the pipeline asks for, once and no more, in rows for its things.
+  void require_given(std::vector<NamedCondition> const& brought, std::int64_t things) const {
+    std::vector<std::string> const& wanted = info().given;
+    for (std::string const& name : wanted) {
+      const auto is_it = [&](NamedCondition const& each) { return each.name == name; };
+      const auto count = std::count_if(brought.begin(), brought.end(), is_it);
+      if (count != 1) {
+        detail::refuse("Pipeline", "conditions must have " + detail::in_quotes(detail::printable(name)) + " once",
+                       count == 0 ? "none" : std::to_string(count) + " of it");
+      }
+    }
+    for (NamedCondition const& each : brought) {
+      if (std::find(wanted.begin(), wanted.end(), each.name) == wanted.end()) {
+        detail::refuse("Pipeline", "conditions must be those that the pipeline calls given",
+                       detail::in_quotes(detail::printable(each.name)));
+      }
+      const auto require_rows = [&](at::Tensor const& tensor) {
+        const std::int64_t rows = tensor.defined() && tensor.dim() > 0 ? tensor.size(0) : 0;
+        if (rows == 1 || rows == things) return;
+        detail::refuse("Pipeline",
+                       detail::in_quotes(each.name) + " must have 1 row or one for each of " + std::to_string(things),
+                       std::to_string(rows));
+      };
+      require_rows(each.value);
+      if (each.null.defined()) require_rows(each.null);
+    }
   }
 
   AnyProfile profile(PipelineRequest const& wanted) const {

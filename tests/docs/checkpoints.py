@@ -32,6 +32,18 @@ def make_dits(folder: Path, export: Path) -> None:
         torch.save(weights | {"pos_embed": sin_cos_position_embedding(width, 16)}, folder / f"{name}.pt")
 
 
+def make_uvit(folder: Path, export: Path) -> None:
+    """In the makers' layout, of the width of a published one."""
+    sys.path.insert(0, str(export))
+    from uvit import UViTConfig, make_uvit
+
+    with torch.device("meta"):
+        network = make_uvit(UViTConfig(width=512, depth=2, heads=8, hidden=512))
+    generator = torch.Generator().manual_seed(0)
+    weights = {key: torch.randn(t.shape, generator=generator) * 0.02 for key, t in network.state_dict().items()}
+    torch.save(weights, folder / "imagenet256_uvit_huge.pth")
+
+
 def clip(folder: Path, part: str, width: int, projected: bool) -> None:
     """A tokenizer of letters and a text encoder."""
     import transformers
@@ -185,3 +197,27 @@ def make_pipelines(folder: Path) -> None:
         if layers == 1:
             with torch.no_grad():
                 small_gemma(pipeline)
+    make_others(folder)
+
+
+def make_others(folder: Path) -> None:
+    """A ControlNet, and files of latent diffusion in the layout of its makers."""
+    import diffusers
+    from makers_layout import unet_of_makers, vae_of_makers
+
+    diffusers.ControlNetModel(
+        block_out_channels=(16, 32), layers_per_block=1, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), cross_attention_dim=16,
+        attention_head_dim=4, norm_num_groups=8, conditioning_embedding_out_channels=(4, 4, 4, 4),
+    ).save_pretrained(folder / "sd-controlnet-canny")  # fmt: skip
+
+    codes = diffusers.VQModel(
+        block_out_channels=(32,) * 3, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1, latent_channels=3, num_vq_embeddings=50,
+    )  # fmt: skip
+    for name, width in (("ldm-small", 32), ("cin256-v2", 64)):
+        network = diffusers.UNet2DConditionModel(
+            in_channels=3, out_channels=3, block_out_channels=(width,) * 2, layers_per_block=1, cross_attention_dim=16, attention_head_dim=1,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        )  # fmt: skip
+        weights = unet_of_makers(network) | vae_of_makers(codes) | {"cond_stage_model.embedding.weight": torch.randn(1001, 16)}
+        torch.save({"state_dict": weights}, folder / f"{name}.ckpt")

@@ -56,16 +56,16 @@ NOT_RUN = (
 )
 # Nor these on the pages of pairs; that of pipelines runs such lines for one of them.
 NOT_RUN_OF_PAIRS = (
-    (r"python examples/export/export_pipeline\.py .*", "export.pipeline exports each of these pairs"),
+    (r"python examples/export/export_pipeline\.py .*", "export.pipeline and export.single_file export such pairs"),
     (r"tstitch_sample --pipeline .*", "of what that writes; export.pipeline draws by it"),
 )
 # These go on with the other's files.
 SAME_FOLDER = {"pair_sit.md": "pair_dit.md", "forecasting.md": "pair_stable_diffusion.md"}
 IMPORTED = ("torch", "safetensors.torch", "transformers", "diffusers")  # by exporters
 PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines wants
-NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "forecasting.md": PIPELINES, "prompts.md": PIPELINES, "pipelines.md": PIPELINES} | {
-    f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "sana", "wan")
-}
+NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "prompts.md": PIPELINES, "pipelines.md": PIPELINES} | {
+    f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "latent_diffusion", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "sana", "wan")
+} | dict.fromkeys(("pair_stable_diffusion.md", "forecasting.md"), (*PIPELINES, "PIL"))
 CHEAPER = """#!{python}
 import os, sys
 words, tool = sys.argv[1:], {tool!r}
@@ -136,6 +136,7 @@ class Pages:
             source = repository / f"examples/models/cifar10_dit_{'large' if name == 'large' else 'small'}.pt"
             (self.checkpoints / f"{name}.pt").symlink_to(source)
         checkpoints.make_dits(self.checkpoints, repository / "examples/export")
+        checkpoints.make_uvit(self.checkpoints, repository / "examples/export")
         if all(map(importlib.util.find_spec, PIPELINES)):
             checkpoints.make_pipelines(self.checkpoints)
         self.skipped: list[str] = []

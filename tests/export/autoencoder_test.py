@@ -393,7 +393,7 @@ must_refuse(scratch / "bad", words=("config.json", "object", "list"))
 (scratch / "bad/config.json").unlink()
 must_refuse(scratch / "bad", words=("bad", "config.json", "got"))
 must_refuse(scratch / "nowhere", words=("nowhere", "must be a folder"))
-must_refuse(plain, words=("must be a folder", "a file"))
+must_refuse(plain, words=("must hold tensors only, got a TorchScript file",))
 
 
 def with_weights(change: object) -> Path:

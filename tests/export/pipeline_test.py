@@ -318,7 +318,7 @@ def must_refuse(*arguments: object, words: tuple[str, ...]) -> None:
 
 
 sd, sd3 = folders / "stable-diffusion-v1-4", folders / "stable-diffusion-3.5-large"
-must_refuse(folders / "nowhere", sd, words=("nowhere: must be a folder, got nothing",))
+must_refuse(folders / "nowhere", sd, words=("nowhere: must be a folder or a file, got nothing",))
 must_refuse(sd, "--weights-in-place", words=("--weights-in-place: must be for a pipeline whose networks", "got StableDiffusion"))
 must_refuse(sd, "--calibrate", 1, words=("--calibrate: must be for a pipeline of StableDiffusion3, DiT, got 1 for StableDiffusion",))
 must_refuse(sd, "--interpolate", words=("--interpolate: must be for a pipeline of DiT, others leave the size open anyway, got StableDiffusion",))

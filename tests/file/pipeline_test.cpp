@@ -189,6 +189,9 @@ TEST_CASE("what no pipeline.txt says is refused, with its line") {
       {"+condition a height depth\n", "must be of numbers, height, width and height/width"},
       {"+condition a 1\ncondition a 2\n", "must be there once for a name"},
       {"+condition a 1 2\nnull a 1\n", "null must be of a condition, got 'a'"},
+      {"+given\n", "line 4: must have a value"},
+      {"+given a b\n", "line 4: must be one name, got 'a b'"},
+      {"+given a\ngiven a\n", "line 5: must be there once for a name, got 'a'"},
       {"+null a 1\n", "null must be of a condition, got 'a'"},
       {"+negative a\tb\n", "must be text without control characters"},
       {"+license \xff\n", "must be UTF-8"},
@@ -375,6 +378,44 @@ TEST_CASE("a pipeline draws what its parts draw by hand") {
   const Decoder decoder = load_decoder((folder / "decoder.pt").string());
   CHECK(drawn.equal(decoder(x)));
   CHECK(drawn.sizes() == at::IntArrayRef({std::int64_t(all.size()), 3, height ? height : 16, 16}));
+}
+
+TEST_CASE("what a pipeline calls given is each request's to bring") {
+  save_files();
+  const std::string start = whole.substr(0, whole.find("condition size_ids"));
+  const std::string text = start + "given size_ids\nshape 4 8 8\nsteps 3\n";
+  const Pipeline pipeline = load_pipeline(with_text(text), {.networks = {.device = at::kCPU}});
+  CHECK(pipeline.info().given == std::vector<std::string>{"size_ids"});
+  const std::vector<std::string> prompts{"a fox", "in the snow"};
+  const auto drawn_with = [&](std::vector<NamedCondition> const& conditions, std::int64_t count = 1) {
+    return pipeline.draw({.prompts = prompts, .count = count, .guidance = 2.0, .conditions = conditions});
+  };
+  // The same as of a pipeline that knows it.
+  const at::Tensor numbers = filled({1, 3}, 7), no_numbers = filled({1, 3}, 2);
+  const Pipeline knows =
+      load_pipeline(with_text(start + "condition size_ids 7 7 7\nnull size_ids 2 2 2\nshape 4 8 8\nsteps 3\n"),
+                    {.networks = {.device = at::kCPU}});
+  const at::Tensor expected = knows.draw({.prompts = prompts, .count = 2, .guidance = 2.0});
+  CHECK(drawn_with({{"size_ids", numbers, no_numbers}}, 2).equal(expected));
+  // A row for each prompt, whose pictures take turns; and both halves of guidance see what has no counterpart.
+  CHECK(drawn_with({{"size_ids", filled({2, 3}, 7), filled({2, 3}, 2)}}, 2).equal(expected));
+  CHECK_FALSE(drawn_with({{"size_ids", numbers}}, 2).equal(expected));
+  const at::Tensor two = filled({2, 3}, 7);
+  two[1].fill_(9);
+  const at::Tensor of_each = drawn_with({{"size_ids", two, no_numbers}}, 2);
+  for (const std::int64_t i : {0, 2}) CHECK(of_each[i].equal(expected[i]));
+  for (const std::int64_t i : {1, 3}) CHECK_FALSE(of_each[i].equal(expected[i]));
+
+  const auto refused = [&](std::vector<NamedCondition> const& conditions) {
+    return message_of<std::invalid_argument>([&] { drawn_with(conditions); });
+  };
+  CHECK_THAT(refused({}), ContainsSubstring("conditions must have 'size_ids' once, got none"));
+  CHECK_THAT(refused({{"size_ids", numbers}, {"size_ids", numbers}}), ContainsSubstring("once, got 2 of it"));
+  CHECK_THAT(refused({{"size_ids", numbers}, {"mask", numbers}}), ContainsSubstring("calls given, got 'mask'"));
+  CHECK_THAT(refused({{"size_ids", filled({3, 3}, 7)}}),
+             ContainsSubstring("must have 1 row or one for each of 2, got 3"));
+  CHECK_THAT(refused({{"size_ids", at::Tensor()}}), ContainsSubstring("one for each of 2, got 0"));
+  CHECK_THAT(refused({{"size_ids", numbers, filled({3, 3}, 7)}}), ContainsSubstring("one for each of 2, got 3"));
 }
 
 TEST_CASE("a ratio that is asked for takes the place of boundaries") {

@@ -17,6 +17,7 @@
 ///     condition NAME VALUES             what else networks take, one row: numbers, height or width of the picture in
 ///                                       pixels, or height/width: "size_ids height width 0 0 height width"
 ///     null NAME VALUES                  the same in the half of guidance without the prompt, where it differs
+///     given NAME                        what each request brings, such as the picture that a ControlNet sees
 ///     decoder, encoder FILE [FINGERPRINT]
 ///     shape SIZES                       of x where networks leave sizes open: "16 128 128"
 ///     profile, steps, guidance          as in the networks' own metadata, which they take the place of; guidance is
@@ -70,6 +71,7 @@ struct PipelineInfo {
   std::vector<TextEncoder> text_encoders = {};
   std::vector<ConditionInfo> filled = {};      ///< see filled_up
   std::vector<SizeCondition> conditions = {};  ///< that the networks take beside what the text encoders give
+  std::vector<std::string> given = {};         ///< names of conditions that requests bring
   std::string decoder = {}, encoder = {};      ///< empty: none
   std::vector<std::int64_t> shape = {};        ///< [C, ...] of x; empty: what the networks state
   std::string profile = {};                    ///< empty, and 0 steps: what the last network recommends
@@ -101,6 +103,7 @@ inline constexpr std::array pipeline_keys = std::to_array<PipelineKey>({
     {"fill", true},
     {"condition", true},
     {"null", true},
+    {"given", true},
     {"decoder"},
     {"encoder"},
     {"shape"},
@@ -198,6 +201,10 @@ class PipelineReader {
       info_.filled.push_back({name, numbers<std::int64_t>(sizes, 1, std::int64_t(1) << 32)});
     } else if (key == "condition" || key == "null") {
       take_condition(key, value);
+    } else if (key == "given") {
+      if (value.find(' ') != std::string::npos) fail("must be one name", value);
+      if (std::count(info_.given.begin(), info_.given.end(), value) > 0) fail("must be there once for a name", value);
+      info_.given.push_back(value);
     } else if (key == "shape") {
       info_.shape = numbers<std::int64_t>(split(value, ' '), 1, std::int64_t(1) << 32);
     } else if (key == "guidance") {
