@@ -94,3 +94,15 @@ TEST_CASE("tensors that are not plain go through tensor operations") {
   weighted_sum(2, leaf, 3, numbers(3, at::kDouble, 2)).sum().backward();
   CHECK(leaf.grad().eq(2).all().item<bool>());
 }
+
+TEST_CASE("the first channels of one image sum to the bits that they have among several") {
+  for (const at::ScalarType type : {at::kFloat, at::kDouble}) {
+    const at::Tensor all = numbers(5 * 6 * 35, type, 1).view({5, 6, 35}),
+                     x = numbers(5 * 3 * 35, type, 2).view({5, 3, 35});
+    const at::Tensor sum = weighted_sum(1.7, x, -0.3, all.narrow(1, 0, 3));
+    for (std::int64_t i = 0; i < 5; ++i) {
+      const at::Tensor alone = weighted_sum(1.7, x.narrow(0, i, 1), -0.3, all.narrow(0, i, 1).narrow(1, 0, 3));
+      CHECK(alone.equal(sum.narrow(0, i, 1)));
+    }
+  }
+}

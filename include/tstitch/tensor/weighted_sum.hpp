@@ -5,6 +5,7 @@
 #include <ATen/core/Tensor.h>
 #include <c10/util/SmallVector.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -53,6 +54,12 @@ template <class Real>
 
 template <class Real>
 at::Tensor sum_on_host(std::span<const Term> terms) {
+  // The first channels of one image lie together, of several they do not; both are summed in the same way.
+  c10::SmallVector<Term, 8> together;
+  if (!std::all_of(terms.begin(), terms.end(), [](Term const& term) { return term.tensor.is_contiguous(); })) {
+    for (Term const& term : terms) together.push_back({term.weight, term.tensor.contiguous(), term.of_sum});
+    terms = {together.data(), together.size()};
+  }
   at::Tensor const& first = terms[0].tensor;
   at::Tensor sum = host_tensor(first.sizes(), first.scalar_type());
   Real* const out = sum.mutable_data_ptr<Real>();
@@ -72,8 +79,7 @@ inline bool plain_on_host(std::span<const Term> terms, at::ScalarType type) {
   if (terms.size() < 2 || (type != at::kFloat && type != at::kDouble)) return false;
   for (Term const& term : terms) {
     at::Tensor const& x = term.tensor;
-    if (!x.is_cpu() || x.scalar_type() != type || !x.is_contiguous() || x.requires_grad() ||
-        x.sizes() != first.sizes()) {
+    if (!x.is_cpu() || x.scalar_type() != type || x.requires_grad() || x.sizes() != first.sizes()) {
       return false;
     }
   }
