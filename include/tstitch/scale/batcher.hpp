@@ -19,6 +19,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -243,7 +244,8 @@ class Batcher {
       const c10::InferenceMode as_usual(false);  // as the batcher's thread is
       const c10::AutoGradMode no_gradients(false);
       const c10::OptionalStreamGuard on_stream(stream_);
-      Trajectory begun = sampler.begin(networks_, request);
+      // What networks would compute ahead for a run is of no use to a call of many.
+      Trajectory const& begun = run->steps.emplace(sampler, request, networks_).trajectory();
       run->images = begun.x.size(0);
       if (run->images > options_.batch_size) {
         detail::refuse("Batcher", "requests must be of at most " + std::to_string(options_.batch_size) + " images",
@@ -252,7 +254,6 @@ class Batcher {
       run->stream = stream_;
       run->samples.seeds = begun.seeds;
       run->progress.steps = begun.count - begun.next;
-      run->steps.emplace(sampler, std::move(begun), networks_);
     }
     run->options = std::move(options);
     {
@@ -622,9 +623,9 @@ class Batcher {
   /// Does not run far ahead of a GPU: who comes next would have to wait for all that was given out.
   void keep_pace() {
     if (!stream_) return;
-    paces_[turns_ % 2]->synchronize();
-    paces_[turns_ % 2]->record(*stream_);
-    ++turns_;
+    c10::Event& pace = *paces_[turns_++ % paces_.size()];
+    pace.synchronize();
+    pace.record(*stream_);
   }
 
   std::vector<Network> networks_;
@@ -641,7 +642,7 @@ class Batcher {
   std::list<Run> active_ = {};
   std::int64_t images_ = 0;
   std::size_t turns_ = 0;
-  std::optional<c10::Event> paces_[2] = {};
+  std::array<std::optional<c10::Event>, 4> paces_ = {};
 
   std::thread thread_;  // the last, for it uses all of them
 };
