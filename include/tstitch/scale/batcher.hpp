@@ -84,6 +84,13 @@ struct BatcherRequestOptions {
   std::function<void(BatcherProgress const&)> on_step = {};
 };
 
+/// What a Batcher has asked of a network.
+struct BatcherCounters {
+  std::uint64_t calls = 0;
+  std::uint64_t images = 0;     ///< that requests asked for
+  std::uint64_t filled_up = 0;  ///< images of the calls, with those that fill them up
+};
+
 namespace detail {
 
 /// A request in a Batcher.
@@ -198,6 +205,7 @@ class Batcher {
     require("most_waiting", std::int64_t(std::min<std::size_t>(options_.most_waiting, 1u << 30)), 1, 1 << 24);
     require("most_images", options_.most_images, 0, 1 << 24);
     require("most_passed_over", options_.most_passed_over, 1, 1 << 24);
+    counters_.resize(networks_.size());
     if (options_.pad_batches) options_.batch_size = (options_.batch_size + 7) / 8 * 8;
     if (options_.most_images == 0) options_.most_images = options_.batch_size * std::int64_t(networks_.size());
     options_.most_images = std::max(options_.most_images, options_.batch_size);
@@ -274,6 +282,12 @@ class Batcher {
       sizes.push_back(filled_up(images));
     }
     return sizes;
+  }
+
+  /// One for each network.
+  std::vector<BatcherCounters> counters() const {
+    const std::lock_guard lock(mutex_);
+    return counters_;
   }
 
   /// Requests that wait for their first step.
@@ -591,6 +605,11 @@ class Batcher {
       first += n;
     }
     for (std::size_t i = 0; i < runs.size(); ++i) runs[i]->steps->answer(std::move(answers[i]));
+    const std::lock_guard lock(mutex_);
+    BatcherCounters& counters = counters_[kind.network];
+    ++counters.calls;
+    counters.images += std::uint64_t(images);
+    counters.filled_up += std::uint64_t(all);
   }
 
   /// Of a run whose images are at points of their own, or that knows its timestep among others that do not.
@@ -637,12 +656,13 @@ class Batcher {
   bool stops_ = false;
   std::uint64_t submitted_ = 0;
   std::deque<Run> waiting_ = {};
+  std::vector<BatcherCounters> counters_ = {};
 
   // Of the batcher's thread alone.
   std::list<Run> active_ = {};
   std::int64_t images_ = 0;
   std::size_t turns_ = 0;
-  std::array<std::optional<c10::Event>, 4> paces_ = {};
+  std::array<std::optional<c10::Event>, 2> paces_ = {};
 
   std::thread thread_;  // the last, for it uses all of them
 };
