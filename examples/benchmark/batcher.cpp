@@ -89,7 +89,8 @@ class Served {
   tstitch::BatcherOptions options(bool padded) const { return {.batch_size = arguments_.batch, .pad_batches = padded}; }
 
   /// Pictures a second where requests always wait.
-  double rate_of_batcher(bool padded) const {
+  /// @param filled becomes the share of the images of calls that were asked for
+  double rate_of_batcher(bool padded, double& filled) const {
     tstitch::Batcher batcher(networks_, options(padded));
     std::deque<tstitch::BatcherTicket> tickets;
     std::uint64_t submitted = 0, ended = 0;
@@ -98,8 +99,9 @@ class Served {
       tickets.pop_front();
       ++ended;
     };
-    const std::size_t waiting = std::size_t(3 * arguments_.batch);
-    for (double begun = 0; begun < 2 * double(waiting); ++begun) {  // until all are at different steps
+    // On a GPU some of them are given out and not drawn yet.
+    const std::size_t waiting = std::size_t(8 * arguments_.batch);
+    for (std::size_t begun = 0; begun < 2 * waiting; ++begun) {  // until they are at different steps
       tickets.push_back(batcher.submit(sampler_, request(submitted++)));
       if (tickets.size() > waiting) end_one();
     }
@@ -110,6 +112,12 @@ class Served {
       end_one();
     }
     const double rate = double(ended) / seconds_since(start);
+    tstitch::BatcherCounters all;
+    for (tstitch::BatcherCounters const& each : batcher.counters()) {
+      all.images += each.images;
+      all.filled_up += each.filled_up;
+    }
+    filled = double(all.images) / double(all.filled_up);
     for (tstitch::BatcherTicket const& ticket : tickets) ticket.cancel();
     return rate;
   }
@@ -214,9 +222,11 @@ int benchmark(Arguments const& arguments) {
   std::printf("batches of %-4lld   %8.3f pictures/s  %.2f times\n", static_cast<long long>(arguments.batch), batch,
               batch / alone);
   for (const bool padded : {false, true}) {
-    const double rate = served.rate_of_batcher(padded);
-    std::printf("batcher%s %8.3f pictures/s  %.2f times one by one, %.2f of the batch\n",
-                padded ? ", padded  " : "           ", rate, rate / alone, rate / batch);
+    double filled = 0;
+    const double rate = served.rate_of_batcher(padded, filled);
+    std::printf(
+        "batcher%s %8.3f pictures/s  %.2f times one by one, %.2f of the batch; %.0f %% of its calls are requests\n",
+        padded ? ", padded  " : "           ", rate, rate / alone, rate / batch, 100 * filled);
     std::fflush(stdout);
   }
   for (const double load : arguments.loads) {

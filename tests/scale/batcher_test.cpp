@@ -149,6 +149,8 @@ TEST_CASE("requests of many threads have the bits that they have alone") {
   CHECK(done == 200);
   CHECK(different == 0);
   CHECK(batcher.waiting() == 0);
+  CHECK(batcher.call_sizes() ==
+        (padded ? std::vector<std::int64_t>{16} : std::vector<std::int64_t>{1, 2, 3, 4, 6, 8, 12, 16}));
 }
 
 TEST_CASE("requests meet in one call, whatever their steps, and calls have few sizes") {
@@ -179,6 +181,10 @@ TEST_CASE("requests meet in one call, whatever their steps, and calls have few s
     CHECK(tickets[0].progress().steps == 7);
     CHECK(tickets[0].progress().done == 7);
     rows = calls->rows;
+    const BatcherCounters counters = batcher.counters()[0];
+    CHECK(counters.calls == 7);
+    CHECK(counters.images == 31);
+    CHECK(counters.filled_up == (padded ? 7 * 8 : 1 + 6 * 6));
   }
   const std::int64_t halves = guided ? 2 : 1;
   REQUIRE(rows.size() == 7);  // 31 evaluations

@@ -32,12 +32,14 @@ struct AskedEvaluation {
 /// once have computed nothing before they ask.
 class AskedSteps {
  public:
-  /// @param networks whose places in the run are taken
-  AskedSteps(AnySampler sampler, Trajectory trajectory, std::vector<Network> const& networks)
-      : sampler_(std::move(sampler)), trajectory_(std::move(trajectory)), desk_(std::make_shared<Desk>()) {
+  /// @param networks whose places in the run are taken; they are told nothing of it
+  /// @throws what `begin` throws
+  AskedSteps(AnySampler sampler, Request const& request, std::vector<Network> const& networks)
+      : sampler_(std::move(sampler)), desk_(std::make_shared<Desk>()) {
     for (std::size_t k = 0; k < networks.size(); ++k) {
       stand_ins_.emplace_back(StandIn{k, desk_}, networks[k].info(), networks[k].device());
     }
+    trajectory_ = sampler_.begin(stand_ins_, request);
   }
 
   Trajectory const& trajectory() const { return trajectory_; }
@@ -86,9 +88,9 @@ class AskedSteps {
   };
 
   AnySampler sampler_;
-  Trajectory trajectory_;
   std::shared_ptr<Desk> desk_;
   std::vector<Network> stand_ins_ = {};
+  Trajectory trajectory_ = {};
 };
 
 }  // namespace tstitch::detail

@@ -19,6 +19,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -81,6 +82,13 @@ struct BatcherRequestOptions {
   int priority = 0;  ///< of two requests the one with more goes first
   /// Is told by the batcher's thread after each step, and is to return at once; what it throws ends its request.
   std::function<void(BatcherProgress const&)> on_step = {};
+};
+
+/// What a Batcher has asked of a network.
+struct BatcherCounters {
+  std::uint64_t calls = 0;
+  std::uint64_t images = 0;     ///< that requests asked for
+  std::uint64_t filled_up = 0;  ///< images of the calls, with those that fill them up
 };
 
 namespace detail {
@@ -197,6 +205,7 @@ class Batcher {
     require("most_waiting", std::int64_t(std::min<std::size_t>(options_.most_waiting, 1u << 30)), 1, 1 << 24);
     require("most_images", options_.most_images, 0, 1 << 24);
     require("most_passed_over", options_.most_passed_over, 1, 1 << 24);
+    counters_.resize(networks_.size());
     if (options_.pad_batches) options_.batch_size = (options_.batch_size + 7) / 8 * 8;
     if (options_.most_images == 0) options_.most_images = options_.batch_size * std::int64_t(networks_.size());
     options_.most_images = std::max(options_.most_images, options_.batch_size);
@@ -243,7 +252,8 @@ class Batcher {
       const c10::InferenceMode as_usual(false);  // as the batcher's thread is
       const c10::AutoGradMode no_gradients(false);
       const c10::OptionalStreamGuard on_stream(stream_);
-      Trajectory begun = sampler.begin(networks_, request);
+      // What networks would compute ahead for a run is of no use to a call of many.
+      Trajectory const& begun = run->steps.emplace(sampler, request, networks_).trajectory();
       run->images = begun.x.size(0);
       if (run->images > options_.batch_size) {
         detail::refuse("Batcher", "requests must be of at most " + std::to_string(options_.batch_size) + " images",
@@ -252,7 +262,6 @@ class Batcher {
       run->stream = stream_;
       run->samples.seeds = begun.seeds;
       run->progress.steps = begun.count - begun.next;
-      run->steps.emplace(sampler, std::move(begun), networks_);
     }
     run->options = std::move(options);
     {
@@ -273,6 +282,12 @@ class Batcher {
       sizes.push_back(filled_up(images));
     }
     return sizes;
+  }
+
+  /// One for each network.
+  std::vector<BatcherCounters> counters() const {
+    const std::lock_guard lock(mutex_);
+    return counters_;
   }
 
   /// Requests that wait for their first step.
@@ -590,6 +605,11 @@ class Batcher {
       first += n;
     }
     for (std::size_t i = 0; i < runs.size(); ++i) runs[i]->steps->answer(std::move(answers[i]));
+    const std::lock_guard lock(mutex_);
+    BatcherCounters& counters = counters_[kind.network];
+    ++counters.calls;
+    counters.images += std::uint64_t(images);
+    counters.filled_up += std::uint64_t(all);
   }
 
   /// Of a run whose images are at points of their own, or that knows its timestep among others that do not.
@@ -622,9 +642,9 @@ class Batcher {
   /// Does not run far ahead of a GPU: who comes next would have to wait for all that was given out.
   void keep_pace() {
     if (!stream_) return;
-    paces_[turns_ % 2]->synchronize();
-    paces_[turns_ % 2]->record(*stream_);
-    ++turns_;
+    c10::Event& pace = *paces_[turns_++ % paces_.size()];
+    pace.synchronize();
+    pace.record(*stream_);
   }
 
   std::vector<Network> networks_;
@@ -636,12 +656,13 @@ class Batcher {
   bool stops_ = false;
   std::uint64_t submitted_ = 0;
   std::deque<Run> waiting_ = {};
+  std::vector<BatcherCounters> counters_ = {};
 
   // Of the batcher's thread alone.
   std::list<Run> active_ = {};
   std::int64_t images_ = 0;
   std::size_t turns_ = 0;
-  std::optional<c10::Event> paces_[2] = {};
+  std::array<std::optional<c10::Event>, 2> paces_ = {};
 
   std::thread thread_;  // the last, for it uses all of them
 };
