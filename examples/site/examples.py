@@ -15,6 +15,10 @@ from pathlib import Path
 SEEN_WITH = {
     "DiT": "DiTOptions",
     "MMDiT": "DiTOptions",
+    "BatcherFull": "Batcher",
+    "BatcherOptions": "Batcher",
+    "BatcherProgress": "BatcherTicket",
+    "BatcherRequestOptions": "Batcher",
     }
 # Classes without an example, with the reason.
 WITHOUT = {
