@@ -369,6 +369,12 @@ inline void take_recommended(Arguments& arguments, tstitch::NetworkInfo const& i
     taken += " --steps " + std::to_string(info.steps);
   }
   if (!taken.empty()) notes.push_back(in_quotes(info.name) + " recommends" + taken + ", which is taken");
+  if (arguments.pipeline.empty() || !arguments.profile.empty()) return;
+  // As tstitch::Pipeline draws where nobody says how.
+  arguments.profile = "recommended";
+  if (!arguments.steps_given && arguments.parts.steps == 0 && info.steps == 0) arguments.steps = 20;
+  notes.push_back("--pipeline: " + in_quotes(arguments.pipeline) + " says no profile; draws with --profile recommended" +
+                  " --steps " + std::to_string(arguments.steps));
 }
 
 /// @throws std::invalid_argument where no network that takes a condition of this name takes one of this shape
