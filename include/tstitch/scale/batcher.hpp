@@ -350,9 +350,13 @@ class Batcher {
         }
         begun = admit();
       }
-      for (Run const& run : begun) go_on(run);
-      drop_cancelled();
-      if (!active_.empty()) turn();
+      try {
+        for (Run const& run : begun) go_on(run);
+        drop_cancelled();
+        if (!active_.empty()) turn();
+      } catch (...) {  // of no one's evaluation, such as a GPU that is gone
+        while (!active_.empty()) fail(Run(active_.front()), std::current_exception());
+      }
     }
   }
 
@@ -438,26 +442,35 @@ class Batcher {
   void end(Run const& run, State state) {
     {
       const std::lock_guard own(run->mutex);
-      Trajectory const& trajectory = run->steps->trajectory();
-      const bool finished = state == State::finished;
-      run->samples.finished = finished;
-      run->samples.finished_images = finished ? run->images : 0;
-      run->samples.images = finished ? trajectory.x : trajectory.x_0;
-      if (!run->samples.images.defined()) run->samples.images = trajectory.x.narrow(0, 0, 0);
-      if (finished) {
-        run->finite = trajectory.x.isfinite().all();
-        if (run->before.defined()) run->finite = run->finite.logical_and(run->before.isfinite().all());
+      try {
+        hand_over(*run, state == State::finished);
+      } catch (...) {
+        if (!run->error) run->error = std::current_exception();
+        state = State::failed;
       }
-      if (stream_) {
-        run->drawn.emplace(stream_->device_type());
-        run->drawn->record(*stream_);
-      }
-      run->samples.seeds.resize(std::size_t(run->samples.images.size(0)));
       run->progress.state = state;
       run->before.reset();
       run->steps.reset();  // also the last reference to the batch that it was in
     }
     run->changed.notify_all();
+  }
+
+  /// What there is of a run when it ends.
+  void hand_over(detail::BatcherRun& run, bool finished) const {
+    Trajectory const& trajectory = run.steps->trajectory();
+    run.samples.finished = finished;
+    run.samples.finished_images = finished ? run.images : 0;
+    run.samples.images = finished ? trajectory.x : trajectory.x_0;
+    if (!run.samples.images.defined()) run.samples.images = trajectory.x.narrow(0, 0, 0);
+    run.samples.seeds.resize(std::size_t(run.samples.images.size(0)));
+    if (finished) {
+      run.finite = trajectory.x.isfinite().all();
+      if (run.before.defined()) run.finite = run.finite.logical_and(run.before.isfinite().all());
+    }
+    if (stream_) {
+      run.drawn.emplace(stream_->device_type());
+      run.drawn->record(*stream_);
+    }
   }
 
   Kind kind_of(detail::BatcherRun const& run) const {
