@@ -86,7 +86,9 @@ class Served {
     return double(drawn) / seconds_since(start);
   }
 
-  tstitch::BatcherOptions options(bool padded) const { return {.batch_size = arguments_.batch, .pad_batches = padded}; }
+  tstitch::BatcherOptions options(bool padded) const {
+    return {.batch_size = arguments_.batch, .pad_batches = padded, .most_waiting = 1u << 20};
+  }
 
   /// Pictures a second where requests always wait.
   /// @param filled becomes the share of the images of calls that were asked for

@@ -252,9 +252,7 @@ inline Network load_network(std::string const& path, LoadOptions const& options 
 /// The networks of one run, in the order of use, loaded at the same time; what does not fit together is refused before
 /// any weights are read.
 /// @param options for all, or for each
-/// @param others what else is to be done at the same time, each in a thread, such as loading a decoder; it must not
-/// make
-///        a GPU wait for all its work
+/// @param others what else is to be done at the same time, each in a thread, such as loading a decoder
 /// @throws std::invalid_argument for another number of options; as load_network does; what `others` throw
 inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
                                           std::vector<LoadOptions> const& options,
@@ -278,9 +276,9 @@ inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
   }
   bridge(stated);
   require_compatible(stated);
-  if (paths.empty()) return {};
+  if (paths.empty() && others.empty()) return {};
   std::vector<std::optional<Network>> plain(paths.size());
-  at_once(of(0).device, paths.size() + others.size(), [&](std::size_t k) {
+  at_once(options.empty() ? at::Device(at::kCPU) : options[0].device, paths.size() + others.size(), [&](std::size_t k) {
     if (k < paths.size()) {
       plain[k].emplace(detail::load_plain(paths[k], of(k)));
     } else {

@@ -2,6 +2,8 @@
 #include <tstitch/file/stored_module.hpp>
 #include <tstitch/file/torchscript.hpp>
 
+#include <ATen/ops/quantize_per_channel.h>
+
 #include <cstddef>
 #include <fstream>
 #include <memory>
@@ -115,4 +117,19 @@ TEST_CASE("a damaged tensor of a stored module is named when it is read") {
   };
   must_refuse([&] { whole.onto(at::kCPU, whole.module().attr("list").toTensorVector()[2]); });
   must_refuse([&] { whole.read_all(); });
+}
+
+TEST_CASE("a stored module has the scales of quantized tensors, which torch reads at once") {
+  torch::jit::Module module("quantized");
+  const at::Tensor real = numbers(600, -0.3).view({20, 30});
+  const at::Tensor scales = numbers(20, 0.01, at::kDouble), zeros = numbers(20, 0, at::kLong);
+  module.register_buffer("weight", at::quantize_per_channel(real, scales, zeros, 0, at::kQInt8));
+  module.register_buffer("plain", numbers(5000, 1));
+  module.define("def forward(self, x, t):\n  return x\n");
+  detail::StoredModule whole = stored(saved_in_places("quantized.pt", module));
+  whole.read_all();
+  const at::Tensor weight = whole.module().attr("weight").toTensor();
+  CHECK(weight.q_per_channel_scales().equal(scales));
+  CHECK(weight.dequantize().equal(module.attr("weight").toTensor().dequantize()));
+  CHECK(whole.module().attr("plain").toTensor().equal(numbers(5000, 1)));
 }

@@ -243,6 +243,37 @@ TEST_CASE("what waits for long goes first, whatever comes after it") {
   flood.join();
 }
 
+TEST_CASE("of those who wait for long the one who has waited longest goes first") {
+  const auto calls = std::make_shared<Calls>();
+  // Texts of other sizes cannot be in one call. The last has one image, the others more.
+  NetworkInfo info = network(0.5, calls).info();
+  info.conditions = {{.name = "text", .shape = {0}}};
+  const Network open(
+      [](at::Tensor const& x, at::Tensor const&, Condition const& condition) {
+        return x.mul(0.3).add(condition.at("text").sum(1).mul(0.01).view({-1, 1, 1, 1}));
+      },
+      info);
+  Batcher batcher({open}, {.batch_size = 4, .most_images = 64, .most_passed_over = 2});
+  const AnySampler sampler = DDIM{NoiseSchedule::linear(), SingleNetwork{}, {.steps = 60}};
+  const AnySampler short_sampler = DDIM{NoiseSchedule::linear(), SingleNetwork{}, {.steps = 2}};
+  const auto request = [](std::int64_t images, std::int64_t size) {
+    Request wanted;
+    wanted.labels.assign(std::size_t(images), 1);
+    wanted.conditions.push_back({"text", detail::host_tensor({1, size}, at::kFloat).fill_(1)});
+    return wanted;
+  };
+  std::vector<BatcherTicket> many;
+  for (int round = 0; round < 2; ++round) {
+    for (std::int64_t size = 2; size < 9; ++size) many.push_back(batcher.submit(sampler, request(4, size)));
+  }
+  const BatcherTicket one = batcher.submit(short_sampler, request(1, 1));
+  CHECK(one.wait().finished);
+  int ended = 0;
+  for (BatcherTicket const& ticket : many) ended += ticket.progress().state == BatcherProgress::State::finished;
+  CHECK(ended == 0);
+  for (BatcherTicket const& ticket : many) CHECK(ticket.wait().finished);
+}
+
 TEST_CASE("a cancelled request makes room before the next step, and others go on") {
   const auto calls = std::make_shared<Calls>();
   const std::vector<Network> networks{network(0.5, calls, 2)};
@@ -323,6 +354,9 @@ TEST_CASE("a batcher refuses what it cannot do, at once") {
       DDIM{NoiseSchedule::linear(), SingleNetwork{}, {.steps = 5, .forecast = ForecastEvery{}}};
   CHECK_THAT(refusal([&] { batcher.submit(forecasting, request); }),
              ContainsSubstring("tstitch::Batcher: samplers must forecast no steps, got '"));
+  const AnySampler adaptive = AdaptiveDPMSolver{NoiseSchedule::linear(), SingleNetwork{}, {.steps = 1}};
+  CHECK_THAT(refusal([&] { batcher.submit(adaptive, request); }),
+             ContainsSubstring("tstitch::Batcher: update rules must say how often they evaluate in a step, got '"));
   Request other = request;
   other.gradient.log_density = [](at::Tensor const& x, at::Tensor const&, Condition const&) {
     return x.flatten(1).sum(1);

@@ -20,10 +20,10 @@
 
 namespace tstitch {
 
-/// Does something for several networks at once: one in this thread, each other in one of its own, which has this one's
+/// Does several things at once, such as loading networks: one in this thread, each other in one of its own, which has this one's
 /// modes and, on a GPU, its stream, so that what comes after may use what they queued.
-/// @param count of networks
-/// @param action takes the index of a network
+/// @param count of things
+/// @param action takes the index of one
 /// @returns what it returned for each, in order
 /// @throws the first exception in order, when all have ended
 template <class Action>

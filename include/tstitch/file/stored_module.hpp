@@ -9,6 +9,8 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/csrc/jit/serialization/import.h>
 
+#include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <map>
@@ -31,13 +33,20 @@ class StoredModule {
   /// @throws c10::Error, and what torch throws
   explicit StoredModule(std::shared_ptr<Archive> archive) : archive_(std::move(archive)) {
     TORCH_CHECK(!archive_->has("model.json"), "an archive of torch before 1.2");
-    bool runs_code = false;
+    // What torch reads while it loads must be there: tensors that code or its own classes are restored from, and
+    // scales that become a part of a quantized tensor.
+    const auto is_read = [](std::string const& text) {
+      constexpr std::array readers{"__setstate__", "__torch__.torch.classes", "_rebuild_qtensor"};
+      return std::any_of(readers.begin(), readers.end(),
+                         [&](char const* reader) { return text.find(reader) != std::string::npos; });
+    };
+    bool reads_now = archive_->has("data.pkl") && is_read(archive_->text("data.pkl"));
     for (auto const& [name, record] : archive_->records()) {
       const bool code = name.starts_with("code/");
       if (Archive::in_lower_case(name).ends_with(".py")) {
         const std::string text = archive_->text(name);
         const CodeDepth checked(text);
-        runs_code = runs_code || text.find("__setstate__") != std::string::npos;
+        reads_now = reads_now || is_read(text);
       }
       // Torch inflates without a look at checksums.
       TORCH_CHECK(!record.compressed || code || name.starts_with("extra/"), "a compressed entry ", quoted(name));
@@ -46,7 +55,7 @@ class StoredModule {
                 "constants.pkl holds no tuple");
     TORCH_CHECK(Pickle(*archive_, "data", /*classes=*/true).root().kind == Pickle::Kind::object,
                 "data.pkl holds no module");
-    const auto reader = std::make_shared<Reader>(archive_, /*postpones=*/!runs_code);
+    const auto reader = std::make_shared<Reader>(archive_, /*postpones=*/!reads_now);
     module_ = torch::jit::load(reader, at::kCPU, /*load_debug_files=*/false);
     keep(reader->postponed());
   }
@@ -58,13 +67,15 @@ class StoredModule {
   at::Tensor onto(at::Device device, at::Tensor const& tensor) {
     const auto found = left_.find(tensor.unsafeGetTensorImpl());
     if (found == left_.end()) return tensor.to(device);
-    if (device.is_cpu() || tensor.is_quantized() || tensor.is_conj() || tensor.is_neg()) {
+    // Of a view the GPU is to have its own elements alone.
+    const bool whole = tensor.nbytes() == tensor.storage().nbytes();
+    if (device.is_cpu() || !whole || tensor.is_conj() || tensor.is_neg()) {
       read(found->second);
       left_.erase(found);
       return tensor.to(device);
     }
     return archive_->onto(device, *found->second.record)
-        .narrow(0, 0, std::int64_t(tensor.storage().nbytes()))
+        .narrow(0, 0, std::int64_t(tensor.nbytes()))
         .view(tensor.scalar_type())
         .as_strided(tensor.sizes(), tensor.strides(), tensor.storage_offset());
   }
@@ -115,7 +126,7 @@ class StoredModule {
     mutable Postponed postponed_ = {};
   };
 
-  /// Finds the tensors of the module that have no numbers. What is not found, torch has thrown away.
+  /// Finds the tensors of the module that have no numbers. What else torch made of the file has none of theirs.
   void keep(Postponed const& postponed) {
     if (postponed.empty()) return;
     std::set<void const*> seen;
@@ -136,7 +147,8 @@ class StoredModule {
   void read(Kept const& kept) const {
     // Not by the tensor, which would count it as a change.
     void* const memory = kept.tensor.storage().unsafeGetStorageImpl()->mutable_data();
-    archive_->read(kept.record->begin, memory, std::size_t(kept.record->size));
+    TORCH_CHECK(archive_->read(kept.record->begin, memory, std::size_t(kept.record->size)) == kept.record->size,
+                "entry ", quoted(archive_->name_of(*kept.record)), " of the archive ends early");
   }
 
   std::shared_ptr<Archive> archive_;

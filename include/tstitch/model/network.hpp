@@ -77,8 +77,7 @@ class Network {
   ///   bool repeats_x
   ///       true: x may have half of the rows of the condition, [n / 2, C, ...], which come twice
   ///   bool settles_at_once
-  ///       true: the second call of a shape is like all later ones, because nothing is compiled while others run; then
-  ///       it is warmed up, and captured, after one
+  ///       true: the first call of a shape does all that is done once, compiling and choosing; one call warms it up
   ///   bool forecasts
   ///       true: does what Evaluation::forecast says, as SplitNetwork does (model/split_network.hpp)
   ///   void prepare(std::span<const double> timesteps, Condition const&) const

@@ -38,11 +38,13 @@
 #include <utility>
 #include <vector>
 
+#include "../base/diagnostics.hpp"
 #include "../base/error.hpp"
 #include "../model/denoiser.hpp"
 #include "../sampler/any_sampler.hpp"
 #include "../sampler/request.hpp"
 #include "../tensor/host_tensor.hpp"
+#include "../tensor/torch_error.hpp"
 #include "asked_step.hpp"
 
 namespace tstitch {
@@ -55,12 +57,14 @@ struct BatcherOptions {
   /// 2, 3, 4, 6, 8, 12, 16, 24, 32 ... images, which is faster where there are few, and the bits depend on how many
   /// there are.
   bool pad_batches = false;
-  /// Requests that wait for their first step, at least 1; more are refused.
+  /// Requests that wait for their first step, at least 1; more are refused. Each has its x and its conditions on the
+  /// networks' device.
   std::size_t most_waiting = 1024;
   /// Images that are being drawn at the same time; 0: batch_size for each network, so that one of them always has a
   /// full batch to do.
   std::int64_t most_images = 0;
-  /// After how many calls that went to others a request goes first, whatever its priority; at least 1.
+  /// After how many calls that went to others a request goes first, whatever its priority, and while it waits, after
+  /// how many later ones that began; at least 1.
   int most_passed_over = 16;
 };
 
@@ -80,7 +84,8 @@ struct BatcherProgress {
 
 struct BatcherRequestOptions {
   int priority = 0;  ///< of two requests the one with more goes first
-  /// Is told by the batcher's thread after each step, and is to return at once; what it throws ends its request.
+  /// Is told by the batcher's thread after each step, and is to return at once, without waiting for a ticket; what it
+  /// throws ends its request.
   std::function<void(BatcherProgress const&)> on_step = {};
 };
 
@@ -147,7 +152,7 @@ class BatcherTicket {
   /// Leaves the request where it is; its place is free before the next step.
   void cancel() const { run_->cancelled = true; }
 
-  /// Whether it has ended before this time is over.
+  /// Whether all its steps are given out before this time is over; a GPU may still be drawing.
   template <class Rep, class Period>
   bool wait_for(std::chrono::duration<Rep, Period> const& time) const {
     std::unique_lock lock(run_->mutex);
@@ -158,10 +163,17 @@ class BatcherTicket {
   /// @returns what `sample` would; of one that was cancelled the newest prediction, if there was one, and not finished
   /// @throws what stopped it: std::runtime_error for values that are not finite, what networks and rules throw
   Samples wait() const {
-    std::unique_lock lock(run_->mutex);
-    run_->changed.wait(lock, [&] { return run_->ended(); });
+    {
+      std::unique_lock lock(run_->mutex);
+      run_->changed.wait(lock, [&] { return run_->ended(); });
+    }
+    // Nothing of it changes any more.
     if (run_->error) std::rethrow_exception(run_->error);
     if (run_->drawn) run_->drawn->synchronize();
+    if (run_->stream) {
+      const at::Device device = run_->samples.images.device();
+      run_->samples.images.record_stream(c10::impl::VirtualGuardImpl(device.type()).getStream(device));
+    }
     if (run_->finite.defined()) {
       const at::Device device = run_->finite.device();
       // On a stream of its own this waits for nothing else.
@@ -185,7 +197,8 @@ class BatcherTicket {
 ///
 /// In each turn one network is asked once, for as many images as wait for it, and each run then goes on by its own
 /// plan. Rules that evaluate more than once in a step are asked more than once. Not for forecasts of steps and for
-/// guidance by gradients, whose evaluations are no calls of the network alone.
+/// guidance by gradients, whose evaluations are no calls of the network alone, and for AdaptiveDPMSolver, which looks
+/// at values. Networks are asked as outside of a run: Evaluation::step and memory are null.
 class Batcher {
  public:
   /// @param networks as for `sample`, in the order of use
@@ -234,23 +247,25 @@ class Batcher {
   /// Takes a request. Any thread may, at any time.
   /// @param request of at most batch_size images; its own batch_size and pad_batches mean nothing here
   /// @throws BatcherFull where most_waiting requests wait
-  /// @throws std::invalid_argument for what `begin` refuses, for more images, for forecasts of steps and gradients
+  /// @throws std::invalid_argument for what `begin` refuses, for more images, forecasts of steps, gradients, and update
+  /// rules that do not say how often they evaluate; std::runtime_error for what else `begin` throws
   BatcherTicket submit(AnySampler const& sampler, Request const& request, BatcherRequestOptions options = {}) {
     if (sampler.options().forecast) {
       detail::refuse("Batcher", "samplers must forecast no steps", detail::in_quotes(sampler.plan().sampler));
     }
-    if (request.gradient) detail::refuse("Batcher", "requests must have no gradient guidance", "one with");
-    if (std::max<std::int64_t>({request.count, std::int64_t(request.labels.size()),
-                                std::int64_t(request.seeds.size())}) > options_.batch_size) {
-      detail::refuse("Batcher", "requests must be of at most " + std::to_string(options_.batch_size) + " images",
-                     std::to_string(std::max<std::int64_t>(
-                         {request.count, std::int64_t(request.labels.size()), std::int64_t(request.seeds.size())})));
+    if (sampler.rule().view().long_steps) {
+      detail::refuse("Batcher", "update rules must say how often they evaluate in a step",
+                     detail::in_quotes(sampler.plan().sampler));
     }
+    if (request.gradient) detail::refuse("Batcher", "requests must have no gradient guidance", "one with");
+    require_few(std::max<std::int64_t>(
+        {request.count, std::int64_t(request.labels.size()), std::int64_t(request.seeds.size())}));
     require_room();
     const auto run = std::make_shared<detail::BatcherRun>();
     {
       const c10::InferenceMode as_usual(false);  // as the batcher's thread is
       const c10::AutoGradMode no_gradients(false);
+      wait_for_caller(request);
       const c10::OptionalStreamGuard on_stream(stream_);
       // What networks would compute ahead for a run is of no use to a call of many.
       Trajectory const& begun = run->steps.emplace(sampler, request, networks_).trajectory();
@@ -321,6 +336,27 @@ class Batcher {
 
   at::Device device() const { return networks_[0].device(); }
 
+  void require_few(std::int64_t images) const {
+    if (images <= options_.batch_size) return;
+    detail::refuse("Batcher", "requests must be of at most " + std::to_string(options_.batch_size) + " images",
+                   std::to_string(images));
+  }
+
+  /// A caller's stream may still be writing what the request holds, and free it before it is read.
+  void wait_for_caller(Request const& request) const {
+    if (!stream_) return;
+    const c10::Stream own = c10::impl::VirtualGuardImpl(stream_->device_type()).getStream(device());
+    if (own == *stream_) return;
+    c10::Event written(stream_->device_type());
+    written.record(own);
+    written.block(*stream_);
+    std::vector<at::Tensor> all{request.initial_noise, request.initial_image, request.mask};
+    for (NamedCondition const& each : request.conditions) all.insert(all.end(), {each.value, each.null});
+    for (at::Tensor const& each : all) {
+      if (each.defined() && each.is_cuda()) each.record_stream(*stream_);
+    }
+  }
+
   void require_room() const {
     const std::lock_guard lock(mutex_);
     require_room_locked();
@@ -350,9 +386,13 @@ class Batcher {
         }
         begun = admit();
       }
-      for (Run const& run : begun) go_on(run);
-      drop_cancelled();
-      if (!active_.empty()) turn();
+      try {
+        for (Run const& run : begun) go_on(run);
+        drop_cancelled();
+        if (!active_.empty()) turn();
+      } catch (...) {  // of no one's evaluation, such as a GPU that is gone
+        while (!active_.empty()) fail(Run(active_.front()), std::current_exception());
+      }
     }
   }
 
@@ -368,6 +408,11 @@ class Batcher {
   /// Those that begin, because there is room for them. With the lock.
   std::vector<Run> admit() {
     std::vector<Run> begun;
+    std::erase_if(waiting_, [&](Run const& run) {
+      if (!run->cancelled) return false;
+      end(run, State::cancelled);
+      return true;
+    });
     std::stable_sort(waiting_.begin(), waiting_.end(), [&](Run const& a, Run const& b) { return before(a, b); });
     while (!waiting_.empty()) {
       const Run run = waiting_.front();
@@ -390,12 +435,6 @@ class Batcher {
       ++each;
       if (run->cancelled && !run->ended()) leave(run, State::cancelled);
     }
-    const std::lock_guard lock(mutex_);
-    std::erase_if(waiting_, [&](Run const& run) {
-      if (!run->cancelled) return false;
-      end(run, State::cancelled);
-      return true;
-    });
   }
 
   /// Takes a run to the next evaluation that it asks for, or to its end.
@@ -436,28 +475,40 @@ class Batcher {
   }
 
   void end(Run const& run, State state) {
+    std::optional<detail::AskedSteps> steps;  // what is a program's own in them ends without the lock
+    std::function<void(BatcherProgress const&)> on_step;
     {
       const std::lock_guard own(run->mutex);
-      Trajectory const& trajectory = run->steps->trajectory();
-      const bool finished = state == State::finished;
-      run->samples.finished = finished;
-      run->samples.finished_images = finished ? run->images : 0;
-      run->samples.images = finished ? trajectory.x : trajectory.x_0;
-      if (!run->samples.images.defined()) run->samples.images = trajectory.x.narrow(0, 0, 0);
-      if (finished) {
-        run->finite = trajectory.x.isfinite().all();
-        if (run->before.defined()) run->finite = run->finite.logical_and(run->before.isfinite().all());
+      try {
+        hand_over(*run, state == State::finished);
+      } catch (...) {
+        if (!run->error) run->error = std::current_exception();
+        state = State::failed;
       }
-      if (stream_) {
-        run->drawn.emplace(stream_->device_type());
-        run->drawn->record(*stream_);
-      }
-      run->samples.seeds.resize(std::size_t(run->samples.images.size(0)));
       run->progress.state = state;
       run->before.reset();
-      run->steps.reset();  // also the last reference to the batch that it was in
+      steps.swap(run->steps);
+      on_step.swap(run->options.on_step);
     }
     run->changed.notify_all();
+  }
+
+  /// What there is of a run when it ends.
+  void hand_over(detail::BatcherRun& run, bool finished) const {
+    Trajectory const& trajectory = run.steps->trajectory();
+    run.samples.finished = finished;
+    run.samples.finished_images = finished ? run.images : 0;
+    run.samples.images = finished ? trajectory.x : trajectory.x_0;
+    if (!run.samples.images.defined()) run.samples.images = trajectory.x.narrow(0, 0, 0);
+    run.samples.seeds.resize(std::size_t(run.samples.images.size(0)));
+    if (finished) {
+      run.finite = trajectory.x.isfinite().all();
+      if (run.before.defined()) run.finite = run.finite.logical_and(run.before.isfinite().all());
+    }
+    if (stream_) {
+      run.drawn.emplace(stream_->device_type());
+      run.drawn->record(*stream_);
+    }
   }
 
   Kind kind_of(detail::BatcherRun const& run) const {
@@ -513,6 +564,7 @@ class Batcher {
       const bool a_late = a.passed_over >= options_.most_passed_over,
                  b_late = b.passed_over >= options_.most_passed_over;
       if (a_late != b_late) return b_late;
+      if (a_late && a.passed_over != b.passed_over) return a.passed_over < b.passed_over;
       const std::int64_t of_a = std::min(a.images, options_.batch_size), of_b = std::min(b.images, options_.batch_size);
       return of_a != of_b ? of_a < of_b : a.passed_over < b.passed_over;
     };
@@ -534,6 +586,15 @@ class Batcher {
       answer(kind, runs);
     } catch (...) {
       if (runs.size() == 1) return fail(runs[0], std::current_exception());
+      std::string why = "an exception of no known type";
+      try {
+        throw;
+      } catch (std::exception const& error) {
+        why = detail::reason(error);
+      } catch (...) {}
+      detail::diagnose("Batcher", "asks '" + detail::printable(networks_[kind.network].info().name) + "' for each of " +
+                                      std::to_string(runs.size()) +
+                                      " requests by itself, because it failed for all: " + why);
       for (Run const& run : runs) evaluate(kind, {run});
     }
   }
