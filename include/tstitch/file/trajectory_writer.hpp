@@ -16,10 +16,10 @@
 #include "../base/error.hpp"
 #include "../model/class_mixture.hpp"
 #include "../model/feature_memory.hpp"
-#include "../peer/torch_noise.hpp"
 #include "../sampler/state_members.hpp"
 #include "../sampler/trajectory.hpp"
 #include "../tensor/host_tensor.hpp"
+#include "../tensor/torch_noise.hpp"
 #include "pickle_writer.hpp"
 #include "trajectory_facts.hpp"
 
