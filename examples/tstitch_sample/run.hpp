@@ -185,7 +185,7 @@ inline bool sample_batches(Job const& job, std::vector<tstitch::Network> const& 
       if (count == job.arguments.batch) batch_seconds.push_back(seconds_since(start));
     }
     sampled += count;
-    saved.sampled(samples.images, first);
+    saved.sampled(samples.images, first, pictures.written());
     take(samples.images);
   }
   return sampled == job.images();

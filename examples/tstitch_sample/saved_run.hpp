@@ -108,8 +108,11 @@ class SavedRun {
   }
 
   /// Takes what was sampled, in case that it is not on the disk when the run is saved.
-  void sampled(at::Tensor const& images, std::int64_t first) {
-    if (wanted()) kept_.push_back({first, images});
+  /// @param written how many of the first pictures are files of --output
+  void sampled(at::Tensor const& images, std::int64_t first, std::int64_t written) {
+    if (!wanted()) return;
+    forget(written);
+    kept_.push_back({first, goes_into_one_file() ? images.cpu() : images});
   }
 
   /// Whether the run is to be saved as it is now.
@@ -126,13 +129,9 @@ class SavedRun {
   /// @param written how many of the first pictures are files of --output
   void save(tstitch::AnySampler const& sampler, tstitch::Trajectory const& run, std::int64_t first, std::int64_t count,
             std::int64_t written) {
-    Arguments const& a = job_.arguments;
-    // What goes into one file in the end is kept until then.
-    if (a.output.empty() || !a.grid.empty() || !a.latents.empty() || !a.animation.empty()) written = 0;
-    std::erase_if(kept_, [&](Kept const& each) { return each.first + each.images.size(0) <= written; });
-    if (!kept_.empty()) written = kept_[0].first;
-    if (kept_.empty()) written = first;
-    if (written > saved_written_) tstitch::sync_disk(a.output);
+    forget(written);
+    written = kept_.empty() ? first : kept_[0].first;
+    if (written > saved_written_) tstitch::sync_disk(job_.arguments.output);
     saved_written_ = written;
     tstitch::TrajectoryNotes notes;
     notes.text = text_of(Json{{"begun_with", begun_with_}, {"first", first}, {"written", written}});
@@ -159,6 +158,18 @@ class SavedRun {
     std::int64_t first;
     at::Tensor images;  ///< x_0 of the pictures from it on
   };
+
+  /// Such pictures are kept until the end.
+  bool goes_into_one_file() const {
+    Arguments const& a = job_.arguments;
+    return a.output.empty() || !a.grid.empty() || !a.latents.empty() || !a.animation.empty();
+  }
+
+  /// What is on the disk.
+  void forget(std::int64_t written) {
+    if (goes_into_one_file()) return;
+    std::erase_if(kept_, [&](Kept const& each) { return each.first + each.images.size(0) <= written; });
+  }
 
   /// @throws std::invalid_argument naming the first that differs
   void require_same(Json const& of_run) const {
