@@ -283,7 +283,7 @@ class TrajectoryReader {
     const std::string kind = text(dict, "kind");
     if (kind == "philox") return tstitch::noise;
     if (kind == "torch") {
-      return TorchNoise(fingerprint(dict, "seed"), {.rows_per_image = whole(dict, "rows_per_image", 1, 1 << 20),
+      return TorchNoise(fingerprint(dict, "seed"), {.rows_per_image = whole(dict, "rows_per_image", 1, 16),
                                                     .initial_first = boolean(dict, "initial_first")});
     }
     require(kind == "own", "noise of the kind '" + printable(kind) + "'");
