@@ -135,6 +135,7 @@ def tries():
                 os.remove(part)
             found = files_in(folder)
             assert found == expected, (name, attempt, [each for each in expected if found.get(each) != expected[each]])
+        print(f"{name}: goes on to the same bits, {stopped} runs were stopped so far", flush=True)
     assert stopped >= 12, stopped
     return stopped
 
