@@ -1,6 +1,8 @@
 // What the pages of docs/ show, one function for each, with the bundled pair: recipes small.pt large.pt
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/zeros.h>
+#include <tstitch/file/fingerprint.hpp>
+#include <tstitch/file/trajectory_file.hpp>
 #include <tstitch/load.hpp>
 #include <tstitch/method/ddim.hpp>
 #include <tstitch/method/dpm_solver.hpp>
@@ -159,6 +161,22 @@ void take_apart(Networks const& networks) {
   std::cout << "taken apart: the same " << run.x.equal(whole) << ", the fork differs " << !fork.x.equal(whole) << "\n";
 }
 
+void go_on(Networks const& networks, std::vector<std::string> const& files) {
+  // A run that was stopped goes on from its file, in another process, too, to the bits that it would have had.
+  const tstitch::DPMSolver sampler{networks[0].noise_schedule(), tstitch::Stitch{.ratio = 0.5}, {.steps = 4}};
+  std::vector<std::string> fingerprints;  // another network is refused
+  for (std::string const& file : files) fingerprints.push_back(tstitch::fingerprint_text(file));
+  tstitch::Trajectory run = sampler.begin(networks, {.labels = {3}, .seed = 7});
+  while (run.next < 3) sampler.advance(networks, run);
+  tstitch::save_trajectory("horse.run", sampler, run, fingerprints, tstitch::TrajectoryNotes{.text = "a horse"});
+
+  const tstitch::TrajectoryFile file("horse.run");
+  const tstitch::GoOnWith with{.fingerprints = fingerprints};
+  const tstitch::Samples samples = sampler.finish(networks, file.trajectory(sampler, networks, with));
+  std::cout << file.notes().text << " after " << file.next() << " of " << file.count() << " steps: the same "
+            << samples.images.equal(sampler.finish(networks, run).images) << "\n";
+}
+
 void watch(Networks const& networks) {
   // An observer sees every step, and may end the run. What exists then is returned.
   const tstitch::DDIM sampler{networks[0].noise_schedule(), tstitch::Stitch{.ratio = 0.5}, {.steps = 4}};
@@ -228,6 +246,7 @@ int main(int argc, char** argv) try {
   editing(networks);
   many_pictures(networks);
   take_apart(networks);
+  go_on(networks, {argv[1], argv[2]});
   watch(networks);
   errors(networks);
   presets(networks);

@@ -105,6 +105,9 @@ struct Arguments {
   int scale = 0;  ///< 0: by the width of the pictures
   std::string preview = "none";
   std::string report;
+  std::string save_run;         ///< file of the run, so that it can go on
+  std::int64_t save_every = 0;  ///< steps; 0: when it is stopped
+  std::string resume;           ///< such a file, with which to go on
   bool plan = false;
   bool quiet = false;
 };

@@ -86,6 +86,7 @@ struct CommandLine {
               *prompt_cache = nullptr;
   CLI::Option *init_image = nullptr, *strength = nullptr, *mask = nullptr, *invert = nullptr, *initial_noise = nullptr;
   CLI::Option *interpolate = nullptr, *variations = nullptr, *variation_strength = nullptr;
+  CLI::Option *fastest = nullptr, *save_every = nullptr;
 
   CLI::Option* option(char const* name, auto& value, std::string const& help) const {
     return strict(app.add_option(name, value, help)->group(group), value);
@@ -108,6 +109,7 @@ struct CommandLine {
   void add_machine();
   void add_output();
   void add_video(CLI::Option* output);
+  void add_saving();
 
   /// Pictures of each class or prompt where several seeds are given, or variations are asked for.
   std::int64_t wanted_count() const {
@@ -335,10 +337,10 @@ inline void CommandLine::add_machine() {
   batch = option("--batch", arguments.batch, "pictures at once [256 on a GPU, 16 on the CPU]");
   pad = flag("--pad-batches", arguments.pad_batches,
              "give every batch one shape, so that pictures are bit-equal whatever is drawn beside them");
-  flag("--fastest-batch", arguments.fastest_batch,
-       "measure batches of 1, 2, 4 ... pictures up to --batch first, and draw in the fastest")
-      ->excludes(pad)
-      ->excludes(budget);
+  fastest = flag("--fastest-batch", arguments.fastest_batch,
+                 "measure batches of 1, 2, 4 ... pictures up to --batch first, and draw in the fastest")
+                ->excludes(pad)
+                ->excludes(budget);
 }
 
 inline void CommandLine::add_output() {
@@ -389,8 +391,24 @@ inline void CommandLine::add_output() {
       ->expected(0, 1)
       ->type_name("[KIND]")
       ->group(group);
+  add_saving();
   option("--report", arguments.report, "parameters, calls and seconds as JSON")->type_name("FILE");
   flag("--quiet", arguments.quiet, "print errors only");
+}
+
+inline void CommandLine::add_saving() {
+  const auto save_run = option("--save-run", arguments.save_run,
+                               "file that keeps the run when it is stopped, so that --resume goes on with it; gone "
+                               "when all is drawn")
+                            ->type_name("FILE");
+  save_every = option("--save-every", arguments.save_every, "keep it also every so many steps, and before each batch")
+                   ->type_name("STEPS")
+                   ->check(in_range<std::int64_t>(1, 1'000'000));
+  const auto resume = option("--resume", arguments.resume,
+                             "go on with the run of such a file, with the other options as they were, to the same bits")
+                          ->type_name("FILE");
+  resume->excludes(save_run);
+  for (auto const& file : {save_run, resume}) file->excludes(sweep)->excludes(budget)->excludes(fastest);
 }
 
 inline void CommandLine::add_video(CLI::Option* output) {
@@ -502,6 +520,9 @@ inline void CommandLine::require_effect() const {
     only(noise, arguments.interpolate == 0 || arguments.seeds.size() == 1,
          "runs without --interpolate from seed to seed, which has noise of its own",
          std::to_string(arguments.seeds.size()) + " seeds");
+  }
+  if (save_every->count() && arguments.save_run.empty() && arguments.resume.empty()) {
+    throw std::invalid_argument("--save-every: must come with --save-run or --resume, got none");
   }
   const std::string each = std::to_string(arguments.seeds.size()) + " seeds";
   only(variations, arguments.seeds.size() == 1 || (invert->count() == 0 && initial_noise->count() == 0),

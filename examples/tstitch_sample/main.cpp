@@ -29,6 +29,7 @@
 #include "places.hpp"
 #include "preview.hpp"
 #include "run.hpp"
+#include "saved_run.hpp"
 #include "sweep.hpp"
 
 namespace {
@@ -186,6 +187,7 @@ int tstitch_sample(Arguments arguments) {
     job.arguments.preview = detect_preview(why);
     if (!why.empty()) note(job, "--preview: draws nothing, for " + why);
   }
+  SavedRun saved(job);
   if (!chosen_later) say(job, summary(job, plan));
 
   tstitch::LoadOptions options{.device = job.device, .dtype = tstitch::dtype_named(job.arguments.dtype)};
@@ -221,7 +223,7 @@ int tstitch_sample(Arguments arguments) {
   if (job.to_invert.defined()) job.initial_noise = inverted(job, networks, job.to_invert);
   has_begun = true;
   Preview preview(job.arguments.preview, grid_columns(job), job.arguments.scale);
-  return sweep ? run_sweep(job, networks, decoder, preview) : run(job, networks, decoder, preview);
+  return sweep ? run_sweep(job, networks, decoder, preview) : run(job, networks, decoder, preview, saved);
 }
 
 }  // namespace

@@ -30,8 +30,8 @@ inline void require_writable(Job const& job) {
     if (!folder.empty()) std::filesystem::create_directories(folder, error);
     if (error) throw std::runtime_error("'" + path + "': must be a " + rule + ", got '" + error.message() + "'");
   };
-  for (std::string const& file :
-       {job.arguments.grid, job.arguments.report, job.arguments.latents, job.arguments.animation}) {
+  for (std::string const& file : {job.arguments.grid, job.arguments.report, job.arguments.latents,
+                                  job.arguments.animation, job.arguments.save_run, job.arguments.resume}) {
     if (file.empty()) continue;
     make_folder(std::filesystem::path(file).parent_path(), file, "file that can be written");
     std::int64_t numbers = file == job.arguments.latents ? job.images() : 0;
@@ -120,10 +120,9 @@ inline void require_apart(Job const& job) {
   for (std::string const& path : arguments.text_encoders) read.emplace_back("--text-encoder", path);
   read.emplace_back("--prompts", arguments.prompts_file);
   if (!arguments.pipeline.empty()) read.emplace_back("--pipeline", arguments.pipeline + "/pipeline.txt");
-  const std::vector<std::pair<std::string, std::string>> written{{"--grid", arguments.grid},
-                                                                 {"--report", arguments.report},
-                                                                 {"--latents", arguments.latents},
-                                                                 {"--animation", arguments.animation}};
+  const std::vector<std::pair<std::string, std::string>> written{
+      {"--grid", arguments.grid},           {"--report", arguments.report},     {"--latents", arguments.latents},
+      {"--animation", arguments.animation}, {"--save-run", arguments.save_run}, {"--resume", arguments.resume}};
   require_different(written, read);
   for (auto const& [option, path] : written) {
     if (path.empty() || arguments.output.empty()) continue;

@@ -7,8 +7,10 @@
 #include <tstitch/output/progress.hpp>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <utility>
@@ -19,6 +21,7 @@
 #include "network_clock.hpp"
 #include "output.hpp"
 #include "preview.hpp"
+#include "saved_run.hpp"
 
 /// Pictures on their way from what is sampled to files and the grid. Latents are decoded, and their pictures written,
 /// behind the sampling of the next batch.
@@ -35,6 +38,17 @@ class Pictures {
   bool gathers() const { return !job_.arguments.grid.empty() || !job_.arguments.animation.empty(); }
   /// Whether each is to be a file.
   bool files() const { return !job_.arguments.output.empty(); }
+
+  /// Begins behind so many pictures, which an earlier run has written.
+  /// @throws std::runtime_error where one of them is gone
+  void begin_behind(std::int64_t written) {
+    std::fill_n(done_.begin(), written, true);
+    forget_missing(job_, job_.arguments.output, done_);
+    sampled_ = drawn_ = written_ = written;
+  }
+
+  /// How many of the first are on the disk.
+  std::int64_t written() const { return written_; }
 
   /// The next batch of the job.
   void push(at::Tensor const& sampled) {
@@ -80,6 +94,7 @@ class Pictures {
     const std::int64_t index = drawn_++;
     writer_([this, index, videos = queue_->pop_videos()] {
       write_video(job_, parameters(job_), videos.front(), index, done_);
+      written_ = index + 1;
     });
   }
 
@@ -94,6 +109,7 @@ class Pictures {
     if (files()) {
       writer_([this, first, pictures = std::move(pictures)] {
         write_pictures(job_, parameters(job_), job_.arguments.output, pictures, first, done_);
+        written_ = first + std::int64_t(pictures.size());
       });
     } else {
       std::fill_n(done_.begin() + first, count, true);
@@ -105,36 +121,74 @@ class Pictures {
   Flags done_;
   std::vector<tstitch::Picture> gathered_ = {};
   std::int64_t sampled_ = 0, drawn_ = 0;
+  std::atomic<std::int64_t> written_ = 0;  // by the writer, batch after batch
   BackgroundWriter writer_ = {};
   std::optional<tstitch::DecodeQueue> queue_ = {};
 };
 
+/// Sees steps, and keeps the run behind them and before each batch.
+struct Watch {
+  std::function<void(tstitch::StepReport const&)> see;
+  std::function<tstitch::Control(tstitch::Trajectory const& run, bool begins)> keep;
+
+  tstitch::Control before(tstitch::StepBegin const& step) const {
+    tstitch::Trajectory const& run = *step.trajectory;
+    return run.next == run.first ? keep(run, true) : tstitch::Control::proceed;
+  }
+  tstitch::Control operator()(tstitch::StepReport const& report) const {
+    see(report);
+    return keep(*report.trajectory, false);
+  }
+};
+
 /// Batch after batch, until all are sampled or the program is to stop.
 /// @param latents x_0 of each batch on the host, where they are to be written
-inline void sample_batches(Job const& job, std::vector<tstitch::Network> const& networks,
+/// @returns whether all are sampled
+inline bool sample_batches(Job const& job, std::vector<tstitch::Network> const& networks,
                            tstitch::AnySampler const& sampler, NetworkClock& clock,
-                           std::optional<tstitch::ProgressBar>& progress, Pictures& pictures,
+                           std::optional<tstitch::ProgressBar>& progress, Pictures& pictures, SavedRun& saved,
                            std::vector<at::Tensor>& latents, std::vector<double>& batch_seconds) {
-  for (std::int64_t sampled = 0; sampled < job.images() && !stopped_by;) {
+  const auto take = [&](at::Tensor const& images) {
+    if (!job.arguments.latents.empty()) latents.push_back(images.cpu());
+    pictures.push(images);
+  };
+  std::int64_t sampled = 0;
+  std::optional<tstitch::Trajectory> begun;
+  if (saved.resumes()) {
+    begun = saved.trajectory(sampler, networks);
+    sampled = saved.first();
+    pictures.begin_behind(saved.written());
+    for (at::Tensor const& images : saved.kept()) take(images);
+  }
+  // What is to go on later stops at the beginning of a batch, which is then in its file.
+  while (sampled < job.images() && (!stopped_by || saved.wanted())) {
     const std::int64_t first = sampled, count = std::min(job.arguments.batch, job.images() - first);
     clock.start();
     const Clock::time_point start = Clock::now();
-    const tstitch::Samples samples =
-        sampler.sample(networks, job.request(first, count), [&](tstitch::StepReport report) {
-          clock(report);
-          report.first += first;
-          if (progress) (*progress)(report);
-          return stopped_by ? tstitch::Control::cancel : tstitch::Control::proceed;
-        });
+    const auto see = [&](tstitch::StepReport report) {
+      clock(report);
+      report.first += first;
+      report.images = count;
+      if (progress) (*progress)(report);
+    };
+    const auto keep = [&](tstitch::Trajectory const& run, bool begins) {
+      if (saved.is_due(run, begins)) saved.save(sampler, run, first, count, pictures.written());
+      return stopped_by ? tstitch::Control::cancel : tstitch::Control::proceed;
+    };
+    const Watch watch{see, keep};
+    tstitch::Samples samples = begun ? sampler.finish(networks, *std::exchange(begun, {}), watch)
+                                     : sampler.sample(networks, job.request(first, count), watch);
     if (!samples.finished) break;
+    samples.images = samples.images.narrow(0, 0, count);
     if (job.predicted_seconds > 0) {  // which is compared with what it takes
       wait(job.device);
       if (count == job.arguments.batch) batch_seconds.push_back(seconds_since(start));
     }
     sampled += count;
-    if (!job.arguments.latents.empty()) latents.push_back(samples.images.cpu());
-    pictures.push(samples.images);
+    saved.sampled(samples.images, first, pictures.written());
+    take(samples.images);
   }
+  return sampled == job.images();
 }
 
 /// For the report: every picture that is there.
@@ -156,7 +210,7 @@ inline std::string hundredths(double value) {
 }
 
 inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
-               std::optional<tstitch::Decoder> const& decoder, Preview& preview) {
+               std::optional<tstitch::Decoder> const& decoder, Preview& preview, SavedRun& saved) {
   const tstitch::AnySampler sampler = sampler_of(job, routing(job, job.arguments.routing));
   const tstitch::Plan plan = sampler.plan(job.guidance, job.arguments.strength);
   NetworkClock clock(plan, job.device, networks.size());
@@ -171,7 +225,9 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
     if (progress) progress->clear();
   });
   FirstFailure failure;  // what is finished by then is still written
-  failure.watch([&] { sample_batches(job, networks, sampler, clock, progress, pictures, latents, batch_seconds); });
+  bool all = false;
+  failure.watch(
+      [&] { all = sample_batches(job, networks, sampler, clock, progress, pictures, saved, latents, batch_seconds); });
   pictures.finish(failure);
   const std::int64_t finished = pictures.count();
   if (finished == 0 && latents.empty()) failure.rethrow();
@@ -199,7 +255,8 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
   }
   json["seconds_by_network"] = clock.seconds();
   json["seconds"] = seconds;
-  json["images_per_second"] = double(finished) / seconds;
+  const double rate = double(std::max<std::int64_t>(finished - saved.first(), 0)) / seconds;  // without earlier ones
+  json["images_per_second"] = rate;
   json["finished_images"] = finished;
   json["pictures"] = list_pictures(job, pictures);
   failure.watch([&] { write_report(job, json); });
@@ -213,8 +270,8 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
     }
   }
 
-  say(job, counted(finished, job.noun()), " in ", hundredths(seconds), " s, ", hundredths(double(finished) / seconds),
-      " images/s on ", job.device.str());
+  say(job, counted(finished, job.noun()), " in ", hundredths(seconds), " s, ", hundredths(rate), " images/s on ",
+      job.device.str());
   for (std::size_t k = 0; k < job.names.size(); ++k) {
     say(job, "  ", job.names[k], ": ", counted(work[k].computed, "step"),
         work[k].forecast > 0 ? " and " + std::to_string(work[k].forecast) + " forecast" : "", ", ",
@@ -228,5 +285,10 @@ inline int run(Job const& job, std::vector<tstitch::Network> const& networks,
   if (pictures.files() && finished) say(job, "pictures: ", location(job.arguments.output));
   for (std::string const& each : left) say(job, each);
   failure.rethrow();
+  if (all) {
+    saved.remove();
+  } else if (!saved.place().empty()) {
+    say(job, "run: ", saved.place());
+  }
   return stopped_by ? 128 + stopped_by : 0;
 }

@@ -136,6 +136,40 @@ TEST_CASE("a guide network has a memory of its own, and switches that re-evaluat
   CHECK(run.memories[1].find<Remembers::Seen>()->calls == calls[1]);
 }
 
+TEST_CASE("finish takes the steps that are left, as sample does") {
+  const Sampler sampler{schedule, Stitch{.ratio = 0.5}, {.steps = 6}, Momentum{}};
+  Trajectory run = sampler.begin(networks, request);
+  sampler.advance(networks, run);
+  sampler.advance(networks, run);
+  int seen = 0;
+  const auto watch = [&](StepReport const& report) {
+    REQUIRE(report.trajectory);
+    CHECK(report.trajectory->next == report.step.index + 1);
+    CHECK(report.trajectory->x.equal(report.x));
+    CHECK((report.done == 3 + seen && report.steps == 6 && report.images == 2));
+    ++seen;
+  };
+  const Samples samples = sampler.finish(networks, run, watch);
+  CHECK(seen == 4);
+  CHECK(samples.images.equal(sampler.sample(networks, request).images));
+  CHECK((samples.finished && samples.finished_images == 2 && samples.seeds == std::vector<std::uint64_t>{3, 4}));
+  CHECK(run.next == 2);
+
+  const Samples stopped = sampler.finish(networks, run, [](StepReport const&) { return Control::cancel; });
+  CHECK((!stopped.finished && stopped.finished_images == 0 && stopped.images.size(0) == 2));
+  while (!run.finished()) sampler.advance(networks, run);
+  CHECK(sampler.finish(networks, run).images.equal(run.x));
+
+  const auto breaks = [](at::Tensor const& x, at::Tensor const& t) {
+    return t.select(0, 0).item<double>() < 500 ? x.div(x.sub(x)) : x;
+  };
+  const std::vector<Network> broken{Network(breaks), Network(breaks)};
+  Trajectory other = sampler.begin(broken, request);
+  sampler.advance(broken, other);
+  CHECK_THAT(message_of<std::runtime_error>([&] { sampler.finish(broken, other); }),
+             ContainsSubstring("values must be finite numbers") && ContainsSubstring("at step 3 "));
+}
+
 TEST_CASE("fingerprints tell plans apart, and the trajectory bears that of its own") {
   const auto of = [](auto const& sampler, Guidance const& guidance = {}) {
     return fingerprint(sampler.plan(guidance));

@@ -3,13 +3,10 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <caffe2/serialize/inline_container.h>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
-#include <map>
 #include <stdexcept>
 #include <string>
 #include <string_view>
@@ -18,36 +15,15 @@
 
 #include "../base/write_file.hpp"
 #include "../model/condition.hpp"
-#include "../tensor/host_tensor.hpp"
 #include "archive.hpp"
 #include "file.hpp"
 #include "parallel_file.hpp"
 #include "pickle.hpp"
+#include "pickle_writer.hpp"
+#include "storage_reader.hpp"
 
 namespace tstitch {
 namespace detail {
-
-/// All elements of the storages of a pickle, each made once.
-class StorageReader {
- public:
-  explicit StorageReader(Archive const& archive) : archive_(archive) {}
-
-  at::Tensor operator()(PickledTensor const& pickled) {
-    at::Tensor& storage = storages_[{pickled.record, pickled.type}];
-    if (!storage.defined()) {
-      storage = host_tensor({pickled.elements}, pickled.type);
-      if (pickled.elements > 0) {
-        const auto [bytes, size] = archive_.data(pickled.record);
-        std::memcpy(storage.mutable_data_ptr(), bytes.get(), storage.nbytes());
-      }
-    }
-    return storage.as_strided(pickled.sizes, pickled.strides, pickled.offset);
-  }
-
- private:
-  Archive const& archive_;
-  std::map<std::pair<std::string, at::ScalarType>, at::Tensor> storages_ = {};
-};
 
 /// What a file of conditions holds, as its pickle says it.
 struct ConditionEntries {
@@ -74,68 +50,6 @@ inline ConditionEntries condition_entries(FileKind kind, std::string const& sour
   }
   return entries;
 }
-
-/// The pickle of a file of conditions, as torch.save writes it, and the tensors whose bytes go beside it.
-class ConditionPickle {
- public:
-  void add(std::string const& name, at::Tensor const& tensor) {
-    text(name);
-    code("ctorch._utils\n_rebuild_tensor_v2\n((");
-    text("storage");
-    code("ctorch\n" + std::string(at::toString(tensor.scalar_type())) + "Storage\n");
-    text(std::to_string(tensors_.size()));
-    text("cpu");
-    number(tensor.numel());
-    code("tQ");
-    number(0);
-    numbers(tensor.sizes());
-    numbers(tensor.strides());
-    code(
-        "\x89"  // requires no gradient
-        "ccollections\nOrderedDict\n)RtR");
-    tensors_.push_back(tensor);
-  }
-
-  void add_prompts(std::vector<std::string> const& prompts) {
-    text("prompts");
-    code("](");
-    for (std::string const& each : prompts) text(each);
-    code("e");
-  }
-
-  std::string bytes() const { return "\x80\x02}(" + code_ + "u."; }
-
-  /// Contiguous ones on the host, in the order of their records.
-  std::vector<at::Tensor> const& tensors() const { return tensors_; }
-
- private:
-  void code(std::string const& bytes) { code_ += bytes; }
-
-  void four_bytes(std::uint64_t value) {
-    for (int k = 0; k < 4; ++k) code_ += char(value >> (8 * k) & 0xFF);
-  }
-
-  void text(std::string const& text) {
-    code("X");
-    four_bytes(text.size());
-    code(text);
-  }
-
-  void number(std::int64_t value) {
-    code("\x8a\x08");  // of 8 bytes
-    four_bytes(std::uint64_t(value));
-    four_bytes(std::uint64_t(value) >> 32);
-  }
-
-  void numbers(at::IntArrayRef values) {
-    code("(");
-    for (const std::int64_t each : values) number(each);
-    code("t");
-  }
-
-  std::string code_ = {};
-  std::vector<at::Tensor> tensors_ = {};
-};
 
 inline constexpr std::size_t longest_prompt = std::size_t(64) << 10;     ///< bytes
 inline constexpr std::size_t most_prompt_bytes = std::size_t(16) << 20;  ///< of all prompts of a file
@@ -186,14 +100,19 @@ inline std::vector<NamedCondition> load_conditions(std::string const& path) {
 /// @throws std::runtime_error where the file cannot be written; then none is left
 inline void save_conditions(std::string const& path, std::vector<NamedCondition> const& conditions,
                             std::vector<std::string> const& prompts = {}, Sync sync = Sync::now) {
-  detail::ConditionPickle pickle;
+  detail::PickleWriter pickle;
+  pickle.begin_dict();
+  const auto add = [&](std::string const& name, at::Tensor const& tensor) {
+    pickle.text(name);
+    pickle.tensor(tensor.detach().cpu().contiguous());
+  };
   std::int64_t rows = 0;
   for (NamedCondition const& each : conditions) {
     const std::string name = "'" + detail::printable(each.name) + "'";
     if (!each.value.defined()) detail::refuse("save_conditions", name + " must have a value", "none");
-    pickle.add(each.name, each.value.detach().cpu().contiguous());
+    add(each.name, each.value);
     rows = std::max(rows, each.value.dim() > 0 ? each.value.size(0) : 0);
-    if (each.null.defined()) pickle.add(each.name + ".null", each.null.detach().cpu().contiguous());
+    if (each.null.defined()) add(each.name + ".null", each.null);
   }
   if (!prompts.empty()) {
     if (std::int64_t(prompts.size()) != rows) {
@@ -208,24 +127,13 @@ inline void save_conditions(std::string const& path, std::vector<NamedCondition>
                        "'" + detail::printable(each) + "'");
       }
     }
-    pickle.add_prompts(prompts);
+    pickle.text("prompts");
+    pickle.begin_list();
+    for (std::string const& each : prompts) pickle.text(each);
+    pickle.end_list();
   }
-  std::string file;
-  {
-    caffe2::serialize::PyTorchStreamWriter writer([&](void const* bytes, std::size_t count) {
-      file.append(static_cast<char const*>(bytes), count);
-      return count;
-    });
-    const std::string code = pickle.bytes();
-    writer.writeRecord("data.pkl", code.data(), code.size());
-    writer.writeRecord("byteorder", "little", 6);
-    for (std::size_t k = 0; k < pickle.tensors().size(); ++k) {
-      at::Tensor const& tensor = pickle.tensors()[k];
-      writer.writeRecord("data/" + std::to_string(k), tensor.const_data_ptr(), tensor.nbytes());
-    }
-    writer.writeEndOfFile();
-  }
-  write_file(path, file, sync);
+  pickle.end_dict();
+  write_file(path, pickle.archive(), sync);
 }
 
 /// Reads the texts from which the conditions of a file were made, which its list "prompts" holds: UTF-8 of at most 64

@@ -6,6 +6,7 @@
 #include <c10/util/Exception.h>
 
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
@@ -84,7 +85,7 @@ class Pickle : public PickleStack {
     switch (code) {
       case 'N': push({}); return true;
       case 0x88:
-      case 0x89: push({.kind = Kind::boolean}); return true;
+      case 0x89: push({.kind = Kind::boolean, .number = code == 0x88}); return true;
       case 'K': push({.kind = Kind::integer, .number = std::int64_t(number(1))}); return true;
       case 'M': push({.kind = Kind::integer, .number = std::int64_t(number(2))}); return true;
       case 'J': push({.kind = Kind::integer, .number = signed_number(4)}); return true;
@@ -94,10 +95,12 @@ class Pickle : public PickleStack {
         push({.kind = Kind::integer, .number = signed_number(size)});
         return true;
       }
-      case 'G':
-        take(8);
-        push({.kind = Kind::real});
+      case 'G': {
+        std::uint64_t bits = 0;
+        for (const char each : take(8)) bits = bits << 8 | static_cast<unsigned char>(each);
+        push({.kind = Kind::real, .number = std::bit_cast<std::int64_t>(bits)});
         return true;
+      }
       case 'X': {
         const std::size_t size = number(4);
         push({.kind = Kind::text, .text = take(size)});

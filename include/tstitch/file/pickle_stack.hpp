@@ -21,9 +21,10 @@ class PickleStack {
 
   struct Value {
     Kind kind = Kind::none;
-    bool placed = false;                       ///< in a container; it may no longer change, so there are no cycles
-    int depth = 0;                             ///< how deep containers are nested in it
-    std::int64_t number = 0;                   ///< an integer's value; a storage's or tensor's index in tensors_
+    bool placed = false;  ///< in a container; it may no longer change, so there are no cycles
+    int depth = 0;        ///< how deep containers are nested in it
+    /// An integer's value; a boolean's, 0 or 1; the bits of a real; a storage's or tensor's index in tensors_.
+    std::int64_t number = 0;
     std::string_view text = {};                ///< a text; a global's "module\nname"
     std::vector<std::uint32_t> children = {};  ///< a tuple's or list's values; a dict's key, value, key, value ...
   };

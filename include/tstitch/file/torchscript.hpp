@@ -290,8 +290,8 @@ inline torch::jit::Module load_torchscript_module(std::string const& path) {
 }
 
 /// Loads the networks of one run, in the order of use, and refuses those that do not fit together before any weights
-/// are read. They load at the same time, each in a thread, so that the host needs memory for all files at once where they
-/// stay there.
+/// are read. They load at the same time, each in a thread, so that the host needs memory for all files at once where
+/// they stay there.
 /// @throws std::runtime_error naming every mismatch; what load_torchscript throws for the first that fails, in order
 inline std::vector<Network> load_torchscript_networks(std::vector<std::string> const& paths,
                                                       TorchScriptOptions const& options = {}) {

@@ -129,6 +129,11 @@ struct AdaptiveDPMSolverUpdate {
   struct State {
     std::vector<double> h;
     std::vector<PIDController::Memory> memory;
+
+    static void members(auto& self, auto const& see) {
+      see("h", self.h);
+      see("memory", self.memory);
+    }
   };
 
   static void options(auto& self, auto const& see) {

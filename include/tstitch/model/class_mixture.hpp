@@ -132,11 +132,12 @@ class ClassMixtures : public NetworkWrapper<ClassMixtures> {
     return output.index_copy(0, where, rows_of(output).lerp(other, share));
   }
 
- private:
+  /// What the network inside keeps when it is asked twice.
   struct Memories {
     Memory first, second;
   };
 
+ private:
   ClassMixture const* mixture_of(std::int64_t label) const {
     const std::int64_t index = label - first_label_;
     return index >= 0 && index < std::int64_t(mixtures_.size()) ? &mixtures_[std::size_t(index)] : nullptr;

@@ -97,6 +97,18 @@ class Thresholding {
 
   bool operator==(Thresholding const&) const = default;
 
+  /// "clip [-1, 1]", "dynamic 0.995 of [1, 1e+09]".
+  std::string name() const {
+    const std::string range = detail::text(range_);
+    switch (kind_) {
+      case Kind::automatic: return "automatic";
+      case Kind::clip: return "clip [-" + range + ", " + range + "]";
+      case Kind::dynamic:
+        return "dynamic " + detail::text(quantile_) + " of [" + range + ", " + detail::text(most_) + "]";
+      default: return "none";
+    }
+  }
+
   /// Values that are not finite become NaN, so that clipping does not hide them.
   /// @param x_0 [n, C, ...]
   at::Tensor operator()(at::Tensor const& x_0) const {

@@ -128,7 +128,8 @@ class Loop {
                           .condition = {},
                           .guidance = request.guidance,
                           .noise_source = request.noise_source,
-                          .gradient = request.gradient};
+                          .gradient = request.gradient,
+                          .first = first};
     begin_x(trajectory, request, device, inverts);
     trajectory.condition = condition_of(networks, request, trajectory.x.options());
     for (std::size_t k = 0; k < networks.size(); ++k) {
@@ -141,6 +142,9 @@ class Loop {
                Evaluated const& evaluated) const;
 
   Samples sample(std::vector<Network> const& networks, Checked const& checked, Observer const& observer,
+                 RuleView const& rule) const;
+
+  Samples finish(std::vector<Network> const& networks, Trajectory trajectory, Observer const& observer,
                  RuleView const& rule) const;
 
  private:
@@ -164,10 +168,19 @@ class Loop {
   at::Tensor run(std::vector<Network> const& networks, Trajectory& trajectory, Observer const& observer,
                  RuleView const& rule, std::int64_t first, std::int64_t images, Control& control) const;
 
-  /// Runs the batch again to say what broke it.
+  /// Runs a batch to its end, or until it is cancelled.
+  /// @param refuse throws, when values are not finite numbers
+  /// @returns x of a whole batch, else what was predicted last, or no rows
+  at::Tensor run_batch(std::vector<Network> const& networks, Trajectory& trajectory, Observer const& observer,
+                       RuleView const& rule, std::int64_t first, std::int64_t images, Control& control,
+                       std::function<void(std::string const& said)> const& refuse) const;
+
+  /// Runs a batch again to say what broke it.
+  /// @param begin makes it
   /// @param said all but the place
-  [[noreturn]] void refuse_values(std::vector<Network> const& networks, Checked const& part, std::int64_t first,
-                                  RuleView const& rule, std::string const& said) const;
+  [[noreturn]] void refuse_values(std::vector<Network> const& networks,
+                                  std::function<Trajectory(std::vector<Network> const&)> const& begin,
+                                  std::int64_t first, RuleView const& rule, std::string const& said) const;
 
   SamplerParts parts_;
   std::uint64_t timesteps_ = 0;    // fingerprint of the plan's
@@ -188,12 +201,11 @@ inline void Loop::advance(std::vector<Network> const& networks, Trajectory& traj
 
 inline at::Tensor Loop::run(std::vector<Network> const& networks, Trajectory& trajectory, Observer const& observer,
                             RuleView const& rule, std::int64_t first, std::int64_t images, Control& control) const {
-  const int begun = trajectory.next;
   at::Tensor before;
   while (!trajectory.finished() && control == Control::proceed) {
     const PlannedStep& planned = parts_.plan.steps[std::size_t(trajectory.next)];
     before = trajectory.x;
-    control = observer.before({planned.step, planned.network, trajectory.x, first, images});
+    control = observer.before({planned.step, planned.network, trajectory.x, first, images, &trajectory});
     if (control == Control::cancel) break;
     const auto start = std::chrono::steady_clock::now();
     const auto report = [&](at::Tensor const& x, at::Tensor const& x_0) {
@@ -205,8 +217,9 @@ inline at::Tensor Loop::run(std::vector<Network> const& networks, Trajectory& tr
                                     .x_0 = x_0,
                                     .first = first,
                                     .images = images,
-                                    .done = trajectory.next - begun,
-                                    .steps = trajectory.count - begun});
+                                    .done = trajectory.next - trajectory.first,
+                                    .steps = trajectory.count - trajectory.first,
+                                    .trajectory = &trajectory});
     };
     Evaluated evaluated;
     if (rule.long_steps && observer) {
@@ -227,6 +240,29 @@ inline at::Tensor Loop::run(std::vector<Network> const& networks, Trajectory& tr
   return before;
 }
 
+inline at::Tensor Loop::run_batch(std::vector<Network> const& networks, Trajectory& trajectory,
+                                  Observer const& observer, RuleView const& rule, std::int64_t first,
+                                  std::int64_t images, Control& control,
+                                  std::function<void(std::string const& said)> const& refuse) const {
+  at::Tensor before;
+  try {
+    before = run(networks, trajectory, observer, rule, first, images, control);
+  } catch (NotFinite const& error) {
+    refuse(error.what());
+  }
+  const bool whole = trajectory.finished();
+  // A batch that was cancelled before its first step has predicted nothing.
+  const std::int64_t exist = whole || trajectory.x_0.defined() ? images : 0;
+  at::Tensor rows = (exist && !whole ? trajectory.x_0 : trajectory.x).narrow(0, 0, exist);
+  // Also before the last step, which may depend on x through a network alone.
+  at::Tensor sound = rows.isfinite().all();
+  if (before.defined()) sound = sound.logical_and(before.isfinite().all());
+  if (whole && !sound.item<bool>()) {
+    refuse("tstitch::Sampler::sample: values must be finite numbers, got nan or infinity");
+  }
+  return rows;
+}
+
 inline Samples Loop::sample(std::vector<Network> const& networks, Checked const& checked, Observer const& observer,
                             RuleView const& rule) const {
   const c10::AutoGradMode no_gradients(false);
@@ -238,21 +274,12 @@ inline Samples Loop::sample(std::vector<Network> const& networks, Checked const&
     const Checked part{batch_of(whole, first, images), checked.plan};
     Trajectory trajectory = begin(networks, part, rule);
     Control control = Control::proceed;
-    at::Tensor before;
-    try {
-      before = run(networks, trajectory, observer, rule, first, images, control);
-    } catch (NotFinite const& error) {
-      refuse_values(networks, part, first, rule, error.what());
-    }
-    const bool whole_batch = trajectory.finished();
-    // A batch that was cancelled before its first step has predicted nothing.
-    const std::int64_t exist = whole_batch || trajectory.x_0.defined() ? images : 0;
-    const at::Tensor rows = (exist && !whole_batch ? trajectory.x_0 : trajectory.x).narrow(0, 0, exist);
-    // Also before the last step, which may depend on x through a network alone.
-    if (whole_batch && !rows.isfinite().all().logical_and(before.isfinite().all()).item<bool>()) {
-      refuse_values(networks, part, first, rule,
-                    "tstitch::Sampler::sample: values must be finite numbers, got nan or infinity");
-    }
+    const auto refuse = [&](std::string const& said) {
+      const auto again = [&](std::vector<Network> const& watched) { return begin(watched, part, rule); };
+      refuse_values(networks, again, first, rule, said);
+    };
+    const at::Tensor rows = run_batch(networks, trajectory, observer, rule, first, images, control, refuse);
+    const std::int64_t exist = rows.size(0);
     // Made once and filled, so that no more than one batch exists twice.
     if (!samples.images.defined()) {
       std::vector<std::int64_t> shape = rows.sizes().vec();
@@ -260,7 +287,7 @@ inline Samples Loop::sample(std::vector<Network> const& networks, Checked const&
       samples.images = rows.new_empty(shape);
     }
     samples.images.narrow(0, first, exist).copy_(rows);
-    if (whole_batch) samples.finished_images = first + images;
+    if (trajectory.finished()) samples.finished_images = first + images;
     if (control == Control::cancel && samples.finished_images < whole.count) {
       samples.finished = false;
       samples.images = samples.images.narrow(0, 0, first + exist);
@@ -271,12 +298,31 @@ inline Samples Loop::sample(std::vector<Network> const& networks, Checked const&
   return samples;
 }
 
+inline Samples Loop::finish(std::vector<Network> const& networks, Trajectory trajectory, Observer const& observer,
+                            RuleView const& rule) const {
+  const c10::AutoGradMode no_gradients(false);
+  const std::int64_t images = trajectory.x.size(0);
+  Samples samples;
+  samples.seeds = trajectory.seeds;
+  Control control = Control::proceed;
+  const auto refuse = [&, begun = trajectory](std::string const& said) {
+    refuse_values(
+        networks, [&](std::vector<Network> const&) { return begun; }, 0, rule, said);
+  };
+  samples.images = run_batch(networks, trajectory, observer, rule, 0, images, control, refuse);
+  samples.finished = trajectory.finished();
+  samples.finished_images = samples.finished ? images : 0;
+  samples.seeds.resize(std::size_t(samples.images.size(0)));
+  return samples;
+}
+
 /// The noise is addressed, so the batch breaks where it broke.
-inline void Loop::refuse_values(std::vector<Network> const& networks, Checked const& part, std::int64_t first,
+inline void Loop::refuse_values(std::vector<Network> const& networks,
+                                std::function<Trajectory(std::vector<Network> const&)> const& begin, std::int64_t first,
                                 RuleView const& rule, std::string const& said) const {
   Culprit culprit;
   const std::vector<Network> watched = culprit.watch(networks);
-  Trajectory trajectory = begin(watched, part, rule);
+  Trajectory trajectory = begin(watched);
   culprit.watch(trajectory);
   std::string where = "in the batch of image " + std::to_string(first);
   const bool sound = is_finite(trajectory.x);
@@ -292,9 +338,12 @@ inline void Loop::refuse_values(std::vector<Network> const& networks, Checked co
             culprit.name(name_of(networks[planned.network], planned.network));
     break;
   }
-  for (NamedCondition const& each : part.request.conditions) {
-    if (is_finite(each.value) && (!each.null.defined() || is_finite(each.null))) continue;
-    where += "; condition '" + each.name + "' has such values too";
+  for (auto const& [name, value] : trajectory.condition.conditional.tensors) {
+    const auto has_name = [&, &given = name](auto const& each) { return each.first == given; };
+    auto const& guided = trajectory.condition.guided.tensors;
+    const auto both = std::find_if(guided.begin(), guided.end(), has_name);
+    if (is_finite(value) && (both == guided.end() || is_finite(both->second))) continue;
+    where += "; condition '" + name + "' has such values too";
   }
   throw std::runtime_error(said + " " + where);
 }

@@ -20,6 +20,8 @@ TSTITCH_HAS_NAMED(before)
 
 namespace tstitch {
 
+struct Trajectory;
+
 /// What an observer sees after each step, and of AdaptiveDPMSolver, whose steps are long, after each evaluation too.
 struct StepReport {
   Step const& step;
@@ -32,15 +34,18 @@ struct StepReport {
   std::int64_t images;    ///< images in the batch; rows after these are padding
   int done;               ///< steps of the batch, with this one once it is done
   int steps;              ///< that the batch has in all
+  /// The run, which a program may keep (file/trajectory_file.hpp); inside of a long step as it was before the step.
+  Trajectory const* trajectory = nullptr;
 };
 
 /// What an observer's `before` sees.
 struct StepBegin {
   Step const& step;
   std::size_t network;
-  at::Tensor const& x;  ///< [n, C, ...] as the step takes it
-  std::int64_t first;   ///< position of the batch's first image in the request
-  std::int64_t images;  ///< images in the batch; rows after these are padding
+  at::Tensor const& x;                     ///< [n, C, ...] as the step takes it
+  std::int64_t first;                      ///< position of the batch's first image in the request
+  std::int64_t images;                     ///< images in the batch; rows after these are padding
+  Trajectory const* trajectory = nullptr;  ///< the run, as the step takes it
 };
 
 enum class Control { proceed, cancel };

@@ -106,6 +106,13 @@ class Sampler {
     return loop_.sample(networks, checked(networks, request), observer, detail::view_of(rule_));
   }
 
+  /// Takes the steps that a run has left, as `sample` does: the run of `begin`, or one that `load_trajectory` read.
+  /// @returns all rows of the run, padding too
+  /// @throws as `advance` does; std::runtime_error when a network made values that are not finite numbers
+  Samples finish(std::vector<Network> const& networks, Trajectory trajectory, Observer const& observer = {}) const {
+    return loop_.finish(networks, std::move(trajectory), observer, detail::view_of(rule_));
+  }
+
  private:
   detail::Checked checked(std::vector<Network> const& networks, Request const& request) const {
     return loop_.checked(networks, request, std::cref(model_schedule_), detail::view_of(rule_));

@@ -55,6 +55,7 @@ struct Trajectory {
   NoiseSource noise_source = noise;
   GradientGuidance gradient = {};
   Inpainting inpainting = {};
+  int first = 0;  ///< index of the step that it was begun at
 
   bool finished() const { return next >= count; }
 };

@@ -17,6 +17,7 @@
 #include "../base/options.hpp"
 #include "../model/denoiser.hpp"
 #include "../plan/step.hpp"
+#include "state_members.hpp"
 
 TSTITCH_HAS_NAMED(State)
 TSTITCH_HAS_NAMED(direction)
@@ -81,6 +82,12 @@ concept KeepsValue = !KeepsState<Rule> || (std::is_default_constructible_v<typen
 template <class Rule>
 concept LosesState = KeepsState<Rule> && std::is_invocable_v<Rule const&, StepInput const&, typename Rule::State>;
 
+/// A State that files can keep.
+template <class State>
+concept ListsMembers = requires(State& state, SeesMembers const& see) {
+  State::members(state, see);
+};
+
 template <class Rule>
 struct TakesStep : std::is_invocable_r<at::Tensor, Rule const&, StepInput const&> {};
 template <KeepsState Rule>
@@ -100,7 +107,11 @@ struct TakesStep<Rule> : std::is_invocable_r<at::Tensor, Rule const&, StepInput 
 ///   static constexpr bool long_steps         true: observers see each evaluation of a step, and may cancel there
 ///   class State                              what it keeps from step to step of one run; it is then called as
 ///                                            `at::Tensor (StepInput const&, State&) const`. State{} at first, a copy
-///                                            for a fork, and as it was after a step that threw (see Memory)
+///                                            for a fork, and as it was after a step that threw (see Memory).
+///                                            With `static void members(auto& self, auto const& see)`, which calls
+///                                            see("h", self.h) for each member, runs can be kept in files
+///                                            (file/trajectory_file.hpp); they are numbers, tensors, and vectors and
+///                                            arrays of them
 /// One of these names in another form is an error of the compiler.
 ///
 /// It must leave x as it is.
@@ -151,6 +162,11 @@ constexpr void require_members() {
   static_assert(!LosesState<Rule>,
                 "tstitch::UpdateRule: State must be taken as 'State&', because a rule that is given another one keeps "
                 "nothing");
+  if constexpr (KeepsState<Rule>) {
+    static_assert(
+        !HasNamed_members<typename Rule::State> || ListsMembers<typename Rule::State>,
+        "tstitch::UpdateRule: members must be 'static void members(auto& self, auto const& see)' of its State");
+  }
 }
 
 template <class Rule>
@@ -166,6 +182,7 @@ struct RuleView {
   int (*evaluations)(void const* rule, Step const& step);
   void (*validate)(void const* rule, NetworkInfo const& info);
   std::string (*name)(void const* rule);
+  void (*see_state)(Memory& memory, StateMembers& members);  ///< null where no file can keep it
   std::size_t history;
   Direction direction;
   bool long_steps;
@@ -201,6 +218,14 @@ RuleView view_of_itself(Rule const& rule) {
   if constexpr (requires { Rule::direction; }) view.direction = Rule::direction;
   if constexpr (requires { Rule::long_steps; }) view.long_steps = Rule::long_steps;
   view.keeps_state = KeepsState<Rule>;
+  if constexpr (KeepsState<Rule>) {
+    if constexpr (ListsMembers<typename Rule::State>) {
+      view.see_state = [](Memory& memory, StateMembers& members) {
+        using State = typename Rule::State;
+        State::members(memory.as<State>(), SeesMembers(members));
+      };
+    }
+  }
   return view;
 }
 
