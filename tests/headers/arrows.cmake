@@ -5,7 +5,7 @@
 # gone and include it there, say nothing else.
 cmake_minimum_required(VERSION 3.24)
 
-set(rooms base plan tensor model sampler method engine file output study peer)
+set(rooms base plan tensor model sampler method engine file output study peer scale)
 set(strangers engine method output)
 
 set(wrong "")

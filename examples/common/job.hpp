@@ -27,11 +27,11 @@
 #include <utility>
 #include <vector>
 
-#include "../common/device.hpp"
-#include "../common/text.hpp"
 #include "arguments.hpp"
 #include "classes.hpp"
+#include "device.hpp"
 #include "notes.hpp"
+#include "text.hpp"
 
 using Json = nlohmann::ordered_json;
 
@@ -598,7 +598,7 @@ inline std::int64_t count_pictures(Job const& job, Arguments const& arguments) {
     throw std::invalid_argument("--count: must give at most " + std::to_string(most) + " pictures, got " +
                                 std::to_string(arguments.count));
   }
-  const std::int64_t images = arguments.count * each;
+  const std::int64_t images = arguments.images > 0 ? arguments.images : arguments.count * each;
   std::vector<std::uint64_t> const& seeds = arguments.seeds;
   const std::int64_t following = arguments.variations > 0 ? arguments.variations
                                  : seeds.size() > 1       ? 0
