@@ -47,10 +47,9 @@ class Folder {
   /// @throws std::runtime_error for a folder that another run has, one of another data set, and too small a disk
   void begin(std::string const& run, Json const& description, std::uint64_t bytes) {
     std::error_code error;
-    const bool finished = is_there(file("finished.json"));
-    std::filesystem::create_directories(finished ? path_ : file("parts"), error);
-    if (error) fail("must be a folder that can be made, got '" + error.message() + "'");
     if (!is_there(file("data_set.json"))) require_empty();
+    std::filesystem::create_directories(path_, error);
+    if (error) fail("must be a folder that can be made, got '" + error.message() + "'");
     lock(LOCK_EX);
     if (ftruncate(lock_, 0) != 0 || pwrite(lock_, run.data(), run.size(), 0) != ssize_t(run.size())) {
       fail(std::string("must be on a disk with room, got '") + std::strerror(errno) + "'");
@@ -59,6 +58,8 @@ class Folder {
     lock(LOCK_SH);
     require_run(run);
     remove_leftovers();
+    if (!is_there(file("finished.json"))) std::filesystem::create_directory(file("parts"), error);
+    if (error) fail("must be a folder that can be written to, got '" + error.message() + "'");
     if (is_there(file("data_set.json"))) {
       require_same(description);
     } else {

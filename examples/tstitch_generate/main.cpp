@@ -3,6 +3,7 @@
 #include <tstitch/scale/tcp_store.hpp>
 
 #include <ATen/detail/CUDAHooksInterface.h>
+#include <c10/util/Flags.h>
 
 #include <csignal>
 #include <functional>
@@ -22,6 +23,8 @@
 #include "arguments.hpp"
 #include "data_set.hpp"
 #include "run.hpp"
+
+C10_DECLARE_int(caffe2_log_level);
 
 namespace {
 
@@ -91,6 +94,7 @@ int tstitch_generate(Arguments arguments, DataSetArguments const& data_set, tsti
   if (world.size == 1) {
     finished = Run(set, world, std::make_shared<tstitch::MemoryStore>(), sampler, load)();
   } else {
+    FLAGS_caffe2_log_level = 3;  // what goes wrong between workers is thrown and said once, without torch's pages of it
     finished = Run(set, world, std::make_shared<tstitch::TCPStore>(world), sampler, load)();
   }
   return finished ? 0 : 128 + stopped_by;

@@ -103,7 +103,7 @@ class Run {
     try {
       const bool finished = work();
       progress_.finish();
-      leave(*worker_, hosts(), set_.arguments.lease + 5);
+      leave(*worker_, world_, set_.arguments.lease + 5);
       return finished;
     } catch (std::exception const& error) {
       progress_.finish();
@@ -233,24 +233,19 @@ class Run {
   }
 
   /// Goes; who hosts the store goes last.
-  static void leave(tstitch::Worker<Store>& worker, bool hosts, double patience) {
+  static void leave(tstitch::Worker<Store>& worker, tstitch::World const& world, double patience) {
+    if (world.hosts()) return worker.leave_last(world.size, patience);
     worker.leave();
-    for (const Clock::time_point begin = Clock::now();
-         hosts && worker.count() > 1 && seconds_since(begin) < patience;) {
-      std::this_thread::sleep_for(std::chrono::milliseconds(100));
-    }
   }
-
-  bool hosts() const { return world_.size > 1 && world_.rank == 0 && !world_.hosted; }
 
   /// Tells the others what went wrong, where they can still be told.
   void report(std::string const& what) {
     const std::string text =
         "worker " + std::to_string(worker_->number()) + ", rank " + std::to_string(world_.rank) + ": " + what;
     try {
-      tstitch::detail::within(8, [store = store_, worker = worker_, text, hosts = hosts()] {
+      tstitch::detail::within(8, [store = store_, worker = worker_, text, world = world_] {
         store->compare_set("failure", "", text);
-        leave(*worker, hosts, 6);
+        leave(*worker, world, 6);
       });
     } catch (std::exception const&) {  // the store is gone, which they see
     }

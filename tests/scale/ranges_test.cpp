@@ -75,6 +75,23 @@ TEST_CASE("a worker that says it goes has gone at once") {
   CHECK(other.ranges.take().has_value());
 }
 
+TEST_CASE("who hosts the store goes behind those who were to come") {
+  MemoryStore store;
+  Worker host(store);
+  std::atomic<bool> gone = false;
+  std::thread other([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    Worker late(store);
+    std::this_thread::sleep_for(std::chrono::milliseconds(30));
+    gone = true;
+    late.leave();
+  });
+  host.leave_last(2, 20);
+  CHECK(gone);
+  other.join();
+  host.leave_last(3, 0.01);  // the third never comes
+}
+
 TEST_CASE("whoever comes, goes, dies, sleeps and wakes, every index counts once") {
   for (unsigned seed = 0; seed < 300; ++seed) {
     std::mt19937 random(seed);

@@ -100,6 +100,12 @@ def torchrun(processes: int, words: list[str]) -> list[str]:
             "--master-addr", "127.0.0.1", "--master-port", str(free_port()), *words]  # fmt: skip
 
 
+def together(processes: int, words: list[str]) -> list[str]:
+    """The same without an agent: rank 0 has the store."""
+    port = free_port()
+    return [finish(each) for each in [start(words, world(rank, processes, port)) for rank in range(processes)]]
+
+
 def contents(folder: str) -> dict[str, str]:
     """Every file that is there, but for the lock, by its digest."""
     root = SCRATCH / folder
@@ -183,7 +189,7 @@ def any_batch() -> None:
 
 
 def other_formats(pictures: list[bytes]) -> None:
-    run(torchrun(2, command("png", "--format", "png")))
+    together(2, command("png", "--format", "png"))
     files = check_manifest("png")
     assert manifest("png")[35]["file"] == "000000/000035.png"
     assert [pixels_of_png(file) for file in files[:3]] == pictures[:3]
@@ -245,7 +251,7 @@ def killed() -> None:
     wait_for_parts("stopped", 2)
     running.send_signal(signal.SIGTERM)
     finish(running, 128 + signal.SIGTERM)
-    said = run(torchrun(3, words))
+    said = together(3, words)[0]
     assert f" {IMAGES} of them" not in said and "of them drawn now" in said, said
     same("slow", "stopped")
 
@@ -295,6 +301,11 @@ def edited() -> None:
     same("slow", "edited")
     (folder / "images.npz").write_bytes(b"short")
     refused("images.npz': must be there with", *words)
+    refused("--shard: is for the format webdataset, got npz", *command("absent", "--shard", "3"), code=2)
+    refused("--format: must be one of npz, png, webdataset, got 'zip'", *command("absent", "--format", "zip"), code=2)
+    refused("--images: must be in [1, 100000000], got '0'", *command("absent", images=0), code=2)
+    refused("--seed: must leave room", *command("absent", "--seed", str(2**64 - 1)), code=2)
+    assert not (SCRATCH / "absent").exists()
     full = SCRATCH / "full_of_others"
     full.mkdir()
     (full / "holiday.txt").write_text("here")
@@ -338,6 +349,7 @@ def places_to_meet() -> None:
             host.communicate()
             begin = time.monotonic()
             said = finish(other, 1)
+            assert said.count("\n") < 12 and "frame #" not in said, said
             assert "must go on to have the store of the run" in said and time.monotonic() - begin < 30, said
             for each in waits:
                 each.result()

@@ -12,6 +12,8 @@
 #include <optional>
 #include <set>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 
 #include "../base/error.hpp"
@@ -52,6 +54,17 @@ class Worker {
 
   /// Says that it goes. What it took and did not finish should have been given back.
   void leave() const { store_.compare_set(left(number_), "", "left"); }
+
+  /// The same behind all others: for who hosts their store.
+  /// @param all how many were to come, at least; some may not be there yet
+  /// @param patience seconds that it waits for them
+  void leave_last(std::int64_t all, double patience) {
+    leave();
+    const double begin = clock();
+    while ((store_.add("workers", 0) < all || count() > 1) && clock() - begin < patience) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+  }
 
   /// Whether another worker has gone: it said so, or has been silent for a lease since this one began to look.
   bool is_gone(std::int64_t other) {

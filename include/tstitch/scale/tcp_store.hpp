@@ -34,7 +34,7 @@ class TCPStore {
     if (!(seconds > 0 && seconds < 1e6)) detail::refuse("TCPStore", "seconds must be above 0 and below 10^6", seconds);
     c10d::TCPStoreOptions options;
     options.port = world.port;
-    options.isServer = world.rank == 0 && !world.hosted;
+    options.isServer = world.hosts();
     options.waitWorkers = false;
     options.timeout = std::chrono::milliseconds(std::int64_t(seconds * 1000));
     const std::string rule = options.isServer ? "must be a port that is free, to host the store of the run"

@@ -25,6 +25,9 @@ struct World {
   bool hosted = false;   ///< the launcher has a store there already, as torchrun's agent does, and rank 0 makes none
   std::string run = {};  ///< another one for another run or restart at the same place
   std::string launcher = {};  ///< "torchrun", "Open MPI", "Slurm"; empty: none
+
+  /// Whether this process makes the store, and is there the longest.
+  bool hosts() const { return size > 1 && rank == 0 && !hosted; }
 };
 
 namespace detail {
