@@ -1,4 +1,4 @@
-"""Data sets of tstitch_generate: generate_test.py TSTITCH_GENERATE MODEL SCRATCH_FOLDER
+"""Data sets of tstitch_generate: generate_test.py TSTITCH_GENERATE MODEL PIPELINE SCRATCH_FOLDER
 
 The same files whatever the world: drawn by one process, by two and three under torchrun, with workers that are killed
 and come again, stopped and gone on with; read as their readers read them. And every fault by its name, with an exit
@@ -25,6 +25,7 @@ from pathlib import Path
 parser = argparse.ArgumentParser()
 parser.add_argument("program")
 parser.add_argument("model")
+parser.add_argument("pipeline")
 parser.add_argument("scratch", type=Path)
 ARGUMENTS = parser.parse_args()
 SCRATCH = ARGUMENTS.scratch.resolve()
@@ -205,6 +206,27 @@ def other_formats(pictures: list[bytes]) -> None:
     assert list(samples) == [f"{i:06d}" for i in range(IMAGES)]
     assert [sample["png"] for sample in samples.values()] == files
     assert [int(sample["cls"]) for sample in samples.values()] == [i % 10 for i in range(IMAGES)]
+
+
+def prompts() -> None:
+    """A pipeline that draws latents from text."""
+    file = SCRATCH / "prompts.txt"
+    file.write_text("a fox\nin the snow\nthree ships\n")
+
+    def words(folder: str) -> list[str]:
+        return [ARGUMENTS.program, "--pipeline", ARGUMENTS.pipeline, "--prompts", str(file), "--device", "cpu", "--steps", "1",
+                "--images", "20", "--batch", "8", "--format", "webdataset", "--output", str(SCRATCH / folder)]  # fmt: skip
+
+    run(words("texts"))
+    together(2, words("texts_of_two"))
+    same("texts", "texts_of_two")
+    said = ["a fox", "in the snow", "three ships"]
+    assert [line["text"] for line in manifest("texts")] == [said[i % 3] for i in range(20)]
+    with tarfile.open(SCRATCH / "texts/000000.tar") as tar:
+        assert tar.getnames()[:4] == ["000000.png", "000000.txt", "000001.png", "000001.txt"]
+        assert tar.extractfile("000004.txt").read() == b"in the snow"
+    file.write_text("a fox\nin the snow\nfour ships\n")
+    refused("prompts must be what the data set was begun with", *words("texts"))
 
 
 def workers() -> None:
@@ -394,6 +416,7 @@ def full_disk() -> None:
 PICTURES = npz()
 any_batch()
 other_formats(PICTURES)
+prompts()
 workers()
 killed()
 edited()
