@@ -17,6 +17,8 @@
 
 namespace {
 
+using Networks = std::vector<tstitch::Network>;
+
 constexpr std::int64_t pictures = 20, at_once = 8;
 
 /// What a metric adds up; here how bright pictures are. Nothing is written.
@@ -27,8 +29,7 @@ struct Statistics {
 };
 
 template <class Store>
-void work(Store& store, tstitch::World const& world, std::vector<tstitch::Network> const& networks,
-          Statistics& statistics) {
+void work(Store& store, tstitch::World const& world, Networks const& networks, Statistics& statistics) {
   tstitch::Worker worker(store, tstitch::LeaseOptions{.seconds = 30});
   const tstitch::Heartbeat heartbeat([&] { worker.beat(); }, 5, 60);  // a store answers, or throws, before that
   tstitch::Ranges ranges(worker, "pictures", pictures, at_once);
@@ -60,7 +61,7 @@ void work(Store& store, tstitch::World const& world, std::vector<tstitch::Networ
   }
 }
 
-void share(std::vector<tstitch::Network> const& networks) {
+void share(Networks const& networks) {
   const tstitch::World world = tstitch::read_world();
   Statistics statistics;
   if (world.size > 1) {

@@ -225,7 +225,7 @@ class Pages:
         for line in re.sub(r" *\\\n *", " ", block.text).splitlines():
             left = (*NOT_RUN, *(NOT_RUN_OF_PAIRS if block.page.name.startswith("pair_") else ()))
             if any(re.fullmatch(pattern, line) for pattern, _ in left):
-                for name in re.findall(r"(?<=bash )\S+|(?<=python )\S+|\S+/requirements\.txt|\w+(?=_tests\b)", line):
+                for name in re.findall(r"(?<=bash )\S+|(?<=python )(?<!-python )\S+|\S+/requirements\.txt|\w+(?=_tests\b)", line):
                     if not (self.repository / (name if "/" in name else f"tests/{name}")).exists():
                         block.fail(f"{name} is not there")
                 continue

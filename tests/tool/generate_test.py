@@ -36,7 +36,7 @@ ALONE = {name: value for name, value in os.environ.items()
          if name not in NAMES and not name.startswith(("OMPI_", "SLURM_", "TORCHELASTIC_"))} | {"OMP_NUM_THREADS": "1"}  # fmt: skip
 IMAGES, BATCH = 36, 8
 LEASE = 2
-SLOW = 4  # steps, for what is to be interrupted
+SLOW = 3  # steps, for what is to be interrupted
 
 
 def command(folder: str, *more: str, images: int = IMAGES, steps: int = 1) -> list[str]:
@@ -306,7 +306,7 @@ def edited() -> None:
     about.write_text("{}")
     refused("000001.json': must be the description of a part as it was written, got something else", *words)
     about.write_text(text)
-    refused("steps must be what the data set was begun with, 4, got 9", *command("edited", steps=9))
+    refused("steps must be what the data set was begun with, 3, got 9", *command("edited", steps=9))
     refused("images must be what the data set was begun with, 36, got 37", *command("edited", images=37, steps=SLOW))
     larger = [*words]
     larger[larger.index("--batch") + 1] = "16"
@@ -316,7 +316,7 @@ def edited() -> None:
     refused("classes must be what the data set was begun with, \"all\", got [3]", *words, "--class", "cat")
     description = folder / "data_set.json"
     text = description.read_text()
-    description.write_text(text.replace('"steps": 4', '"steps": 9'))
+    description.write_text(text.replace('"steps": 3', '"steps": 9'))
     refused("data_set.json': must be the description of a data set as it was written, got another one", *words)
     description.write_text(text)
     run(words)
