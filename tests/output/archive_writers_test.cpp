@@ -54,7 +54,7 @@ TEST_CASE("an array of a .npz has the name, the type and the bytes that it says"
 TEST_CASE("a file of a tar archive has a name that stays inside, and once") {
   TarWriter tar(scratch("refused.tar"));
   CHECK(tar.add("a/b.txt", "12") == 512);
-  CHECK(tar.add("..a", "") == 2048);
+  CHECK(tar.add("..a", "") == 1536);
   for (std::string const& name : {std::string(), std::string("/a"), std::string("a/"), std::string("../a"),
                                   std::string("a/.."), std::string("a\n"), std::string(101, 'a')}) {
     CHECK(message_of<std::invalid_argument>([&] {
