@@ -20,8 +20,8 @@
 #include <vector>
 
 #include "../common/flops.hpp"
+#include "../common/job.hpp"
 #include "../common/machine.hpp"
-#include "job.hpp"
 #include "output.hpp"
 
 /// The table to choose from: the given one, or that of the bundled pair.

@@ -15,8 +15,8 @@
 #include <string>
 #include <vector>
 
+#include "../common/job.hpp"
 #include "../common/picture_file.hpp"
-#include "job.hpp"
 
 /// Whether the file holds what networks know, and is no picture.
 inline bool is_npy(std::string const& path) {

@@ -20,7 +20,7 @@
 #include <utility>
 #include <vector>
 
-#include "job.hpp"
+#include "../common/job.hpp"
 #include "output.hpp"
 
 /// Fails now rather than after the work.

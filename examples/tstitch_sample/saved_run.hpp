@@ -15,8 +15,8 @@
 #include <utility>
 #include <vector>
 
+#include "../common/job.hpp"
 #include "../common/signals.hpp"
-#include "job.hpp"
 #include "output.hpp"
 
 /// Another number for other numbers. Of one program: the standard library does not say which.

@@ -51,6 +51,8 @@ NOT_RUN = (
     (r"python examples/evaluation/measure_quality\.py .*", "takes hours; evaluation.quality runs a small one"),
     (r"python examples/evaluation/quality_table\.py .*", "of what that writes; evaluation.quality runs it"),
     (r"tstitch_sample (--model \S+ )*--budget .*", "what fits depends on the machine; tests/tool has budgets"),
+    (r"(torchrun|mpirun|srun|MASTER_ADDR=\S+) .*tstitch_generate .*", "tests/tool/generate_test.py runs such lines"),
+    (r"tstitch_generate --pipeline .*", "of a folder that export.pipeline makes"),
     ("-" if shutil.which("pkg-config") else r"(export PKG|g\+\+ app.cpp \$\(pkg-config).*", "pkg-config is not here"),
     (r"build/tests/examples/tstitch_sample --plan --sampler midpoint", "of a sampler that the reader is to write"),
 )
@@ -66,13 +68,14 @@ PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines w
 NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "prompts.md": PIPELINES, "pipelines.md": PIPELINES} | {
     f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "latent_diffusion", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "sana", "wan")
 } | dict.fromkeys(("pair_stable_diffusion.md", "forecasting.md"), (*PIPELINES, "PIL"))
+FLAGS = {"tool.md": "tstitch_sample", "data_sets.md": "tstitch_generate"}  # whose table has those of --help
 CHEAPER = """#!{python}
 import os, sys
 words, tool = sys.argv[1:], {tool!r}
 def has(*flags): return any(word.split("=")[0] in flags for word in words)
 def value(flag, change):
     if flag in words: words[words.index(flag) + 1] = change(words[words.index(flag) + 1])
-if tool.endswith("tstitch_sample") and not has("--help", "--version", "--plan"):
+if tool.endswith(("tstitch_sample", "tstitch_generate")) and not has("--help", "--version", "--plan"):
     few = "4" if has("--invert", "--strength") else "1"
     value("--steps", lambda steps: few)
     if not has("--steps", "--preset", "--timesteps", "--sigmas"): words += ["--steps", few]
@@ -80,6 +83,7 @@ if tool.endswith("tstitch_sample") and not has("--help", "--version", "--plan"):
         words += ["--ratio", "1"]
     if has("--preset") and not has("--class", "--model"): words += ["--class", "3"]
 value("--device", lambda device: "cpu")
+value("--images", lambda images: "10")
 if not has("--device", "--help", "--version"): words += ["--device", "cpu"]
 os.execv(tool, [tool, *words])
 """
@@ -123,7 +127,7 @@ class Pages:
         self.bin, self.home, self.checkpoints = scratch / "bin", scratch / "home", scratch / "checkpoints"
         for folder in (self.bin, self.home, self.checkpoints):
             folder.mkdir(parents=True)
-        for tool in ("tstitch_sample", "tstitch_inspect", "tstitch_benchmark"):
+        for tool in ("tstitch_sample", "tstitch_inspect", "tstitch_benchmark", "tstitch_generate"):
             self.program(tool, CHEAPER.format(python=sys.executable, tool=str(tools / tool)))
         modules = [module for module in IMPORTED if importlib.util.find_spec(module)]
         self.server = python_server.Server(modules)
@@ -171,7 +175,7 @@ class Pages:
         for block in blocks:
             if block.language == "cpp" and not any(f"\n{block.text}\n" in text for text in self.programs.values()):
                 block.fail(f"is no cut of {', '.join(path.name for path in self.programs)}")
-        if page.name == "tool.md":
+        if page.name in FLAGS:
             self.flags(page)
         output, code = None, 0
         for block, after in zip(runs, [*runs[1:], None]):
@@ -209,7 +213,7 @@ class Pages:
 
     def flags(self, page: Path) -> None:
         """The table of flags has those that there are."""
-        asked = [self.bin / "tstitch_sample", "--help"]
+        asked = [self.bin / FLAGS[page.name], "--help"]
         help_text = subprocess.run(asked, text=True, capture_output=True, check=True).stdout
         there = set(re.findall(r"^  (?:-h,)?(--[a-z-]+)", help_text, re.M)) - {"--help"}
         listed = {flag for row in re.findall(r"^\| (`--.*?) \|", page.read_text(), re.M)
@@ -222,7 +226,7 @@ class Pages:
         for line in re.sub(r" *\\\n *", " ", block.text).splitlines():
             left = (*NOT_RUN, *(NOT_RUN_OF_PAIRS if block.page.name.startswith("pair_") else ()))
             if any(re.fullmatch(pattern, line) for pattern, _ in left):
-                for name in re.findall(r"(?<=bash )\S+|(?<=python )\S+|\S+/requirements\.txt|\w+(?=_tests\b)", line):
+                for name in re.findall(r"(?<=bash )\S+|(?<=python )(?<!-python )\S+|\S+/requirements\.txt|\w+(?=_tests\b)", line):
                     if not (self.repository / (name if "/" in name else f"tests/{name}")).exists():
                         block.fail(f"{name} is not there")
                 continue

@@ -25,7 +25,24 @@
 
 namespace tstitch {
 
-/// @returns a .npy file, version 1.0 (NumPy Enhancement Proposal 1): float32 in C order
+/// @returns what stands before the numbers in a .npy file, version 1.0 (NumPy Enhancement Proposal 1), in C order; a
+/// multiple of 64 bytes
+/// @param descr numpy's word for the type: "<f4", "|u1", "<i8"
+/// @throws std::invalid_argument for more sizes than that version has room for
+inline std::string npy_header(std::string const& descr, at::IntArrayRef sizes) {
+  std::string header = "{'descr': '" + descr + "', 'fortran_order': False, 'shape': (";
+  for (const std::int64_t size : sizes) header += std::to_string(size) + ", ";
+  header += "), }";
+  header.append(63 - (10 + header.size()) % 64, ' ');  // data begins at a multiple of 64
+  header += '\n';
+  if (header.size() > 0xFFFF) detail::refuse("npy_header", "sizes must fit in 65535 characters", double(sizes.size()));
+  std::string file("\x93NUMPY\x01\x00", 8);
+  file += char(header.size() & 0xFF);
+  file += char(header.size() >> 8);
+  return file + header;
+}
+
+/// @returns a .npy file, version 1.0: float32 in C order
 /// @param tensor of any shape and floating type, on any device
 /// @throws std::invalid_argument for other types
 inline std::string encode_npy(at::Tensor const& tensor) {
@@ -35,15 +52,7 @@ inline std::string encode_npy(at::Tensor const& tensor) {
                    tensor.defined() ? at::toString(tensor.scalar_type()) : "an undefined tensor");
   }
   const at::Tensor values = tensor.to(at::kCPU, at::kFloat).contiguous();
-  std::string header = "{'descr': '<f4', 'fortran_order': False, 'shape': (";
-  for (const std::int64_t size : values.sizes()) header += std::to_string(size) + ", ";
-  header += "), }";
-  header.append(63 - (10 + header.size()) % 64, ' ');  // data begins at a multiple of 64
-  header += '\n';
-  std::string file("\x93NUMPY\x01\x00", 8);
-  file += char(header.size() & 0xFF);
-  file += char(header.size() >> 8);
-  file += header;
+  std::string file = npy_header("<f4", values.sizes());
   return file.append(reinterpret_cast<char const*>(detail::values_of<float>(values)), std::size_t(values.numel()) * 4);
 }
 

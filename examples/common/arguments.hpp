@@ -20,12 +20,12 @@
 #include <string>
 #include <vector>
 
-#include "../common/bundled.hpp"
-#include "../common/device.hpp"
-#include "../common/forecast.hpp"
-#include "../common/network.hpp"
-#include "../common/shape.hpp"
-#include "../common/strict.hpp"
+#include "bundled.hpp"
+#include "device.hpp"
+#include "forecast.hpp"
+#include "network.hpp"
+#include "shape.hpp"
+#include "strict.hpp"
 
 struct Arguments {
   std::string pipeline;         ///< folder that says what is not given
@@ -63,6 +63,7 @@ struct Arguments {
   std::string prompts_file;                ///< one a line
   std::string prompt_cache;                ///< a folder
   std::int64_t count = 1;
+  std::int64_t images = 0;          ///< all in all, whichever classes and prompts they are of; 0: count of each
   std::vector<std::int64_t> shape;  ///< empty: what the networks state
   std::vector<std::int64_t> size;   ///< height and width in pixels; empty: what the shape says
   std::int64_t frames = 0;          ///< of a video; 0: what the shape says

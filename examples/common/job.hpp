@@ -27,11 +27,11 @@
 #include <utility>
 #include <vector>
 
-#include "../common/device.hpp"
-#include "../common/text.hpp"
 #include "arguments.hpp"
 #include "classes.hpp"
+#include "device.hpp"
 #include "notes.hpp"
+#include "text.hpp"
 
 using Json = nlohmann::ordered_json;
 
@@ -373,8 +373,8 @@ inline void take_recommended(Arguments& arguments, tstitch::NetworkInfo const& i
   // As tstitch::Pipeline draws where nobody says how.
   arguments.profile = "recommended";
   if (!arguments.steps_given && arguments.parts.steps == 0 && info.steps == 0) arguments.steps = 20;
-  notes.push_back("--pipeline: " + in_quotes(arguments.pipeline) + " says no profile; draws with --profile recommended" +
-                  " --steps " + std::to_string(arguments.steps));
+  notes.push_back("--pipeline: " + in_quotes(arguments.pipeline) +
+                  " says no profile; draws with --profile recommended" + " --steps " + std::to_string(arguments.steps));
 }
 
 /// @throws std::invalid_argument where no network that takes a condition of this name takes one of this shape
@@ -604,7 +604,7 @@ inline std::int64_t count_pictures(Job const& job, Arguments const& arguments) {
     throw std::invalid_argument("--count: must give at most " + std::to_string(most) + " pictures, got " +
                                 std::to_string(arguments.count));
   }
-  const std::int64_t images = arguments.count * each;
+  const std::int64_t images = arguments.images > 0 ? arguments.images : arguments.count * each;
   std::vector<std::uint64_t> const& seeds = arguments.seeds;
   const std::int64_t following = arguments.variations > 0 ? arguments.variations
                                  : seeds.size() > 1       ? 0

@@ -15,7 +15,7 @@
 #include <string_view>
 #include <vector>
 
-#include "../common/strict.hpp"
+#include "strict.hpp"
 
 /// "GOLDEN retriever" as "golden retriever": letters of ASCII only.
 inline std::string in_lower_case(std::string text) {

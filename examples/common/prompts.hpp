@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "../common/strict.hpp"
+#include "strict.hpp"
 
 /// The lines of a text that have something in them.
 /// @throws std::runtime_error for what cannot be read, is too large or has none
