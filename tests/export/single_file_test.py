@@ -204,9 +204,12 @@ for name in ("sd1", "sd2", "xl", "refiner"):
 for name, part, words in (
     ("sd1", "text_encoder", sd1), ("sd2", "text_encoder", sd2 / "tokenizer"), ("xl", "text_encoder", xl), ("refiner", "text_encoder_2", xl),
     # Of any CLIP's tokenizer: the encoder says what texts are filled up with.
-    ("sd2", "text_encoder", sd1 / "tokenizer"), ("xl", "text_encoder_2", sd1),
+    ("sd2", "text_encoder", sd1 / "tokenizer"), ("xl", "text_encoder_2", sd1), ("sd1", "text_encoder", sd2 / "tokenizer"),
 ):  # fmt: skip
     same(export_text_encoder, name, "--part", part, of_file=("--tokenizer", words))
+for folder, words in ((sd1, sd2), (sd2, sd1)):
+    own, others = (written_by(export_text_encoder, folder, scratch / "not_written.pt", *more) for more in ((), ("--tokenizer", words)))
+    assert own[1:] == others[1:], (folder, own[1:], others[1:])
 # With CLIP's projection, which other programs write; without the layer of OpenCLIP that is not used.
 last = "cond_stage_model.model.transformer.resblocks.23."
 others = {
