@@ -42,7 +42,7 @@ from encode_prompt import (  # noqa: E402
     room_for, with_both_names,
 )  # fmt: skip
 from options import folder_parser, positive  # noqa: E402
-from single_file import IN_ONE_FILE, config_of, has, index_of, is_padded_by_zero, parts_in, weights_of  # noqa: E402
+from single_file import WITH_TEXTS, config_of, has, index_of, is_padded_by_zero, parts_in, weights_of  # noqa: E402
 from text_encoder import Clip, ClipConfig, Gemma, GemmaConfig, InstructedTextEncoder, T5, T5Config, TextEncoder  # noqa: E402
 from tokenizer import CHARACTERS, Tokenizer, make_tokenizer  # noqa: E402
 
@@ -340,7 +340,7 @@ def filling_of(args: argparse.Namespace, clip: ClipConfig) -> int | str | None:
 
 
 def main() -> None:
-    parser = folder_parser(__doc__, "", ".pt", "float32", IN_ONE_FILE)
+    parser = folder_parser(__doc__, "", ".pt", "float32", WITH_TEXTS)
     parser.add_argument("--part", choices=PARTS, default=PARTS[0], help="which encoder (default: %(default)s)")
     parser.add_argument(
         "--tokenizer",
