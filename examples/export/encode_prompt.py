@@ -76,11 +76,11 @@ def find_transformers() -> ModuleType:
 
 
 def read_tokenizer(
-    kind: type, folder: Path, files: tuple[str, ...], most: int, encoder: Path, pad_token: int | None = None
+    kind: type, folder: Path, files: tuple[str, ...], most: int, encoder: Path, fills: int | str | None = None
 ) -> object:
     """A tokenizer of this class, with at most so many words as its encoder has.
 
-    @pad_token: what texts are filled up with, where that is not the folder's to say.
+    @fills: what texts are filled up with, where that is not the folder's to say: a token, or "end" for the end of a text.
     """
     name = kind.__name__.removesuffix("Tokenizer")
     if not folder.is_dir():
@@ -94,8 +94,8 @@ def read_tokenizer(
         fail(f"{folder / 'spiece.model'}: {packages.advice(missing, Path(__file__).with_name('requirements.txt'))}")
     try:
         tokenizer = kind.from_pretrained(folder, local_files_only=True)
-        if pad_token is not None:
-            word = tokenizer.convert_ids_to_tokens(pad_token)
+        if fills is not None:
+            word = tokenizer.eos_token if fills == "end" else tokenizer.convert_ids_to_tokens(fills)
             tokenizer = kind.from_pretrained(folder, local_files_only=True, pad_token=word)
     except Exception as error:
         fail(f"{folder}: must hold a {name} tokenizer, got '{first_line(error)}'")

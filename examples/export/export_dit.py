@@ -56,7 +56,7 @@ from common import (  # noqa: E402
     write,
 )
 from dit import LAST, DiT, DiTConfig, make_dit, random_inputs, sin_cos_position_embedding  # noqa: E402
-from in_place import InPlace, describe, files_of, headers  # noqa: E402
+from in_place import InPlace, describe, files_of, headers, require_description  # noqa: E402
 from options import add_calibration, add_variant, finite_real, positive_real  # noqa: E402
 from pipeline import sampler_of  # noqa: E402
 
@@ -64,6 +64,7 @@ from pipeline import sampler_of  # noqa: E402
 HEADS = {384: 6, 768: 12, 1024: 16, 1152: 16}
 OFFICIAL_ROWS = 1001  # of the table of labels: the classes of ImageNet, and the one that means no class
 NO_CLASS = "none"  # what --null-class says where no label means that
+GUIDANCE = 4.0  # of its makers
 OFFICIAL_SCALE = 0.18215  # of latents of 4 channels: of Stable Diffusion's autoencoder
 
 FLOW_SCHEDULE = {"prediction": "flow", "noise_schedule": "flow", "num_train_timesteps": 1000}
@@ -423,6 +424,7 @@ def describe_file(args: argparse.Namespace) -> None:
             fail(f"{option}: must not be given for --format in-place, which leaves weights as they are, got {value}")
     if args.checkpoint.is_dir():
         fail(f"{args.checkpoint}: must be a .safetensors file in the official layout for --format in-place, got a folder")
+    require_description(args.output)
     files = files_of(args.checkpoint, args.variant)
     found = headers(files)
     shape = dataclasses.replace(read_shape(args.checkpoint, found, args), any_size=args.interpolate)
@@ -438,7 +440,7 @@ def describe_file(args: argparse.Namespace) -> None:
         fill(whole.network, whole.weights, whole.place)
         whole.weights.clear()
         source.calibration = calibrate(
-            whole.network, shape, source.schedule, args.guidance_scale, args.calibrate, weights=False
+            whole.network, shape, source.schedule, guidance_of(args, shape.null_label, GUIDANCE), args.calibrate, weights=False
         )  # fmt: skip
     describe(args.output, source.network, found, files, metadata(source, args), args.dtype)
 
@@ -642,7 +644,7 @@ def metadata(source: Source, args: argparse.Namespace) -> dict[str, object]:
         **source.schedule,
         **source.sampler,
         **read_space(args, shape.channels, source.latent_scale, {}),
-        "guidance_scale": args.guidance_scale if shape.null_label is not None else 1.0,
+        "guidance_scale": guidance_of(args, shape.null_label, GUIDANCE),
         # Engines that bring their own network know the official ones by this word.
         "architecture": ("sit" if shape.flow else "dit" if official else "dit_diffusers")
         + ("" if shape.num_classes else "_unconditional"),
@@ -677,7 +679,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--dtype", choices=sorted(TOLERANCE), default="float32", help="stored precision" + default)
     parser.add_argument(
-        "--guidance-scale", type=finite_real, default=4.0, help="the default that a sampler should use" + default
+        "--guidance-scale", type=finite_real, help=f"the default that a sampler should use (default: {GUIDANCE})"
     )
     parser.add_argument("--size", type=int, help="height of x, where the file does not tell it: 32 for 256 pixels")
     parser.add_argument(
@@ -735,6 +737,15 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def guidance_of(args: argparse.Namespace, null: int | None, usual: float) -> float:
+    """The scale that the file recommends, @usual where nothing is said. @null: the label that means no class."""
+    if null is not None:
+        return usual if args.guidance_scale is None else args.guidance_scale
+    if args.guidance_scale is not None:
+        fail(f"--guidance-scale: must be for a network that has a label for no class, got {args.guidance_scale}")
+    return 1.0
+
+
 def label(text: str) -> int | str:
     """Of a class, or none."""
     if text != NO_CLASS and not text.isdecimal():
@@ -765,7 +776,7 @@ def main() -> None:
             source.network,
             shape,
             source.schedule,
-            args.guidance_scale,
+            guidance_of(args, shape.null_label, GUIDANCE),
             args.calibrate,
             weights=not form.whole_size,  # compiled networks bring their own
         )

@@ -9,7 +9,8 @@ FOLDERs, but for the networks' weights with --weights-in-place.
 
 Known are Stable Diffusion 1, 2, 3, 3.5 and XL with its refiner, latent consistency models, latent diffusion for classes,
 PixArt-alpha and Sigma, Wan, Sana and DiT. Each file is written by its own exporter beside this one, which checks it, and
-OUTPUT/pipeline.txt at the end: a folder without it is not finished. --keep goes on where an earlier run ended.
+OUTPUT/pipeline.txt at the end: a folder without it is not finished. --keep goes on where an earlier run ended, with the same
+options for the files that are there, which OUTPUT/options.json tells.
 """
 
 import argparse
@@ -17,7 +18,9 @@ import contextlib
 import gc
 import importlib
 import io
+import json
 import math
+import os
 import sys
 import zipfile
 import zlib
@@ -29,13 +32,14 @@ import packages
 
 packages.require(__file__, "torch", "transformers", beside=("safetensors",))
 
-from common import TOLERANCE, Config, ask, fail, names_in, replacing, say, some  # noqa: E402
+from common import TOLERANCE, Config, ask, fail, names_in, read_json, replacing, say, some  # noqa: E402
 from encode_prompt import AESTHETICS, AESTHETICS_NULL, SD3_TOKENS  # noqa: E402
 from export_pixart import asks_for_sizes  # noqa: E402
 from in_place import fingerprint_parts, is_description, read_description  # noqa: E402
 from options import add_calibration, add_variant, finite_real, positive, sides  # noqa: E402
-from single_file import config_of, has, index_of, parts_in, scheduler_of  # noqa: E402
+from single_file import OPEN_PREDICTION, OPEN_SIZE, config_of, has, index_of, parts_in, scheduler_of  # noqa: E402
 
+MANIFEST, RECORDS = "pipeline.txt", "options.json"
 RATIO = 0.4  # of the paper: so many of the early steps cost no quality
 CLIP_TOKENS = 77
 LCM_GUIDANCE = 8.5  # of diffusers' pipeline
@@ -160,7 +164,39 @@ def controlnets_of(args: argparse.Namespace, family: Family, networks: list[tupl
     for folder in args.controlnet:
         if not folder.is_dir():
             fail(f"--controlnet: must be a folder, got {folder}")
-    return dict(zip([name for *_, name in networks[len(networks) - len(args.controlnet) :]], args.controlnet))
+    found = dict(zip([name for *_, name in networks[len(networks) - len(args.controlnet) :]], args.controlnet))
+    for folder, _, name in networks:
+        if folder.is_dir() and (folder / "controlnet").is_dir() and name not in found:
+            fail(f"{folder}: must come with --controlnet FOLDER for its controlnet/, such as {folder}, got no --controlnet for this network")
+    return found
+
+
+def require_controlnets(networks: list[tuple[Path, str, str]], controlnets: dict[str, Path], vae: Path) -> None:
+    """That they are for these networks, as far as config.json tells."""
+    if not controlnets:
+        return
+    unet = importlib.import_module("export_unet")
+    for folder, part, name in networks:
+        if name in controlnets:
+            size_ids = unet.size_ids_of(folder)
+            shape = unet.read_config(config_of(folder, part), size_ids)[0]
+            unet.controlnet_config(controlnets[name], vae, shape, 1.0, size_ids)
+
+
+def require_tokenizers(encoders: list[tuple[Path, str]], tokenizers: Path | None) -> None:
+    for folder, part in encoders:
+        place = tokenizers or folder / part.replace("text_encoder", "tokenizer")
+        if not place.is_dir():
+            fail(f"{place}: must be a folder with the tokenizer of {part}, got {'a file' if place.exists() else 'nothing'}")
+
+
+def require_texts(args: argparse.Namespace, networks: list[tuple[Path, str, str]]) -> None:
+    """That each network takes those of --condition."""
+    if args.condition is None:
+        return
+    sd3 = importlib.import_module("export_sd3")
+    for folder, part, _ in networks:
+        sd3.read_texts(args.condition, sd3.read_config(config_of(folder, part)), None)
 
 
 def ask_of_files(args: argparse.Namespace, networks: list[tuple[Path, str, str]]) -> None:
@@ -171,28 +207,105 @@ def ask_of_files(args: argparse.Namespace, networks: list[tuple[Path, str, str]]
     for file in files:
         questions = {}
         if not args.prediction and "prediction_type" not in scheduler_of(file).values:
-            questions["--prediction"] = "a file of a model that there is with more than one"
+            questions["--prediction"] = OPEN_PREDICTION
         if not args.size and file == networks[-1][0] and config_of(file, "unet").get("sample_size") is None:
-            questions["--size"] = "a file of a model that there is of several"
+            questions["--size"] = OPEN_SIZE
         ask(file, questions)
 
 
 # ------------------------------------------------------------------------------------------------ what is written
 
 
-def export(args: argparse.Namespace, program: str, source: Path, name: str, *options: object) -> str:
-    """Runs an exporter, unless the file is there and to be kept. Returns what it says of the file."""
-    output = args.output / name
-    if args.keep and output.is_file():
-        say(f"{output}: is there, and kept")
-        return args.measured.get(name, "")
-    arguments = [source, output, *options]
+@dataclass(frozen=True)
+class Output:
+    """A file to be written, and by what. @options: of the exporter; a path is of what is read, True stands for no value."""
+
+    exporter: str
+    source: Path
+    name: str
+    options: dict[str, object]
+
+    def arguments(self, folder: Path) -> list[str]:
+        words = [str(self.source), str(folder / self.name)]
+        for option, value in self.options.items():
+            words += [option] if value is True else [option, str(value)]
+        return words
+
+    def record(self, folder: Path) -> dict[str, str]:
+        """All that decides what is in it, with paths as they are seen from the folder that it is in."""
+
+        def said(value: object) -> str:
+            path = os.path.relpath(value.resolve(), folder.resolve()) if isinstance(value, Path) else value
+            return "yes" if path is True else str(path)
+
+        return {key: said(value) for key, value in {"FOLDER": self.source, **self.options}.items()}
+
+
+def output_of(args: argparse.Namespace, exporter: str, source: Path, name: str, options: dict[str, object]) -> Output:
+    """With what all of them are told."""
+    options = dict(options)
     if args.license:
-        arguments += ["--license", args.license]
-    if args.variant and source.is_dir() and any(args.variant in path.name for path in source.rglob("*")):
-        arguments += ["--variant", args.variant]
-    say(f"writing {output}")
-    sys.argv = [f"{program}.py", *map(str, arguments)]
+        options["--license"] = args.license
+    if args.variant and has_variant(source, args.variant):
+        options["--variant"] = args.variant
+    return Output(exporter, source, name, options)
+
+
+def require_variant(folders: list[Path], variant: str | None) -> None:
+    """That a FOLDER has it at least. Of the others the only weights are taken."""
+    if variant is None:
+        return
+    without = [folder for folder in folders if not has_variant(folder, variant)]
+    if len(without) == len(folders):
+        fail(f"--variant: must be of weights that a FOLDER has, got {variant}, which none has")
+    for folder in without:
+        say(f"{folder}: has no weights called {variant}: taking those that it has")
+
+
+def has_variant(source: Path, variant: str) -> bool:
+    return source.is_dir() and any(variant in path.name for path in source.rglob("*"))
+
+
+def read_records(folder: Path) -> dict[str, dict[str, str]]:
+    """How the files of a folder were made, by their names."""
+    path = folder / RECORDS
+    if not path.is_file():
+        return {}
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(record, dict) for record in found.values()):
+        fail(f"{path}: must hold an object of objects, as this program wrote it, got something else")
+    return found
+
+
+def require_same(folder: Path, outputs: list[Output], records: dict[str, dict[str, str]]) -> None:
+    """That files which are kept would be written again as they are."""
+    for output in outputs:
+        place = folder / output.name
+        if not place.is_file():
+            continue
+        known, wanted = records.get(output.name), output.record(folder)
+        if known is None:
+            fail(f"{place}: must be told of in {RECORDS} to be kept, got a file of unknown options: remove it")
+        for key in dict.fromkeys((*known, *wanted)):
+            if known.get(key) != wanted.get(key):
+                was, now = (f"{key} {value[key]}" if key in value else f"no {key}" for value in (known, wanted))
+                fail(f"{place}: must be made with the same options to be kept, got {now} for a file with {was}: remove it")
+
+
+def export(args: argparse.Namespace, output: Output) -> str:
+    """Runs an exporter, unless the file is there and to be kept. Returns what it says of the file."""
+    place = args.output / output.name
+    if args.keep and place.is_file():
+        say(f"{place}: is there, and kept")
+        return args.measured.get(output.name, "")
+    # The folder is finished again when this is written again.
+    (args.output / MANIFEST).unlink(missing_ok=True)
+    args.records[output.name] = output.record(args.output)
+    with replacing(args.output / RECORDS) as temporary:
+        temporary.write_text(json.dumps(args.records, indent=1) + "\n", encoding="utf-8")
+    say(f"writing {place}")
+    program = output.exporter
+    sys.argv = [f"{program}.py", *output.arguments(args.output)]
     printed = io.StringIO()
     try:
         with contextlib.redirect_stdout(printed):
@@ -364,6 +477,24 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def network_options(args: argparse.Namespace, family: Family, folder: Path, part: str, controlnet: Path | None) -> dict[str, object]:
+    """Of its exporter. None of those that are not said."""
+    found = {
+        "--name": (folder.stem if folder.is_file() else folder.name) + ("" if part == family.part else f"/{part}"),
+        "--prediction": args.prediction if folder.is_file() else None,
+        "--dtype": args.dtype,
+        "--part": part if part == "transformer_2" else None,
+        "--size": "*" if family.open_size else None,
+        "--format": "in-place" if args.weights_in_place else None,
+        "--interpolate": args.interpolate or None,
+        "--calibrate": args.calibrate,
+        "--condition": args.condition,
+        "--controlnet": controlnet,
+        "--controlnet-scale": args.controlnet_scale if controlnet else None,
+    }
+    return {option: value for option, value in found.items() if value is not None}
+
+
 def text_dtype(args: argparse.Namespace, folder: Path, part: str) -> str:
     kinds = config_of(folder, part).get("architectures")
     small = isinstance(kinds, list) and all(isinstance(kind, str) and kind.startswith("CLIP") for kind in kinds)
@@ -385,6 +516,9 @@ def main() -> None:
             fail(f"--{option}: must be for a pipeline of {kinds}, got {value} for {kind}")
     if args.interpolate and not family.interpolates:
         fail(f"--interpolate: must be for a pipeline of DiT, others leave the size open anyway, got {kind}")
+    for option in ("negative", "text_dtype"):
+        if (value := getattr(args, option)) is not None and not family.encoders:
+            fail(f"--{option.replace('_', '-')}: must be for a pipeline that takes texts, got {value} for {kind}")
     if args.condition is not None and args.calibrate is None:
         fail(f"--condition: is for --calibrate, got {args.condition} without")
     networks = networks_of(args.folders, kind, family, ".txt" if args.weights_in_place else ".pt")
@@ -394,56 +528,53 @@ def main() -> None:
     controlnets = controlnets_of(args, family, networks)
     if (vae := last_with(args.folders, "vae")) is None:
         fail(f"{args.folders[-1]}: must hold vae, got {some(parts_in(args.folders[-1]))}")
+    require_tokenizers(encoders, tokenizers)
+    require_controlnets(networks, controlnets, vae)
+    require_texts(args, networks)
+    require_variant(args.folders, args.variant)
     if not args.output.parent.is_dir():
         fail(f"{args.output}: must be in a folder that exists, got none")
     if args.output.exists() and (not args.output.is_dir() or any(args.output.iterdir())) and not args.keep:
         fail(f"{args.output}: must be a new or an empty folder, or come with --keep, got {some(names_in(args.output)) if args.output.is_dir() else 'a file'}")
-    args.output.mkdir(exist_ok=True)
-    manifest = args.output / "pipeline.txt"
-    # What was measured of files that are kept. The folder is finished again when this is written again.
+    manifest = args.output / MANIFEST
+    # What was measured of files that are kept.
     known = manifest.read_text(encoding="utf-8", errors="replace").splitlines() if manifest.is_file() else []
     lines = [line.removeprefix("measured ") for line in known if line.startswith("measured ")]
     args.measured = {line.partition(":")[0]: line for line in lines}
-    manifest.unlink(missing_ok=True)
+    args.records = read_records(args.output)
 
     # Behind a base, SDXL's refiner takes what it takes by names of its own.
     prefix = REFINER if len(networks) == 2 and refines(kind, networks[1][0]) and not refines(kind, networks[0][0]) else ""
+    outputs = [
+        output_of(args, family.exporter, folder, name, network_options(args, family, folder, part, controlnets.get(name)))
+        for folder, part, name in networks
+    ]
+    if prefix:
+        outputs[1].options["--condition-prefix"] = prefix
+    for folder, part in encoders:
+        options = {"--part": part, "--dtype": text_dtype(args, folder, part)} | ({"--tokenizer": tokenizers} if tokenizers else {})
+        outputs.append(output_of(args, "export_text_encoder", folder, f"{part}.pt", options))
+    halves = ["decoder", "encoder"] if args.encoder else ["decoder"]
+    outputs += [output_of(args, "export_autoencoder", vae, f"{half}.pt", {"--part": half}) for half in halves]
+    require_same(args.output, outputs, args.records)
+    args.output.mkdir(exist_ok=True)
+
     measured = []
-    for folder, part, name in networks:
-        options = ["--name", (folder.stem if folder.is_file() else folder.name) + ("" if part == family.part else f"/{part}")]
-        options += ["--prediction", args.prediction] if args.prediction and folder.is_file() else []
-        options += ["--dtype", args.dtype] if args.dtype else []
-        options += ["--part", part] if part == "transformer_2" else []
-        options += ["--size", "*"] if family.open_size else []
-        options += ["--format", "in-place"] if args.weights_in_place else []
-        options += ["--condition-prefix", prefix] if prefix and name == networks[1][2] else []
-        options += ["--interpolate"] if args.interpolate else []
-        options += ["--calibrate", args.calibrate] if args.calibrate else []
-        options += ["--condition", args.condition] if args.condition is not None else []
-        if name in controlnets:
-            options += ["--controlnet", controlnets[name]]
-            options += ["--controlnet-scale", args.controlnet_scale] if args.controlnet_scale is not None else []
-        measured.append(export(args, family.exporter, folder, name, *options))
-        if args.calibrate and "e4m3_inputs" not in values_in(args.output / name):
-            fail(f"{args.output / name}: must say how large inputs get for --calibrate, got a file that does not, and was kept")
-        if name != networks[0][2]:
-            require_one_trajectory(args.output / networks[0][2], args.output / name)
+    for output in outputs[: len(networks)]:
+        measured.append(export(args, output))
+        if output is not outputs[0]:
+            require_one_trajectory(args.output / outputs[0].name, args.output / output.name)
     lines = [f"name {args.name or args.output.absolute().name}"]
     lines += [f"network {name} {fingerprint(args.output / name)}" for *_, name in networks]
 
+    measured += [export(args, output) for output in outputs[len(networks) :]]
     for folder, part in encoders:
         name = f"{part}.pt"
-        options = ["--part", part, "--dtype", text_dtype(args, folder, part)]
-        options += ["--tokenizer", tokenizers] if tokenizers else []
-        measured.append(export(args, "export_text_encoder", folder, name, *options))
         place = "" if part == encoders[0][1] else "behind " if part in family.behind else "beside "
         lines.append(f"text_encoder {name} {place}{fingerprint(args.output / name)}")
     if prefix:
         lines.append(f"text_encoder text_encoder_2.pt apart {prefix} {fingerprint(args.output / 'text_encoder_2.pt')}")
-    halves = ["decoder", "encoder"] if args.encoder else ["decoder"]
-    for half in halves:
-        measured.append(export(args, "export_autoencoder", vae, f"{half}.pt", "--part", half))
-        lines.append(f"{half} {half}.pt {fingerprint(args.output / f'{half}.pt')}")
+    lines += [f"{half} {half}.pt {fingerprint(args.output / f'{half}.pt')}" for half in halves]
 
     folder, part, name = networks[-1]
     config = config_of(folder, part)

@@ -37,7 +37,7 @@ from common import (  # noqa: E402
     say,
     write,
 )
-from in_place import InPlace, describe, files_of, headers  # noqa: E402
+from in_place import InPlace, describe, files_of, headers, require_description  # noqa: E402
 from options import add_calibration, folder_parser, open_sides  # noqa: E402
 from pipeline import add_flow, flow_values, latents  # noqa: E402
 from sd3 import SD3, SD3Config, conditions  # noqa: E402
@@ -271,8 +271,13 @@ def main() -> None:
 
     if isinstance(form, InPlace):
         require_place(args.output, args.weights)
+        require_description(args.output)
+        files = files_of(args.weights or folder, args.variant)
+        tensors = headers(files)
     if args.calibrate and args.condition is not None:
         texts = read_texts(args.condition, shape, args.text_tokens)
+        if args.calibrate < (count := len(texts[0][0])):
+            say(f"{args.condition}: the first {args.calibrate} of {count} texts are drawn, --calibrate {count} draws all")
     elif args.calibrate:
         texts = random_texts(shape, args.text_tokens, args.calibrate)
         say("calibrating with random numbers for texts; --condition FILE of encode_prompt.py is nearer to use")
@@ -285,10 +290,9 @@ def main() -> None:
         found = calibrate(network, shape, values, args.guidance_scale, texts, args.calibrate, of_x, rounded)
         values |= found.keys()
     if isinstance(form, InPlace):
-        files = files_of(args.weights or folder, args.variant)
         with torch.device("meta"):
             described = SD3(shape)
-        describe(args.output, described, headers(files), files, values, args.dtype)
+        describe(args.output, described, tensors, files, values, args.dtype)
         return
     inputs = check_inputs(shape, size, args.text_tokens if form.whole_size else 20, form.whole_size)
     peer = in_diffusers(config, network)

@@ -42,7 +42,7 @@ from encode_prompt import (  # noqa: E402
     room_for, with_both_names,
 )  # fmt: skip
 from options import folder_parser, positive  # noqa: E402
-from single_file import IN_ONE_FILE, config_of, has, index_of, is_padded_by_zero, parts_in, weights_of  # noqa: E402
+from single_file import WITH_TEXTS, config_of, has, index_of, is_padded_by_zero, parts_in, weights_of  # noqa: E402
 from text_encoder import Clip, ClipConfig, Gemma, GemmaConfig, InstructedTextEncoder, T5, T5Config, TextEncoder  # noqa: E402
 from tokenizer import CHARACTERS, Tokenizer, make_tokenizer  # noqa: E402
 
@@ -329,8 +329,18 @@ def tokenizer_of(args: argparse.Namespace) -> Path:
     return next((args.tokenizer / part for part in (name, "tokenizer", "tokenizer_2") if (args.tokenizer / part).is_dir()), args.tokenizer)
 
 
+def filling_of(args: argparse.Namespace, clip: ClipConfig) -> int | str | None:
+    """What short texts are filled up with, where the tokenizer may be another encoder's: OpenCLIP was trained with token 0,
+    and CLIP of OpenAI, whose activation is another, with the end. None: what the tokenizer says."""
+    if args.folder.is_file():
+        return 0 if is_padded_by_zero(args.folder, args.part) else "end"
+    if args.tokenizer is None:
+        return None
+    return {"gelu": 0, "quick_gelu": "end"}.get(clip.activation)
+
+
 def main() -> None:
-    parser = folder_parser(__doc__, "", ".pt", "float32", IN_ONE_FILE)
+    parser = folder_parser(__doc__, "", ".pt", "float32", WITH_TEXTS)
     parser.add_argument("--part", choices=PARTS, default=PARTS[0], help="which encoder (default: %(default)s)")
     parser.add_argument(
         "--tokenizer",
@@ -385,8 +395,8 @@ def main() -> None:
         fail(f"--instruction: must be left out for a {name}, got '{args.instruction}'")
     instruction = read_instruction(args, wanted.get("instructed", False))
 
-    padding = {"pad_token": 0} if pipeline.is_file() and is_padded_by_zero(pipeline, args.part) else {}
-    peer_tokenizer = read_tokenizer(getattr(transformers, kind.tokenizer), words, kind.files, read.vocabulary, folder, **padding)
+    fills = filling_of(args, read) if kind is CLIP else None
+    peer_tokenizer = read_tokenizer(getattr(transformers, kind.tokenizer), words, kind.files, read.vocabulary, folder, fills)
     if kind is CLIP:
         length = min(length, peer_tokenizer.model_max_length)
     preparation = wanted.get("preparation")

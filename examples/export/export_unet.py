@@ -19,6 +19,7 @@ below say it for a network without, and are believed where both do.
 import argparse
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import packages
@@ -36,9 +37,10 @@ from common import (  # noqa: E402
 )  # fmt: skip
 from options import finite_real, folder_parser, open_sides, positive, token_count, word  # noqa: E402
 from pipeline import add_noise, is_consistency_model, latents, noise, sampler_of  # noqa: E402
-from single_file import IN_ONE_FILE, class_table_of, config_of, index_of, weights_of  # noqa: E402
+from single_file import IN_ONE_FILE, OPEN_SIZE, class_table_of, config_of, has, index_of, weights_of  # noqa: E402
 from unet import CLASSES, ControlNet, ControlNetConfig, UNetConfig, conditions, make_unet, skip_widths  # noqa: E402
 
+TEXT_TOKENS = 77  # of CLIP
 TEXT_GUIDANCE = 7.5  # of diffusers' pipelines for Stable Diffusion
 CLASS_GUIDANCE = 3.0  # of latent diffusion for classes
 IMAGENET = 1000  # classes
@@ -321,17 +323,38 @@ def require_fit(folder: Path, controlnet: ControlNetConfig, shape: UNetConfig) -
         fail(f"{folder}: must be told a pooled text of {shape.pooled_width} numbers, as the U-Net is, got {told[0]}")
 
 
+def controlnet_config(folder: Path, of: Path, shape: UNetConfig, scale: float, size_ids: int) -> tuple[ControlNetConfig, Config]:
+    """Shape and config.json of a ControlNet for the U-Net of a pipeline, or of its folder."""
+    config = Config(component(folder, "controlnet") / "config.json")
+    controlnet = read_controlnet(config, scale, size_ids)
+    require_fit(config.path.parent, controlnet, shape)
+    upsampling = upsampling_of(of)
+    if upsampling not in (None, controlnet.pixels):
+        rule = f"must be as many as make a picture {upsampling} times smaller, as the autoencoder of {of} does"
+        config.refuse("conditioning_embedding_out_channels", rule, list(controlnet.widths))
+    return controlnet, config
+
+
+def upsampling_of(source: Path) -> int | None:
+    """Pixels of a picture's side for each of the latents, where the pipeline has an autoencoder."""
+    there = has(source, "vae") if source.is_file() else (source / "vae/config.json").is_file()
+    config = config_of(source, "vae") if there else None
+    if config is None or "block_out_channels" not in config.values:  # as of AutoencoderTiny
+        return None
+    return 2 ** (len(config.integers("block_out_channels")) - 1)
+
+
 def controlnet_of(args: argparse.Namespace, shape: UNetConfig) -> tuple[ControlNetConfig, dict[str, Tensor], Config]:
     """Shape, weights and config.json of --controlnet."""
-    config = Config(component(args.controlnet, "controlnet") / "config.json")
     size_ids = args.size_ids or size_ids_of(args.folder)
-    controlnet = read_controlnet(config, args.controlnet_scale, size_ids)
+    controlnet, config = controlnet_config(args.controlnet, args.folder, shape, args.controlnet_scale, size_ids)
     place = config.path.parent
-    require_fit(place, controlnet, shape)
     say(f"reading {place}")
     with torch.device("meta"):
         network = ControlNet(controlnet)
     variant = args.variant if args.variant in find_weights(place) else None
+    if args.variant != variant:
+        say(f"{place}: has no weights called {args.variant}: taking those that it has")
     fill(network, modern_names(load_weights(place, variant, anchor="controlnet_mid_block.weight")), place)
     return controlnet, network.state_dict(), config
 
@@ -424,9 +447,9 @@ def main() -> None:
     parser.add_argument(
         "--text-tokens",
         type=token_count,
-        default=77,
+        default=argparse.SUPPRESS,  # None is any number
         metavar="N",
-        help="of a text embedding, * for any number (default: %(default)s)",
+        help=f"of a text embedding, * for any number (default: {TEXT_TOKENS})",
     )
     parser.add_argument(
         "--size-ids",
@@ -477,6 +500,10 @@ def main() -> None:
     )
     add_form(parser)
     args = parser.parse_args()
+    given = {option: getattr(args, option, None) for option in ("size_ids", "condition_prefix")} | {
+        "text_tokens": ("*" if args.text_tokens is None else args.text_tokens) if "text_tokens" in args else None
+    }
+    args.text_tokens = getattr(args, "text_tokens", TEXT_TOKENS)
     form = form_of(args)
     require_sizes(form, args.text_tokens, args.size or ())
     if args.controlnet is None:
@@ -496,10 +523,11 @@ def main() -> None:
     shape, size = read_config(config, args.size_ids or size_ids_of(args.folder))
     if table is not None:
         shape = dataclasses.replace(shape, context_labels=len(table))
+    require_effect(args.folder, shape, given)
     size = args.size or size
     encoded = latents(args.folder)
     decoding = args.decoding or ("none" if encoded or shape.channels == 4 else None)
-    seen = "a file of a model that there is of several" if args.folder.is_file() else "no sample_size in config.json"
+    seen = OPEN_SIZE if args.folder.is_file() else "no sample_size in config.json"
     questions = {} if size else {"--size": seen}
     if decoding is None:
         questions["--decoding"] = f"{shape.channels} channels and no vae, which may be pixels or latents (none)"
@@ -548,6 +576,16 @@ def main() -> None:
     inputs = check_inputs(shape, size, timesteps, args.text_tokens or 77, form.whole_size, controlnet)
     reference = peer(config, network, shape, controlnet, of_controlnet)
     write(args.output, network, values, inputs, args.dtype, reference, form)
+
+
+def require_effect(folder: Path, shape: UNetConfig, given: Mapping[str, object]) -> None:
+    """That the network takes what the options are of. @given: None where an option is not."""
+    text = bool(shape.text_width and not shape.context_labels)
+    taken = {"size_ids": ("sizes", shape.pooled_width > 0), "condition_prefix": ("a text", text), "text_tokens": ("a text", text)}
+    for option, value in given.items():
+        what, there = taken[option]
+        if value is not None and not there:
+            fail(f"--{option.replace('_', '-')}: must be for a network that takes {what}, got {value} for {folder}")
 
 
 def size_ids_of(folder: Path) -> int:

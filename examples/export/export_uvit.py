@@ -19,7 +19,7 @@ from torch import Tensor  # noqa: E402
 from aot_inductor import add_form, form_of  # noqa: E402
 from common import TOLERANCE, ask, fail, fill, load_weights, require_place, require_tensors, say, shape_of_x, some, write  # noqa: E402
 from dit import LAST  # noqa: E402
-from export_dit import HEADS, NO_CLASS, OFFICIAL_SCALE, label, read_classes, read_heads  # noqa: E402
+from export_dit import HEADS, NO_CLASS, OFFICIAL_SCALE, guidance_of, label, read_classes, read_heads  # noqa: E402
 from options import finite_real, positive_real  # noqa: E402
 from single_file import BETAS  # noqa: E402
 from uvit import UViTConfig, make_uvit, random_inputs  # noqa: E402
@@ -58,10 +58,14 @@ def read_shape(path: Path, weights: Mapping[str, Tensor], args: argparse.Namespa
     num_classes, null_class = read_classes(args, rows, questions) if rows else (0, None)
     if not rows and args.null_class not in (None, NO_CLASS):
         fail(f"--null-class: must be none for a network without labels, got {args.null_class}")
+    if channels == 3 and args.latent_scale is None:
+        got = "a U-ViT of 3 channels, as those have that draw pixels, which are not read here"
+        fail(f"{path}: must draw latents, got {got}; --latent-scale says that they are latents")
     if channels != 4 and args.latent_scale is None:
         questions["--latent-scale"] = f"{channels} channels, where 4 would be Stable Diffusion's latents"
     ask(path, questions)
     null_class = num_classes if null_class == LAST else null_class
+    dimensions("in_blocks.0.norm1.weight", "[width]", 1)
     blocks = {name.split(".")[1] for name in weights if name.startswith("in_blocks.")}
     shape = UViTConfig(
         channels=channels,
@@ -100,7 +104,7 @@ def main() -> None:
         help=f"what latents were multiplied with (default: {OFFICIAL_SCALE} for 4 channels)",
     )  # fmt: skip
     parser.add_argument(
-        "--guidance-scale", type=finite_real, default=GUIDANCE, help="the default that a sampler should use" + default
+        "--guidance-scale", type=finite_real, help=f"the default that a sampler should use (default: {GUIDANCE})"
     )
     parser.add_argument("--license", default="", help="licence of the weights")
     add_form(parser, parts=True)
@@ -132,7 +136,7 @@ def main() -> None:
         "timestep_type": "float32",
         "decoding": "none",
         "latent_scale": args.latent_scale or OFFICIAL_SCALE,
-        "guidance_scale": args.guidance_scale if null_class is not None else 1.0,
+        "guidance_scale": guidance_of(args, null_class, GUIDANCE),
         "license": args.license,
         "architecture": "uvit",
         "width": shape.width,

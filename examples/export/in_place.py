@@ -74,8 +74,7 @@ def describe(
     output: Path, network: nn.Module, found: Mapping[str, Tensor], files: list[Path], values: Mapping[str, object], dtype: str
 ) -> None:
     """Writes the text. @network: without weights. @found: `headers(files)`. @dtype: what a GPU runs it in."""
-    if output.exists() and not is_description(output):
-        fail(f"{output}: must be a new file, or the description of a network, got another file")
+    require_description(output)
     require_tensors_of(network, found, files[0] if len(files) == 1 else files[0].parent)
     for line in belief(values).splitlines():
         say(line)
@@ -93,6 +92,12 @@ def describe(
         temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
     count, size = sum(t.numel() for t in found.values()), sum(file.stat().st_size for file in files)
     print(f"{output}: describes {count:,} parameters, which stay in {len(files)} file{'s' * (len(files) > 1)} of {size:,} bytes{calibration_of(values)}")
+
+
+def require_description(output: Path) -> None:
+    """That no file of another kind is written over."""
+    if output.exists() and not is_description(output):
+        fail(f"{output}: must be a new file, or the description of a network, got another file")
 
 
 def is_description(path: Path) -> bool:

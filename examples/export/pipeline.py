@@ -14,7 +14,7 @@ import torch
 
 from common import Config, ask, condition_lines, fail, say, shape_of_x
 from options import finite_real, positive, positive_real, token_count
-from single_file import config_of, has, index_of, latent_scale_of, scheduler_of
+from single_file import OPEN_PREDICTION, config_of, index_of, latent_scale_of, scheduler_of
 
 NO_KARRAS = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
 CLIPPED = {"clip_sample": True, "clip_sample_range": 1.0, "thresholding": False, "timestep_spacing": "leading"}
@@ -120,7 +120,7 @@ def noise(folder: Path, args: argparse.Namespace, questions: Mapping[str, str] |
     seen = "no scheduler/scheduler_config.json" if scheduler is None else f"--noise-schedule {args.noise_schedule}"
     absent = ", ".join(f"--{option.replace('_', '-')}" for option in options if getattr(args, option) is None)
     if folder.is_file() and args.prediction is None and scheduler is not None and "prediction_type" not in scheduler.values:
-        questions = {**(questions or {}), "--prediction": "a file of a model that there is with more than one"}
+        questions = {**(questions or {}), "--prediction": OPEN_PREDICTION}
     ask(folder, {**(questions or {}), **({absent: seen} if absent else {})})
 
     def either(option: str, read: Callable[[Config], object]) -> object:
@@ -142,8 +142,12 @@ def noise(folder: Path, args: argparse.Namespace, questions: Mapping[str, str] |
             values["num_train_timesteps"] = count = scheduler.integer("num_train_timesteps")
             if name != "squaredcos_cap_v2":
                 values["beta_start"], values["beta_end"] = scheduler.real("beta_start"), scheduler.real("beta_end")
-        elif not isinstance(betas, list) or not all(isinstance(b, (int, float)) and 0 < b < 1 for b in betas):
+        elif not isinstance(betas, list):
             scheduler.refuse("trained_betas", "must be a list of numbers in (0, 1)", betas)
+        else:
+            for i, beta in enumerate(betas):
+                if not (isinstance(beta, (int, float)) and 0 < beta < 1):
+                    scheduler.refuse(f"trained_betas[{i}]", "must be a number in (0, 1)", beta)
         to_zero = scheduler.flag("rescale_betas_zero_snr", False)
         if betas is not None or to_zero:
             table = alphas_cumprod(betas or betas_of(values, count))
@@ -284,9 +288,9 @@ def flow_values(
 
 def latents(folder: Path) -> dict[str, object]:
     """The scale and shift of the pipeline's autoencoder."""
-    if folder.is_file() and not has(folder, "vae"):
-        return {"latent_scale": latent_scale_of(folder), "latent_shift": 0.0}
-    if not folder.is_file() and not (folder / "vae" / "config.json").is_file():
+    if folder.is_file():  # with an autoencoder or without
+        return latent_values(Config(folder, {"scaling_factor": latent_scale_of(folder)}), 0)
+    if not (folder / "vae" / "config.json").is_file():
         return {}
     config = config_of(folder, "vae")
     key, usual = {"AutoencoderKLWan": ("z_dim", 16), "AutoencoderDC": ("latent_channels", 32)}.get(

@@ -24,8 +24,12 @@ from torch import Tensor
 import packages
 from common import Config, component, fail, first_line, load_weights, names_in, say, some
 
+# What files do not tell.
+OPEN_SIZE = "a file of Stable Diffusion 2, which was published for 512 and 768 pixels, x of 64 and 96"
+OPEN_PREDICTION = "a file of Stable Diffusion 2, which was published with epsilon and with v_prediction and does not say which it has"
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CODES = "quantize.embedding.weight"
+TEXT = "transformer_blocks.0.attn2.to_k.weight"
 GROUPS, HEADS, HEAD_WIDTH = 32, 8, 64
 SIZE_WIDTH = 256  # sinusoids of each of SDXL's sizes
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
@@ -84,7 +88,8 @@ OTHERS = {
     r"^edm_mean$": "a network that scales x by the rules of EDM, as Playground 2.5 does",
 }  # fmt: skip
 
-IN_ONE_FILE = ", or a file of Stable Diffusion 1, 2 or XL or of latent diffusion in the layout of its makers"  # of help
+WITH_TEXTS = ", or a file of Stable Diffusion 1, 2 or XL in the layout of its makers"  # of help
+IN_ONE_FILE = ", or a file of Stable Diffusion 1, 2 or XL or of latent diffusion in the layout of its makers"
 
 
 # ------------------------------------------------------------------------------------------------ a file
@@ -100,7 +105,10 @@ class SingleFile:
         self.unet = self.part("unet") if f"{self.names['unet']}input_blocks.0.0.weight" in self.weights else {}
         # As averaged weights are called beside others.
         averaged = {name: self.weights.get("model_ema.diffusion_model" + name.replace(".", "")) for name in self.unet}
-        if averaged and all(isinstance(tensor, Tensor) for tensor in averaged.values()):
+        if any(isinstance(tensor, Tensor) for tensor in averaged.values()):
+            if (missing := next((name for name, t in averaged.items() if not isinstance(t, Tensor)), None)) is not None:
+                got = f"others, but none called model_ema.diffusion_model{missing.replace('.', '')}"
+                fail(f"{path}: must have averaged weights of its whole U-Net or none, got {got}")
             say(f"{path}: has averaged weights of its U-Net and others: taking the averaged ones")
             self.unet = averaged
         self.family = self.family_of()
@@ -121,12 +129,25 @@ class SingleFile:
         added = "label_emb.0.0.weight" in self.unet
         if not found:
             linear = any(name.endswith("1.proj_in.weight") and t.ndim == 2 for name, t in self.unet.items())
-            found = ["XL" if added else "2" if linear else "1"]
+            found = [("refiner" if self.takes_a_score() else "XL") if added else "2" if linear else "1"]
         family = FAMILIES[found[0]]
         if self.unet and added != (family.size_ids > 0):
             rule = "must" if family.size_ids else "must not"
             fail(f"{self.path}: {rule} have {UNET}label_emb for {family.name}, got {'one' if added else 'none'}")
         return family
+
+    def takes_a_score(self) -> bool:
+        """Whether SDXL's network has the refiner's five sizes beside a pooled text, which is as wide as the only text it takes."""
+        attended = self.unet.get(self.attended())
+        return self.need(self.unet, "label_emb.0.0.weight", 2)[1] - FAMILIES["refiner"].size_ids * SIZE_WIDTH == attended.shape[-1]
+
+    def attended(self) -> str:
+        """The first tensor of the U-Net that a text goes into."""
+        name = next((name for name in self.unet if name.endswith(TEXT)), None)
+        if name is None:
+            fail(f"{self.path}: {UNET} must have attention to a text, got no tensor called *.{TEXT}")
+        self.need(self.unet, name, 2)
+        return name
 
     def has_any(self, prefix: str) -> bool:
         return any(name.startswith(prefix) for name in self.weights)
@@ -187,7 +208,6 @@ class SingleFile:
         kind = "UNetMidBlock2DCrossAttn" if middle is not None else "UNetMidBlock2D" if has_middle else None
         if middle is not None and middle != last[0]:
             fail(f"{self.path}: {UNET}middle_block must be as deep as the level before it, {last[0]}, got {middle}")
-        attended = next(name for name in weights if name.endswith("transformer_blocks.0.attn2.to_k.weight"))
         projections = {t.ndim == 2 for name, t in weights.items() if name.endswith(".1.proj_in.weight")}
         if len(projections) > 1:
             fail(f"{self.path}: {UNET} must have linear projections everywhere or nowhere, got both")
@@ -206,7 +226,7 @@ class SingleFile:
             "layers_per_block": layers,
             "transformer_layers_per_block": [[n or 1 for n in level] for level in (*down[:-1], last)],
             "reverse_transformer_layers_per_block": [[n or 1 for n in level] for level in ups],
-            "cross_attention_dim": self.need(weights, attended, 2)[1],
+            "cross_attention_dim": self.need(weights, self.attended(), 2)[1],
             "attention_head_dim": [width // HEAD_WIDTH for width in widths] if linear else 1 if self.family.table else HEADS,
             "use_linear_projection": linear,
             "norm_num_groups": GROUPS,
@@ -315,6 +335,8 @@ class SingleFile:
         if not isinstance(betas, Tensor) or betas.ndim != 1 or len(betas) < 2 or betas.dtype not in ROUNDED:
             return dict(self.family.betas)
         most, betas = ROUNDED[betas.dtype], betas.double()
+        if not ((betas > 0) & (betas < 1)).all():
+            return {"trained_betas": betas.tolist()}  # which are refused where they are needed
         for ends in ([self.family.betas["beta_start"], self.family.betas["beta_end"]], [float(f"{betas[k]:.6g}") for k in (0, -1)]):
             line = torch.linspace(*(end**0.5 for end in ends), len(betas), dtype=torch.float64) ** 2
             if torch.allclose(betas, line, rtol=most, atol=0):

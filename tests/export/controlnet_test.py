@@ -132,7 +132,12 @@ message = exported(scratch / "both", *full, "--controlnet", small_controlnet, "-
 assert not message, message
 text = (scratch / "both/pipeline.txt").read_text()
 assert text.count("given controlnet_cond\n") == 1 and "shape 4 8 8\n" in text, text
+coarse = scratch / "coarse"
+shutil.copytree(controlnet, coarse)
+config = json.loads((coarse / "config.json").read_text()) | {"conditioning_embedding_out_channels": [4, 6, 8]}
+(coarse / "config.json").write_text(json.dumps(config))
 for arguments, words in (
+    (["--controlnet", coarse], "must be as many as make a picture 8 times smaller, as the autoencoder of"),
     (["--controlnet", controlnet] * 3, "--controlnet: must be given once for a network at most, got 3 for 2"),
     (["--controlnet", scratch / "nowhere"], "--controlnet: must be a folder, got"),
     ([], "--controlnet-scale: must be beside --controlnet, got 0.8"),

@@ -498,6 +498,8 @@ def check_refusals() -> None:
            "no class (--null-class 5)", lambda w: w.pop("pos_embed"), "--name", "x")
     refuse("must divide the width 48, got 5", lambda w: None, "--heads", 5)
     refuse("must be a row of the network's table of 6, or none, got 6", lambda w: None, "--heads", 3, "--null-class", 6)
+    refuse("--guidance-scale: must be for a network that has a label for no class, got 3.0", lambda w: None, "--heads", 3,
+           "--null-class", "none", "--guidance-scale", 3)
     refuse("must be a label or none, got '-1'", lambda w: None, "--heads", 3, "--null-class=-1")
     refuse("must be 16, the size that pos_embed in", lambda w: None, *ASKED, "--size", 32)
     refuse("must be a multiple of the patch size 2, got 15", lambda w: None, *ASKED, "--size", 15)

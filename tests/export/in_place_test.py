@@ -5,11 +5,13 @@
 Small random transformers of Stable Diffusion 3 and DiTs, in one file and in shards; then what is refused.
 """
 
+import io
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import harness
 
@@ -194,6 +196,20 @@ for changes, words in (
     refused(export_sd3, folder, *flow, "--calibrate", 1, "--condition", scratch / "odd.pt", words=("odd.pt: " + words,))
 refused(export_sd3, folder, *flow, "--calibrate", 1, "--condition", scratch / "none.pt", words=("none.pt: must be a file of conditions, got none",))
 refused(export_sd3, folder, *flow, "--condition", prompt_file, words=("--condition: is for --calibrate, got",))
+# Before anything is drawn, which takes long.
+torch.save(of_sd3, scratch / "odd.bin")
+(scratch / "mine.txt").write_text("mine")
+with mock.patch.object(export_sd3, "calibrate", None), mock.patch.object(export_dit, "calibrate", None):
+    refused(export_sd3, folder, *flow, "--calibrate", 1, "--weights", scratch / "odd.bin", words=("odd.bin: must be a .safetensors file",))
+    for program, arguments in ((export_sd3, (folder, scratch / "mine.txt", *flow)), (export_dit, (checkpoint, scratch / "mine.txt", *known))):
+        message = harness.run(program, *arguments, *IN_PLACE, "--calibrate", 1)
+        assert "mine.txt: must be a new file, or the description of a network, got another file" in message, message
+assert (scratch / "mine.txt").read_text() == "mine"
+# Fewer pictures than texts.
+torch.save({key: tensor if key.endswith(".null") else tensor.repeat(3, *[1] * (tensor.ndim - 1)) for key, tensor in texts.items()}, scratch / "three.pt")
+stderr = io.StringIO()
+assert not harness.run(export_sd3, folder, scratch / "fewer.txt", *flow, *IN_PLACE, "--calibrate", 1, "--condition", scratch / "three.pt", stderr=stderr)
+assert f"three.pt: the first 1 of {3 * len(texts['pooled_embedding'])} texts are drawn" in stderr.getvalue(), stderr.getvalue()
 refused(export_sd3, folder, *flow, "--calibrate", 0, words=("must be a number in [1, 65536], got '0'",))
 refused(
     export_sd3, folder, *flow, "--calibrate", 1, "--condition", prompt_file, "--text-tokens", 9,

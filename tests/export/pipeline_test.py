@@ -331,6 +331,9 @@ must_refuse(sd3, "--condition", "a.pt", words=("--condition: is for --calibrate,
 must_refuse(sd, sd3, words=("stable-diffusion-v1-4: must be of a StableDiffusion3 as", "got StableDiffusion"))
 must_refuse(folders / "sd-vae-ft-ema", words=("must hold model_index.json, got",))
 must_refuse(folders / "bk-sdm-tiny", words=("bk-sdm-tiny: must hold text_encoder, got",))
+must_refuse(dit, "--negative", "a", words=("--negative: must be for a pipeline that takes texts, got a for DiT",))
+must_refuse(dit, "--text-dtype", "float16", words=("--text-dtype: must be for a pipeline that takes texts, got float16 for DiT",))
+must_refuse(sd, "--variant", "fp61", words=("--variant: must be of weights that a FOLDER has, got fp61, which none has",))
 must_refuse(sd, "--ratio", "2", words=("--ratio: must be in [0, 1], got 2.0",))
 must_refuse(sd, "--ratio", "nan", words=("--ratio", "must be a finite number, got 'nan'"))
 must_refuse(sd, "--guidance-scale", "-1", words=("--guidance-scale: must be in [0, 1000], got -1.0",))
@@ -339,9 +342,23 @@ must_refuse(sd, sd, sd, words=("stable-diffusion-v1-4: must be the second folder
 damaged = scratch / "refused"
 damaged.mkdir()
 (damaged / "network.pt").write_bytes(b"cut off")
-must_refuse(sd, "--keep", words=("network.pt: must be a file that an exporter wrote, got 'File is not a zip file'",))
+must_refuse(sd, "--keep", words=("network.pt: must be told of in options.json to be kept, got a file of unknown options: remove it",))
+cut = scratch / "cut_off"
+shutil.copytree(out, cut)
+(cut / "large.pt").write_bytes(b"cut off")
+message = run(*pair, cut, *in_full, "--keep")
+assert "large.pt: must be a file that an exporter wrote, got 'File is not a zip file'" in message, message
 message = run(*pair, in_place, *in_full, "--weights-in-place", "--keep", "--calibrate", 1)
-assert "small.txt: must say how large inputs get for --calibrate, got a file that does not, and was kept" in message, message
+assert "small.txt: must be made with the same options to be kept, got --calibrate 1 for a file with no --calibrate: remove it" in message, message
+assert (in_place / "pipeline.txt").read_text() == described  # of a folder that is as it was
+for options, words in (
+    ((*in_full[:1], "bfloat16", *in_full[2:]), "got --dtype bfloat16 for a file with --dtype float32"),
+    ((*in_full, "--license", "mine"), "got --license mine for a file with no --license"),
+):
+    message = run(*pair, out, *options, "--keep")
+    assert words in message and (out / "pipeline.txt").read_text() == text, message
+message = run(pair[1], pair[1], out, *in_full, "--keep")
+assert "small.pt: must be made with the same options to be kept, got FOLDER ../folders/stable-diffusion-3.5-large for a file" in message, message
 must_refuse(sd, "--size", "65", words=("--size: must be multiples of 8, got 65 and 65",))
 
 
@@ -358,6 +375,19 @@ must_refuse(broken, words=("_class_name must begin with", "got AudioPipeline"))
 broken = changed_copy(sd, "broken")
 shutil.rmtree(broken / "vae")
 must_refuse(broken, words=("broken: must hold vae, got",))
+broken = changed_copy(sd, "broken")
+(broken / "controlnet").mkdir()
+must_refuse(broken, words=("broken: must come with --controlnet FOLDER for its controlnet/",))
+# Before anything is made, which takes long, and while the folder is whole.
+broken = changed_copy(sd, "broken")
+shutil.rmtree(broken / "tokenizer")
+for arguments, words in (
+    ((broken,), "tokenizer: must be a folder with the tokenizer of text_encoder, got nothing"),
+    ((sd3, "--calibrate", 1, "--condition", "no.pt"), "no.pt: must be a file of conditions, got none"),
+    ((sd, "--controlnet", sd3), "config.json"),
+):
+    must_refuse(*arguments, words=(words,))
+    assert "writing" not in stderr.getvalue(), stderr.getvalue()
 broken = changed_copy(sd3, "broken")
 shutil.rmtree(broken / "text_encoder_2")
 must_refuse(broken, words=("broken: must hold text_encoder_2, got",))

@@ -204,9 +204,12 @@ for name in ("sd1", "sd2", "xl", "refiner"):
 for name, part, words in (
     ("sd1", "text_encoder", sd1), ("sd2", "text_encoder", sd2 / "tokenizer"), ("xl", "text_encoder", xl), ("refiner", "text_encoder_2", xl),
     # Of any CLIP's tokenizer: the encoder says what texts are filled up with.
-    ("sd2", "text_encoder", sd1 / "tokenizer"), ("xl", "text_encoder_2", sd1),
+    ("sd2", "text_encoder", sd1 / "tokenizer"), ("xl", "text_encoder_2", sd1), ("sd1", "text_encoder", sd2 / "tokenizer"),
 ):  # fmt: skip
     same(export_text_encoder, name, "--part", part, of_file=("--tokenizer", words))
+for folder, words in ((sd1, sd2), (sd2, sd1)):
+    own, others = (written_by(export_text_encoder, folder, scratch / "not_written.pt", *more) for more in ((), ("--tokenizer", words)))
+    assert own[1:] == others[1:], (folder, own[1:], others[1:])
 # With CLIP's projection, which other programs write; without the layer of OpenCLIP that is not used.
 last = "cond_stage_model.model.transformer.resblocks.23."
 others = {
@@ -221,7 +224,8 @@ for name, weights in others.items():
     other = written_by(export_text_encoder, scratch / "other.ckpt", out, "--tokenizer", sd1)
     folder = written_by(export_text_encoder, scratch / name, out)
     assert folder[1:] == other[1:] and all(map(torch.equal, folder[0].values(), other[0].values())), name
-diffusers.ControlNetModel.from_unet(diffusers.UNet2DConditionModel.from_pretrained(sd1 / "unet")).save_pretrained(scratch / "control")
+of_sd1 = diffusers.UNet2DConditionModel.from_pretrained(sd1 / "unet")
+diffusers.ControlNetModel.from_unet(of_sd1, conditioning_embedding_out_channels=(16, 32)).save_pretrained(scratch / "control")
 same(export_unet, "sd1", "--controlnet", scratch / "control")
 print("of a folder and of a single file the same is written")
 
@@ -302,6 +306,10 @@ def said_of(weights: Weights, *options: object) -> Written:
     return written_by(export_unet, scratch / "changed.ckpt", scratch / "not_written.pt", *options)
 
 
+def without(name: str, *keys: str) -> Weights:
+    return {key: tensor for key, tensor in files[name].items() if key not in keys}
+
+
 def noise_of(weights: Weights, *options: object) -> dict[str, object]:
     keys = ("prediction", "noise_schedule", "beta_start", "beta_end", "num_train_timesteps", "alphas_cumprod", "profile", "latent_scale")
     values = said_of(weights, *options)[1]
@@ -334,6 +342,15 @@ first = f"{UNET}input_blocks.0.0.weight"
 averaged = {"model_ema.diffusion_model" + key.removeprefix(UNET).replace(".", ""): tensor + 1 for key, tensor in files["bk"].items()}
 assert torch.equal(said_of(files["bk"] | averaged)[0]["conv_in.weight"], files["bk"][first] + 1)
 assert "has averaged weights of its U-Net and others: taking the averaged ones" in stderr.getvalue()
+# Of SDXL's networks alone the base takes six sizes beside the text, and the refiner five beside a text of its own width.
+alone = {key: tensor for key, tensor in files["refiner"].items() if key.startswith(UNET)}
+for columns, kind, text, sizes in ((5 * 256 + 128, "the refiner of SDXL", 128, 5), (6 * 256 + 10, "SDXL", 10, 6)):
+    label = f"{UNET}label_emb.0.0.weight"
+    values = said_of(alone | {label: torch.randn(files["refiner"][label].shape[0], columns)})[1]
+    assert f"changed.ckpt: taken for {kind}\n" in stderr.getvalue()
+    assert f"pooled_embedding float {text}\n" in values["conditions"] and f"size_ids float {sizes}" in values["conditions"], values
+# The decoder is not asked for what the network does not need.
+assert noise_of(without("sd1", f"{VAE}decoder.conv_out.weight")) == plain
 # A file of the network alone, without what its names begin with elsewhere.
 alone = said_of({key.removeprefix(UNET): tensor for key, tensor in files["bk"].items()})[0]
 assert torch.equal(alone["conv_in.weight"], files["bk"][first])
@@ -352,10 +369,6 @@ def must_refuse(program: object, source: Path | Weights, *options: object, words
     harness.require_refusal(message, words, scratch)
 
 
-def without(name: str, *keys: str) -> Weights:
-    return {key: tensor for key, tensor in files[name].items() if key not in keys}
-
-
 def having(name: str, **more: object) -> Weights:
     return files[name] | {key.replace("__", "."): torch.zeros(sizes) for key, sizes in more.items()}
 
@@ -368,6 +381,12 @@ unet_of(dict(network.state_dict()), words=("the layout of diffusers: give the fo
 unet_of({f"{UNET}joint_blocks.0.x": torch.zeros(1)}, words=("a diffusion transformer",))
 unet_of({"control_model.time_embed.0.weight": torch.zeros(1)}, words=("a ControlNet",))
 unet_of(having("xl", edm_mean=4), words=("by the rules of EDM",))
+unet_of(files["bk"] | dict(list(averaged.items())[1:]), words=(
+    "must have averaged weights of its whole U-Net or none, got others, but none called", list(averaged)[0],
+))  # fmt: skip
+unet_of({key: t for key, t in files["bk"].items() if ".attn2.to_k." not in key}, words=("must have attention to a text, got no tensor called",))
+for value in (-0.1, float("nan"), 1.0):
+    unet_of(files["bk"] | {"betas": torch.tensor([0.1, 0.2, value, value])}, words=("trained_betas[2] must be a number in (0, 1), got",))
 unet_of({"some.weight": torch.zeros(1)}, words=("must have the tensors of Stable Diffusion", "such as", "got some.weight"))
 unet_of(having("bk", **{f"{UNET}label_emb__0__0__weight": (4, 4)}), words=("projection_class_embeddings_input_dim must be more than 6 sizes of 256, got 4",))
 unet_of(having("sd2", **{f"{UNET}label_emb__0__0__weight": (4, 4)}), words=("must not have model.diffusion_model.label_emb for Stable Diffusion 2",))
@@ -379,7 +398,7 @@ unet_of(without("bk", f"{UNET}out.2.weight"), words=("must have a tensor of 4 di
 unet_of(without("ssd", f"{UNET}input_blocks.4.1.proj_in.weight"), words=("must have attention in all residual blocks of a level or in none",))
 unet_of(without("sd1", *(k for k in files["sd1"] if "output_blocks.0." in k)), words=("as many residual blocks on each level", "and 5 on the way up"))
 unet_of(files["bk"] | {f"{UNET}input_blocks.0.0.weight": torch.zeros(32, 8, 3, 3)}, words=("in_channels must be out_channels = 4, or 9 for inpainting, got 8",))
-unet_of(file_of("sd2"), words=("--size and --prediction must be given, got a file of a model that there is of several",))
+unet_of(file_of("sd2"), words=("--size and --prediction must be given, got a file of Stable Diffusion 2, which was published for 512 and 768 pixels",))
 unet_of(file_of("bk"), "--weights", "other.pt", words=("--weights: must be left out for a file that has all weights, got other.pt",))
 unet_of(file_of("bk"), "--variant", "fp16", words=("--variant: must be left out",))
 with mock.patch.dict(sys.modules, {"diffusers.loaders.single_file_utils": None}):
@@ -391,6 +410,9 @@ text_of(files["sd2"] | {joined: torch.tensor(1.0)}, "--tokenizer", sd1, words=("
 must_refuse(export_autoencoder, without("sd1", f"{VAE}decoder.up.1.upsample.conv.bias"), words=("must hold every tensor of the vae, got none called decoder.up.1.upsample.conv.bias",))
 (scratch / "empty.safetensors").write_bytes(b"")
 unet_of(scratch / "empty.safetensors", words=("empty.safetensors: must be a safetensors file, got",))
+unet_of(file_of("sd1"), "--size-ids", "5", words=("--size-ids: must be for a network that takes sizes, got 5 for",))
+for option, value in (("--size-ids", "6"), ("--text-tokens", "*"), ("--text-tokens", "77"), ("--condition-prefix", "a_")):
+    unet_of(file_of("classes"), option, value, words=(f"{option}: must be for a network that takes", f"got {value} for"))
 unet_of(file_of("bk"), "--heads", "2", words=("--heads: must be for latent diffusion in a single file, got 2 for",))
 unet_of(file_of("classes"), "--null-class", "1001", words=("--null-class: must be a row of the network's table of 1001 classes, got 1001",))
 unet_of(file_of("classes"), "--heads", "5", words=("attention_head_dim must divide block_out_channels [32, 64], got 5",))
@@ -411,7 +433,7 @@ for sources, options, words in (
     ([file_of("sd1")], (), "has text encoders without a tokenizer: --tokenizer must name a folder that has one"),
     ([file_of("bk")], (), "bk.safetensors: must hold text_encoder, got unet"),
     ([file_of("xl"), file_of("sd1")], (), "xl.safetensors: must be of a StableDiffusion as"),
-    ([file_of("sd2")], ("--tokenizer", sd1), "sd2.safetensors: --prediction and --size must be given, got a file of a model"),
+    ([file_of("sd2")], ("--tokenizer", sd1), "sd2.safetensors: --prediction and --size must be given, got a file of Stable Diffusion 2, which was published with epsilon"),
     ([sd1], ("--prediction", "epsilon"), "--prediction: must be for single files, got folders"),
     ([sd1], ("--tokenizer", sd1), "--tokenizer: must be for text encoders that are in a single file"),
     ([scratch / "nowhere"], (), "nowhere: must be a folder or a file, got nothing"),

@@ -146,7 +146,7 @@ assert got == {
 exported(checkpoint(rows=1001), wrapped="ema")
 got = harness.metadata(out, KEYS)
 assert (got["num_classes"], got["null_class"], got["guidance_scale"]) == ("1000", "1000", "1.4"), got
-exported(checkpoint(), "--null-class", "none", "--dtype", "float16", "--latent-scale", 0.5, "--guidance-scale", 3)
+exported(checkpoint(), "--null-class", "none", "--dtype", "float16", "--latent-scale", 0.5)
 got = harness.metadata(out, KEYS)
 assert (got["num_classes"], got["guidance_scale"], got["latent_scale"]) == ("8", "1.0", "0.5") and "null_class" not in got, got
 
@@ -181,7 +181,10 @@ must_refuse({"x": torch.zeros(1)}, *NULL, words=("must be a U-ViT in the layout 
 must_refuse(changed(pos_embed=torch.zeros(1, 16, WIDTH)), *NULL, words=("pos_embed must have a class, a time and the patches of a square, got 16 tokens",))
 must_refuse(changed(pos_embed=torch.zeros(1, 18, 20)), *NULL, words=("pos_embed must be [1, 18, 24], got [1, 18, 20]",))
 must_refuse(changed(patch_embed__proj__weight=torch.zeros(WIDTH, 4, 2, 1)), *NULL, words=("must have square patches",))
-must_refuse(changed(patch_embed__proj__weight=torch.zeros(WIDTH, 3, 2, 2)), *NULL, words=("--latent-scale must be given, got 3 channels",))
+must_refuse(changed(patch_embed__proj__weight=torch.zeros(WIDTH, 3, 2, 2)), *NULL, words=("must draw latents, got a U-ViT of 3 channels", "pixels"))
+must_refuse(changed(patch_embed__proj__weight=torch.zeros(WIDTH, 5, 2, 2)), *NULL, words=("--latent-scale must be given, got 5 channels",))
+must_refuse({name: t for name, t in checkpoint().items() if "in_blocks" not in name}, *NULL, words=("which has in_blocks.0.norm1.weight, got",))
+must_refuse(checkpoint(), *ASKED, "--null-class", "none", "--guidance-scale", 3, words=("--guidance-scale: must be for a network that has a label for no class, got 3.0",))
 must_refuse(changed(out_blocks__1__skip_linear__weight=None), *NULL, words=("got none called out_blocks.1.skip_linear.weight",))
 must_refuse(changed(out_blocks__2__norm1__weight=torch.zeros(WIDTH)), *NULL, words=("got also out_blocks.2.norm1.weight",))
 must_refuse(changed(norm__weight=torch.full((WIDTH,), math.nan)), *NULL, words=("norm.weight must hold finite numbers, got nan",))
