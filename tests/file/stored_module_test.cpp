@@ -81,10 +81,9 @@ TEST_CASE("a module whose code runs when it is loaded finds its tensors there") 
   module.register_buffer("numbers", numbers(5000, 1));
   module.register_attribute("first", c10::FloatType::get(), 0.0);
   module.define(
-      "def __getstate__(self):\n  return (self.numbers, self.training)\n"
-      "def __setstate__(self, state: Tuple[Tensor, bool]):\n"
+      "def __getstate__(self):\n  return (self.numbers, self.first)\n"
+      "def __setstate__(self, state: Tuple[Tensor, float]):\n"
       "  self.numbers = state[0]\n"
-      "  self.training = state[1]\n"
       "  self.first = float(state[0][4999])\n"
       "def forward(self, x, t):\n  return x\n");
   const std::string path = saved_in_places("asks.pt", module);
