@@ -22,6 +22,7 @@ it makes sense and the written network computes what its source computes.
 """
 
 import argparse
+import functools
 import dataclasses
 import importlib.util
 import math
@@ -99,22 +100,31 @@ DEFAULT_SCHEDULE = {
 # ------------------------------------------------------------------------------------------------ official layout
 
 
+def dimensions_of(path: Path, weights: Mapping[str, Tensor], kind: str, name: str, rule: str, count: int) -> list[int]:
+    """The sizes of a tensor, which are @count and as @rule says. @kind: of network that has it."""
+    if name not in weights:
+        fail(f"{path}: must be {kind}, which has {name}, got {some(sorted(weights))}")
+    shape = list(weights[name].shape)
+    if len(shape) != count or min(shape) < 1:
+        fail(f"{path}: {name} must be {rule}, got {shape}")
+    return shape
+
+
+def read_patches(path: Path, weights: Mapping[str, Tensor], kind: str, name: str) -> tuple[int, int, int]:
+    """Width, channels and the side of the patches that this convolution embeds."""
+    width, channels, patch, across = dimensions_of(path, weights, kind, name, "[width, channels, patch, patch]", 4)
+    if patch != across:
+        fail(f"{path}: {name} must have square patches, got {[width, channels, patch, across]}")
+    return width, channels, patch
+
+
 def read_shape(path: Path, weights: Mapping[str, Tensor], args: argparse.Namespace) -> DiTConfig:
     """The shape that the tensors of the official layout tell, with the options for what they do not."""
     if any(name.startswith("transformer_blocks.") for name in weights):
         fail(f"{path}: must be in the official layout, got diffusers' names: give their folder with its config.json")
 
-    def dimensions(name: str, rule: str, count: int) -> list[int]:
-        if name not in weights:
-            fail(f"{path}: must be a DiT, which has {name}, got {some(sorted(weights))}")
-        shape = list(weights[name].shape)
-        if len(shape) != count or min(shape) < 1:
-            fail(f"{path}: {name} must be {rule}, got {shape}")
-        return shape
-
-    width, channels, patch, patch_across = dimensions("x_embedder.proj.weight", "[width, channels, patch, patch]", 4)
-    if patch != patch_across:
-        fail(f"{path}: x_embedder.proj.weight must have square patches, got {[width, channels, patch, patch_across]}")
+    dimensions = functools.partial(dimensions_of, path, weights, "a DiT")
+    width, channels, patch = read_patches(path, weights, "a DiT", "x_embedder.proj.weight")
     if width % 4:
         fail(f"{path}: the width must be a multiple of 4, got {width}")
     rows = dimensions("y_embedder.embedding_table.weight", "[classes + 1, width]", 2)[0]

@@ -6,6 +6,7 @@ schedule is Stable Diffusion's, 1000 timesteps that it counts from 1 on; tstitch
 """
 
 import argparse
+import functools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,9 +18,19 @@ import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from aot_inductor import add_form, form_of  # noqa: E402
-from common import TOLERANCE, ask, fail, fill, load_weights, require_place, require_tensors, say, shape_of_x, some, write  # noqa: E402
+from common import TOLERANCE, ask, fail, fill, load_weights, require_place, require_tensors, say, shape_of_x, write  # noqa: E402
 from dit import LAST  # noqa: E402
-from export_dit import HEADS, NO_CLASS, OFFICIAL_SCALE, guidance_of, label, read_classes, read_heads  # noqa: E402
+from export_dit import (  # noqa: E402
+    HEADS,
+    NO_CLASS,
+    OFFICIAL_SCALE,
+    dimensions_of,
+    guidance_of,
+    label,
+    read_classes,
+    read_heads,
+    read_patches,
+)
 from options import finite_real, positive_real  # noqa: E402
 from single_file import BETAS  # noqa: E402
 from uvit import UViTConfig, make_uvit, random_inputs  # noqa: E402
@@ -34,17 +45,9 @@ def read_shape(path: Path, weights: Mapping[str, Tensor], args: argparse.Namespa
     if "context_embed.weight" in weights:
         fail(f"{path}: must be a U-ViT for classes or without, got one for texts, with context_embed.weight")
 
-    def dimensions(name: str, rule: str, count: int) -> list[int]:
-        if name not in weights:
-            fail(f"{path}: must be a U-ViT in the layout of its makers, which has {name}, got {some(sorted(weights))}")
-        shape = list(weights[name].shape)
-        if len(shape) != count or min(shape) < 1:
-            fail(f"{path}: {name} must be {rule}, got {shape}")
-        return shape
-
-    width, channels, patch, across = dimensions("patch_embed.proj.weight", "[width, channels, patch, patch]", 4)
-    if patch != across:
-        fail(f"{path}: patch_embed.proj.weight must have square patches, got {[width, channels, patch, across]}")
+    kind = "a U-ViT in the layout of its makers"
+    dimensions = functools.partial(dimensions_of, path, weights, kind)
+    width, channels, patch = read_patches(path, weights, kind, "patch_embed.proj.weight")
     if width % 2:
         fail(f"{path}: the width must be even, got {width}")
     rows = dimensions("label_emb.weight", "[classes + 1, width]", 2)[0] if "label_emb.weight" in weights else 0
