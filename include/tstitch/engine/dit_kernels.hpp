@@ -28,6 +28,8 @@ namespace tstitch::detail {
 inline constexpr char dit_kernel_source[] = R"cuda(
 constexpr int THREADS = (WIDTH / 8 + CHUNKS - 1) / CHUNKS;  // that have channels; a block is whole warps
 constexpr int WARPS = (THREADS + 31) / 32;
+// Of many warps a block may keep so many registers that few blocks are there to wait for memory.
+constexpr int BLOCKS = WARPS < 8 || sizeof(Element) > 2 ? 1 : 40 / WARPS;
 
 // Of all threads of the block. `shared` is for one sum alone, so that none waits until an earlier one has been read.
 __device__ float sum(float value, float (&shared)[WARPS]) {
@@ -144,18 +146,18 @@ __device__ void modulated(Element* x, const Element* y, const Element* z, const 
   }
 }
 
-extern "C" __global__ void residual_norm_modulate(Element* x, const Element* y, const Element* z,
-                                                  const Element* modulation, void* normed, int tokens, int images,
-                                                  int slots, int gate, int gate_z, int shift, int scale, float eps,
-                                                  float factor) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+    residual_norm_modulate(Element* x, const Element* y, const Element* z, const Element* modulation, void* normed,
+                           int tokens, int images, int slots, int gate, int gate_z, int shift, int scale, float eps,
+                           float factor) {
   modulated<false>(x, y, z, modulation, normed, tokens, images, slots, gate, gate_z, shift, scale, eps, factor);
 }
 
 #if __CUDA_ARCH__ >= 890
-extern "C" __global__ void residual_norm_modulate_e4m3(Element* x, const Element* y, const Element* z,
-                                                       const Element* modulation, void* normed, int tokens, int images,
-                                                       int slots, int gate, int gate_z, int shift, int scale, float eps,
-                                                       float factor) {
+extern "C" __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+    residual_norm_modulate_e4m3(Element* x, const Element* y, const Element* z, const Element* modulation,
+                                void* normed, int tokens, int images, int slots, int gate, int gate_z, int shift,
+                                int scale, float eps, float factor) {
   modulated<true>(x, y, z, modulation, normed, tokens, images, slots, gate, gate_z, shift, scale, eps, factor);
 }
 
@@ -202,7 +204,7 @@ struct ResidualNorm {
 /// Sizes of the kernel for a width.
 struct DiTKernelShape {
   int width;
-  int chunks() const { return (width / 8 + 255) / 256; }
+  int chunks() const { return (width / 8 + 511) / 512; }
   int threads() const { return ((width / 8 + chunks() - 1) / chunks() + 31) / 32 * 32; }
   static bool fits(std::int64_t width) { return width % 8 == 0 && width >= 8 && width <= 8192; }
 };
