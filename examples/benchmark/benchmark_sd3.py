@@ -296,6 +296,7 @@ def main() -> None:
     if not args.no_errors:
         report["errors"]["diffusers"] = eager.errors(x, lambda network: copy.deepcopy(network).float())
         done("errors of diffusers")
+    peer, compiled = eager, None
     for name in args.peers:
         peer = eager
         if name == "compile":

@@ -35,6 +35,11 @@ assert all(seconds > 0 for cells in measured["seconds"].values() for cell in cel
 assert all(error < 1e-5 for error in measured["errors"]["tstitch native"]), measured
 assert all(1e-4 < error < 5e-2 for error in measured["errors"]["tstitch native-e4m3"]), measured
 
+alone = ["--size", "tiny", "--device", "cpu", "--steps", 2, "--repeats", 1, "--ratio", 0, "--scratch", scratch, "--peers"]
+done = measure(program, *alone, "--backend", "native", "--forecast", "none", "--no-errors", "--json", report)
+assert done.returncode == 0, done.stdout + done.stderr
+assert set(json.loads(report.read_text())["seconds"]) == {"tstitch native"}, done.stdout
+
 for arguments, words in (
     (["nowhere"], "nowhere: must be the program tstitch_benchmark, got no file"),
     ([program, "--ratio", "1.5"], "--ratio: must be in [0, 1], got [1.5]"),

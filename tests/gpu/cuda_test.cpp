@@ -1,5 +1,7 @@
 // What only a GPU can show. Without one this prints why it is skipped and ends.
+#include <ATen/ops/_scaled_mm.h>
 #include <ATen/ops/conv2d.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/full.h>
 #include <ATen/ops/pixel_shuffle.h>
 #include <ATen/ops/tanh.h>
@@ -886,9 +888,8 @@ TEST_CASE("a product in 8 bits with GELU in its epilogue is that of separate ste
       scales.select(0, 1).fill_(0.001);
       scales.select(0, 2).fill_(1 / 0.03);
       const auto scale = [&](int k) { return scales.select(0, k).narrow(0, 0, 1); };
-      const at::Tensor got = tstitch::detail::gelu_product_e4m3({x, weight, bias, scale(0), scale(1), scale(2)});
-      REQUIRE(got.defined());
-      REQUIRE(got.scalar_type() == at::kFloat8_e4m3fn);
+      const at::Tensor got = x.new_empty({rows, 1536});
+      REQUIRE(tstitch::detail::product_e4m3({x, weight, bias, scale(0), scale(1), scale(2)}, got));
       const at::Tensor exact =
           at::linear(x.to(at::kDouble).mul(0.02), weight.to(at::kDouble).mul(0.001), bias.to(at::kDouble));
       const at::Tensor expected = tstitch::detail::to_e4m3(exact, 0.03, true);
@@ -902,7 +903,31 @@ TEST_CASE("a product in 8 bits with GELU in its epilogue is that of separate ste
   // In float32 cuBLASLt has none.
   const at::Tensor x = tstitch::detail::to_e4m3(normal(1, {16, 64}).select(0, 0), 0.02);
   const at::Tensor one = at::full({4}, 1.0, at::TensorOptions(device).dtype(at::kFloat)).narrow(0, 0, 1);
-  CHECK_FALSE(tstitch::detail::gelu_product_e4m3({x, x, at::full({16}, 0.0, one.options()), one, one, one}).defined());
+  CHECK_FALSE(
+      tstitch::detail::product_e4m3({x, x, at::full({16}, 0.0, one.options()), one, one, one}, x.new_empty({16, 16})));
+}
+
+TEST_CASE("a product in 8 bits is torch's, whichever algorithm is the fastest") {
+  if (tstitch::detail::compute_capability(0) < 89) return skip("8 bits need a GPU of compute capability 8.9");
+  for (const at::ScalarType type : {at::kHalf, at::kBFloat16}) {
+    for (auto const& [rows, in, out] : {std::array<std::int64_t, 3>{16, 384, 1152},
+                                        {48, 1152, 1152},
+                                        {666, 1536, 4608},
+                                        {4096, 2432, 2432},
+                                        {8192, 1536, 1536}}) {
+      const at::Tensor x = tstitch::detail::to_e4m3(normal(1, {rows, in}).select(0, 0), 0.02);
+      const at::Tensor weight = tstitch::detail::to_e4m3(normal(1, {out, in}, 1).select(0, 0).mul(0.1), 0.001);
+      const at::Tensor bias = normal(1, {out}, 2).select(0, 0).to(type);
+      const auto scale = [](double value) { return at::full({1}, value, at::TensorOptions(cuda).dtype(at::kFloat)); };
+      const at::Tensor of_x = scale(0.02), of_weight = scale(0.001), got = bias.new_empty({rows, out});
+      INFO(at::toString(type) << ", " << rows << ", " << in << ", " << out);
+      REQUIRE(tstitch::detail::product_e4m3({x, weight, bias, of_x, of_weight}, got));
+      CHECK(got.equal(at::_scaled_mm(x, weight.t(), of_x, of_weight, bias, {}, type, /*use_fast_accum=*/true)));
+      const at::Tensor again = at::empty_like(got);
+      REQUIRE(tstitch::detail::product_e4m3({x, weight, bias, of_x, of_weight}, again));
+      CHECK(again.equal(got));
+    }
+  }
 }
 
 TEST_CASE("8 bits cost the DiT engine little") {

@@ -73,7 +73,9 @@ class DiTLayers {
   at::Tensor operator()(at::Tensor const& x, DiTLinear const& by, std::size_t index) const {
     observe(x, index);
     if (!by.eighth.defined()) return linear(x, by);
-    return like_shape(linear_e4m3(input_e4m3(x, by).flatten(0, 1), by, like_.scalar_type(), in_8_bits_), x);
+    const at::Tensor out = like_.new_empty({x.size(0) * x.size(1), by.eighth.size(0)});
+    linear_e4m3(out, input_e4m3(x, by).flatten(0, 1), by, in_8_bits_);
+    return like_shape(out, x);
   }
 
   /// The same.
@@ -81,13 +83,7 @@ class DiTLayers {
   void into(at::Tensor out, at::Tensor const& x, DiTLinear const& by, std::size_t index) const {
     observe(x, index);
     if (by.eighth.defined()) {
-      const at::Tensor input = input_e4m3(x, by).flatten(0, 1);
-      if (in_8_bits_ && like_.scalar_type() != at::kFloat) {
-        at::_scaled_mm_out(out, input, by.eighth.t(), by.scale(0), by.scale(1), by.bias, {}, like_.scalar_type(),
-                           /*use_fast_accum=*/true);
-      } else {
-        out.copy_(linear_e4m3(input, by, like_.scalar_type(), in_8_bits_));
-      }
+      linear_e4m3(out, input_e4m3(x, by).flatten(0, 1), by, in_8_bits_);
     } else if (by.packed.defined()) {
       out.copy_(packed_linear(x, by, false).flatten(0, 1));
     } else {
@@ -100,13 +96,11 @@ class DiTLayers {
   at::Tensor mlp(at::Tensor const& x, DiTLinear const& fc1, DiTLinear const& fc2, std::size_t first) const {
     if (fc2.eighth.defined() && !options_.observer) {
       if (x.is_cuda() && fc1.eighth.defined() && !options_.plain) {
-        const at::Tensor hidden = gelu_product_e4m3({.x = input_e4m3(x, fc1).flatten(0, 1),
-                                                     .weight = fc1.eighth,
-                                                     .bias = fc1.bias,
-                                                     .x_scale = fc1.scale(0),
-                                                     .weight_scale = fc1.scale(1),
-                                                     .out_factor = fc2.scale(2)});
-        if (hidden.defined()) return (*this)(like_shape(hidden, x), fc2, first + 1);
+        const at::Tensor input = input_e4m3(x, fc1).flatten(0, 1);
+        const at::Tensor hidden = input.new_empty({input.size(0), fc1.eighth.size(0)});
+        if (product_e4m3({input, fc1.eighth, fc1.bias, fc1.scale(0), fc1.scale(1), fc2.scale(2)}, hidden)) {
+          return (*this)(like_shape(hidden, x), fc2, first + 1);
+        }
       }
       return (*this)(to_e4m3((*this)(x, fc1, first), fc2.input_scale, true), fc2, first + 1);
     }

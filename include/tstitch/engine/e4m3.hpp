@@ -14,6 +14,7 @@
 #include "../base/error.hpp"
 #include "../tensor/cuda/driver.hpp"
 #include "../tensor/host_tensor.hpp"
+#include "cublas_lt.hpp"
 #include "dit_kernels.hpp"
 #include "dit_weights.hpp"
 
@@ -75,19 +76,22 @@ inline bool multiplies_e4m3(at::Device device) {
   return device.is_cuda() && compute_capability(device.index()) >= 89;
 }
 
+/// @param out [m, out], contiguous, is filled
 /// @param x [m, in] e4m3, divided by the layer's input_scale
 /// @param in_8_bits whether the device multiplies so; else in float32
-/// @returns [m, out] in this type
-inline at::Tensor linear_e4m3(at::Tensor const& x, DiTLinear const& by, at::ScalarType type, bool in_8_bits) {
-  if (in_8_bits) {
-    const bool adds = type != at::kFloat;  // cuBLAS adds no bias in float32
-    const auto bias = adds ? std::optional<at::Tensor>(by.bias) : std::nullopt;
-    const at::Tensor product =
-        at::_scaled_mm(x, by.eighth.t(), by.scale(0), by.scale(1), bias, {}, type, /*use_fast_accum=*/true);
-    return adds ? product : product.add(by.bias);
+inline void linear_e4m3(at::Tensor out, at::Tensor const& x, DiTLinear const& by, bool in_8_bits) {
+  if (!in_8_bits) {
+    const at::Tensor product = at::linear(x.to(at::kFloat), by.eighth.to(at::kFloat));
+    out.copy_(product.mul(by.input_scale * by.weight_scale).add_(by.bias));
+    return;
   }
-  const at::Tensor product = at::linear(x.to(at::kFloat), by.eighth.to(at::kFloat));
-  return product.mul(by.input_scale * by.weight_scale).add(by.bias).to(type);
+  const at::Tensor given = x.contiguous();
+  if (product_e4m3({given, by.eighth, by.bias, by.scale(0), by.scale(1)}, out)) return;
+  const bool adds = out.scalar_type() != at::kFloat;  // cuBLAS adds no bias in float32
+  const auto bias = adds ? std::optional<at::Tensor>(by.bias) : std::nullopt;
+  at::_scaled_mm_out(out, given, by.eighth.t(), by.scale(0), by.scale(1), bias, {}, out.scalar_type(),
+                     /*use_fast_accum=*/true);
+  if (!adds) out.add_(by.bias);
 }
 
 }  // namespace tstitch::detail
