@@ -202,7 +202,8 @@ def other_formats(pictures: list[bytes]) -> None:
     assert check_manifest("tar") == files
     assert sorted(contents("tar"))[:3] == ["000000.tar", "000001.tar", "000002.tar"]
     samples: dict[str, dict[str, bytes]] = {}
-    for shard in sorted((SCRATCH / "tar").glob("*.tar")):
+    shards = sorted((SCRATCH / "tar").glob("*.tar"))
+    for shard in shards:
         with tarfile.open(shard, "r|") as tar:
             for member in tar:
                 key, kind = member.name.split(".")
@@ -210,6 +211,17 @@ def other_formats(pictures: list[bytes]) -> None:
     assert list(samples) == [f"{i:06d}" for i in range(IMAGES)]
     assert [sample["png"] for sample in samples.values()] == files
     assert [int(sample["cls"]) for sample in samples.values()] == [i % 10 for i in range(IMAGES)]
+    try:
+        import numpy as np
+        import webdataset
+    except ImportError as missing:
+        print(f"skipped: webdataset's own reader, {missing}")
+        return
+    # Arrays in the order of the npz, by the reader that training programs use.
+    read = webdataset.WebDataset([str(shard) for shard in shards], shardshuffle=False).decode("rgb8").to_tuple("png", "cls")
+    read = list(read)
+    assert [cls for _, cls in read] == [i % 10 for i in range(IMAGES)]
+    assert np.stack([picture for picture, _ in read]).tobytes() == b"".join(pictures)
 
 
 def prompts() -> None:
