@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "../tensor/host_tensor.hpp"
+#include "writer.hpp"
 
 namespace tstitch::detail {
 
@@ -61,18 +62,25 @@ class Positions {
     const std::lock_guard lock(mutex_);
     constexpr std::size_t most = 16;
     if (tables_.size() >= most && !tables_.contains({rows, columns})) tables_.clear();
-    at::Tensor& table = tables_[{rows, columns}];
-    if (!table.defined()) {
-      table = position_table(rows, columns, base_, own_.size(2)).to(own_.device(), own_.scalar_type());
+    Table& table = tables_[{rows, columns}];
+    if (!table.values.defined()) {
+      table.values = position_table(rows, columns, base_, own_.size(2)).to(own_.device(), own_.scalar_type());
+      table.writer.mark_written(table.values);
     }
-    return table;
+    table.writer.wait(table.values);
+    return table.values;
   }
 
  private:
+  struct Table {
+    at::Tensor values;
+    Writer writer;
+  };
+
   at::Tensor own_;
   std::int64_t base_;
   mutable std::mutex mutex_ = {};
-  mutable std::map<std::pair<std::int64_t, std::int64_t>, at::Tensor> tables_ = {};
+  mutable std::map<std::pair<std::int64_t, std::int64_t>, Table> tables_ = {};
 };
 
 }  // namespace tstitch::detail
