@@ -320,6 +320,7 @@ Samples finish_drafts(AnySampler const& sampler, std::vector<Network> const& net
                       StatesBehind const& states, std::vector<std::int64_t> const& positions, Watch const& watch) {
   Samples samples;
   samples.seeds = kept.seeds;
+  samples.batch_size = kept.batch_size;
   for (std::int64_t first = 0; first < kept.count; first += kept.batch_size) {
     const std::int64_t images = std::min(kept.batch_size, kept.count - first);
     const Request part = batch_of(kept, first, images);
