@@ -152,11 +152,10 @@ double flop_of_row(std::string const& file, tstitch::Network const& network) {
 // How often the best draft is the best picture, beside as many operations spent on pictures alone.
 void measure(Networks const& networks, std::vector<std::string> const& files, int groups) {
   const auto noise_schedule = networks[0].noise_schedule();
-  const tstitch::Guidance guidance{.scale = 1.5};
   const tstitch::AnySampler full = tstitch::DPMSolver{noise_schedule, tstitch::Stitch{.ratio = 0.4}, {.steps = 10}};
   const double small = flop_of_row(files[0], networks[0]), large = flop_of_row(files[1], networks[1]);
   const auto cost_of = [&](tstitch::AnySampler const& sampler) {
-    const auto work = sampler.plan(guidance).work(2);
+    const auto work = sampler.plan().work(2);
     return work[0].rows * small + work[1].rows * large;
   };
   std::vector<std::pair<std::string, tstitch::DraftScorer>> scorers;
@@ -174,8 +173,7 @@ void measure(Networks const& networks, std::vector<std::string> const& files, in
     }
   }
   for (int group = 0; group < groups; ++group) {
-    const tstitch::Request request{
-        .labels = {group % 10}, .count = drafts, .seed = std::uint64_t(group * drafts), .guidance = guidance};
+    const tstitch::Request request{.labels = {group % 10}, .count = drafts, .seed = std::uint64_t(group * drafts)};
     const std::vector<std::int64_t> labels(std::size_t(drafts), group % 10);
     const auto score = [&](tstitch::DraftScorer const& scorer, tstitch::Samples const& samples) {
       return scorer({samples.images, 0, samples.seeds, labels});
@@ -187,8 +185,8 @@ void measure(Networks const& networks, std::vector<std::string> const& files, in
       for (auto const& [name, scorer] : scorers) add(*found++, score(scorer, drafted), score(scorer, pictures));
     }
   }
-  std::printf("the best of %d, %d groups, guidance %g: found, and how much of its lead over the mean picture\n",
-              int(drafts), groups, guidance.scale.values()[0]);
+  std::printf("the best of %d, %d %s: how often it is found, and how much of its lead over the mean picture\n",
+              int(drafts), groups, groups == 1 ? "group" : "groups");
   for (Found const& found : all) {
     std::printf("%-26s %3.0f %% %5.2f   as much spent on %.2f pictures: %3.0f %% %5.2f\n", found.name.c_str(),
                 100.0 * found.best / groups, found.gained / found.possible, found.cost,
