@@ -1,6 +1,7 @@
 // Many pictures drawn by the small network alone, of which the best are drawn by both; and how often that finds the
 // best one: draft_and_keep SMALL LARGE [GROUPS]
 #include <ATen/ops/tensor.h>
+#include <ATen/ops/zeros.h>
 #include <tstitch/load.hpp>
 #include <tstitch/method/dpm_solver.hpp>
 #include <tstitch/output/image.hpp>
@@ -143,8 +144,8 @@ void add(Found& found, std::vector<double> const& of_drafts, std::vector<double>
 
 // Operations of a row of a network.
 double flop_of_row(std::string const& file, tstitch::Network const& network) {
-  tstitch::NetworkInfo const& info = network.info();
-  const at::Tensor x = tstitch::noise({0}, tstitch::NoiseAddress::initial(), info.shape, at::kFloat);
+  auto const& info = network.info();
+  const at::Tensor x = at::zeros({1, info.channels, info.height, info.width});
   const tstitch::Condition condition{.labels = at::tensor({std::int64_t(0)})};
   return flop_of(tstitch::load_torchscript_module(file), info, x, at::tensor({std::int64_t(500)}), condition);
 }

@@ -32,6 +32,7 @@ struct Arguments {
   tstitch::PipelineInfo parts;  ///< that it says, or the text encoders that are given
   std::vector<std::string> models{bundled_small(), bundled_large()};
   bool bridge = false;  ///< networks of other latents or noise schedules than the last one's
+  bool one_at_a_time = false;  ///< networks are in memory
   double ratio = 0.4;
   std::vector<double> fractions;
   std::string sweep;

@@ -100,7 +100,7 @@ struct DraftOptions {
   /// One number a draft, any: those that have the same are a group, as Request::labels or the number of its prompt.
   /// Empty: all are one.
   std::vector<std::int64_t> groups = {};
-  std::optional<Guidance> guidance = {};  ///< of the drafts, where that is not the request's; off is {}
+  std::optional<Guidance> guidance = {};  ///< of the drafts, where it is another than the request's
   Observer draft_observer = {};           ///< sees the drafts being drawn, and may cancel
   Observer observer = {};                 ///< sees those that are kept being drawn, and may cancel
 };
