@@ -125,6 +125,7 @@ TEST_CASE("what is kept has the bits that the full sampler alone gives it") {
           CHECK(kept.samples.seeds == alone.seeds);
           CHECK(kept.samples.finished);
           CHECK(kept.samples.finished_images == 2);
+          CHECK(kept.samples.batch_size == samples.batch_size);
 
           // Two and six are both filled up to 8.
           CHECK(kept.shared_steps == (pair.shares && pads ? 3 : 0));
