@@ -31,7 +31,8 @@ struct Arguments {
   std::string pipeline;         ///< folder that says what is not given
   tstitch::PipelineInfo parts;  ///< that it says, or the text encoders that are given
   std::vector<std::string> models{bundled_small(), bundled_large()};
-  bool bridge = false;  ///< networks of other latents or noise schedules than the last one's
+  bool bridge = false;         ///< networks of other latents or noise schedules than the last one's
+  bool one_at_a_time = false;  ///< networks are in memory
   double ratio = 0.4;
   std::vector<double> fractions;
   std::string sweep;

@@ -141,6 +141,8 @@ inline void CommandLine::add_routing() {
   flag("--bridge", arguments.bridge,
        "take networks of other latents or another noise schedule than the last one's, too, at the same signal-to-noise "
        "ratio");
+  flag("--one-at-a-time", arguments.one_at_a_time,
+       "keep one network in memory at a time, and load the next one where it takes over, in each batch");
   ratio = shown("--ratio", arguments.ratio, "share of the steps for the first of two networks");
   fractions =
       numbers("--fractions", arguments.fractions, "share of the steps for each network, adding up to 1: 0.3,0.3,0.4");

@@ -91,6 +91,7 @@ inline tstitch::LoadOptions load_options(Job const& job, tstitch::Plan const& pl
       job.infos, [&](tstitch::NetworkInfo const& info) { return missing_condition(job, info).empty(); });
   if (job.device.is_cuda() && known) options.warm_up_rows = batch_rows(job, plan);
   options.bridge = job.arguments.bridge;
+  if (job.arguments.one_at_a_time) options.residency = tstitch::Residency::one_at_a_time;
   options.warm_up_sizes = job.input_sizes();
   options.warm_up_forecasts =
       std::ranges::any_of(plan.steps, [](tstitch::PlannedStep const& planned) { return planned.forecast.network; });

@@ -25,6 +25,7 @@
 #include "file/load_options.hpp"
 #include "file/torchscript.hpp"
 #include "model/bridge.hpp"
+#include "model/one_at_a_time.hpp"
 #include "study/calibration.hpp"
 #ifdef TSTITCH_WITH_CUDA
 #include "engine/cuda_graph.hpp"
@@ -245,6 +246,9 @@ inline Network with_graphs(Network const& plain, LoadOptions const& options) {
 /// Graphs::always in a program without CUDA
 /// @throws std::invalid_argument where it is to be warmed up and sizes that it leaves open are not given
 inline Network load_network(std::string const& path, LoadOptions const& options = {}) {
+  if (options.residency != Residency::all) {
+    detail::refuse("load_network", "residency is of several networks, which load_networks loads", "one_at_a_time");
+  }
   detail::require_graphs(options, captures_graphs);
   return with_graphs(detail::load_plain(path, options), options);
 }
@@ -252,8 +256,10 @@ inline Network load_network(std::string const& path, LoadOptions const& options 
 /// The networks of one run, in the order of use, loaded at the same time; what does not fit together is refused before
 /// any weights are read.
 /// @param options for all, or for each
-/// @param others what else is to be done at the same time, each in a thread, such as loading a decoder
-/// @throws std::invalid_argument for another number of options; as load_network does; what `others` throw
+/// @param others what else is to be done at the same time, each in a thread, such as loading a decoder; before the
+/// networks where these are one at a time
+/// @throws std::invalid_argument for another number of options, and different residencies; as load_network does; what
+/// `others` throw
 inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
                                           std::vector<LoadOptions> const& options,
                                           std::vector<std::function<void()>> const& others = {}) {
@@ -275,8 +281,27 @@ inline std::vector<Network> load_networks(std::vector<std::string> const& paths,
                         of(k).device);
   }
   bridge(stated);
+  for (LoadOptions const& each : options) {
+    if (each.residency == options[0].residency) continue;
+    detail::refuse("load_networks", "residency must be the same for all", "all and one_at_a_time");
+  }
   require_compatible(stated);
   if (paths.empty() && others.empty()) return {};
+  if (!paths.empty() && of(0).residency == Residency::one_at_a_time) {
+    if (!others.empty()) at_once(of(0).device, others.size(), [&](std::size_t i) { return others[i](), true; });
+    std::vector<NetworkLoader> loaders;
+    for (std::size_t k = 0; k < paths.size(); ++k) {
+      LoadOptions alone = of(k);
+      alone.residency = Residency::all;
+      const std::optional<NetworkInfo> like =
+          of(k).bridge && k + 1 < paths.size() ? std::optional(stated.back().info()) : std::nullopt;
+      loaders.push_back([path = paths[k], alone, like] {
+        Network network = load_network(path, alone);
+        return like ? bridged(network, *like) : network;
+      });
+    }
+    return one_at_a_time(loaders);
+  }
   std::vector<std::optional<Network>> plain(paths.size());
   at_once(options.empty() ? at::Device(at::kCPU) : options[0].device, paths.size() + others.size(), [&](std::size_t k) {
     if (k < paths.size()) {

@@ -4,6 +4,7 @@
 #include <tstitch/method/ddim.hpp>
 
 #include <atomic>
+#include <filesystem>
 #include <map>
 #include <string>
 #include <vector>
@@ -88,8 +89,41 @@ TEST_CASE("networks of other latents and schedules go through the door where the
     return sampler.sample(networks, {.count = 2}).images;
   };
   CHECK(drawn(loaded).equal(drawn({bridged(plain("small"), info("large")), plain("large")})));
+  options.residency = Residency::one_at_a_time;
+  CHECK(drawn(load_networks(both, options)).equal(drawn(loaded)));
   CHECK(load_networks({pair[0], pair[1]}, {.device = at::kCPU, .bridge = true})[0].info().prediction_type ==
         PredictionType::epsilon);  // which fit as they are
+}
+
+TEST_CASE("networks are in memory one at a time where that is asked for, and answer as they do together") {
+  const std::filesystem::path folder = std::filesystem::path(TSTITCH_TEST_DATA) / "one_at_a_time";
+  std::filesystem::create_directories(folder);
+  const std::string small = (folder / "small.pt").string(), large = (folder / "large.pt").string();
+  for (auto const& [from, to] : {std::pair{pair[0], small}, {pair[1], large}}) {
+    std::filesystem::copy_file(from, to, std::filesystem::copy_options::overwrite_existing);
+  }
+  const LoadOptions cpu{.device = at::kCPU};
+  for (char const* const backend : {"native", "torchscript"}) {
+    LoadOptions one = with_backend(cpu, backend);
+    one.residency = Residency::one_at_a_time;
+    std::atomic<int> done = 0;
+    const std::vector<Network> networks = load_networks({small, large}, {one}, {[&] { ++done; }, [&] { ++done; }});
+    CHECK(done == 2);
+    CHECK(draw(networks).equal(draw(load_networks(pair, with_backend(cpu, backend)))));
+    if (std::string(backend) == "native") continue;
+    std::filesystem::remove(small);
+    const std::string said = message_of<std::runtime_error>([&] { draw(networks); });
+    CHECK_THAT(said,
+               ContainsSubstring("one_at_a_time: network 0 ('cifar10-dit-small') must be there to be loaded again"));
+    CHECK_THAT(said, ContainsSubstring("small.pt"));
+  }
+  LoadOptions one = cpu;
+  one.residency = Residency::one_at_a_time;
+  CHECK(message_of<std::invalid_argument>([&] { load_network(pair[0], one); }) ==
+        "tstitch::load_network: residency is of several networks, which load_networks loads, got one_at_a_time");
+  CHECK(message_of<std::invalid_argument>([&] {
+          load_networks(pair, {one, cpu});
+        }) == "tstitch::load_networks: residency must be the same for all, got all and one_at_a_time");
 }
 
 TEST_CASE("a kind of file of one's own goes through the door") {

@@ -33,6 +33,12 @@ enum class Graphs {
 
 struct LoadOptions;
 
+/// Which networks of a run are in memory.
+enum class Residency {
+  all,
+  one_at_a_time,  ///< the one that was asked last; another one is loaded from its file when it is asked
+};
+
 /// A kind of file that load_network does not know by itself.
 struct FileReader {
   std::function<bool(std::string const& path)> reads;        ///< whether it is of this kind; throws for none
@@ -62,6 +68,8 @@ struct LoadOptions {
   /// Of load_networks: networks whose latents or noise schedule are not those of the last one are bridged to it
   /// (`bridged`); else they are refused.
   bool bridge = false;
+  /// Of load_networks, the same for all: see `one_at_a_time` (model/one_at_a_time.hpp).
+  Residency residency = Residency::all;
 };
 
 }  // namespace tstitch

@@ -189,6 +189,9 @@ inline void fill_in_counts(Request& request) {
   if (!request.noise_source) refuse("Request", "noise_source must be callable", "none");
   if (request.count < 0) refuse("Request", "count must not be negative", double(request.count));
   if (request.batch_size < 0) refuse("Request", "batch_size must not be negative", double(request.batch_size));
+  if (request.smaller_batches && request.pad_batches) {
+    refuse("Request", "smaller_batches must be off with pad_batches, whose bits are those of one batch size", "both");
+  }
   const auto rows_in = [](at::Tensor const& tensor) {
     return tensor.defined() && tensor.dim() > 0 ? tensor.size(0) : std::int64_t(0);
   };

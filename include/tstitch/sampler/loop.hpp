@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <optional>
 #include <stdexcept>
@@ -16,8 +17,10 @@
 #include <utility>
 #include <vector>
 
+#include "../base/diagnostics.hpp"
 #include "../model/denoiser.hpp"
 #include "../plan/plan.hpp"
+#include "../tensor/torch_error.hpp"
 #include "batch.hpp"
 #include "checks.hpp"
 #include "culprit.hpp"
@@ -144,6 +147,10 @@ class Loop {
   Samples sample(std::vector<Network> const& networks, Checked const& checked, Observer const& observer,
                  RuleView const& rule) const;
 
+  /// Draws images [first, first + images) of a request into `samples`.
+  void sample_batch(std::vector<Network> const& networks, Checked const& checked, Observer const& observer,
+                    RuleView const& rule, std::int64_t first, std::int64_t images, Samples& samples) const;
+
   Samples finish(std::vector<Network> const& networks, Trajectory trajectory, Observer const& observer,
                  RuleView const& rule) const;
 
@@ -269,33 +276,48 @@ inline Samples Loop::sample(std::vector<Network> const& networks, Checked const&
   Request const& whole = checked.request;
   Samples samples;
   samples.seeds = whole.seeds;
-  for (std::int64_t first = 0; first < whole.count; first += whole.batch_size) {
-    const std::int64_t images = std::min(whole.batch_size, whole.count - first);
-    const Checked part{batch_of(whole, first, images), checked.plan};
-    Trajectory trajectory = begin(networks, part, rule);
-    Control control = Control::proceed;
-    const auto refuse = [&](std::string const& said) {
-      const auto again = [&](std::vector<Network> const& watched) { return begin(watched, part, rule); };
-      refuse_values(networks, again, first, rule, said);
-    };
-    const at::Tensor rows = run_batch(networks, trajectory, observer, rule, first, images, control, refuse);
-    const std::int64_t exist = rows.size(0);
-    // Made once and filled, so that no more than one batch exists twice.
-    if (!samples.images.defined()) {
-      std::vector<std::int64_t> shape = rows.sizes().vec();
-      shape[0] = whole.count;
-      samples.images = rows.new_empty(shape);
+  samples.batch_size = whole.batch_size;
+  for (std::int64_t first = 0; first < whole.count && samples.finished;) {
+    const std::int64_t images = std::min(samples.batch_size, whole.count - first);
+    try {
+      sample_batch(networks, checked, observer, rule, first, images, samples);
+      first += images;
+      continue;
+    } catch (std::exception const& error) {
+      if (!whole.smaller_batches || images == 1 || !is_out_of_memory(error)) throw;
     }
-    samples.images.narrow(0, first, exist).copy_(rows);
-    if (trajectory.finished()) samples.finished_images = first + images;
-    if (control == Control::cancel && samples.finished_images < whole.count) {
-      samples.finished = false;
-      samples.images = samples.images.narrow(0, 0, first + exist);
-      samples.seeds.resize(std::size_t(first + exist));
-      break;
-    }
+    // Behind the handler, so that what the batch had is gone.
+    samples.batch_size = images / 2;
+    diagnose("Sampler::sample", "draws batches of " + std::to_string(samples.batch_size) +
+                                    " because memory ran out in one of " + std::to_string(images));
   }
   return samples;
+}
+
+inline void Loop::sample_batch(std::vector<Network> const& networks, Checked const& checked, Observer const& observer,
+                               RuleView const& rule, std::int64_t first, std::int64_t images, Samples& samples) const {
+  Request const& whole = checked.request;
+  const Checked part{batch_of(whole, first, images), checked.plan};
+  Trajectory trajectory = begin(networks, part, rule);
+  Control control = Control::proceed;
+  const auto refuse = [&](std::string const& said) {
+    const auto again = [&](std::vector<Network> const& watched) { return begin(watched, part, rule); };
+    refuse_values(networks, again, first, rule, said);
+  };
+  const at::Tensor rows = run_batch(networks, trajectory, observer, rule, first, images, control, refuse);
+  const std::int64_t exist = rows.size(0);
+  // Made once and filled, so that no more than one batch exists twice.
+  if (!samples.images.defined()) {
+    std::vector<std::int64_t> shape = rows.sizes().vec();
+    shape[0] = whole.count;
+    samples.images = rows.new_empty(shape);
+  }
+  samples.images.narrow(0, first, exist).copy_(rows);
+  if (trajectory.finished()) samples.finished_images = first + images;
+  if (control != Control::cancel || samples.finished_images >= whole.count) return;
+  samples.finished = false;
+  samples.images = samples.images.narrow(0, 0, first + exist);
+  samples.seeds.resize(std::size_t(first + exist));
 }
 
 inline Samples Loop::finish(std::vector<Network> const& networks, Trajectory trajectory, Observer const& observer,
@@ -309,6 +331,7 @@ inline Samples Loop::finish(std::vector<Network> const& networks, Trajectory tra
     refuse_values(
         networks, [&](std::vector<Network> const&) { return begun; }, 0, rule, said);
   };
+  samples.batch_size = images;
   samples.images = run_batch(networks, trajectory, observer, rule, 0, images, control, refuse);
   samples.finished = trajectory.finished();
   samples.finished_images = samples.finished ? images : 0;

@@ -58,6 +58,11 @@ struct Request {
   /// Where noise comes from; noise by address unless stated. Another source is for reproducing the random numbers of
   /// other programs.
   NoiseSource noise_source = noise;
+  /// For `sample`: where memory runs out in a batch, draw that one and those after it in batches of half the size, down
+  /// to one image, rather than throw. `tstitch::diagnostics()` says so, and Samples::batch_size which size worked. The
+  /// observer sees such a batch begin anew. Pictures have the last bits of the batches that they are drawn in, so this
+  /// is refused beside pad_batches, which promises other ones.
+  bool smaller_batches = false;
 };
 
 /// What `sample` returns.
@@ -68,6 +73,9 @@ struct Samples {
   std::vector<std::uint64_t> seeds;  ///< one a row of images
   std::int64_t finished_images = 0;  ///< the first so many rows ran all their steps
   bool finished = true;              ///< whether the request was carried out whole
+  /// Images of a batch, the last of which may have had fewer: as the request said, or what memory was enough for
+  /// (Request::smaller_batches), which is worth asking for the next time. 0: none was begun.
+  std::int64_t batch_size = 0;
 };
 
 }  // namespace tstitch

@@ -81,6 +81,10 @@ class Sampler {
   SamplingOptions const& options() const { return loop_.options(); }
   Rule const& rule() const { return rule_; }
 
+  /// Refuses what `begin` and `sample` would refuse of a request, and computes nothing but whether a mask is one.
+  /// @throws as begin does
+  void check(std::vector<Network> const& networks, Request const& request) const { checked(networks, request); }
+
   /// Checks everything that can be checked and draws the initial noise. The whole request is one batch.
   /// Waits for the device where tensors of the request are to be sent there, and to see the values of a mask.
   /// @throws std::invalid_argument for a request that does not suit the networks

@@ -12,7 +12,6 @@
 #include <exception>
 #include <map>
 #include <string>
-#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -20,6 +19,7 @@
 #include "../file/loading.hpp"
 #include "../model/network.hpp"
 #include "../plan/plan.hpp"
+#include "../tensor/torch_error.hpp"
 
 namespace tstitch {
 
@@ -89,8 +89,7 @@ std::vector<BatchTime> time_batches(Plan const& plan, std::vector<Network> const
         time.seconds += count * seconds_of(asked.first, batch * asked.second) / double(batch);
       }
     } catch (std::exception const& error) {
-      // TorchScript's interpreter makes another exception of what it caught, with the same words.
-      if (times.empty() || std::string_view(error.what()).find("out of memory") == std::string_view::npos) throw;
+      if (times.empty() || !detail::is_out_of_memory(error)) throw;
       break;
     }
     times.push_back(time);

@@ -6,6 +6,7 @@
 
 #include <exception>
 #include <string>
+#include <string_view>
 
 #include "../base/error.hpp"
 
@@ -21,6 +22,15 @@ inline std::string reason(std::exception const& error) {
   text.erase(text.find_last_not_of(blank) + 1);
   const bool shows_code = text.starts_with("The following operation failed in the TorchScript interpreter");
   return printable(shows_code ? text.substr(text.rfind('\n') + 1) : text.substr(0, text.find('\n')), 1000);
+}
+
+/// Whether memory ran out, of a GPU or of the host. TorchScript's interpreter makes another exception of what it
+/// caught, with the same words.
+inline bool is_out_of_memory(std::exception const& error) {
+  if (dynamic_cast<c10::OutOfMemoryError const*>(&error)) return true;
+  const std::string_view said = error.what();
+  return said.find("out of memory") != said.npos || said.find("DefaultCPUAllocator: can't allocate") != said.npos ||
+         said.find("DefaultCPUAllocator: not enough memory") != said.npos;
 }
 
 }  // namespace tstitch::detail
