@@ -4,11 +4,23 @@ Times say nothing here; what is looked at is that every program is there, that f
 DeepCache makes, and what is said of wrong arguments. Exits with 77 where a package of the peer is missing.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import forked  # noqa: E402
+
+with contextlib.suppress(ImportError):  # which the program tells of
+    import DeepCache  # noqa: F401
+    import diffusers
+    import torch
+
+    torch.set_num_threads(1)
+    diffusers.PNDMScheduler, diffusers.UNet2DConditionModel  # noqa: B018, which this imports, once for all programs
 
 programs, folder, scratch = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 shutil.rmtree(scratch, ignore_errors=True)
@@ -17,8 +29,7 @@ report = scratch / "report.json"
 
 
 def measure(*arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, folder / "benchmark_deep_feature.py", *arguments]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    return forked.run(folder / "benchmark_deep_feature.py", *arguments)
 
 
 # 7 steps of the large network: the last is one that DeepCache computes, too.

@@ -10,8 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import forked  # noqa: E402
+
 try:
-    import diffusers  # noqa: F401
+    import diffusers
     import numpy  # noqa: F401
     import torch
 except ImportError as error:
@@ -21,17 +24,17 @@ except ImportError as error:
 tool, folder, scratch = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3])
 shutil.rmtree(scratch, ignore_errors=True)
 scratch.mkdir(parents=True)
+torch.set_num_threads(1)
+diffusers.DDIMScheduler, diffusers.DiTTransformer2DModel  # noqa: B018, which this imports, once for all programs
 report = scratch / "report.json"
 
 
 def measure(*arguments: str, without: str | None = None) -> subprocess.CompletedProcess:
     """The program, with a diffusers that has not got @without."""
-    script = folder / "benchmark_peers.py"
-    command = [sys.executable, script, *arguments]
-    if without:
-        hide = f"import diffusers, runpy; del diffusers._class_to_module[{without!r}]; runpy.run_path({str(script)!r}, run_name='__main__')"
-        command = [sys.executable, "-c", hide, *arguments]
-    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    hide = [without] if without else []
+    return forked.run(
+        folder / "benchmark_peers.py", *arguments, first=lambda: [diffusers._class_to_module.pop(name) for name in hide]
+    )
 
 
 small = ["--size", "tiny", "--device", "cpu", "--steps", "3", "--batch", "1,2", "--ratio", "1,0", "--repeats", "1",

@@ -7,14 +7,15 @@
 import atexit
 import json
 import os
-import runpy
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-import traceback
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+import forked  # noqa: E402
 
 # Without the packages of site, which it has no use for, so that it starts at once.
 CLIENT = """#!{python} -S
@@ -49,21 +50,6 @@ class Server:
         shutil.rmtree(self.folder)
 
 
-def run(words: list[str]) -> int:
-    """A program as Python runs it. @returns its exit code"""
-    sys.argv, sys.path[0] = words, str(Path(words[0]).resolve().parent)
-    try:
-        runpy.run_path(words[0], run_name="__main__")
-    except SystemExit as stop:
-        if isinstance(stop.code, str):
-            print(stop.code, file=sys.stderr)
-        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    return 0
-
-
 def serve(place: str, modules: list[str]) -> None:
     for module in modules:
         __import__(module)
@@ -76,15 +62,10 @@ def serve(place: str, modules: list[str]) -> None:
             message, files, *_ = socket.recv_fds(client, 1 << 20, 3)
             words, folder, environment = json.loads(message)
             if (child := os.fork()) == 0:
-                for number, file in enumerate(files):
-                    os.dup2(file, number)
                 os.chdir(folder)
                 os.environ.clear()
                 os.environ.update(environment)
-                code = run(words)
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
+                forked.become(words, files)
             for file in files:
                 os.close(file)
             _, status = os.waitpid(child, 0)

@@ -1,14 +1,16 @@
 """What the scripts share."""
 
 import argparse
-import subprocess
+import gc
+import importlib
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 
-EXPORTERS = Path(__file__).parents[2] / "examples/export"
+EXPORTERS = Path(__file__).resolve().parents[2] / "examples/export"
 
 
 def parse_arguments(doc: str, sizes: tuple[str, ...] = ()) -> argparse.Namespace:
@@ -25,8 +27,25 @@ def parse_arguments(doc: str, sizes: tuple[str, ...] = ()) -> argparse.Namespace
     return args
 
 
+def lies_here(module: ModuleType) -> bool:
+    return Path(getattr(module, "__file__", None) or "").parent == Path(__file__).parent
+
+
 def export(program: str, source: Path, file: Path, *options: str) -> None:
-    subprocess.run([sys.executable, EXPORTERS / program, source, file, *options], check=True)
+    """By the exporter's main(), in this process, for a new one would spend most of its time on importing torch."""
+    gc.freeze()  # exporters look for garbage, which takes long among all that is imported
+    arguments, path = sys.argv, sys.path
+    # The scripts here have names of modules there.
+    here = {name: module for name, module in sys.modules.items() if name != "__main__" and lies_here(module)}
+    for name in here:
+        del sys.modules[name]
+    sys.argv = list(map(str, (EXPORTERS / program, source, file, *options)))
+    sys.path = [str(EXPORTERS), *path]
+    try:
+        importlib.import_module(Path(program).stem).main()
+    finally:
+        sys.argv, sys.path = arguments, path
+        sys.modules.update(here)
 
 
 class Latents:

@@ -176,7 +176,7 @@ for more, steps in (
     ((*given, "--mask", "left.png"), 4), (("--forecast", "every:2,1,2", "--forecast-guidance", "every:2", "--ratio", 0), 7),
 ):  # fmt: skip
     words = ("--class", 3, *(more if "--ratio" in more else (*small, *more)))
-    plain = {seed: drawn(*words, "--seed", seed, steps=steps)[0] for seed in (5, 6, 7)}
+    plain = dict(zip((5, 6, 7), drawn(*words, "--seed", "5,6,7", steps=steps), strict=True))
     for strength, seeds in ((0, (5, 5, 5)), (1, (5, 6, 7))):
         varied = drawn(*words, "--seed", 5, "--variations", 2, "--variation-strength", strength, steps=steps)
         assert len(varied) == 3 and all(np.array_equal(varied[i], plain[s]) for i, s in enumerate(seeds)), (words, strength)
