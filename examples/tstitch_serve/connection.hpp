@@ -76,7 +76,8 @@ class Connection : public httplib::Stream {
     close(socket_);
   }
 
-  ssize_t read(char* to, std::size_t size) override {
+  // Without `override`, for versions of httplib differ in which of these there are.
+  ssize_t read(char* to, std::size_t size) {
     if (begin_ == end_) {
       if (received_ >= room_) return failed(Fault::too_large);
       if (!waits_for(POLLIN, deadline_)) return failed(closing_ ? Fault::none : Fault::too_slow);
@@ -92,7 +93,7 @@ class Connection : public httplib::Stream {
     return ssize_t(count);
   }
 
-  ssize_t write(char const* from, std::size_t size) override {
+  ssize_t write(char const* from, std::size_t size) {
     for (std::size_t written = 0; written < size;) {
       const ssize_t count = send(socket_, from + written, size - written, MSG_NOSIGNAL | MSG_DONTWAIT);
       if (count >= 0) {
@@ -106,7 +107,6 @@ class Connection : public httplib::Stream {
     return ssize_t(size);
   }
 
-  // Without `override`, for versions of httplib differ in which of these there are.
   bool is_readable() const { return begin_ < end_ || waits_for(POLLIN, Clock::now()); }
   bool is_writable() const { return !gone(); }
   bool wait_readable() const { return begin_ < end_ || waits_for(POLLIN, deadline_); }

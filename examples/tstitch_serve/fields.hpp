@@ -141,6 +141,7 @@ inline std::string in_words_of_fields(std::string message) {
     }
     std::string name = message.substr(i + 2, word - i - 2);
     std::replace(name.begin(), name.end(), '-', '_');
+    if (name == "shape") name = "size";  // which is the way to state it
     const std::vector<std::string> known = field_names();
     text += std::ranges::count(known, name) > 0 ? name : message.substr(i, word - i);
     i = word;
@@ -183,9 +184,9 @@ inline Json read_body(std::string const& body) {
 /// Reads the fields of a request.
 class Fields {
  public:
-  explicit Fields(Json const& json) : json_(json) {
+  explicit Fields(Json json) : json_(std::move(json)) {
     const std::vector<std::string> known = field_names();
-    for (auto const& [name, value] : json.items()) {
+    for (auto const& [name, value] : json_.items()) {
       if (std::ranges::count(known, name) > 0) continue;
       throw Refusal(400, tstitch::words::printable(name, 60),
                     "must be one of " + joined(known) + ", got another field");
@@ -286,5 +287,5 @@ class Fields {
     return value->get<std::int64_t>();
   }
 
-  Json const& json_;
+  Json json_;
 };

@@ -78,7 +78,7 @@ async function describe() {
   at("sampler").replaceChildren(at("sampler").options[0], ...samplers);
 }
 
-// Whole digits as they are, for numbers of 64 bits are too large for JavaScript.
+// Digits as they are, for seeds of 64 bits are too large for the numbers of JavaScript.
 function body() {
   const fields = [];
   const add = (name, text) => fields.push(JSON.stringify(name) + ":" + text);
@@ -127,7 +127,8 @@ async function ask() {
     for (let end = text.indexOf("\n\n"); end >= 0; end = text.indexOf("\n\n")) {
       const [event, data] = text.slice(0, end).split("\n");
       text = text.slice(end + 2);
-      take(event.slice("event: ".length), JSON.parse(data.slice("data: ".length)));
+      const exact = data.slice("data: ".length).replace(/"seed":(\d{16,})/g, '"seed":"$1"');
+      take(event.slice("event: ".length), JSON.parse(exact));
     }
   }
 }

@@ -343,10 +343,7 @@ class Service {
 
   /// Before anything is encoded, or laid out in memory.
   void require_few(Arguments const& arguments) const {
-    if (arguments.steps > arguments_.most_steps) {
-      throw std::invalid_argument("--steps: must be at most " + std::to_string(arguments_.most_steps) + ", got " +
-                                  std::to_string(arguments.steps));
-    }
+    require_steps(arguments);
     const std::int64_t most = most_pictures();
     const auto require = [&](char const* option, std::size_t count) {
       if (std::int64_t(count) <= most) return;
@@ -358,12 +355,14 @@ class Service {
     require("--seed", arguments.seeds.size());
   }
 
+  void require_steps(Arguments const& arguments) const {
+    if (arguments.steps >= 1 && arguments.steps <= arguments_.most_steps) return;
+    throw std::invalid_argument("--steps: must be in " + range_text(1, arguments_.most_steps) + ", got " +
+                                std::to_string(arguments.steps));
+  }
+
   void require_small(Job const& job) const {
-    // Steps may be what the last network recommends.
-    if (job.arguments.steps > arguments_.most_steps) {
-      throw std::invalid_argument("--steps: must be at most " + std::to_string(arguments_.most_steps) + ", got " +
-                                  std::to_string(job.arguments.steps));
-    }
+    require_steps(job.arguments);  // they may be what the last network recommends
     if (job.shape.size() != 3) return;
     const std::int64_t pixels = decoder_info(job.arguments).upsampling;
     const std::int64_t height = pixels * job.shape[1], width = pixels * job.shape[2];
