@@ -249,7 +249,11 @@ class Routes {
     } catch (c10::Error const& error) {  // what() would add pages of stack trace
       failed(error.what_without_backtrace());
     } catch (std::exception const& error) {
-      failed(error.what());
+      // Such as of guidance by 1e300. It may be the networks' own fault, too, so the operator is told.
+      const std::string_view why = error.what();
+      if (why.find("values must be finite numbers") == std::string_view::npos) return failed(error.what());
+      std::cerr << "tstitch_serve: " + std::string(why) + "\n";
+      refuse(422, "request", "request: must give values that are finite, got nan or infinity");
     }
   }
 

@@ -289,6 +289,7 @@ REFUSED = [
     ({"class": 3, "order": 2}, 422, "order", "is for"),
     ({"class": 3, "routing": "/etc/passwd"}, 422, "routing", "got"),
     ({"class": 3, "forecast_guidance": "/etc/passwd"}, 422, "forecast_guidance", "got"),
+    ({"class": 3, "guidance": -1e308}, 422, "request", "finite"),
     ({"class": 3, "guidance": [1, 2, 3]}, 422, "guidance", "one for each of the 2 networks, got 3"),
     ({"class": 3, "size": 64}, 422, "size", "got"),
     ({"class": 3, "priority": 101}, 400, "priority", "[-100, 100], got 101"),
@@ -465,11 +466,15 @@ def with_token() -> None:
             expect(time.monotonic() < end, name, "must become", value)
             time.sleep(0.01)
 
-    asked = {"class": 3, "count": 8, "steps": 120}
+    asked = {"class": 3, "count": 8, "steps": 120, "stream": True}
     clients = []
-    for waiting, drawing in ((0, 1), (0, 2), (1, 3)):
+    for waiting in (0, 0, 1):
         clients.append(service.open(asked, TOKEN))
-        until("tstitch_requests_in_progress", drawing)
+        answer = b""
+        while b"event: begin" not in answer:  # then it is submitted
+            part = clients[-1].recv(65536)
+            expect(part, "must begin, got", answer)
+            answer += part
         until("tstitch_requests_waiting", waiting)
     status, headers, body = service.post({"class": 3}, **secret)
     expect(status == 503 and headers["Retry-After"] == "1" and b"at most 1 requests that wait" in body, status, body)
@@ -482,8 +487,7 @@ def with_token() -> None:
         answer = b""
         while part := client.recv(65536):
             answer += part
-        expect(answer.startswith(b"HTTP/1.1 200 ") and len(json.loads(answer.partition(b"\r\n\r\n")[2])["pictures"]) == 8,
-               "what runs must be finished, got", answer[:300])  # fmt: skip
+        expect(b"event: pictures\ndata: {" in answer, "what runs must be finished, got", answer[-300:])
         client.close()
     service.process.wait(20)
     expect(service.process.returncode == 143, service.process.returncode)
@@ -634,7 +638,7 @@ def main() -> None:
     numbers(service, service.metrics())
     hang_ups(service)
     hostile(service)
-    service.stop()
+    service.stop(said="values must be finite numbers")
     slow_clients()
     with_token()
     without_grace()
