@@ -86,11 +86,13 @@ int tstitch_serve(ServeArguments const& arguments) {
     server.listen_after_bind();
     listens = false;
   });
+  constexpr std::chrono::milliseconds look(20);
+  while (listens && !server.is_running())
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));  // else close would do nothing
   const bool v6 = of.host.find(':') != std::string::npos;
   std::cout << "listening: http://" + (v6 ? "[" + of.host + "]" : of.host) + ":" + std::to_string(port) + "\n"
             << std::flush;
 
-  constexpr std::chrono::milliseconds look(20);
   while (!stopped_by && listens) std::this_thread::sleep_for(look);
   const bool told = stopped_by != 0;
   service.stop_taking();

@@ -104,8 +104,8 @@ def main() -> None:
         # An error is said, and the next picture is drawn all the same.
         browser.value("at('steps').max = ''; at('steps').value = '251'; at('draw').click()")
         browser.until("at('status').className === 'error' && at('status').textContent.includes('[1, 250], got 251')")
-        browser.value("at('steps').value = '250'; at('count').value = '8'; at('draw').click()")
-        browser.until("at('progress').value > 1")
+        browser.value("at('seed').value = ''; at('steps').value = '250'; at('count').value = '8'; at('draw').click()")
+        browser.until("at('status').textContent.includes(' of 250 steps')")
         browser.value("at('stop').click()")
         browser.until("at('status').textContent === 'stopped'")
         expect(not browser.faults, browser.faults)
