@@ -260,8 +260,11 @@ class Routes {
   /// Answers with server-sent events.
   void stream(std::shared_ptr<Drawing> const& drawing, std::shared_ptr<Service::Counted> const& counted,
               httplib::Response& response) {
+    const auto begun = std::make_shared<bool>(false);
     response.set_chunked_content_provider(
-        "text/event-stream", [this, drawing, counted](std::size_t, httplib::DataSink& sink) {
+        "text/event-stream",
+        [this, drawing, counted, begun](std::size_t, httplib::DataSink& sink) {
+          *begun = true;
           const auto send = [&](char const* event, Json const& data) {
             const std::string text = "event: " + std::string(event) + "\ndata: " + text_of(data) + "\n\n";
             if (!sink.write(text.data(), text.size())) {
@@ -294,6 +297,11 @@ class Routes {
               });
           if (whole) sink.done();
           return whole;
+        },
+        [this, drawing, begun](bool) {
+          if (*begun) return;  // else the client hung up before the head of the response was written
+          drawing->ticket->cancel();
+          service_.metrics().hung_up();
         });
   }
 
