@@ -4,6 +4,7 @@ Draws by the page as a user would, and compares the picture with that of the sam
 Chromium.
 """
 
+import atexit
 import base64
 import json
 import os
@@ -83,6 +84,7 @@ class Browser:
 def main() -> None:
     service = subprocess.Popen([sys.argv[1], "--port", "0", "--device", "cpu", "--batch", "8", "--pad-batches", "--steps", "4"],
                                text=True, stdout=subprocess.PIPE)  # fmt: skip
+    atexit.register(service.kill)
     address = re.fullmatch(r"listening: (http://\S+)\n", service.stdout.readline())[1]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         browser = Browser(folder)
