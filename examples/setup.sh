@@ -79,6 +79,7 @@ describe() {
     stb) headers=(stb_image_write.h stb/stb_image_write.h) package=libstb-dev ;;
     CLI11) headers=(CLI/CLI.hpp) package=libcli11-dev ;;
     nlohmann-json) headers=(nlohmann/json.hpp) package=nlohmann-json3-dev ;;
+    httplib) headers=(httplib.h) package=libcpp-httplib-dev ;;
     Catch2) headers=(catch2/catch_test_macros.hpp catch2/catch.hpp) package=catch2 ;;
     *) stop "setup.sh does not know the library $1" ;;
   esac

@@ -4,7 +4,7 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../examples/setup.sh
 source "$(dirname "${BASH_SOURCE[0]}")/../examples/setup.sh"
 
-set_up stb CLI11 nlohmann-json Catch2
+set_up stb CLI11 nlohmann-json httplib Catch2
 add_programs clang++:clang aarch64-linux-gnu-g++:g++-aarch64-linux-gnu qemu-aarch64-static:qemu-user-static pkg-config:pkg-config doxygen:doxygen
 add_packages tests/requirements.txt
 # Programs take longer to compile with -O3 than their tests take to run; quickstart.sh compiles them as Release says.

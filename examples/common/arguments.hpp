@@ -4,6 +4,7 @@
 
 #include <tstitch/file/pipeline.hpp>
 #include <tstitch/method/by_name.hpp>
+#include <tstitch/model/autoencoder.hpp>
 #include <tstitch/peer/by_name.hpp>
 #include <tstitch/peer/preset.hpp>
 #include <tstitch/plan/by_name.hpp>
@@ -95,6 +96,7 @@ struct Arguments {
   std::vector<std::string> backends{"auto"};
 
   std::string decoder;
+  std::optional<tstitch::AutoencoderInfo> known_decoder;  ///< what its file says, where that has been read
   std::int64_t tile = 0;
   std::string latents;
   std::string output;

@@ -300,7 +300,7 @@ inline void CommandLine::take_pipeline() const {
     for (std::string const& each : arguments.text_encoders) arguments.parts.text_encoders.push_back({each});
     return;
   }
-  arguments.parts = tstitch::read_pipeline_info(arguments.pipeline);
+  if (arguments.parts.networks.empty()) arguments.parts = tstitch::read_pipeline_info(arguments.pipeline);
   tstitch::PipelineInfo const& parts = arguments.parts;
   arguments.models = parts.networks;
   for (tstitch::PipelineInfo::TextEncoder const& each : parts.text_encoders)

@@ -47,6 +47,18 @@ inline void note_routing(Job& job, tstitch::Plan const& plan) {
                       steps_text(job, theirs) + " (--routing " + published + ")");
 }
 
+/// The pictures must be pictures.
+inline void require_pictures(Job const& job) {
+  if (job.shape.size() != 3) {
+    throw std::invalid_argument("--model: must be networks whose x is a picture, [C, H, W], got x of " +
+                                tstitch::words::shape_text(job.shape));
+  }
+  const std::int64_t channels =
+      job.arguments.decoder.empty() ? job.shape[0] : decoder_info(job.arguments).picture_channels;
+  if (channels == 1 || channels == 3) return;
+  throw std::invalid_argument("--model: must draw pictures of 1 or 3 channels, got " + std::to_string(channels));
+}
+
 /// That the decoder turns the networks' x_0 into pictures.
 /// @returns what one may not expect of it, in a sentence; empty where there is nothing
 /// @throws std::runtime_error for one that does not

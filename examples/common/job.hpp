@@ -18,6 +18,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <functional>
 #include <limits>
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -437,14 +438,18 @@ struct EncodedPrompts {
   std::vector<std::string> notes = {};
 };
 
-/// Loads a text encoder, encodes the prompts, and drops it.
-inline EncodedPrompts encode_prompts(std::string const& path, Arguments const& arguments, at::Device device) {
+/// The text encoder of a file, behind the folder of --prompt-cache where there is one.
+/// @param warn is told what is wrong with that, as long as the encoder is used
+inline tstitch::TextEncoder load_text_encoder(std::string const& path, Arguments const& arguments, at::Device device,
+                                              std::function<void(std::string const&)> warn) {
+  if (arguments.prompt_cache.empty()) return tstitch::load_text_encoder(path, {.device = device});
+  return tstitch::PromptCache(arguments.prompt_cache, {.warn = std::move(warn)}).load(path, {.device = device});
+}
+
+/// @param path the encoder's file
+inline EncodedPrompts encode_prompts(tstitch::TextEncoder const& encoder, std::string const& path,
+                                     Arguments const& arguments) {
   EncodedPrompts encoded;
-  const auto warn = [&](std::string const& line) { encoded.notes.push_back("--prompt-cache: " + line); };
-  const tstitch::TextEncoder encoder =
-      arguments.prompt_cache.empty()
-          ? tstitch::load_text_encoder(path, {.device = device})
-          : tstitch::PromptCache(arguments.prompt_cache, {.warn = warn}).load(path, {.device = device});
   encoded.conditions = encoder.conditions(arguments.prompts, arguments.negative);
   for (tstitch::NamedCondition& each : encoded.conditions) {
     each.value = each.value.cpu();
@@ -461,13 +466,43 @@ inline EncodedPrompts encode_prompts(std::string const& path, Arguments const& a
   return encoded;
 }
 
+/// Loads a text encoder, encodes the prompts, and drops it.
+inline EncodedPrompts encode_prompts(std::string const& path, Arguments const& arguments, at::Device device) {
+  std::vector<std::string> warnings;
+  const auto warn = [&](std::string const& line) { warnings.push_back("--prompt-cache: " + line); };
+  EncodedPrompts encoded = encode_prompts(load_text_encoder(path, arguments, device, warn), path, arguments);
+  encoded.notes.insert(encoded.notes.begin(), warnings.begin(), warnings.end());
+  return encoded;
+}
+
+/// What is the same in all jobs of the same files.
+struct JobFiles {
+  std::vector<tstitch::NetworkInfo> infos = {};
+  std::vector<std::string> names = {}, fingerprints = {};  ///< see Job
+  /// Encodes the arguments' prompts by the text encoder of this file.
+  std::function<EncodedPrompts(std::string const& path, Arguments const& arguments, at::Device device)> encode =
+      [](std::string const& path, Arguments const& arguments, at::Device device) {
+        return encode_prompts(path, arguments, device);
+      };
+};
+
+inline JobFiles read_job_files(Arguments const& arguments) {
+  JobFiles files;
+  for (std::string const& path : arguments.models) {
+    files.infos.push_back(load_network_info(path));
+    files.names.push_back(tstitch::words::printable(files.infos.back().name, 60));
+    files.fingerprints.push_back(tstitch::fingerprint_text(path));
+  }
+  return files;
+}
+
 /// Encodes the prompts, by all text encoders at once.
-inline void take_prompts(Job& job, Arguments const& arguments) {
+inline void take_prompts(Job& job, Arguments const& arguments, JobFiles const& files) {
   if (arguments.prompts.empty()) return;
   std::vector<std::string> const& paths = arguments.text_encoders;
   std::vector<EncodedPrompts> encoded = tstitch::at_once(job.device, paths.size(), [&](std::size_t k) {
     const bool again = tstitch::same_text_encoder(arguments.parts, k).has_value();
-    return again ? EncodedPrompts() : encode_prompts(paths[k], arguments, job.device);
+    return again ? EncodedPrompts() : files.encode(paths[k], arguments, job.device);
   });
   std::vector<std::vector<tstitch::NamedCondition>> parts;
   for (std::size_t k = 0; k < paths.size(); ++k) {
@@ -483,6 +518,7 @@ inline void take_prompts(Job& job, Arguments const& arguments) {
 
 /// What the decoder says of itself; of none that it makes a pixel of a pixel.
 inline tstitch::AutoencoderInfo decoder_info(Arguments const& arguments) {
+  if (arguments.known_decoder) return *arguments.known_decoder;
   tstitch::AutoencoderInfo none;
   none.upsampling = 1;
   return arguments.decoder.empty() ? none : tstitch::read_autoencoder_info(arguments.decoder, "decoder");
@@ -680,21 +716,20 @@ inline void take_way(Job& job, Arguments& arguments) {
   job.guidance.channels = job.way->guidance_channels;
 }
 
-inline Job prepare(Arguments arguments) {
+/// @param files of the arguments' models
+inline Job prepare(Arguments arguments, JobFiles const& files) {
   Job job;
   job.device = device_of(arguments.device);
-  for (std::string const& path : arguments.models) {
-    job.infos.push_back(load_network_info(path));
-    job.names.push_back(tstitch::words::printable(job.infos.back().name, 60));
-    job.fingerprints.push_back(tstitch::fingerprint_text(path));
-  }
+  job.infos = files.infos;
+  job.names = files.names;
+  job.fingerprints = files.fingerprints;
   tstitch::NetworkInfo const& info = job.infos.back();
   note_order(job.notes, job.infos);
   if (arguments.preset.empty() && arguments.parts.profile.empty()) take_recommended(arguments, info, job.notes);
   take_size(arguments, job.infos);
   job.labels = labels_of(arguments.classes, info);
   note_classes(job.notes, arguments, info, job.labels.size());
-  take_prompts(job, arguments);
+  take_prompts(job, arguments, files);
   take_conditions(job, arguments.conditions);
   take_between(job, arguments);
   if (!arguments.plan || !arguments.shape.empty()) job.shape = shape_for(job.infos, arguments.shape);
@@ -715,6 +750,11 @@ inline Job prepare(Arguments arguments) {
   }
   job.arguments = std::move(arguments);
   return job;
+}
+
+inline Job prepare(Arguments arguments) {
+  const JobFiles files = read_job_files(arguments);
+  return prepare(std::move(arguments), files);
 }
 
 /// The sampler that the arguments name.

@@ -2,8 +2,10 @@
 /// What a job is drawn with, in the words of a report.
 #pragma once
 
+#include <tstitch/output/image.hpp>
 #include <tstitch/version.hpp>
 
+#include <cstdint>
 #include <string>
 #include <utility>
 
@@ -92,4 +94,16 @@ inline Json parameters(Job const& job) {
 /// Names come from files, which may hold bytes that are not UTF-8.
 inline std::string text_of(Json const& json, int indent = -1) {
   return json.dump(indent, ' ', false, Json::error_handler_t::replace);
+}
+
+inline tstitch::PngText png_text(Json const& parameters) {
+  return {{"Software", "tstitch " TSTITCH_VERSION}, {"parameters", text_of(parameters)}};
+}
+
+/// The parameters with those of one picture.
+inline Json about_picture(Job const& job, Json made_with, std::int64_t image) {
+  made_with["image_seed"] = job.seed(image);
+  job.describe(image, made_with);
+  if (!job.texts.empty()) made_with["prompt_text"] = job.text(image);
+  return made_with;
 }

@@ -37,18 +37,6 @@ std::string own_device(std::string const& device, tstitch::World const& world) {
                               " and local rank " + std::to_string(world.local_rank));
 }
 
-/// The pictures must be pictures.
-void require_pictures(Job const& job) {
-  if (job.shape.size() != 3) {
-    throw std::invalid_argument("--model: must be networks whose x is a picture, [C, H, W], got x of " +
-                                tstitch::words::shape_text(job.shape));
-  }
-  const std::int64_t channels =
-      job.arguments.decoder.empty() ? job.shape[0] : decoder_info(job.arguments).picture_channels;
-  if (channels == 1 || channels == 3) return;
-  throw std::invalid_argument("--model: must draw pictures of 1 or 3 channels, got " + std::to_string(channels));
-}
-
 int tstitch_generate(Arguments arguments, DataSetArguments const& data_set, tstitch::World const& world) {
   arguments.device = own_device(arguments.device, world);
   if (arguments.classes.empty() && load_network_info(arguments.models.back()).num_classes > 0) {

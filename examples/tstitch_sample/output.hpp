@@ -6,7 +6,6 @@
 #include <tstitch/output/image.hpp>
 #include <tstitch/output/npy.hpp>
 #include <tstitch/output/video.hpp>
-#include <tstitch/version.hpp>
 
 #include <ATen/Parallel.h>
 
@@ -25,10 +24,6 @@
 #include "../common/job.hpp"
 #include "../common/parameters.hpp"
 #include "../common/text.hpp"
-
-inline tstitch::PngText png_text(Json const& parameters) {
-  return {{"Software", "tstitch " TSTITCH_VERSION}, {"parameters", text_of(parameters)}};
-}
 
 inline void write_report(Job const& job, Json report) {
   if (job.arguments.report.empty()) return;
@@ -55,14 +50,6 @@ inline void list_texts(Job const& job, Json& json) {
 using Flags = std::vector<char>;  ///< of pictures; threads write them, which no vector of bool allows
 
 inline constexpr int grid_gap = 2;  ///< pixels between the pictures of a grid
-
-/// The parameters with those of one picture.
-inline Json about_picture(Job const& job, Json made_with, std::int64_t image) {
-  made_with["image_seed"] = job.seed(image);
-  job.describe(image, made_with);
-  if (!job.texts.empty()) made_with["prompt_text"] = job.text(image);
-  return made_with;
-}
 
 /// Every picture as a file of its own.
 /// @param made_with the parameters of all of them

@@ -5,9 +5,6 @@
 
 #include <tstitch/output/image.hpp>
 
-#include <ATen/ops/adaptive_avg_pool2d.h>
-#include <ATen/ops/from_blob.h>
-
 #include <fcntl.h>
 #include <poll.h>
 #include <sys/ioctl.h>
@@ -34,6 +31,7 @@
 #endif
 
 #include "../common/signals.hpp"
+#include "../common/small_picture.hpp"
 #include "../common/strict.hpp"
 #include "../common/terminal.hpp"
 
@@ -198,19 +196,6 @@ inline std::string half_blocks(tstitch::Picture const& picture, bool true_color)
   return text;
 }
 
-/// The picture at another size: of the pixels that come to lie on each their mean.
-inline tstitch::Picture resized_picture(tstitch::Picture const& picture, int width, int height) {
-  if (width == picture.width && height == picture.height) return picture;
-  const at::Tensor bytes = at::from_blob(const_cast<std::uint8_t*>(picture.pixels.data()),
-                                         {1, picture.height, picture.width, picture.channels}, at::kByte);
-  const at::Tensor small =
-      at::adaptive_avg_pool2d(bytes.permute({0, 3, 1, 2}).to(at::kFloat), {height, width}).round().to(at::kByte);
-  const at::Tensor rows = small.permute({0, 2, 3, 1}).contiguous();
-  tstitch::Picture made{width, height, picture.channels};
-  made.pixels.assign(rows.const_data_ptr<std::uint8_t>(), rows.const_data_ptr<std::uint8_t>() + rows.numel());
-  return made;
-}
-
 /// Draws pictures into the terminal, as wide as fits.
 class Preview {
  public:
@@ -280,16 +265,7 @@ class Preview {
   /// A PNG file in pieces of base64, as many columns wide; the terminal knows how high that is. Not by chafa, whose
   /// version 1.12 makes some pixels a little transparent.
   void write_kitty(tstitch::Picture const& picture, int columns) const {
-    static constexpr char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    const std::string png = tstitch::encode_png(tstitch::enlarge(picture, scale_));
-    std::string text;
-    for (std::size_t i = 0; i < png.size(); i += 3) {
-      std::uint32_t bits = 0;
-      for (std::size_t k = 0; k < 3; ++k) {
-        bits = bits << 8 | (i + k < png.size() ? static_cast<unsigned char>(png[i + k]) : 0U);
-      }
-      for (std::size_t k = 0; k < 4; ++k) text += i + k > png.size() ? '=' : digits[bits >> (18 - 6 * k) & 63U];
-    }
+    const std::string text = base64(tstitch::encode_png(tstitch::enlarge(picture, scale_)));
     constexpr std::size_t piece = 4096;
     for (std::size_t i = 0; i < text.size(); i += piece) {
       std::cout << "\033_G" << (i == 0 ? "a=T,f=100,q=2,c=" + std::to_string(columns) + "," : "")

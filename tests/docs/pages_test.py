@@ -53,6 +53,8 @@ NOT_RUN = (
     (r"tstitch_sample (--model \S+ )*--budget .*", "what fits depends on the machine; tests/tool has budgets"),
     (r"(torchrun|mpirun|srun|MASTER_ADDR=\S+) .*tstitch_generate .*", "tests/tool/generate_test.py runs such lines"),
     (r"tstitch_generate --pipeline .*", "of a folder that export.pipeline makes"),
+    (r"tstitch_serve .*", "draws until it is stopped; tests/tool/serve_test.py asks it"),
+    (r"curl .*", "asks that"),
     ("-" if shutil.which("pkg-config") else r"(export PKG|g\+\+ app.cpp \$\(pkg-config).*", "pkg-config is not here"),
     (r"build/tests/examples/tstitch_sample --plan --sampler midpoint", "of a sampler that the reader is to write"),
 )
@@ -68,7 +70,7 @@ PIPELINES = ("diffusers", "transformers", "tokenizers")  # what make_pipelines w
 NEEDS = {"editing.md": ("PIL",), "gallery.md": ("PIL",), "prompts.md": PIPELINES, "pipelines.md": PIPELINES} | {
     f"pair_{name}.md": PIPELINES for name in ("dit", "sit", "latent_diffusion", "pixart", "stable_diffusion", "sdxl", "stable_diffusion_3", "sana", "wan")
 } | dict.fromkeys(("pair_stable_diffusion.md", "forecasting.md"), (*PIPELINES, "PIL"))
-FLAGS = {"tool.md": "tstitch_sample", "data_sets.md": "tstitch_generate"}  # whose table has those of --help
+FLAGS = {"tool.md": "tstitch_sample", "data_sets.md": "tstitch_generate", "serve.md": "tstitch_serve"}  # whose table has those of --help
 CHEAPER = """#!{python}
 import os, sys
 words, tool = sys.argv[1:], {tool!r}
@@ -127,7 +129,7 @@ class Pages:
         self.bin, self.home, self.checkpoints = scratch / "bin", scratch / "home", scratch / "checkpoints"
         for folder in (self.bin, self.home, self.checkpoints):
             folder.mkdir(parents=True)
-        for tool in ("tstitch_sample", "tstitch_inspect", "tstitch_benchmark", "tstitch_generate"):
+        for tool in ("tstitch_sample", "tstitch_inspect", "tstitch_benchmark", "tstitch_generate", "tstitch_serve"):
             self.program(tool, CHEAPER.format(python=sys.executable, tool=str(tools / tool)))
         modules = [module for module in IMPORTED if importlib.util.find_spec(module)]
         self.server = python_server.Server(modules)
@@ -175,7 +177,7 @@ class Pages:
         for block in blocks:
             if block.language == "cpp" and not any(f"\n{block.text}\n" in text for text in self.programs.values()):
                 block.fail(f"is no cut of {', '.join(path.name for path in self.programs)}")
-        if page.name in FLAGS:
+        if page.name in FLAGS and (self.tools / FLAGS[page.name]).exists():  # that of serve.md may be left out
             self.flags(page)
         output, code = None, 0
         for block, after in zip(runs, [*runs[1:], None]):
