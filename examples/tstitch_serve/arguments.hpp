@@ -61,8 +61,9 @@ struct ServeCommandLine : CommandLine {
                "fill every call up to --batch, so that pictures are bit-equal whatever is drawn beside them");
     group = "Output";
     add_decoder();
-    // A Batcher forecasts no steps, and a file of prompts is no request.
+    // A Batcher forecasts no steps and asks all networks in turn, and a file of prompts is no request.
     for (CLI::Option** const none : {&preset, &forecast, &prompts}) app.remove_option(std::exchange(*none, nullptr));
+    app.remove_option(app.get_option("--one-at-a-time"));
   }
 
   void add_service(ServiceArguments& service) {
