@@ -9,7 +9,6 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
-#include <ATen/ops/equal.h>
 #include <c10/core/DeviceGuard.h>
 #include <c10/core/Event.h>
 #include <c10/core/Stream.h>
@@ -223,7 +222,7 @@ class CublasLt {
       try {
         other.view(at::kByte).zero_();
         run(of_like, all[k], like, other);
-        if (!at::equal(other.view(at::kByte), first.view(at::kByte))) continue;
+        if (!other.view(at::kByte).equal(first.view(at::kByte))) continue;
         // Less by what two measurements of the same may differ.
         const double taken = std::min(seconds(all[k]), seconds(all[k]));
         if (taken < 0.98 * least) best = k, least = taken;
