@@ -38,8 +38,10 @@ class Browser:
             os.dup2(to_browser, 13), os.dup2(from_browser, 14)
             os.dup2(13, 3), os.dup2(14, 4)
 
-        words = [BROWSER, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        words = [BROWSER, "--headless=new", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
                  "--remote-debugging-pipe", f"--user-data-dir={folder}", "about:blank"]  # fmt: skip
+        if os.geteuid() == 0:
+            words.append("--no-sandbox")  # Chromium does not start for root with it
         self.process = subprocess.Popen(words, preexec_fn=as_third_and_fourth, close_fds=False, stdout=subprocess.DEVNULL,
                                         stderr=subprocess.DEVNULL)  # fmt: skip
         os.close(to_browser), os.close(from_browser)

@@ -13,6 +13,7 @@
 #include <c10/core/Event.h>
 #include <c10/core/Stream.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
 
 #include <algorithm>
 #include <cmath>
@@ -195,12 +196,22 @@ class CublasLt {
   Algorithm choose(Product const& product, ProductE4m3 const& of, at::Tensor const& out) const {
     const std::vector<Algorithm> all = proposed(product, alignment(of, out));
     if (all.size() == 1 || is_captured()) return all[0];
+    try {
+      return fastest(all, of, out);
+    } catch (c10::OutOfMemoryError const&) {
+      diagnose("product_e4m3", "takes the first algorithm of a product, because memory for trying others ran out");
+      return all[0];
+    }
+  }
+
+  Algorithm fastest(std::vector<Algorithm> const& all, ProductE4m3 const& of, at::Tensor const& out) const {
     // What the product is of may be all zeros as yet. Rows of the weight are numbers of the same kind, scaled so that
     // the products are about 1 and GELU does not leave zeros and the largest number alone.
     const std::int64_t m = of.x.size(0), width = of.weight.size(0);
     ProductE4m3 like = of;
     like.x = of.weight.view(at::kByte).repeat({(m + width - 1) / width, 1}).narrow(0, 0, m).view(at::kFloat8_e4m3fn);
     const at::Tensor square = of.weight.to(at::kFloat).square_().mean();
+    if (!(square.item<float>() > 0)) return all[0];  // zeros tell no algorithm from another
     like.x_scale = of.weight_scale.mul(square).mul_(std::sqrt(double(of.x.size(1)))).reciprocal_();
     const at::Tensor first = out.new_empty(out.sizes()), other = out.new_empty(out.sizes());
     const Product of_like(like, out);
